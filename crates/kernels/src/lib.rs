@@ -1,0 +1,1 @@
+//! Fused CPU operations of Engram's models, forward and backward, on plain slices.

@@ -1,0 +1,1 @@
+//! Rows and tokens to logits: the Engram memory module and its transformer backbone, on Burn.

@@ -1,0 +1,1 @@
+//! Row ids to rows: formats, tables, gathering and row-sparse training of Engram's memory.

@@ -1,0 +1,1 @@
+//! Corpora to checkpoints: tokens, schedules, optimisers, the training loop.
