@@ -1,1 +1,33 @@
 //! Rows and tokens to logits: the Engram memory module and its transformer backbone, on Burn.
+mod accounting;
+mod attention;
+mod block;
+mod config;
+mod cross_entropy;
+mod embedding;
+mod experts;
+mod feed_forward;
+mod fused;
+mod hyper_connection;
+mod init;
+mod linear;
+mod memory;
+mod rms_norm;
+mod rotary;
+mod transformer;
+
+pub use accounting::Account;
+pub use attention::{Attention, LatentAttention, PlainAttention};
+pub use block::{Block, BlockFeedForward};
+pub use config::*;
+pub use cross_entropy::{cross_entropy, token_losses};
+pub use embedding::embed;
+pub use experts::{Choice, Experts};
+pub use feed_forward::FeedForward;
+pub use hyper_connection::{Coefficients, HyperConnection};
+pub use init::Init;
+pub use linear::{Linear, Precision};
+pub use memory::{GateNorms, Memory, MemoryRows, Projection, SeparateProjection, ShortConvolution};
+pub use rms_norm::RmsNorm;
+pub use rotary::Rotary;
+pub use transformer::{LanguageModel, Tokens, Trace};

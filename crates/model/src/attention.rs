@@ -1,0 +1,306 @@
+//! Causal attention: multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1) and the plain form.
+
+use burn::module::Module;
+use burn::tensor::activation::softmax;
+use burn::tensor::{Tensor, TensorData};
+
+use crate::config::{AttentionConfig, ModelConfig};
+use crate::fused::{self, Operation, Pass};
+use crate::init::Init;
+use crate::linear::{Linear, Precision, product};
+use crate::rms_norm::RmsNorm;
+use crate::rotary::Rotary;
+
+/// Attention of one block.
+#[derive(Module, Debug)]
+pub enum Attention {
+    /// A low-rank joint latent of keys and values.
+    Latent(LatentAttention),
+    /// A projection each for queries, keys and values.
+    Plain(PlainAttention),
+}
+
+impl Attention {
+    pub(crate) fn new(config: &ModelConfig, init: &Init, precision: Precision) -> Self {
+        match config.attention {
+            AttentionConfig::Latent { .. } => Self::Latent(LatentAttention::new(config, init, precision)),
+            AttentionConfig::Plain { heads, head_width, .. } => {
+                Self::Plain(PlainAttention::new(config, heads, head_width, init, precision))
+            }
+        }
+    }
+
+    /// `[batch·time, width]` to the same; a token sees itself and the tokens before it.
+    pub fn forward(&self, x: Tensor<2>, batch: usize, rotary: &Rotary) -> Tensor<2> {
+        match self {
+            Self::Latent(attention) => attention.forward(x, batch, rotary),
+            Self::Plain(attention) => attention.forward(x, batch, rotary),
+        }
+    }
+}
+
+/// Multi-head latent attention: queries, keys and values come from low-rank latents, and position enters through
+/// separate rotary dimensions whose key all heads share.
+#[derive(Module, Debug)]
+pub struct LatentAttention {
+    /// To the query's latent, if it has one, `[width, query_rank]`.
+    pub query_down: Option<Linear>,
+    /// Norm of the query's latent.
+    pub query_norm: Option<RmsNorm>,
+    /// To the queries, `[query_rank or width, heads·(content + rotary)]`.
+    pub query_up: Linear,
+    /// To the joint latent and the shared rotary key, `[width, latent_rank + rotary]`.
+    pub latent_down: Linear,
+    /// Norm of the latent.
+    pub latent_norm: RmsNorm,
+    /// To keys and values, `[latent_rank, heads·(content + value)]`.
+    pub latent_up: Linear,
+    /// From the heads' values, `[heads·value, width]`.
+    pub output: Linear,
+    heads: usize,
+    content: usize,
+    rotary: usize,
+    value: usize,
+    latent: usize,
+    bf16: bool,
+}
+
+impl LatentAttention {
+    fn new(config: &ModelConfig, init: &Init, precision: Precision) -> Self {
+        let AttentionConfig::Latent {
+            heads,
+            query_rank,
+            latent_rank,
+            content_width: content,
+            rotary_width: rotary,
+            value_width: value,
+            ..
+        } = config.attention
+        else {
+            unreachable!("built from a latent configuration only")
+        };
+        let width = config.width;
+        let linear = |name: &str, shape: [usize; 2], scale: f32| {
+            Linear::new(&init.child(name), shape, scale, precision)
+        };
+        let queries = heads * (content + rotary);
+        Self {
+            query_down: query_rank.map(|rank| linear("query_down", [width, rank], 1.0)),
+            query_norm: query_rank.map(|rank| RmsNorm::new(init, rank, config.norm_epsilon)),
+            query_up: linear("query_up", [query_rank.unwrap_or(width), queries], 1.0),
+            latent_down: linear("latent_down", [width, latent_rank + rotary], 1.0),
+            latent_norm: RmsNorm::new(init, latent_rank, config.norm_epsilon),
+            latent_up: linear("latent_up", [latent_rank, heads * (content + value)], 1.0),
+            output: linear("output", [heads * value, width], config.output_scale()),
+            heads,
+            content,
+            rotary,
+            value,
+            latent: latent_rank,
+            bf16: precision == Precision::Bf16,
+        }
+    }
+
+    fn forward(&self, x: Tensor<2>, batch: usize, rotary: &Rotary) -> Tensor<2> {
+        let [tokens, _] = x.dims();
+        let query_latent = match (&self.query_down, &self.query_norm) {
+            (Some(down), Some(norm)) => norm.forward(down.forward(x.clone())),
+            _ => x.clone(),
+        };
+        let queries = self.query_up.forward(query_latent);
+        let down = self.latent_down.forward(x);
+        let latent = down.clone().slice([0..tokens, 0..self.latent]);
+        let rotary_key = down.slice([0..tokens, self.latent..self.latent + self.rotary]);
+        let keys_values = self.latent_up.forward(self.latent_norm.forward(latent));
+        let heads = if fused::available(&queries) {
+            self.fused(queries, keys_values, rotary_key, batch, rotary)
+        } else {
+            self.composed(queries, keys_values, rotary_key, batch, rotary)
+        };
+        self.output.forward(heads)
+    }
+
+    fn scale(&self) -> f32 {
+        ((self.content + self.rotary) as f32).sqrt().recip()
+    }
+
+    fn fused(&self, q: Tensor<2>, kv: Tensor<2>, key: Tensor<2>, batch: usize, rotary: &Rotary) -> Tensor<2> {
+        let [tokens, _] = q.dims();
+        let time = tokens / batch;
+        let shape = engram_kernels::LatentShape {
+            batch,
+            time,
+            heads: self.heads,
+            content: self.content,
+            rotary: self.rotary,
+            value: self.value,
+        };
+        let operation = FusedLatent { shape, rotary: rotary.clone(), scale: self.scale() };
+        let inputs = [fused::input(q), fused::input(kv), fused::input(key)];
+        fused::apply(operation, inputs, [tokens, self.heads * self.value])
+    }
+
+    fn composed(
+        &self,
+        q: Tensor<2>,
+        kv: Tensor<2>,
+        key: Tensor<2>,
+        batch: usize,
+        rotary: &Rotary,
+    ) -> Tensor<2> {
+        let [tokens, _] = q.dims();
+        let (time, heads) = (tokens / batch, self.heads);
+        let q = q.reshape([batch, time, heads, self.content + self.rotary]);
+        let q_content = q.clone().narrow(3, 0, self.content);
+        let q_rotary = rotary.rotate(q.narrow(3, self.content, self.rotary));
+        let kv = kv.reshape([batch, time, heads, self.content + self.value]);
+        let k_content = kv.clone().narrow(3, 0, self.content);
+        let values = kv.narrow(3, self.content, self.value);
+        let k_rotary = rotary.rotate(key.reshape([batch, time, 1, self.rotary])).repeat_dim(2, heads);
+        let queries = Tensor::cat(vec![q_content, q_rotary], 3);
+        let keys = Tensor::cat(vec![k_content, k_rotary], 3);
+        causal(queries, keys, values, self.scale(), self.bf16)
+    }
+}
+
+/// Plain multi-head attention, rotary over whole heads.
+#[derive(Module, Debug)]
+pub struct PlainAttention {
+    /// To the queries, `[width, heads·head_width]`.
+    pub query: Linear,
+    /// To the keys.
+    pub key: Linear,
+    /// To the values.
+    pub value: Linear,
+    /// From the heads' values, `[heads·head_width, width]`.
+    pub output: Linear,
+    heads: usize,
+    head_width: usize,
+    bf16: bool,
+}
+
+impl PlainAttention {
+    fn new(
+        config: &ModelConfig,
+        heads: usize,
+        head_width: usize,
+        init: &Init,
+        precision: Precision,
+    ) -> Self {
+        let (width, inner) = (config.width, heads * head_width);
+        let linear = |name: &str, shape: [usize; 2], scale: f32| {
+            Linear::new(&init.child(name), shape, scale, precision)
+        };
+        Self {
+            query: linear("query", [width, inner], 1.0),
+            key: linear("key", [width, inner], 1.0),
+            value: linear("value", [width, inner], 1.0),
+            output: linear("output", [inner, width], config.output_scale()),
+            heads,
+            head_width,
+            bf16: precision == Precision::Bf16,
+        }
+    }
+
+    fn forward(&self, x: Tensor<2>, batch: usize, rotary: &Rotary) -> Tensor<2> {
+        let [tokens, _] = x.dims();
+        let time = tokens / batch;
+        let heads = |linear: &Linear| {
+            linear.forward(x.clone()).reshape([batch, time, self.heads, self.head_width])
+        };
+        let queries = rotary.rotate(heads(&self.query));
+        let keys = rotary.rotate(heads(&self.key));
+        let scale = (self.head_width as f32).sqrt().recip();
+        let values = heads(&self.value);
+        self.output.forward(if fused::available(&queries) {
+            let shape = engram_kernels::AttentionShape {
+                batch,
+                time,
+                heads: self.heads,
+                key: self.head_width,
+                value: self.head_width,
+            };
+            let inputs = [fused::input(queries), fused::input(keys), fused::input(values)];
+            fused::apply(FusedCausal { shape, scale }, inputs, [tokens, self.heads * self.head_width])
+        } else {
+            causal(queries, keys, values, scale, self.bf16)
+        })
+    }
+}
+
+/// Softmax attention over `[batch, time, heads, ·]` in Burn's primitives; gives `[batch·time, heads·value]`.
+fn causal(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, scale: f32, bf16: bool) -> Tensor<2> {
+    let [batch, time, heads, _] = q.dims();
+    let width = v.dims()[3];
+    let (q, k, v) = (q.swap_dims(1, 2), k.swap_dims(1, 2), v.swap_dims(1, 2));
+    let scores = product(q, k.swap_dims(2, 3), bf16).mul_scalar(scale);
+    let mask: Vec<f32> = (0..time)
+        .flat_map(|t| (0..time).map(move |s| if s > t { f32::NEG_INFINITY } else { 0.0 }))
+        .collect();
+    let mask = Tensor::<4>::from_data(TensorData::new(mask, [1, 1, time, time]), &scores.device());
+    let out = product(softmax(scores + mask, 3), v, bf16);
+    out.swap_dims(1, 2).reshape([batch * time, heads * width])
+}
+
+#[derive(Debug)]
+struct FusedLatent {
+    shape: engram_kernels::LatentShape,
+    rotary: Rotary,
+    scale: f32,
+}
+
+impl Operation<3> for FusedLatent {
+    /// Log-sum-exp of every row of scores, `[batch, heads, time]`.
+    type Saved = Vec<f32>;
+
+    fn forward(&self, [q, kv, key]: [&[f32]; 3]) -> (Vec<f32>, Vec<f32>) {
+        let (cos, sin) = self.rotary.angles(self.shape.time);
+        engram_kernels::latent_attention(q, kv, key, cos, sin, self.scale, self.shape)
+    }
+
+    fn backward(&self, pass: Pass<'_, Vec<f32>, 3>) -> [Vec<f32>; 3] {
+        let [q, kv, key] = pass.inputs;
+        let (cos, sin) = self.rotary.angles(self.shape.time);
+        engram_kernels::latent_attention_backward(
+            q,
+            kv,
+            key,
+            cos,
+            sin,
+            pass.output,
+            pass.saved,
+            pass.gradient,
+            self.scale,
+            self.shape,
+        )
+    }
+}
+
+#[derive(Debug)]
+struct FusedCausal {
+    shape: engram_kernels::AttentionShape,
+    scale: f32,
+}
+
+impl Operation<3> for FusedCausal {
+    /// Log-sum-exp of every row of scores, `[batch, heads, time]`.
+    type Saved = Vec<f32>;
+
+    fn forward(&self, [q, k, v]: [&[f32]; 3]) -> (Vec<f32>, Vec<f32>) {
+        engram_kernels::causal_attention(q, k, v, self.scale, self.shape)
+    }
+
+    fn backward(&self, pass: Pass<'_, Vec<f32>, 3>) -> [Vec<f32>; 3] {
+        let [q, k, v] = pass.inputs;
+        engram_kernels::causal_attention_backward(
+            q,
+            k,
+            v,
+            pass.output,
+            pass.saved,
+            pass.gradient,
+            self.scale,
+            self.shape,
+        )
+    }
+}

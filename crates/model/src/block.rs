@@ -1,0 +1,111 @@
+//! One transformer block: attention, then feed-forward, each around a residual.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+
+use crate::attention::Attention;
+use crate::config::ModelConfig;
+use crate::experts::{Choice, Experts};
+use crate::feed_forward::FeedForward;
+use crate::hyper_connection::HyperConnection;
+use crate::init::Init;
+use crate::linear::Precision;
+use crate::memory::Memory;
+use crate::rms_norm::RmsNorm;
+use crate::rotary::Rotary;
+
+/// A block, with the memory that is read before its attention, if it has one.
+#[derive(Module, Debug)]
+pub struct Block {
+    /// Memory of this layer.
+    pub memory: Option<Memory>,
+    /// Attention and its residual.
+    pub attention: Attention,
+    /// Norm before attention.
+    pub attention_norm: RmsNorm,
+    /// Streams around attention; none: a plain residual.
+    pub attention_streams: Option<HyperConnection>,
+    /// Feed-forward, dense or of experts.
+    pub feed_forward: BlockFeedForward,
+    /// Norm before the feed-forward.
+    pub feed_forward_norm: RmsNorm,
+    /// Streams around the feed-forward; none: a plain residual.
+    pub feed_forward_streams: Option<HyperConnection>,
+}
+
+/// The feed-forward of a block.
+#[derive(Module, Debug)]
+pub enum BlockFeedForward {
+    /// One for all tokens.
+    Dense(FeedForward),
+    /// Chosen experts for each token.
+    Experts(Experts),
+}
+
+impl Block {
+    pub(crate) fn new(config: &ModelConfig, index: usize, init: &Init, precision: Precision) -> Self {
+        let (width, epsilon) = (config.width, config.norm_epsilon);
+        let streams = |name: &str, layer: usize| {
+            let hyper = config.hyper_connections.as_ref()?;
+            Some(HyperConnection::new(hyper, width, layer, epsilon, &init.child(name)))
+        };
+        let memory = config.memory.as_ref().filter(|memory| memory.layers.contains(&index));
+        let feed_forward = match config.experts_of(index) {
+            Some(experts) => BlockFeedForward::Experts(Experts::new(
+                config,
+                experts,
+                &init.child("feed_forward"),
+                precision,
+            )),
+            None => BlockFeedForward::Dense(FeedForward::new(
+                &init.child("feed_forward"),
+                width,
+                config.feed_forward.width,
+                config.output_scale(),
+                precision,
+            )),
+        };
+        Self {
+            memory: memory
+                .map(|memory| Memory::new(memory, config.streams(), width, &init.child("memory"), precision)),
+            attention: Attention::new(config, &init.child("attention"), precision),
+            attention_norm: RmsNorm::new(init, width, epsilon),
+            attention_streams: streams("attention_streams", 2 * index),
+            feed_forward,
+            feed_forward_norm: RmsNorm::new(init, width, epsilon),
+            feed_forward_streams: streams("feed_forward_streams", 2 * index + 1),
+        }
+    }
+
+    /// Attention and feed-forward over streams `[batch·time, n·width]`; which experts saw which token, too.
+    pub(crate) fn forward(&self, x: Tensor<2>, batch: usize, rotary: &Rotary) -> (Tensor<2>, Option<Choice>) {
+        let x = around(x, self.attention_streams.as_ref(), |h| {
+            self.attention.forward(self.attention_norm.forward(h), batch, rotary)
+        });
+        let mut choice = None;
+        let x = around(x, self.feed_forward_streams.as_ref(), |h| {
+            let h = self.feed_forward_norm.forward(h);
+            match &self.feed_forward {
+                BlockFeedForward::Dense(dense) => dense.forward(h),
+                BlockFeedForward::Experts(experts) => {
+                    let (y, chosen) = experts.forward(h);
+                    choice = Some(chosen);
+                    y
+                }
+            }
+        });
+        (x, choice)
+    }
+}
+
+/// `layer` around the residual: `x + layer(x)`, or its hyper-connected form.
+fn around(x: Tensor<2>, streams: Option<&HyperConnection>, layer: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
+    match streams {
+        Some(streams) => {
+            let coefficients = streams.coefficients(x.clone());
+            let y = layer(streams.read(x.clone(), &coefficients));
+            streams.write(x, y, &coefficients)
+        }
+        None => x.clone() + layer(x),
+    }
+}

@@ -1,0 +1,42 @@
+//! Looking up rows: tokens in the vocabulary's table, and occurrences among the distinct memory rows of a batch.
+
+use std::sync::Arc;
+
+use burn::tensor::{Int, Tensor, TensorData};
+
+use crate::fused::{self, Operation, Pass};
+
+/// Rows `ids` of `table`, `[rows, width]` to `[ids, width]`. The gradient is summed in the order of `ids`.
+///
+/// # Panics
+/// When an id is not below the number of rows: callers check their ids.
+pub fn embed(table: Tensor<2>, ids: Arc<[u32]>) -> Tensor<2> {
+    let [rows, width] = table.dims();
+    let count = ids.len();
+    assert!(ids.iter().all(|&id| (id as usize) < rows), "an id is outside of the {rows} rows");
+    if fused::available(&table) {
+        return fused::apply(Fused { ids, rows, width }, [fused::input(table)], [count, width]);
+    }
+    let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+    let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &table.device());
+    table.select(0, ids)
+}
+
+#[derive(Debug)]
+struct Fused {
+    ids: Arc<[u32]>,
+    rows: usize,
+    width: usize,
+}
+
+impl Operation<1> for Fused {
+    type Saved = ();
+
+    fn forward(&self, [table]: [&[f32]; 1]) -> (Vec<f32>, ()) {
+        (engram_kernels::embedding(table, &self.ids, self.width), ())
+    }
+
+    fn backward(&self, pass: Pass<'_, (), 1>) -> [Vec<f32>; 1] {
+        [engram_kernels::embedding_backward(pass.gradient, &self.ids, self.rows, self.width)]
+    }
+}

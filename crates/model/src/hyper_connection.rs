@@ -1,0 +1,190 @@
+//! Manifold-constrained hyper-connections (arXiv 2512.24880): n residual streams, from which a layer reads a
+//! mixture and to which it writes back, while a doubly stochastic matrix mixes the streams among themselves.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use burn::tensor::activation::sigmoid;
+
+use crate::config::HyperConnectionConfig;
+use crate::fused::{self, Operation, Pass};
+use crate::init::Init;
+use crate::rms_norm::normalise;
+
+/// One layer's connection to the streams.
+#[derive(Module, Debug)]
+pub struct HyperConnection {
+    /// From the normalised, flattened streams to all coefficients, `[n·width, 2n + n²]`.
+    pub projection: Param<Tensor<2>>,
+    /// Scale of the token-dependent part, of reading, writing and mixing, `[3]`.
+    pub scale: Param<Tensor<1>>,
+    /// The part that does not depend on the token, `[2n + n²]`.
+    pub bias: Param<Tensor<1>>,
+    streams: usize,
+    width: usize,
+    iterations: usize,
+    epsilon: f64,
+}
+
+/// H_pre `[n]`, H_post `[n]` and H_res `[n, n]` of every token, `[tokens, 2n + n²]`.
+#[derive(Debug, Clone)]
+pub struct Coefficients(Tensor<2>);
+
+impl HyperConnection {
+    /// Starts as a plain residual: streams stay apart (mixing near the identity), the layer reads mostly stream
+    /// `index mod n` and writes to all alike. Reading one stream each is what later tells the streams apart.
+    pub(crate) fn new(config: &HyperConnectionConfig, width: usize, index: usize, epsilon: f32, init: &Init) -> Self {
+        let n = config.streams;
+        let logit = |p: f32| (p / (1.0 - p)).ln();
+        let (most, rest) = (0.7, 0.3 / (n as f32 - 1.0));
+        let read = (0..n).map(|m| logit(if m == index % n { most } else { rest }));
+        let mix = (0..n * n).map(|i| if i / n == i % n { 0.0 } else { -8.0 });
+        let bias = read.chain(std::iter::repeat_n(0.0, n)).chain(mix).collect();
+        let deviation = ((n * width) as f32).sqrt().recip();
+        Self {
+            projection: init.normal("projection", [n * width, 2 * n + n * n], deviation),
+            scale: init.constant([3], 0.01),
+            bias: init.values([2 * n + n * n], bias),
+            streams: n,
+            width,
+            iterations: config.sinkhorn_iterations,
+            epsilon: f64::from(epsilon),
+        }
+    }
+
+    /// The coefficients of streams `[tokens, n·width]`.
+    pub fn coefficients(&self, x: Tensor<2>) -> Coefficients {
+        let tokens = x.dims()[0];
+        let n = self.streams;
+        if fused::available(&x) {
+            let operation = FusedCoefficients { shape: self.shape(tokens), epsilon: self.epsilon as f32, iterations: self.iterations };
+            let inputs = [
+                fused::input(x),
+                fused::input(self.projection.val()),
+                fused::input(self.scale.val()),
+                fused::input(self.bias.val()),
+            ];
+            return Coefficients(fused::apply(operation, inputs, [tokens, 2 * n + n * n]));
+        }
+        let z = normalise(x, self.epsilon).matmul(self.projection.val());
+        let (scale, bias) = (self.scale.val(), self.bias.val());
+        let part = |index: usize, start: usize, count: usize| {
+            let scale = scale.clone().narrow(0, index, 1).unsqueeze::<2>();
+            z.clone().narrow(1, start, count) * scale + bias.clone().narrow(0, start, count).unsqueeze()
+        };
+        let read = sigmoid(part(0, 0, n));
+        let write = sigmoid(part(1, n, n)).mul_scalar(2.0);
+        let mix = sinkhorn(part(2, 2 * n, n * n).reshape([tokens, n, n]), self.iterations);
+        Coefficients(Tensor::cat(vec![read, write, mix.reshape([tokens, n * n])], 1))
+    }
+
+    /// What the layer sees: `Σ_m pre_m · x_m`, `[tokens, width]`.
+    pub fn read(&self, x: Tensor<2>, coefficients: &Coefficients) -> Tensor<2> {
+        let tokens = x.dims()[0];
+        let coefficients = coefficients.0.clone();
+        if fused::available(&x) {
+            let operation = FusedRead { shape: self.shape(tokens) };
+            return fused::apply(operation, [fused::input(x), fused::input(coefficients)], [tokens, self.width]);
+        }
+        let n = self.streams;
+        let read = coefficients.narrow(1, 0, n).reshape([tokens, n, 1]);
+        (x.reshape([tokens, n, self.width]) * read).sum_dim(1).reshape([tokens, self.width])
+    }
+
+    /// The streams after the layer gave `y`: `x'_m = Σ_j res_mj · x_j + post_m · y`, `[tokens, n·width]`.
+    pub fn write(&self, x: Tensor<2>, y: Tensor<2>, coefficients: &Coefficients) -> Tensor<2> {
+        let shape = x.dims();
+        let tokens = shape[0];
+        let coefficients = coefficients.0.clone();
+        if fused::available(&x) {
+            let operation = FusedWrite { shape: self.shape(tokens) };
+            let inputs = [fused::input(x), fused::input(y), fused::input(coefficients)];
+            return fused::apply(operation, inputs, shape);
+        }
+        let (n, width) = (self.streams, self.width);
+        let write = coefficients.clone().narrow(1, n, n).reshape([tokens, n, 1]);
+        let mix = coefficients.narrow(1, 2 * n, n * n).reshape([tokens, n, n]);
+        let mixed = mix.matmul(x.reshape([tokens, n, width]));
+        (mixed + write * y.reshape([tokens, 1, width])).reshape(shape)
+    }
+
+    fn shape(&self, tokens: usize) -> engram_kernels::HyperShape {
+        engram_kernels::HyperShape { tokens, streams: self.streams, width: self.width }
+    }
+}
+
+/// `exp`, then rows and columns normalised in turn: close to doubly stochastic. `[tokens, n, n]`.
+fn sinkhorn(logits: Tensor<3>, iterations: usize) -> Tensor<3> {
+    let [tokens, n, _] = logits.dims();
+    let largest = logits.clone().detach().reshape([tokens, n * n]).max_dim(1).reshape([tokens, 1, 1]);
+    let mut matrix = (logits - largest).exp();
+    for _ in 0..iterations {
+        matrix = matrix.clone() / matrix.sum_dim(2);
+        matrix = matrix.clone() / matrix.sum_dim(1);
+    }
+    matrix
+}
+
+#[derive(Debug)]
+struct FusedCoefficients {
+    shape: engram_kernels::HyperShape,
+    epsilon: f32,
+    iterations: usize,
+}
+
+impl Operation<4> for FusedCoefficients {
+    type Saved = engram_kernels::HyperSaved;
+
+    fn forward(&self, [x, projection, scale, bias]: [&[f32]; 4]) -> (Vec<f32>, Self::Saved) {
+        engram_kernels::hyper_coefficients(x, projection, scale, bias, self.epsilon, self.iterations, self.shape)
+    }
+
+    fn backward(&self, pass: Pass<'_, Self::Saved, 4>) -> [Vec<f32>; 4] {
+        let [x, projection, scale, bias] = pass.inputs;
+        engram_kernels::hyper_coefficients_backward(
+            x,
+            projection,
+            scale,
+            bias,
+            pass.saved,
+            pass.gradient,
+            self.iterations,
+            self.shape,
+        )
+    }
+}
+
+#[derive(Debug)]
+struct FusedRead {
+    shape: engram_kernels::HyperShape,
+}
+
+impl Operation<2> for FusedRead {
+    type Saved = ();
+
+    fn forward(&self, [x, coefficients]: [&[f32]; 2]) -> (Vec<f32>, ()) {
+        (engram_kernels::hyper_read(x, coefficients, self.shape), ())
+    }
+
+    fn backward(&self, pass: Pass<'_, (), 2>) -> [Vec<f32>; 2] {
+        let [x, coefficients] = pass.inputs;
+        engram_kernels::hyper_read_backward(x, coefficients, pass.gradient, self.shape)
+    }
+}
+
+#[derive(Debug)]
+struct FusedWrite {
+    shape: engram_kernels::HyperShape,
+}
+
+impl Operation<3> for FusedWrite {
+    type Saved = ();
+
+    fn forward(&self, [x, y, coefficients]: [&[f32]; 3]) -> (Vec<f32>, ()) {
+        (engram_kernels::hyper_write(x, y, coefficients, self.shape), ())
+    }
+
+    fn backward(&self, pass: Pass<'_, (), 3>) -> [Vec<f32>; 3] {
+        let [x, y, coefficients] = pass.inputs;
+        engram_kernels::hyper_write_backward(x, y, coefficients, pass.gradient, self.shape)
+    }
+}

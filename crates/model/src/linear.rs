@@ -1,0 +1,46 @@
+//! Linear maps without bias.
+
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Tensor};
+
+use crate::init::Init;
+
+/// In what numbers matrix products are computed. Weights, residual and optimiser are f32 in either case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// f32 throughout.
+    #[default]
+    F32,
+    /// Operands of matrix products are rounded to bf16; master weights stay f32.
+    Bf16,
+}
+
+/// `y = x·W` with W stored as `[in, out]`, the layout in which both passes are fast on CPU.
+#[derive(Module, Debug)]
+pub struct Linear {
+    /// Weight, `[in, out]`.
+    pub weight: Param<Tensor<2>>,
+    bf16: bool,
+}
+
+impl Linear {
+    /// Weights of standard deviation `scale / √in`.
+    pub(crate) fn new(init: &Init, [input, output]: [usize; 2], scale: f32, precision: Precision) -> Self {
+        let weight = init.normal("weight", [input, output], scale / (input as f32).sqrt());
+        Self { weight, bf16: precision == Precision::Bf16 }
+    }
+
+    /// `[tokens, in]` to `[tokens, out]`.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        product(x, self.weight.val(), self.bf16)
+    }
+}
+
+/// `x·w`, in bf16 if asked, back in f32.
+pub(crate) fn product<const D: usize>(x: Tensor<D>, w: Tensor<D>, bf16: bool) -> Tensor<D> {
+    if bf16 {
+        x.cast(DType::BF16).matmul(w.cast(DType::BF16)).cast(DType::F32)
+    } else {
+        x.matmul(w)
+    }
+}

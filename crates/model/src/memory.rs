@@ -1,0 +1,338 @@
+//! The Engram module: rows of the n-gram tables, gated by context, into the residual streams (arXiv 2601.07372,
+//! section 2.3).
+//!
+//! For every stream m of M: `k_m = W_K[m]·e`, one value `v = W_V·e` for all, the gate
+//! `a_m = σ(√|s|·sign s)` of `s = ⟨RMSNorm(h_m), RMSNorm(k_m)⟩/√d`, and `u_m = a_m·v`. The paper's form adds
+//! `SiLU(conv(RMSNorm(u)))`, a short causal convolution over time. The signed root is in the published code, not
+//! in the paper's equation 4.
+
+use std::sync::Arc;
+
+use burn::module::{Module, Param};
+use burn::tensor::activation::{sigmoid, silu};
+use burn::tensor::{Tensor, TensorData};
+
+use crate::config::{MemoryConfig, MemoryForm};
+use crate::embedding::embed;
+use crate::experts::{InnerOrSelf, values};
+use crate::fused::{self, Operation, Pass};
+use crate::init::Init;
+use crate::linear::{Precision, product};
+use crate::rms_norm::normalise;
+
+/// The memory rows of one layer that a batch needs: each distinct row once, and where it goes.
+#[derive(Debug, Clone)]
+pub struct MemoryRows {
+    /// Distinct rows, `[distinct, row_width]`: a leaf of the graph, so that its gradient can go back to the table.
+    pub rows: Tensor<2>,
+    /// Which of them stands in each slot, `[batch·time·slots]`.
+    pub index: Arc<[u32]>,
+    /// Positions whose gate is 0, `[batch·time]`; none: all are alive.
+    pub dead: Option<Arc<[bool]>>,
+}
+
+/// Reads one layer's memory into the residual streams.
+#[derive(Module, Debug)]
+pub struct Memory {
+    /// Keys of all streams, then (in V4.1's fused form) the value.
+    pub projection: Projection,
+    /// Weight of the norms before the gate's product.
+    pub norms: GateNorms,
+    /// The short convolution of the paper's form.
+    pub convolution: Option<ShortConvolution>,
+    streams: usize,
+    width: usize,
+    memory_width: usize,
+    gate_epsilon: f64,
+    bf16: bool,
+}
+
+/// From the concatenated rows to the keys of M streams and one value.
+#[derive(Module, Debug)]
+pub enum Projection {
+    /// Separate projections with biases (the paper's demonstration).
+    Separate(SeparateProjection),
+    /// One matrix without biases, `[d_mem, (M+1)·width]`, keys first (V4.1's `wkv`).
+    Fused(Param<Tensor<2>>),
+}
+
+/// Projections of the paper's form.
+#[derive(Module, Debug)]
+pub struct SeparateProjection {
+    /// W_K, stream-major, `[d_mem, M·width]`.
+    pub key: Param<Tensor<2>>,
+    /// `[M·width]`.
+    pub key_bias: Param<Tensor<1>>,
+    /// W_V, `[d_mem, width]`.
+    pub value: Param<Tensor<2>>,
+    /// `[width]`.
+    pub value_bias: Param<Tensor<1>>,
+}
+
+/// Weights of the norms of queries and keys. V4.1 keeps only their product.
+#[derive(Module, Debug)]
+pub struct GateNorms {
+    /// Of the residual streams, `[M, width]`.
+    pub query: Param<Tensor<2>>,
+    /// Of the keys, `[M, width]`; none: the query's weight is the product of both.
+    pub key: Option<Param<Tensor<2>>>,
+}
+
+/// Causal depthwise convolution over time, one filter per channel of each stream, no bias.
+#[derive(Module, Debug)]
+pub struct ShortConvolution {
+    /// Norm before the convolution, `[M, width]`.
+    pub norm: Param<Tensor<2>>,
+    /// Taps, the last at the token itself, `[M, width, kernel]`.
+    pub weight: Param<Tensor<3>>,
+    dilation: usize,
+    epsilon: f64,
+}
+
+/// f32 machine epsilon, in the gate's norms of the demonstration code.
+const PAPER_GATE_EPSILON: f64 = f32::EPSILON as f64;
+/// Epsilon of the gate's norms in V4.1.
+const V41_GATE_EPSILON: f64 = 1e-20;
+/// Epsilon of the norm before the convolution.
+const CONVOLUTION_EPSILON: f64 = 1e-5;
+
+impl Memory {
+    /// A module for `streams` streams of `width`. The convolution starts at zero, as in the paper.
+    pub(crate) fn new(
+        config: &MemoryConfig,
+        streams: usize,
+        width: usize,
+        init: &Init,
+        precision: Precision,
+    ) -> Self {
+        let memory_width = config.width();
+        let deviation = (memory_width as f32).sqrt().recip();
+        let (projection, gate_epsilon) = match config.form {
+            MemoryForm::Paper => {
+                let separate = SeparateProjection {
+                    key: init.normal("key", [memory_width, streams * width], deviation),
+                    key_bias: init.constant([streams * width], 0.0),
+                    value: init.normal("value", [memory_width, width], deviation),
+                    value_bias: init.constant([width], 0.0),
+                };
+                (Projection::Separate(separate), PAPER_GATE_EPSILON)
+            }
+            MemoryForm::V41 => {
+                let fused = init.normal("projection", [memory_width, (streams + 1) * width], deviation);
+                (Projection::Fused(fused), V41_GATE_EPSILON)
+            }
+        };
+        let paper = config.form == MemoryForm::Paper;
+        Self {
+            projection,
+            norms: GateNorms {
+                query: init.constant([streams, width], 1.0),
+                key: paper.then(|| init.constant([streams, width], 1.0)),
+            },
+            convolution: paper.then(|| ShortConvolution {
+                norm: init.constant([streams, width], 1.0),
+                weight: init.constant([streams, width, config.kernel], 0.0),
+                dilation: config.max_order,
+                epsilon: CONVOLUTION_EPSILON,
+            }),
+            streams,
+            width,
+            memory_width,
+            gate_epsilon,
+            bf16: precision == Precision::Bf16,
+        }
+    }
+
+    /// What is added to the streams: `[batch·time, M·width]` from streams `h` of that shape.
+    pub fn forward(&self, h: Tensor<2>, batch: usize, rows: &MemoryRows) -> Tensor<2> {
+        let (keys, value) = self.project(self.concatenate(rows));
+        let u = self.gated(h, keys, value);
+        let u = match &rows.dead {
+            Some(dead) => silence(u, dead),
+            None => u,
+        };
+        match &self.convolution {
+            Some(convolution) => convolution.forward(u, batch, self.streams, self.width),
+            None => u,
+        }
+    }
+
+    /// The gates a of every token and stream, `[batch·time, M]`, without a graph.
+    pub fn gates(&self, h: Tensor<2>, rows: &MemoryRows) -> Vec<f32> {
+        let (keys, _) = self.project(self.concatenate(rows));
+        let tokens = h.dims()[0];
+        let gates = self.gate(h.inner_or_self(), keys.inner_or_self(), |norm| norm.inner_or_self());
+        let mut gates = values(gates.reshape([tokens, self.streams]));
+        if let Some(dead) = &rows.dead {
+            let dead = gates.chunks_exact_mut(self.streams).zip(dead.iter()).filter(|(_, dead)| **dead);
+            dead.for_each(|(gates, _)| gates.fill(0.0));
+        }
+        gates
+    }
+
+    /// e: the rows of all orders and heads side by side, `[batch·time, d_mem]`.
+    fn concatenate(&self, rows: &MemoryRows) -> Tensor<2> {
+        let tokens = rows.index.len() * rows.rows.dims()[1] / self.memory_width;
+        embed(rows.rows.clone(), Arc::clone(&rows.index)).reshape([tokens, self.memory_width])
+    }
+
+    /// Keys `[tokens, M·width]` and the value `[tokens, width]`.
+    fn project(&self, e: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+        match &self.projection {
+            Projection::Separate(separate) => {
+                let map = |weight: &Param<Tensor<2>>, bias: &Param<Tensor<1>>| {
+                    product(e.clone(), weight.val(), self.bf16) + bias.val().unsqueeze()
+                };
+                (map(&separate.key, &separate.key_bias), map(&separate.value, &separate.value_bias))
+            }
+            Projection::Fused(weight) => {
+                let both = product(e, weight.val(), self.bf16);
+                let keys = self.streams * self.width;
+                (both.clone().narrow(1, 0, keys), both.narrow(1, keys, self.width))
+            }
+        }
+    }
+
+    /// u: the value times the gate of each stream, `[tokens, M·width]`.
+    fn gated(&self, h: Tensor<2>, keys: Tensor<2>, value: Tensor<2>) -> Tensor<2> {
+        let shape = h.dims();
+        if fused::available(&h) {
+            let operation = FusedGate {
+                shape: engram_kernels::GateShape { tokens: shape[0], streams: self.streams, width: self.width },
+                epsilon: self.gate_epsilon as f32,
+            };
+            let query = self.norms.query.val();
+            let key = match &self.norms.key {
+                Some(key) => key.val(),
+                None => Tensor::ones(query.dims(), &query.device()),
+            };
+            let inputs = [
+                fused::input(h),
+                fused::input(keys),
+                fused::input(value),
+                fused::input(query),
+                fused::input(key),
+            ];
+            return fused::apply(operation, inputs, shape);
+        }
+        let value = value.reshape([shape[0], 1, self.width]);
+        (self.gate(h, keys, |norm| norm) * value).reshape(shape)
+    }
+
+    /// a, `[tokens, M, 1]`, in Burn's primitives.
+    fn gate(&self, h: Tensor<2>, keys: Tensor<2>, norm: impl Fn(Tensor<2>) -> Tensor<2>) -> Tensor<3> {
+        let tokens = h.dims()[0];
+        let split = |x: Tensor<2>| x.reshape([tokens, self.streams, self.width]);
+        let query = normalise(split(h), self.gate_epsilon) * norm(self.norms.query.val()).unsqueeze();
+        let mut key = normalise(split(keys), self.gate_epsilon);
+        if let Some(weight) = &self.norms.key {
+            key = key * norm(weight.val()).unsqueeze();
+        }
+        let s = (query * key).sum_dim(2).div_scalar((self.width as f32).sqrt());
+        sigmoid(s.clone().sign() * s.abs().clamp_min(1e-6).sqrt())
+    }
+}
+
+impl ShortConvolution {
+    /// `u + SiLU(conv(RMSNorm(u)))`, `[batch·time, M·width]`.
+    fn forward(&self, u: Tensor<2>, batch: usize, streams: usize, width: usize) -> Tensor<2> {
+        let shape = u.dims();
+        let time = shape[0] / batch;
+        let kernel = self.weight.val().dims()[2];
+        if fused::available(&u) {
+            let operation = FusedConvolution {
+                shape: engram_kernels::ConvolutionShape {
+                    batch,
+                    time,
+                    streams,
+                    width,
+                    kernel,
+                    dilation: self.dilation,
+                },
+                epsilon: self.epsilon as f32,
+            };
+            let inputs = [fused::input(u), fused::input(self.norm.val()), fused::input(self.weight.val())];
+            return fused::apply(operation, inputs, shape);
+        }
+        let normed = normalise(u.clone().reshape([shape[0], streams, width]), self.epsilon)
+            * self.norm.val().unsqueeze();
+        let channels = streams * width;
+        let normed = normed.reshape([batch, time, channels]);
+        let taps = self.weight.val().reshape([channels, kernel]);
+        let mut sum = Tensor::zeros([batch, time, channels], &u.device());
+        for tap in 0..kernel {
+            let delay = (kernel - 1 - tap) * self.dilation;
+            if delay >= time {
+                continue;
+            }
+            let silence = Tensor::zeros([batch, delay, channels], &u.device());
+            let shifted = Tensor::cat(vec![silence, normed.clone().narrow(1, 0, time - delay)], 1);
+            sum = sum + shifted * taps.clone().narrow(1, tap, 1).reshape([1, 1, channels]);
+        }
+        u + silu(sum).reshape(shape)
+    }
+}
+
+/// Zeroes the rows of dead positions.
+fn silence(u: Tensor<2>, dead: &[bool]) -> Tensor<2> {
+    let alive: Vec<f32> = dead.iter().map(|&dead| if dead { 0.0 } else { 1.0 }).collect();
+    let tokens = alive.len();
+    let alive = Tensor::<2>::from_data(TensorData::new(alive, [tokens, 1]), &u.device());
+    u * alive
+}
+
+#[derive(Debug)]
+struct FusedGate {
+    shape: engram_kernels::GateShape,
+    epsilon: f32,
+}
+
+impl Operation<5> for FusedGate {
+    /// The gates, `[tokens, M]`.
+    type Saved = Vec<f32>;
+
+    fn forward(&self, [h, keys, value, query, key]: [&[f32]; 5]) -> (Vec<f32>, Vec<f32>) {
+        engram_kernels::memory_gate(h, keys, value, query, key, self.epsilon, self.shape)
+    }
+
+    fn backward(&self, pass: Pass<'_, Vec<f32>, 5>) -> [Vec<f32>; 5] {
+        let [h, keys, value, query, key] = pass.inputs;
+        engram_kernels::memory_gate_backward(
+            h,
+            keys,
+            value,
+            query,
+            key,
+            pass.gradient,
+            self.epsilon,
+            self.shape,
+        )
+    }
+}
+
+#[derive(Debug)]
+struct FusedConvolution {
+    shape: engram_kernels::ConvolutionShape,
+    epsilon: f32,
+}
+
+impl Operation<3> for FusedConvolution {
+    type Saved = engram_kernels::ConvolutionSaved;
+
+    fn forward(&self, [u, norm, weight]: [&[f32]; 3]) -> (Vec<f32>, Self::Saved) {
+        engram_kernels::short_convolution(u, norm, weight, self.epsilon, self.shape)
+    }
+
+    fn backward(&self, pass: Pass<'_, Self::Saved, 3>) -> [Vec<f32>; 3] {
+        let [u, norm, weight] = pass.inputs;
+        engram_kernels::short_convolution_backward(
+            u,
+            norm,
+            weight,
+            pass.saved,
+            pass.gradient,
+            self.epsilon,
+            self.shape,
+        )
+    }
+}

@@ -1,0 +1,175 @@
+//! The language model: embedding, blocks with memory, head.
+
+use std::sync::Arc;
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor};
+
+use crate::block::{Block, BlockFeedForward};
+use crate::config::{ConfigError, ModelConfig};
+use crate::cross_entropy::{cross_entropy, token_losses};
+use crate::embedding::embed;
+use crate::experts::values;
+use crate::init::Init;
+use crate::linear::{Precision, product};
+use crate::memory::MemoryRows;
+use crate::rms_norm::RmsNorm;
+use crate::rotary::Rotary;
+
+/// A transformer language model with conditional memory.
+#[derive(Module, Debug)]
+pub struct LanguageModel {
+    /// Token embedding, `[vocabulary, width]`.
+    pub embedding: Param<Tensor<2>>,
+    /// The blocks.
+    pub blocks: Vec<Block>,
+    /// Norm before the head.
+    pub norm: RmsNorm,
+    /// Output head, `[width, vocabulary]`; none: the transposed embedding.
+    pub head: Option<Param<Tensor<2>>>,
+    #[module(skip)]
+    rotary: Rotary,
+    streams: usize,
+    width: usize,
+    bf16: bool,
+}
+
+/// What a forward pass reports beside its result.
+#[derive(Debug, Default)]
+pub struct Trace {
+    /// Tokens that each expert saw, by block with experts.
+    pub loads: Vec<(usize, Vec<u64>)>,
+    /// Gates `[batch·time, streams]` by memory layer, when asked for.
+    pub gates: Option<Vec<(usize, Vec<f32>)>>,
+}
+
+impl Trace {
+    /// A trace that also keeps the gates.
+    pub fn with_gates() -> Self {
+        Self { gates: Some(Vec::new()), ..Self::default() }
+    }
+}
+
+/// A batch of token sequences of one length, `[batch, time]`, with the memory rows of each memory layer in order.
+#[derive(Debug, Clone, Copy)]
+pub struct Tokens<'a> {
+    /// Tokens, `[batch·time]`.
+    pub ids: &'a [u32],
+    /// Sequences.
+    pub batch: usize,
+    /// One for each layer of [`MemoryConfig::layers`](crate::MemoryConfig::layers).
+    pub memory: &'a [MemoryRows],
+}
+
+impl LanguageModel {
+    /// A model with the weights that `seed` gives. On a device with autodiff it can be trained.
+    ///
+    /// # Errors
+    /// When the configuration describes no model.
+    pub fn new(
+        config: &ModelConfig,
+        device: &Device,
+        seed: u64,
+        precision: Precision,
+    ) -> Result<Self, ConfigError> {
+        config.validate()?;
+        let init = Init::new(device, seed);
+        let (width, vocabulary) = (config.width, config.vocabulary);
+        let (rotary_width, base) = config.attention.rotary();
+        Ok(Self {
+            embedding: init.normal("embedding", [vocabulary, width], 0.02),
+            blocks: (0..config.blocks)
+                .map(|index| Block::new(config, index, &init.child("blocks").child(index), precision))
+                .collect(),
+            norm: RmsNorm::new(&init, width, config.norm_epsilon),
+            head: (!config.tied_head).then(|| init.normal("head", [width, vocabulary], 0.02)),
+            rotary: Rotary::new(rotary_width, base, config.context),
+            streams: config.streams(),
+            width,
+            bf16: precision == Precision::Bf16,
+        })
+    }
+
+    /// Hidden states before the head, `[batch·time, width]`.
+    ///
+    /// # Panics
+    /// When a token lies outside the vocabulary, the sequence is longer than the context, or the memory rows are
+    /// not those of this model's layers: what feeds the model checks its input.
+    pub fn hidden(&self, tokens: Tokens<'_>, trace: &mut Trace) -> Tensor<2> {
+        let batch = tokens.batch;
+        let mut x = embed(self.embedding.val(), tokens.ids.into());
+        if self.streams > 1 {
+            x = x.repeat_dim(1, self.streams);
+        }
+        let mut memory = tokens.memory.iter();
+        for (index, block) in self.blocks.iter().enumerate() {
+            if let Some(module) = &block.memory {
+                let rows = memory.next().expect("rows for every memory layer");
+                if let Some(gates) = &mut trace.gates {
+                    gates.push((index, module.gates(x.clone(), rows)));
+                }
+                x = x.clone() + module.forward(x, batch, rows);
+            }
+            let (next, choice) = block.forward(x, batch, &self.rotary);
+            x = next;
+            if let Some(choice) = choice {
+                trace.loads.push((index, choice.loads()));
+            }
+        }
+        assert!(memory.next().is_none(), "rows for more memory layers than the model has");
+        self.norm.forward(self.merge(x))
+    }
+
+    /// Mean cross-entropy of the next tokens `targets`, `[batch·time]`, in nats per token.
+    ///
+    /// # Panics
+    /// As [`hidden`](Self::hidden).
+    pub fn loss(&self, tokens: Tokens<'_>, targets: Arc<[u32]>, trace: &mut Trace) -> Tensor<1> {
+        cross_entropy(self.hidden(tokens, trace), self.head_weight(), targets, self.bf16)
+    }
+
+    /// Cross-entropy of every next token, `[batch·time]`, in nats, without gradients.
+    ///
+    /// # Panics
+    /// As [`hidden`](Self::hidden).
+    pub fn token_losses(&self, tokens: Tokens<'_>, targets: &[u32], trace: &mut Trace) -> Vec<f32> {
+        token_losses(self.hidden(tokens, trace), self.head_weight(), targets, self.bf16)
+    }
+
+    /// Logits of the token after each sequence's last, `[batch, vocabulary]`.
+    ///
+    /// # Panics
+    /// As [`hidden`](Self::hidden).
+    pub fn next_logits(&self, tokens: Tokens<'_>, trace: &mut Trace) -> Vec<f32> {
+        let batch = tokens.batch;
+        let hidden = self.hidden(tokens, trace);
+        let time = hidden.dims()[0] / batch;
+        let last = hidden.reshape([batch, time, self.width]).narrow(1, time - 1, 1).reshape([batch, self.width]);
+        values(product(last, self.head_weight(), self.bf16))
+    }
+
+    /// Moves every balancing bias by `rate` against the loads of a step (see [`Trace::loads`]).
+    pub fn rebalance(&mut self, loads: &[(usize, Vec<u64>)], rate: f32) {
+        for (index, loads) in loads {
+            if let BlockFeedForward::Experts(experts) = &mut self.blocks[*index].feed_forward {
+                experts.rebalance(loads, rate);
+            }
+        }
+    }
+
+    /// Mean of the streams, `[batch·time, width]`.
+    fn merge(&self, x: Tensor<2>) -> Tensor<2> {
+        if self.streams == 1 {
+            return x;
+        }
+        let tokens = x.dims()[0];
+        x.reshape([tokens, self.streams, self.width]).mean_dim(1).reshape([tokens, self.width])
+    }
+
+    fn head_weight(&self) -> Tensor<2> {
+        match &self.head {
+            Some(head) => head.val(),
+            None => self.embedding.val().transpose(),
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! What trains the weights: Muon for the matrices of the blocks, Adam for everything else.
+//!
+//! Muon (Jordan et al., 2024, "Muon: an optimizer for hidden layers") replaces a matrix's momentum by the nearest
+//! semi-orthogonal matrix, found by five Newton–Schulz steps. Its update is scaled by `0.2·√(max(rows, columns))`
+//! (arXiv 2502.16982), so that one rate and one decay serve Muon and Adam alike. A stack of experts
+//! `[experts, rows, columns]` is a batch of matrices, each orthogonalised by itself. Burn's own Muon agrees with
+//! the published algorithm on one matrix, but norms a stack as if it were one (see `docs/log.md`).
+//!
+//! Memory rows are not here: the store trains them, and no decay or clipping touches them.
+
+use std::collections::BTreeMap;
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::parameters::{self, HostTensor};
+
+/// Rates and constants of both optimisers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimizerConfig {
+    /// Peak rate of the matrices, by Muon.
+    #[serde(default = "default_muon_rate")]
+    pub muon_rate: f32,
+    /// Peak rate of embeddings, head, norms and everything else, by Adam.
+    #[serde(default = "default_adam_rate")]
+    pub adam_rate: f32,
+    /// Muon's momentum.
+    #[serde(default = "default_momentum")]
+    pub momentum: f32,
+    /// Adam's decay of the first and second moment.
+    #[serde(default = "default_betas")]
+    pub betas: [f32; 2],
+    /// Adam's epsilon.
+    #[serde(default = "default_epsilon")]
+    pub epsilon: f32,
+    /// Decoupled weight decay of matrices, per unit of rate.
+    #[serde(default = "default_decay")]
+    pub weight_decay: f32,
+    /// Largest global norm of the weights' gradient; memory rows are left out.
+    #[serde(default = "default_clip")]
+    pub clip: f32,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self {
+            muon_rate: default_muon_rate(),
+            adam_rate: default_adam_rate(),
+            momentum: default_momentum(),
+            betas: default_betas(),
+            epsilon: default_epsilon(),
+            weight_decay: default_decay(),
+            clip: default_clip(),
+        }
+    }
+}
+
+fn default_muon_rate() -> f32 {
+    4e-3
+}
+fn default_adam_rate() -> f32 {
+    4e-3
+}
+fn default_momentum() -> f32 {
+    0.95
+}
+fn default_betas() -> [f32; 2] {
+    [0.9, 0.95]
+}
+fn default_epsilon() -> f32 {
+    1e-8
+}
+fn default_decay() -> f32 {
+    0.1
+}
+fn default_clip() -> f32 {
+    1.0
+}
+
+impl OptimizerConfig {
+    /// Refuses impossible values, named below `train.optimizer.`.
+    ///
+    /// # Errors
+    /// The first offending key.
+    pub fn validate(&self) -> std::result::Result<(), engram_model::ConfigError> {
+        let refuse = |key: &str, reason: &str| {
+            Err(engram_model::ConfigError::new(format!("train.optimizer.{key}"), reason))
+        };
+        let positive = |value: f32| value > 0.0 && value.is_finite();
+        let fraction = |value: f32| (0.0..1.0).contains(&value);
+        if !positive(self.muon_rate) {
+            return refuse("muon_rate", "must be above 0");
+        }
+        if !positive(self.adam_rate) {
+            return refuse("adam_rate", "must be above 0");
+        }
+        if !fraction(self.momentum) {
+            return refuse("momentum", "must lie in 0..1");
+        }
+        if !self.betas.iter().all(|&beta| fraction(beta)) {
+            return refuse("betas", "must both lie in 0..1");
+        }
+        if !positive(self.epsilon) {
+            return refuse("epsilon", "must be above 0");
+        }
+        if !(self.weight_decay >= 0.0 && self.weight_decay.is_finite()) {
+            return refuse("weight_decay", "must be 0 or above");
+        }
+        if !positive(self.clip) {
+            return refuse("clip", "must be above 0");
+        }
+        Ok(())
+    }
+}
+
+/// Gradients of a model's weights, by name, flattened.
+pub type Gradients = BTreeMap<String, Tensor<1>>;
+
+/// Muon and Adam with their state.
+#[derive(Debug)]
+pub struct Optimizer {
+    config: OptimizerConfig,
+    device: Device,
+    step: u64,
+    /// By name and moment: `….momentum` for Muon, `….first` and `….second` for Adam.
+    state: BTreeMap<String, Tensor<1>>,
+}
+
+impl Optimizer {
+    /// An optimiser that has not stepped yet; its state lives on `device`.
+    pub fn new(config: OptimizerConfig, device: &Device) -> Self {
+        Self { config, device: device.clone().inner(), step: 0, state: BTreeMap::new() }
+    }
+
+    /// Steps taken.
+    pub fn step_count(&self) -> u64 {
+        self.step
+    }
+
+    /// Clips `gradients` to the global norm and applies them at `schedule` times the peak rates. Gives the model
+    /// and the norm before clipping.
+    ///
+    /// # Errors
+    /// When the norm is not finite; the model is lost, the last checkpoint holds the one before.
+    pub fn step<M: Module>(&mut self, model: M, mut gradients: Gradients, schedule: f32) -> Result<(M, f32)> {
+        let norm = global_norm(&gradients);
+        if !norm.is_finite() {
+            return Err(Error::Diverged { step: self.step });
+        }
+        self.step += 1;
+        let clip = (self.config.clip / norm.max(f32::MIN_POSITIVE)).min(1.0);
+        let model = parameters::update(model, &mut |name, shape, weight| {
+            let gradient = gradients.remove(name)?;
+            Some(match matrix_shape(name, shape) {
+                // Orthogonalisation forgets the gradient's scale, so that clipping it would change nothing but the
+                // mixture with earlier steps; it is clipped all the same, as one vector with the rest.
+                Some(matrices) => self.muon(name, matrices, weight, gradient, clip, schedule),
+                None => self.adam(name, weight, gradient, clip, schedule),
+            })
+        });
+        Ok((model, norm))
+    }
+
+    fn muon(
+        &mut self,
+        name: &str,
+        [count, rows, columns]: [usize; 3],
+        weight: Tensor<1>,
+        gradient: Tensor<1>,
+        clip: f32,
+        schedule: f32,
+    ) -> Tensor<1> {
+        let mu = self.config.momentum;
+        let rate = schedule * self.config.muon_rate;
+        let scale = rate * 0.2 * (rows.max(columns) as f32).sqrt();
+        let keep = 1.0 - rate * self.config.weight_decay;
+        let momentum = self.take(name, "momentum", weight.dims()[0]);
+        if on_cpu(&self.device) {
+            let (mut weight, mut momentum, mut update) = (host(weight), host(momentum), host(gradient));
+            engram_kernels::muon_momentum(&mut momentum, &mut update, mu, clip);
+            engram_kernels::newton_schulz(&mut update, count, rows, columns, NEWTON_SCHULZ_STEPS);
+            engram_kernels::decay_and_subtract(&mut weight, &update, keep, scale);
+            self.put(name, "momentum", device_tensor(momentum, &self.device));
+            return device_tensor(weight, &self.device);
+        }
+        let gradient = gradient.mul_scalar(clip);
+        let momentum = momentum.mul_scalar(mu) + gradient.clone();
+        let nesterov = gradient + momentum.clone().mul_scalar(mu);
+        self.put(name, "momentum", momentum);
+        let update = newton_schulz(nesterov.reshape([count, rows, columns]));
+        weight.mul_scalar(keep) - update.reshape([count * rows * columns]).mul_scalar(scale)
+    }
+
+    fn adam(
+        &mut self,
+        name: &str,
+        weight: Tensor<1>,
+        gradient: Tensor<1>,
+        clip: f32,
+        schedule: f32,
+    ) -> Tensor<1> {
+        let [beta1, beta2] = self.config.betas;
+        let rate = schedule * self.config.adam_rate;
+        let count = weight.dims()[0];
+        let (first, second) = (self.take(name, "first", count), self.take(name, "second", count));
+        let step = self.step as i32;
+        let (correct1, correct2) = (1.0 - beta1.powi(step), 1.0 - beta2.powi(step));
+        if on_cpu(&self.device) {
+            let (mut weight, gradient) = (host(weight), host(gradient));
+            let (mut first, mut second) = (host(first), host(second));
+            let adam = engram_kernels::Adam {
+                rate,
+                beta1,
+                beta2,
+                epsilon: self.config.epsilon,
+                decay: 0.0,
+                gradient_scale: clip,
+                step: self.step,
+            };
+            engram_kernels::adam_step(&mut weight, &gradient, &mut first, &mut second, &adam);
+            self.put(name, "first", device_tensor(first, &self.device));
+            self.put(name, "second", device_tensor(second, &self.device));
+            return device_tensor(weight, &self.device);
+        }
+        let gradient = gradient.mul_scalar(clip);
+        let first = first.mul_scalar(beta1) + gradient.clone().mul_scalar(1.0 - beta1);
+        let second = second.mul_scalar(beta2) + gradient.square().mul_scalar(1.0 - beta2);
+        let root = (second.clone().div_scalar(correct2)).sqrt().add_scalar(self.config.epsilon);
+        let update = first.clone().div_scalar(correct1) / root;
+        self.put(name, "first", first);
+        self.put(name, "second", second);
+        weight - update.mul_scalar(rate)
+    }
+
+    fn take(&mut self, name: &str, moment: &str, count: usize) -> Tensor<1> {
+        let state = self.state.remove(&format!("{name}.{moment}"));
+        state.unwrap_or_else(|| Tensor::zeros([count], &self.device))
+    }
+
+    fn put(&mut self, name: &str, moment: &str, tensor: Tensor<1>) {
+        self.state.insert(format!("{name}.{moment}"), tensor);
+    }
+
+    /// The whole state, by name and moment.
+    pub fn export(&self) -> BTreeMap<String, HostTensor> {
+        let tensor = |tensor: &Tensor<1>| HostTensor { shape: tensor.dims().to_vec(), values: host(tensor.clone()) };
+        self.state.iter().map(|(name, state)| (name.clone(), tensor(state))).collect()
+    }
+
+    /// Takes up where [`export`](Self::export) was called, after `step` steps.
+    pub fn import(&mut self, state: BTreeMap<String, HostTensor>, step: u64) {
+        self.step = step;
+        self.state =
+            state.into_iter().map(|(name, tensor)| (name, device_tensor(tensor.values, &self.device))).collect();
+    }
+}
+
+/// Newton–Schulz steps of Muon.
+const NEWTON_SCHULZ_STEPS: usize = 5;
+
+/// A weight's shape as a batch of matrices if Muon trains it: projections of attention, feed-forward, experts and
+/// memory. Embedding, head, router, norms, convolutions and hyper-connections are Adam's.
+fn matrix_shape(name: &str, shape: &[usize]) -> Option<[usize; 3]> {
+    let inside_block = name.starts_with("blocks.");
+    let others = ["router", "norm", "convolution", "_streams"];
+    if !inside_block || others.iter().any(|other| name.contains(other)) {
+        return None;
+    }
+    match *shape {
+        [rows, columns] => Some([1, rows, columns]),
+        [count, rows, columns] => Some([count, rows, columns]),
+        _ => None,
+    }
+}
+
+/// The quintic Newton–Schulz iteration on a batch of matrices, in Burn's primitives.
+fn newton_schulz(g: Tensor<3>) -> Tensor<3> {
+    let [_, rows, columns] = g.dims();
+    let tall = rows > columns;
+    let mut x = if tall { g.swap_dims(1, 2) } else { g };
+    let norm = x.clone().square().sum_dim(2).sum_dim(1).sqrt().add_scalar(1e-7);
+    x = x / norm;
+    for _ in 0..NEWTON_SCHULZ_STEPS {
+        let gram = x.clone().matmul(x.clone().swap_dims(1, 2));
+        let polynomial = gram.clone().mul_scalar(-4.7750) + gram.clone().matmul(gram).mul_scalar(2.0315);
+        x = x.clone().mul_scalar(3.4445) + polynomial.matmul(x);
+    }
+    if tall { x.swap_dims(1, 2) } else { x }
+}
+
+/// Euclidean norm of all gradients as one vector.
+fn global_norm(gradients: &Gradients) -> f32 {
+    let squares = gradients.values().map(|gradient| {
+        let sum: f32 = gradient.clone().square().sum().into_scalar();
+        f64::from(sum)
+    });
+    squares.sum::<f64>().sqrt() as f32
+}
+
+fn on_cpu(device: &Device) -> bool {
+    *device == Device::flex()
+}
+
+fn host(tensor: Tensor<1>) -> Vec<f32> {
+    tensor.into_data().into_vec().expect("an f32 tensor")
+}
+
+fn device_tensor(values: Vec<f32>, device: &Device) -> Tensor<1> {
+    let count = values.len();
+    Tensor::from_data(TensorData::new(values, [count]), device)
+}

@@ -1,0 +1,185 @@
+//! The weights of a model by name.
+//!
+//! A weight's name is the path of fields to it, such as `blocks.0.attention.query_up.weight`; which variant of an
+//! enum holds it does not show, so that names stay what a reader of the model's source expects.
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
+
+use crate::error::{Error, Result};
+
+/// A tensor on the host: its shape and its values, row-major.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostTensor {
+    /// Sizes of the dimensions.
+    pub shape: Vec<usize>,
+    /// Values, row-major.
+    pub values: Vec<f32>,
+}
+
+/// Every weight of `module`, by name.
+pub fn export<M: Module>(module: &M) -> BTreeMap<String, HostTensor> {
+    struct Export {
+        path: Path,
+        tensors: BTreeMap<String, HostTensor>,
+    }
+    impl ModuleVisitor for Export {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let tensor = param.val();
+            let shape = tensor.dims().to_vec();
+            let tensor = if tensor.is_autodiff() { tensor.inner() } else { tensor };
+            let values = tensor.into_data().into_vec().expect("weights are f32");
+            self.tensors.insert(self.path.name(), HostTensor { shape, values });
+        }
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+        fn exit_module(&mut self, _name: &str, container: &str) {
+            self.path.exit(container);
+        }
+    }
+    let mut export = Export { path: Path::default(), tensors: BTreeMap::new() };
+    module.visit(&mut export);
+    export.tensors
+}
+
+/// Replaces every weight of `module` by the tensor of its name. `source` names where they come from.
+///
+/// # Errors
+/// When a weight is missing or of another shape, or a tensor belongs to no weight.
+pub fn import<M: Module>(module: M, tensors: BTreeMap<String, HostTensor>, source: &str) -> Result<M> {
+    struct Import<'a> {
+        path: Path,
+        tensors: BTreeMap<String, HostTensor>,
+        source: &'a str,
+        error: Option<Error>,
+    }
+    impl ModuleMapper for Import<'_> {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let name = self.path.name();
+            let expected = param.val().dims();
+            let problem = match self.tensors.remove(&name) {
+                Some(tensor) if tensor.shape == expected => {
+                    return param.map(|old| like(&old, tensor.values));
+                }
+                Some(tensor) => {
+                    format!("`{name}` has shape {:?}, but the model needs {expected:?}", tensor.shape)
+                }
+                None => format!("`{name}` is missing"),
+            };
+            self.error.get_or_insert(Error::weights(self.source, problem));
+            param
+        }
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+        fn exit_module(&mut self, _name: &str, container: &str) {
+            self.path.exit(container);
+        }
+    }
+    let mut import = Import { path: Path::default(), tensors, source, error: None };
+    let module = module.map(&mut import);
+    if let Some(error) = import.error {
+        return Err(error);
+    }
+    match import.tensors.keys().next() {
+        Some(name) => Err(Error::weights(source, format!("`{name}` is no weight of this model"))),
+        None => Ok(module),
+    }
+}
+
+/// Takes the gradients of `module`'s weights out of `gradients`, flattened, by name.
+pub(crate) fn take_gradients<M: Module>(
+    module: &M,
+    gradients: &mut Gradients,
+) -> BTreeMap<String, Tensor<1>> {
+    struct Take<'a> {
+        path: Path,
+        gradients: &'a mut Gradients,
+        taken: BTreeMap<String, Tensor<1>>,
+    }
+    impl ModuleVisitor for Take<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if let Some(gradient) = param.val().grad_remove(self.gradients) {
+                let count = gradient.shape().num_elements();
+                self.taken.insert(self.path.name(), gradient.reshape([count]));
+            }
+        }
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+        fn exit_module(&mut self, _name: &str, container: &str) {
+            self.path.exit(container);
+        }
+    }
+    let mut take = Take { path: Path::default(), gradients, taken: BTreeMap::new() };
+    module.visit(&mut take);
+    take.taken
+}
+
+/// Replaces each weight by what `update` makes of its name, shape and flat value, outside of autodiff.
+pub(crate) fn update<M: Module>(
+    module: M,
+    update: &mut dyn FnMut(&str, &[usize], Tensor<1>) -> Option<Tensor<1>>,
+) -> M {
+    struct Update<'a> {
+        path: Path,
+        update: &'a mut dyn FnMut(&str, &[usize], Tensor<1>) -> Option<Tensor<1>>,
+    }
+    impl ModuleMapper for Update<'_> {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let name = self.path.name();
+            param.map(|old| {
+                let (shape, tracked, grad) = (old.dims(), old.is_autodiff(), old.is_require_grad());
+                let keep = old.clone();
+                let flat = if tracked { old.inner() } else { old }.reshape([shape.iter().product::<usize>()]);
+                match (self.update)(&name, &shape, flat) {
+                    None => keep,
+                    Some(new) => {
+                        drop(keep);
+                        let new = new.reshape(shape);
+                        let new = if tracked { Tensor::from_inner(new) } else { new };
+                        if grad { new.require_grad() } else { new }
+                    }
+                }
+            })
+        }
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+        fn exit_module(&mut self, _name: &str, container: &str) {
+            self.path.exit(container);
+        }
+    }
+    module.map(&mut Update { path: Path::default(), update })
+}
+
+/// A tensor of `values` with the shape, device and autodiff state of `old`.
+fn like<const D: usize>(old: &Tensor<D>, values: Vec<f32>) -> Tensor<D> {
+    let device: Device = old.device();
+    let new = Tensor::from_data(TensorData::new(values, old.dims()), &device);
+    if old.is_require_grad() { new.require_grad() } else { new }
+}
+
+#[derive(Default)]
+struct Path(Vec<String>);
+
+impl Path {
+    fn enter(&mut self, name: &str, container: &str) {
+        if !container.starts_with("Enum:") {
+            self.0.push(name.to_owned());
+        }
+    }
+
+    fn exit(&mut self, container: &str) {
+        if !container.starts_with("Enum:") {
+            self.0.pop();
+        }
+    }
+
+    fn name(&self) -> String {
+        self.0.join(".")
+    }
+}
