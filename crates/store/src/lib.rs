@@ -1,1 +1,80 @@
 //! Row ids to rows: formats, tables, gathering and row-sparse training of Engram's memory.
+//!
+//! Engram's memory is a table of rows, millions to hundreds of millions of them, of which a token needs a few dozen.
+//! Which ones depends on tokens alone (see `engram-address`), so that they can be fetched before the model runs. This
+//! crate knows rows and nothing of tensors or models. It is useful for any large embedding table.
+//!
+//! * [`RowFormat`]: how a row lies in bytes: `f32`, `bf16`, or eight-bit floats with a shared scale per 32 values.
+//! * [`Table`]: rows to read, in RAM on huge pages or mapped from a file. A random row costs a cache miss in
+//!   every level; [`RowSource::gather`] keeps many of them in flight.
+//! * [`DistinctRows`]: about half of the rows that a batch of text asks for are duplicates. Each is fetched, and
+//!   learns, once.
+//! * [`TrainableTable`] and [`RowOptimizer`]: rows that learn. Memory rows live outside automatic differentiation: the
+//!   rows of a batch enter the model as one leaf, and its gradient comes back to
+//!   [`update`](TrainableTable::update), which touches those rows only. Nothing but values and state is ever
+//!   the size of the table.
+//! * [`Storage`]: values and state in RAM, or in a mapped file where RAM is too small.
+//! * [`TableFile` format](table_file): one checked file per table, written whole or not at all. It names the
+//!   addressing that its rows belong to, [`TableOrigin`], and is refused under any other.
+//!
+//! ```
+//! use engram_store::{DistinctRows, RowInit, RowOptimizer, RowSource, Storage, Table, TableOrigin, TrainableTable};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let origin = TableOrigin { identity: [7; 32], layer: 1 };
+//! let init = RowInit::Normal { deviation: 0.02, seed: 42 };
+//! let mut table = TrainableTable::new(100_003, 64, init, RowOptimizer::adam(), origin, &Storage::Ram)?;
+//!
+//! // A batch asks for six rows, four of them distinct.
+//! let batch = [17, 99_999, 17, 3, 52_000, 3];
+//! let distinct = DistinctRows::of(&batch);
+//! assert_eq!(distinct.ids(), [3, 17, 52_000, 99_999]);
+//! let mut rows = vec![0.0; distinct.len() * 64];
+//! table.gather(distinct.ids(), &mut rows)?;
+//!
+//! // ... the model uses rows[distinct.index()[i]] for occurrence i, and hands back a gradient ...
+//! let gradient = vec![1.0; rows.len()];
+//! table.update(distinct.ids(), &gradient, 1e-3)?;
+//! assert!(table.row(3)?[0] < rows[0]);
+//!
+//! // One file holds values, optimiser state and step; the same file serves for reading only.
+//! let folder = tempfile::tempdir()?;
+//! let path = folder.path().join("layer1.table");
+//! table.save(&path)?;
+//! let resumed = TrainableTable::load(&path, &origin, &Storage::Ram)?;
+//! assert_eq!(resumed.step(), 1);
+//! Table::open(&path, &origin)?.gather(distinct.ids(), &mut rows)?;
+//! assert_eq!(rows[..64], *resumed.row(3)?);
+//!
+//! // An id that is not a row is never clamped.
+//! let wrong = table.gather(&[5, 100_003], &mut [0.0; 128]).unwrap_err();
+//! assert!(wrong.to_string().starts_with("row 100003, at position 1 of the batch, is outside the table of 100003"));
+//! # Ok(())
+//! # }
+//! ```
+
+#[cfg(target_endian = "big")]
+compile_error!(
+    "rows are kept little-endian, as they are on disk; big-endian machines would need to swap them"
+);
+
+mod distinct_rows;
+mod error;
+pub mod fp8;
+mod memory;
+mod row_format;
+mod row_init;
+mod row_optimizer;
+mod table;
+pub mod table_file;
+mod trainable_table;
+
+pub use distinct_rows::DistinctRows;
+pub use error::{Result, StoreError};
+pub use memory::Storage;
+pub use row_format::{RowFormat, VALUES_PER_SCALE};
+pub use row_init::RowInit;
+pub use row_optimizer::RowOptimizer;
+pub use table::{RowSource, Table};
+pub use table_file::{TableHeader, TableOrigin};
+pub use trainable_table::TrainableTable;

@@ -1,0 +1,84 @@
+//! Work split into fixed blocks, spread over rayon's pool.
+//!
+//! Which block a value belongs to depends on shapes alone, never on which thread was free, so sums
+//! over blocks (added in block order) have the same bits on every run.
+
+use rayon::prelude::*;
+
+/// Elements a block should touch: large enough to pay for waking a thread (tens of microseconds of
+/// streaming work), small enough to stay in a core's second-level cache.
+const BLOCK_ELEMENTS: usize = 1 << 15;
+
+/// Rows per block when one row touches `elements_per_row` values: at least one, and few enough
+/// that a block stays in cache. The last block of a partition may be shorter.
+pub(crate) fn block_rows(elements_per_row: usize) -> usize {
+    (BLOCK_ELEMENTS / elements_per_row.max(1)).max(1)
+}
+
+/// Calls `work` once for every block, in parallel when there is more than one.
+///
+/// `blocks` is an ordinary iterator, typically zipped `chunks` and `chunks_mut` of the operands.
+pub(crate) fn for_each<T: Send>(blocks: impl Iterator<Item = T>, work: impl Fn(T) + Send + Sync) {
+    map(blocks, work);
+}
+
+/// Like [`for_each`], and returns what `work` returned, in block order.
+pub(crate) fn map<T: Send, R: Send>(
+    blocks: impl Iterator<Item = T>,
+    work: impl Fn(T) -> R + Send + Sync,
+) -> Vec<R> {
+    let blocks: Vec<T> = blocks.collect();
+    if blocks.len() <= 1 || rayon::current_num_threads() == 1 {
+        return blocks.into_iter().map(work).collect();
+    }
+    blocks.into_par_iter().with_max_len(1).map(work).collect()
+}
+
+/// Adds `parts` (all of one length) element by element, in order, into the first of them.
+///
+/// Returns zeros of length `len` when there is no part.
+pub(crate) fn sum_in_order(parts: Vec<Vec<f32>>, len: usize) -> Vec<f32> {
+    let mut parts = parts.into_iter();
+    let mut total = parts.next().unwrap_or_else(|| vec![0.0; len]);
+    assert_eq!(total.len(), len, "a partial sum has another length than the whole");
+    for part in parts {
+        let width = block_rows(2);
+        for_each(total.chunks_mut(width).zip(part.chunks(width)), |(total, part)| {
+            for (t, p) in total.iter_mut().zip(part) {
+                *t += p;
+            }
+        });
+    }
+    total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn map_keeps_block_order() {
+        let squares = map(0..100_usize, |i| i * i);
+        assert_eq!(squares, (0..100).map(|i| i * i).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn for_each_visits_every_block_once() {
+        let mut values = vec![0_u32; 1000];
+        for_each(values.chunks_mut(7), |block| block.iter_mut().for_each(|v| *v += 1));
+        assert!(values.iter().all(|&v| v == 1));
+    }
+
+    #[test]
+    fn sums_parts_in_order() {
+        let parts = vec![vec![1e8_f32, 1.0], vec![-1e8, 2.0], vec![1.0, 3.0]];
+        assert_eq!(sum_in_order(parts, 2), [1.0, 6.0]);
+        assert_eq!(sum_in_order(Vec::new(), 3), [0.0; 3]);
+    }
+
+    #[test]
+    fn a_block_has_at_least_one_row() {
+        assert_eq!(block_rows(usize::MAX), 1);
+        assert_eq!(block_rows(0), BLOCK_ELEMENTS);
+    }
+}

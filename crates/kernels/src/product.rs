@@ -1,0 +1,174 @@
+//! Matrix products on borrowed row-major matrices: a safe face on the `gemm` crate.
+
+use gemm::Parallelism;
+
+/// A matrix in a borrowed slice; a transposed view swaps the strides.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    data: &'a [f32],
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+    column_stride: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// The matrix of `rows` × `columns` that `data` holds row after row.
+    pub(crate) fn new(data: &'a [f32], rows: usize, columns: usize) -> Self {
+        Self::strided(data, rows, columns, columns)
+    }
+
+    /// As [`Matrix::new`], with `row_stride` values from one row's start to the next.
+    pub(crate) fn strided(data: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
+        check(data.len(), rows, columns, row_stride);
+        Self { data, rows, columns, row_stride, column_stride: 1 }
+    }
+
+    /// The transpose, without moving anything.
+    pub(crate) fn transposed(self) -> Self {
+        Self {
+            data: self.data,
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+        }
+    }
+}
+
+/// A row-major matrix in a mutably borrowed slice, to receive a product.
+pub(crate) struct MatrixMut<'a> {
+    data: &'a mut [f32],
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+}
+
+impl<'a> MatrixMut<'a> {
+    /// The matrix of `rows` × `columns` that `data` holds row after row.
+    pub(crate) fn new(data: &'a mut [f32], rows: usize, columns: usize) -> Self {
+        Self::strided(data, rows, columns, columns)
+    }
+
+    /// As [`MatrixMut::new`], with `row_stride` values from one row's start to the next.
+    pub(crate) fn strided(data: &'a mut [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
+        check(data.len(), rows, columns, row_stride);
+        Self { data, rows, columns, row_stride }
+    }
+}
+
+/// Panics unless `rows` × `columns` at this stride lie within `len` values and rows do not overlap.
+fn check(len: usize, rows: usize, columns: usize, row_stride: usize) {
+    assert!(row_stride >= columns, "row stride {row_stride} is less than the {columns} columns");
+    let needed = if rows == 0 || columns == 0 { 0 } else { (rows - 1) * row_stride + columns };
+    assert!(needed <= len, "{rows}x{columns} at row stride {row_stride} needs {needed} values, got {len}");
+}
+
+/// How many threads one product may use.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Threads {
+    /// The calling thread: for products inside a parallel block.
+    One,
+    /// All of rayon's current pool.
+    All,
+}
+
+/// `c = alpha · a · b + beta · c`. With `beta` 0, what `c` held is not read.
+///
+/// # Panics
+/// When the shapes do not agree.
+pub(crate) fn multiply(
+    alpha: f32,
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    beta: f32,
+    c: MatrixMut<'_>,
+    threads: Threads,
+) {
+    assert_eq!(a.columns, b.rows, "inner dimensions of a product differ");
+    assert_eq!((a.rows, b.columns), (c.rows, c.columns), "a product's output has another shape");
+    let parallelism = match threads {
+        Threads::One => Parallelism::None,
+        Threads::All => Parallelism::Rayon(0),
+    };
+    // SAFETY: the constructors checked that every (row, column) of each view lies within its slice
+    // (transposing permutes the same positions), c's rows do not overlap, and c is borrowed
+    // exclusively, so it aliases neither a nor b. Strides fit isize as slices are shorter than that.
+    unsafe {
+        gemm::gemm(
+            c.rows,
+            c.columns,
+            a.columns,
+            c.data.as_mut_ptr(),
+            1,
+            c.row_stride as isize,
+            beta != 0.0,
+            a.data.as_ptr(),
+            a.column_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.column_stride as isize,
+            b.row_stride as isize,
+            beta,
+            alpha,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn values(len: usize, seed: u32) -> Vec<f32> {
+        (0..len as u32)
+            .map(|i| ((i.wrapping_mul(2_654_435_761).wrapping_add(seed)) >> 8) as f32 / 1e7 - 0.8)
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn matches_the_sum_of_products(
+            m in 0_usize..40, k in 0_usize..40, n in 0_usize..40, pad in 0_usize..3,
+            flip_a: bool, flip_b: bool, all: bool, beta in prop_oneof![Just(0.0_f32), Just(1.0), Just(-0.5)],
+        ) {
+            let (a_rows, a_columns) = if flip_a { (k, m) } else { (m, k) };
+            let (b_rows, b_columns) = if flip_b { (n, k) } else { (k, n) };
+            let a_data = values(a_rows * (a_columns + pad), 1);
+            let b_data = values(b_rows * (b_columns + pad), 2);
+            let c_start = values(m * (n + pad), 3);
+            let mut a = Matrix::strided(&a_data, a_rows, a_columns, a_columns + pad);
+            let mut b = Matrix::strided(&b_data, b_rows, b_columns, b_columns + pad);
+            if flip_a { a = a.transposed(); }
+            if flip_b { b = b.transposed(); }
+            let mut c = c_start.clone();
+            let threads = if all { Threads::All } else { Threads::One };
+            multiply(0.7, a, b, beta, MatrixMut::strided(&mut c, m, n, n + pad), threads);
+            for i in 0..m {
+                for j in 0..n + pad {
+                    let at = i * (n + pad) + j;
+                    if j >= n {
+                        prop_assert_eq!(c[at], c_start[at]); // padding is left alone
+                        continue;
+                    }
+                    let dot: f64 = (0..k).map(|l| {
+                        f64::from(a_data[i * a.row_stride + l * a.column_stride])
+                            * f64::from(b_data[l * b.row_stride + j * b.column_stride])
+                    }).sum();
+                    let expected = 0.7 * dot + f64::from(beta) * f64::from(c_start[at]);
+                    prop_assert!((f64::from(c[at]) - expected).abs() < 1e-5, "{} {}", c[at], expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "needs 12 values, got 11")]
+    fn refuses_a_slice_too_short() {
+        Matrix::new(&[0.0; 11], 3, 4);
+    }
+}

@@ -1,0 +1,118 @@
+//! The gated activation of a feed-forward block: silu(gate) · up (Shazeer 2020, arXiv 2002.05202).
+
+use crate::parallel::{self, block_rows};
+use crate::simd::{sigmoid, vectorized};
+
+/// silu(gate) · up for `gate_up` `[rows, 2·width]`, whose rows hold the gate and then the up part;
+/// returns `[rows, width]`.
+///
+/// # Panics
+/// When `width` is 0 or `gate_up` is not a whole number of rows.
+pub fn swiglu(gate_up: &[f32], width: usize) -> Vec<f32> {
+    check(gate_up, width);
+    let mut output = vec![0.0; gate_up.len() / 2];
+    let block = block_rows(3 * width);
+    let blocks = gate_up.chunks(2 * block * width).zip(output.chunks_mut(block * width));
+    parallel::for_each(blocks, |(gate_up, output)| {
+        vectorized(
+            #[inline(always)]
+            || {
+                for (row, output) in gate_up.chunks_exact(2 * width).zip(output.chunks_exact_mut(width)) {
+                    let (gate, up) = row.split_at(width);
+                    for ((y, &g), &u) in output.iter_mut().zip(gate).zip(up) {
+                        *y = g * sigmoid(g) * u;
+                    }
+                }
+            },
+        );
+    });
+    output
+}
+
+/// Gradient `[rows, 2·width]` of [`swiglu`]'s input, given `grad` `[rows, width]` of its output.
+///
+/// # Panics
+/// When `width` is 0, `gate_up` is not a whole number of rows, or `grad` is not half its size.
+pub fn swiglu_backward(grad: &[f32], gate_up: &[f32], width: usize) -> Vec<f32> {
+    check(gate_up, width);
+    assert_eq!(2 * grad.len(), gate_up.len(), "swiglu: the gradient must be half as large as the input");
+    let mut input = vec![0.0; gate_up.len()];
+    let block = block_rows(5 * width);
+    let blocks = (gate_up.chunks(2 * block * width))
+        .zip(grad.chunks(block * width))
+        .zip(input.chunks_mut(2 * block * width));
+    parallel::for_each(blocks, |((gate_up, grad), input)| {
+        vectorized(
+            #[inline(always)]
+            || {
+                let rows = gate_up.chunks_exact(2 * width).zip(grad.chunks_exact(width));
+                for ((row, grad), input) in rows.zip(input.chunks_exact_mut(2 * width)) {
+                    backward_row(row, grad, input, width);
+                }
+            },
+        );
+    });
+    input
+}
+
+/// With s = sigmoid(gate): d(silu) = s·(1 + gate·(1 − s)).
+#[inline(always)]
+fn backward_row(gate_up: &[f32], grad: &[f32], input: &mut [f32], width: usize) {
+    let (gate, up) = gate_up.split_at(width);
+    let (d_gate, d_up) = input.split_at_mut(width);
+    let grad = &grad[..width];
+    for i in 0..width {
+        let s = sigmoid(gate[i]);
+        let silu = gate[i] * s;
+        d_up[i] = grad[i] * silu;
+        d_gate[i] = grad[i] * up[i] * (s + silu * (1.0 - s));
+    }
+}
+
+fn check(gate_up: &[f32], width: usize) {
+    assert!(
+        width > 0 && gate_up.len().is_multiple_of(2 * width),
+        "swiglu: {} values are not rows of 2 x {width}",
+        gate_up.len()
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, assert_gradient, random, weighted};
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn forward_and_gradient(rows in 1_usize..6, width in 1_usize..40, seed: u64) {
+            let gate_up: Vec<f32> = random(rows * 2 * width, seed).iter().map(|v| 4.0 * v).collect();
+            let expected: Vec<f32> = gate_up.chunks(2 * width).flat_map(|row| {
+                (0..width).map(|i| row[i] / (1.0 + (-row[i]).exp()) * row[width + i])
+            }).collect();
+            assert_close(&swiglu(&gate_up, width), &expected, 1e-5);
+            let grad = random(rows * width, seed ^ 1);
+            let found = swiglu_backward(&grad, &gate_up, width);
+            assert_gradient("gate_up", &gate_up, &found, |x| weighted(&swiglu(x, width), &grad));
+        }
+    }
+
+    #[test]
+    fn many_blocks_equal_one_row_at_a_time() {
+        let (rows, width) = (700, 96);
+        let (x, grad) = (random(rows * 2 * width, 1), random(rows * width, 2));
+        let by_row: Vec<f32> = x.chunks(2 * width).flat_map(|row| swiglu(row, width)).collect();
+        assert_eq!(swiglu(&x, width), by_row);
+        let by_row: Vec<f32> = (x.chunks(2 * width).zip(grad.chunks(width)))
+            .flat_map(|(row, grad)| swiglu_backward(grad, row, width))
+            .collect();
+        assert_eq!(swiglu_backward(&grad, &x, width), by_row);
+    }
+
+    #[test]
+    fn large_gates_do_not_overflow() {
+        assert_eq!(swiglu(&[-1000.0, 2.0], 1), [-0.0]);
+        assert_eq!(swiglu(&[1000.0, 2.0], 1), [2000.0]);
+        assert_eq!(swiglu_backward(&[1.0], &[-1000.0, 2.0], 1), [-0.0, -0.0]);
+    }
+}

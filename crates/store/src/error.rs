@@ -1,0 +1,162 @@
+//! What can go wrong between a row id and its row, said so that a person can act on it.
+
+use std::path::{Path, PathBuf};
+
+use crate::table_file::TableOrigin;
+
+/// The store's result.
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+/// A failure of the store. No variant is ever softened into a default: the operation had no effect.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// A batch names a row that the table does not have.
+    #[error(
+        "row {row}, at position {position} of the batch, is outside the table of {rows} rows; these ids were made \
+         for another table: compare the identity of the addressing with the table's"
+    )]
+    RowOutOfRange {
+        /// The id that was asked for.
+        row: u64,
+        /// Its index in the batch.
+        position: usize,
+        /// How many rows the table has.
+        rows: u64,
+    },
+
+    /// Rows to update were repeated or out of order.
+    #[error(
+        "row {row}, at position {position} of the update, does not come after row {before} before it; rows to \
+         update must be distinct and ascending: pass DistinctRows::ids"
+    )]
+    RowsNotAscending {
+        /// The offending id.
+        row: u64,
+        /// Its index in the batch.
+        position: usize,
+        /// The id before it.
+        before: u64,
+    },
+
+    /// A buffer does not have the length that its rows need.
+    #[error("{what}: {found} values where {expected} are needed; size it as rows times width")]
+    WrongLength {
+        /// Which buffer.
+        what: &'static str,
+        /// Values needed.
+        expected: usize,
+        /// Values found.
+        found: usize,
+    },
+
+    /// A setting is outside what it may be.
+    #[error("{setting} is {value}, but must be {rule}")]
+    InvalidSetting {
+        /// The setting's name.
+        setting: &'static str,
+        /// What it was.
+        value: String,
+        /// What it must be.
+        rule: &'static str,
+    },
+
+    /// The system would not give the memory that a table needs.
+    #[error(
+        "cannot reserve {bytes} bytes of {place} for a table: {source}; use fewer or narrower rows, or another Storage"
+    )]
+    Memory {
+        /// Bytes asked for.
+        bytes: u64,
+        /// RAM, or the directory of the mapped file.
+        place: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+
+    /// The file system refused an operation.
+    #[error("{}: cannot {action} at byte {offset}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was being done.
+        action: &'static str,
+        /// Where in the file.
+        offset: u64,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+
+    /// The file is not a table that this version can read.
+    #[error("{}: not a readable table, at byte {offset}: {problem}", path.display())]
+    NotATable {
+        /// The file.
+        path: PathBuf,
+        /// Where in the file.
+        offset: u64,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+
+    /// The file was a table, and some of its bytes changed or went missing.
+    #[error("{}: damaged at byte {offset}: {problem}; restore it from a copy or an older checkpoint", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where the damage, or the block that holds it, begins.
+        offset: u64,
+        /// What is wrong.
+        problem: String,
+    },
+
+    /// The table's rows were placed by another addressing, or belong to another layer.
+    #[error(
+        "{}: holds rows of {found}, but {expected} is needed; use the table that was made with this tokenizer, seed \
+         and configuration",
+        path.display()
+    )]
+    WrongOrigin {
+        /// The file.
+        path: PathBuf,
+        /// What the caller asked for.
+        expected: TableOrigin,
+        /// What the file holds.
+        found: TableOrigin,
+    },
+}
+
+impl StoreError {
+    pub(crate) fn io(path: &Path, action: &'static str, offset: u64) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, action, offset, source }
+    }
+
+    pub(crate) fn not_a_table(path: &Path, offset: u64, problem: impl Into<String>) -> Self {
+        Self::NotATable { path: path.to_owned(), offset, problem: problem.into() }
+    }
+
+    pub(crate) fn damaged(path: &Path, offset: u64, problem: impl Into<String>) -> Self {
+        Self::Damaged { path: path.to_owned(), offset, problem: problem.into() }
+    }
+
+    pub(crate) fn setting(setting: &'static str, value: impl ToString, rule: &'static str) -> Self {
+        Self::InvalidSetting { setting, value: value.to_string(), rule }
+    }
+}
+
+/// Fails unless `found == expected`, naming the buffer.
+pub(crate) fn check_length(what: &'static str, expected: usize, found: usize) -> Result<()> {
+    if expected == found { Ok(()) } else { Err(StoreError::WrongLength { what, expected, found }) }
+}
+
+/// Fails on the first id that is not a row of a table of `rows` rows.
+pub(crate) fn check_rows(ids: &[u64], rows: u64) -> Result<()> {
+    // One branch-free pass finds that all is well, which it nearly always is.
+    if ids.iter().fold(0, |largest, &id| largest.max(id)) < rows {
+        return Ok(());
+    }
+    match ids.iter().position(|&id| id >= rows) {
+        Some(position) => Err(StoreError::RowOutOfRange { row: ids[position], position, rows }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,188 @@
+//! Where a table's bytes live: RAM on huge pages, or a mapped file.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use memmap2::{Mmap, MmapMut, MmapOptions};
+
+use crate::error::{Result, StoreError};
+
+/// Where to put a table that is built or read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// Anonymous memory, on huge pages where the system has them: a random row then costs one miss of the
+    /// processor's address cache fewer, which is most of its price.
+    Ram,
+    /// A file without a name, in this folder, mapped into memory: for tables larger than RAM. The system writes
+    /// it back as it needs room and frees it when the table is dropped, even if the process is killed; nobody
+    /// else can open, replace or shorten it. It is working space: keep a table with its `save`.
+    MappedIn(PathBuf),
+}
+
+/// A stretch of bytes that starts on a page boundary.
+#[derive(Debug)]
+pub(crate) enum Region {
+    /// Zeroed on first touch; private to this process.
+    Writable(MmapMut),
+    /// A finished file, from its first byte.
+    ReadOnly(Mmap),
+    /// No bytes at all, which no system maps.
+    Empty,
+}
+
+impl Region {
+    /// `bytes` zero bytes. Pages are only found when they are first touched (in RAM), but a mapped file's blocks
+    /// are claimed at once, so that a full disk is an error here and not a crash later.
+    pub(crate) fn zeroed(bytes: u64, storage: &Storage) -> Result<Self> {
+        if bytes == 0 {
+            return Ok(Self::Empty);
+        }
+        let mapped = match storage {
+            Storage::Ram => anonymous(bytes),
+            Storage::MappedIn(folder) => unnamed_file(bytes, folder),
+        };
+        mapped.map(Self::Writable).map_err(|source| StoreError::Memory {
+            bytes,
+            place: storage.to_string(),
+            source,
+        })
+    }
+
+    /// The whole of `file`, read-only.
+    pub(crate) fn map(file: &File, path: &Path) -> Result<Self> {
+        // SAFETY: the mapping is only read. Table files are replaced by renaming, which leaves a mapped one as it
+        // was; rewriting or shortening a table's file in place while it is mapped is outside what any process that
+        // maps files can be protected from, and is documented at `Table::open`.
+        let map = unsafe { Mmap::map(file) }.map_err(StoreError::io(path, "map the table", 0))?;
+        #[cfg(unix)]
+        map.advise(memmap2::Advice::Random).map_err(StoreError::io(path, "advise on the mapping", 0))?;
+        Ok(Self::ReadOnly(map))
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Writable(map) => map,
+            Self::ReadOnly(map) => map,
+            Self::Empty => &[],
+        }
+    }
+
+    /// The bytes to write to; none where the region is read-only.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Writable(map) => map,
+            Self::ReadOnly(_) | Self::Empty => &mut [],
+        }
+    }
+
+    /// The region as `f32`s, which its page alignment allows. Its length is a multiple of four.
+    pub(crate) fn values(&self) -> &[f32] {
+        bytemuck::cast_slice(self.bytes())
+    }
+
+    pub(crate) fn values_mut(&mut self) -> &mut [f32] {
+        bytemuck::cast_slice_mut(self.bytes_mut())
+    }
+}
+
+impl std::fmt::Display for Storage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ram => f.write_str("RAM"),
+            Self::MappedIn(folder) => write!(f, "a mapped file in {}", folder.display()),
+        }
+    }
+}
+
+fn length(bytes: u64) -> std::io::Result<usize> {
+    usize::try_from(bytes).map_err(|_| std::io::ErrorKind::OutOfMemory.into())
+}
+
+fn anonymous(bytes: u64) -> std::io::Result<MmapMut> {
+    let map = MmapOptions::new().len(length(bytes)?).map_anon()?;
+    // Advice: a kernel built without huge pages refuses it, and the table works on small ones.
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(memmap2::Advice::HugePage);
+    Ok(map)
+}
+
+fn unnamed_file(bytes: u64, folder: &Path) -> std::io::Result<MmapMut> {
+    let file = tempfile::tempfile_in(folder)?;
+    claim(&file, bytes)?;
+    // SAFETY: the file has no name, so that no other process can change or shorten it, and this is its only
+    // mapping; the map keeps it alive.
+    unsafe { MmapOptions::new().len(length(bytes)?).map_mut(&file) }
+}
+
+/// Gives `file` its length and its blocks on disk.
+fn claim(file: &File, bytes: u64) -> std::io::Result<()> {
+    file.set_len(bytes)?;
+    #[cfg(target_os = "linux")]
+    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
+        Ok(()) => return Ok(()),
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
+        Err(refusal) => return Err(refusal.into()),
+    }
+    std::io::copy(&mut std::io::Read::take(std::io::repeat(0), bytes), &mut &*file).map(drop)
+}
+
+/// How many bytes of rows to ask for ahead of the row being read: enough to keep the memory system's queue of
+/// outstanding misses full, little enough to stay in the first-level cache until used.
+const AHEAD_BYTES: usize = 8 << 10;
+
+/// How many rows of `row_bytes` to prefetch ahead.
+#[inline]
+pub(crate) fn rows_ahead(row_bytes: usize) -> usize {
+    (AHEAD_BYTES / row_bytes.max(1)).clamp(2, 32)
+}
+
+/// Asks the processor to fetch every cache line of `data[start..start + bytes]`. A hint: it reads nothing.
+#[inline(always)]
+pub(crate) fn prefetch<T>(data: &[T], start: usize, bytes: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let first = data.as_ptr().wrapping_add(start).cast::<i8>();
+        let mut at = 0;
+        while at < bytes {
+            // SAFETY: prefetching is in the base instruction set and does not access memory: an address that is not
+            // mapped is ignored.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(at)) };
+            at += 64;
+        }
+        // A row that starts inside a line ends in one more.
+        if bytes > 0 {
+            // SAFETY: as above.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(bytes - 1)) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (data, start, bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regions_start_zeroed_and_hold_what_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        for storage in [Storage::Ram, Storage::MappedIn(folder.path().to_owned())] {
+            let mut region = Region::zeroed(10_000, &storage).unwrap();
+            assert!(region.bytes().iter().all(|&byte| byte == 0) && region.bytes().len() == 10_000);
+            region.values_mut()[2_499] = 7.0;
+            assert_eq!(region.values()[2_499], 7.0);
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "the mapped file has no name");
+        assert!(Region::zeroed(0, &Storage::Ram).unwrap().bytes().is_empty());
+    }
+
+    #[test]
+    fn a_region_that_cannot_be_had_names_its_size_and_place() {
+        let refused = Region::zeroed(1 << 60, &Storage::Ram).unwrap_err().to_string();
+        assert!(refused.contains("1152921504606846976 bytes of RAM"), "{refused}");
+        let refused =
+            Region::zeroed(8, &Storage::MappedIn("/no/such/folder".into())).unwrap_err().to_string();
+        assert!(refused.contains("/no/such/folder"), "{refused}");
+    }
+}

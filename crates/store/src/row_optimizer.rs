@@ -1,0 +1,219 @@
+//! Optimisers that touch only the rows that a batch used.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Result, StoreError};
+use crate::memory::{prefetch, rows_ahead};
+
+/// How a row learns from its gradient. State exists per row; rows without a gradient keep values *and* state as they
+/// are, and there is no weight decay (it would touch every row). The rate is given with each update.
+///
+/// With gradient g of a row that step t touches (t counts the table's updates, from 1):
+///
+/// **Adam** (two moments per value; the lazy form, step for step PyTorch's `SparseAdam`):
+///
+/// ```text
+/// m ← m + (1 − β1)(g − m)
+/// v ← v + (1 − β2)(g² − v)
+/// p ← p − rate · √(1 − β2ᵗ) / (1 − β1ᵗ) · m / (√v + ε)
+/// ```
+///
+/// **Row-wise Adam** (one second moment per *row*, a state of 4 bytes whatever the width):
+///
+/// ```text
+/// s = mean over the row of g²
+/// v ← s                      at the row's first touch (v = 0)
+/// v ← v + (1 − β2)(s − v)    afterwards
+/// p ← p − rate · g / (√v + ε)
+/// ```
+///
+/// A correction of the bias by the table's step count would be wrong for a row first touched late: at step 1000 with
+/// β2 = 0.999 its v would hold a thousandth of s, and its first step would be 31 times too long. Starting v at the
+/// first s has no bias to correct, so that a row's first step has root mean square `rate` whenever it comes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
+pub enum RowOptimizer {
+    /// Two moments per value.
+    Adam {
+        /// Decay of the first moment, in [0, 1).
+        beta1: f64,
+        /// Decay of the second moment, in [0, 1).
+        beta2: f64,
+        /// Added to the root of the second moment; above 0.
+        epsilon: f64,
+    },
+    /// One second moment per row.
+    RowWiseAdam {
+        /// Decay of the second moment, in [0, 1).
+        beta2: f64,
+        /// Added to the root of the second moment; above 0.
+        epsilon: f64,
+    },
+}
+
+impl RowOptimizer {
+    /// Adam with the customary β1 = 0.9, β2 = 0.999, ε = 1e-8.
+    pub const fn adam() -> Self {
+        Self::Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 }
+    }
+
+    /// Row-wise Adam with β2 = 0.999, ε = 1e-8.
+    pub const fn row_wise_adam() -> Self {
+        Self::RowWiseAdam { beta2: 0.999, epsilon: 1e-8 }
+    }
+
+    /// State values kept per row of `width` values: the first kind, then the second. 0: there is none.
+    pub const fn state_widths(&self, width: usize) -> [usize; 2] {
+        match self {
+            Self::Adam { .. } => [width, width],
+            Self::RowWiseAdam { .. } => [1, 0],
+        }
+    }
+
+    /// Fails if a setting is outside its range.
+    pub(crate) fn check(&self) -> Result<()> {
+        let (beta1, beta2, epsilon) = match *self {
+            Self::Adam { beta1, beta2, epsilon } => (beta1, beta2, epsilon),
+            Self::RowWiseAdam { beta2, epsilon } => (0.0, beta2, epsilon),
+        };
+        let unit = "at least 0 and below 1";
+        if !(0.0..1.0).contains(&beta1) {
+            return Err(StoreError::setting("beta1", beta1, unit));
+        }
+        if !(0.0..1.0).contains(&beta2) {
+            return Err(StoreError::setting("beta2", beta2, unit));
+        }
+        if !(epsilon > 0.0 && epsilon.is_finite()) {
+            return Err(StoreError::setting("epsilon", epsilon, "finite and above 0"));
+        }
+        Ok(())
+    }
+
+    /// This optimiser's step number `step` (from 1) at `rate`.
+    pub(crate) fn step(&self, step: u64, rate: f32) -> RowStep {
+        match *self {
+            Self::Adam { beta1, beta2, epsilon } => {
+                let correction = |beta: f64| 1.0 - beta.powf(step as f64);
+                RowStep::Adam {
+                    take1: (1.0 - beta1) as f32,
+                    take2: (1.0 - beta2) as f32,
+                    epsilon: epsilon as f32,
+                    size: (f64::from(rate) * correction(beta2).sqrt() / correction(beta1)) as f32,
+                }
+            }
+            Self::RowWiseAdam { beta2, epsilon } => {
+                RowStep::RowWise { take2: (1.0 - beta2) as f32, epsilon: epsilon as f32, rate }
+            }
+        }
+    }
+}
+
+/// One step's constants, worked out in f64 and rounded once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum RowStep {
+    Adam { take1: f32, take2: f32, epsilon: f32, size: f32 },
+    RowWise { take2: f32, epsilon: f32, rate: f32 },
+}
+
+/// A stretch of consecutive rows of a table with their optimiser state.
+pub(crate) struct RowsMut<'a> {
+    /// The table's id of the first row.
+    pub(crate) first: u64,
+    pub(crate) width: usize,
+    /// [rows, width]
+    pub(crate) values: &'a mut [f32],
+    /// Each [rows, its width]; a width of 0 has no values.
+    pub(crate) state: [(usize, &'a mut [f32]); 2],
+}
+
+impl<'a> RowsMut<'a> {
+    /// The rows before row `id`, and the rest.
+    fn split_at(self, id: u64) -> (Self, Self) {
+        let rows = (id - self.first) as usize;
+        let (values, values_after) = self.values.split_at_mut(rows * self.width);
+        let [first, second] = self.state.map(|(width, state)| {
+            let (before, after) = state.split_at_mut(rows * width);
+            [(width, before), (width, after)]
+        });
+        let ([first, first_after], [second, second_after]) = (first, second);
+        (
+            Self { values, state: [first, second], ..self },
+            Self { first: id, width: self.width, values: values_after, state: [first_after, second_after] },
+        )
+    }
+}
+
+/// Values below which handing work to another thread costs more than it saves.
+const VALUES_PER_TASK: usize = 1 << 15;
+
+impl RowStep {
+    /// Applies the step to the rows `ids` (strictly ascending, all inside `rows`) with gradients [ids, width].
+    ///
+    /// Rows are independent, so the result does not depend on how the work is split.
+    pub(crate) fn apply(self, rows: RowsMut<'_>, ids: &[u64], grads: &[f32]) {
+        if grads.len() <= VALUES_PER_TASK || ids.len() < 2 || rayon::current_num_threads() == 1 {
+            return self.apply_here(rows, ids, grads);
+        }
+        let middle = ids.len() / 2;
+        let (grads_before, grads_after) = grads.split_at(middle * rows.width);
+        let (before, after) = rows.split_at(ids[middle]);
+        rayon::join(
+            || self.apply(before, &ids[..middle], grads_before),
+            || self.apply(after, &ids[middle..], grads_after),
+        );
+    }
+
+    fn apply_here(self, rows: RowsMut<'_>, ids: &[u64], grads: &[f32]) {
+        let RowsMut { first, width, values, state: [(width1, state1), (width2, state2)] } = rows;
+        let ahead = rows_ahead(4 * (width + width1 + width2));
+        for (i, (&id, grad)) in ids.iter().zip(grads.chunks_exact(width)).enumerate() {
+            if let Some(&next) = ids.get(i + ahead) {
+                let row = (next - first) as usize;
+                prefetch(values, row * width, 4 * width);
+                prefetch(state1, row * width1, 4 * width1);
+                prefetch(state2, row * width2, 4 * width2);
+            }
+            let row = (id - first) as usize;
+            let value = &mut values[row * width..][..width];
+            let state1 = &mut state1[row * width1..][..width1];
+            let state2 = &mut state2[row * width2..][..width2];
+            match self {
+                Self::Adam { .. } => self.adam(value, state1, state2, grad),
+                Self::RowWise { .. } => self.row_wise(value, &mut state1[0], grad),
+            }
+        }
+    }
+
+    #[inline]
+    fn adam(self, values: &mut [f32], first: &mut [f32], second: &mut [f32], grads: &[f32]) {
+        let Self::Adam { take1, take2, epsilon, size } = self else { return };
+        for (((p, m), v), &g) in values.iter_mut().zip(first).zip(second).zip(grads) {
+            *m += take1 * (g - *m);
+            *v += take2 * (g * g - *v);
+            *p -= size * (*m / (v.sqrt() + epsilon));
+        }
+    }
+
+    #[inline]
+    fn row_wise(self, values: &mut [f32], second: &mut f32, grads: &[f32]) {
+        let Self::RowWise { take2, epsilon, rate } = self else { return };
+        let mean = sum_of_squares(grads) / grads.len() as f32;
+        *second = if *second == 0.0 { mean } else { *second + take2 * (mean - *second) };
+        let factor = rate / (second.sqrt() + epsilon);
+        for (p, &g) in values.iter_mut().zip(grads) {
+            *p -= factor * g;
+        }
+    }
+}
+
+/// In eight fixed partial sums, so that it runs in vector registers and always rounds the same.
+fn sum_of_squares(values: &[f32]) -> f32 {
+    let mut partial = [0.0f32; 8];
+    let chunks = values.chunks_exact(8);
+    let rest: f32 = chunks.remainder().iter().map(|value| value * value).sum();
+    for chunk in chunks {
+        partial.iter_mut().zip(chunk).for_each(|(sum, value)| *sum += value * value);
+    }
+    partial.iter().sum::<f32>() + rest
+}

@@ -1,0 +1,375 @@
+//! A table on disk: one file, checked to the last bit, replaced in one step.
+//!
+//! ```text
+//! 0      header, 4096 bytes, little-endian:
+//!          0  magic "ENGRAMTB"    8  version u32        12  row format u32 (0 f32, 1 bf16, 2 fp8 e4m3)
+//!         16  rows u64           24  width u64          32  layer u64           40  identity, 32 bytes
+//!         72  step u64           80  optimiser u32 (0 none, 1 Adam, 2 row-wise Adam), u32 zero
+//!         88  β1 f64             96  β2 f64            104  ε f64
+//!        112  bytes per checksum block u64             120  BLAKE3 of the list of checksums, 32 bytes
+//!        152  zeros            4064  BLAKE3 of the header's first 4064 bytes
+//! 4096   sections, each padded with zeros to a multiple of 4096 bytes: the rows one after another;
+//!        with an optimiser, its first and (Adam) second kind of state
+//! then   the list of checksums: BLAKE3 of every block of every section with its padding, 32 bytes each
+//! ```
+//!
+//! The header's checksum covers the list's, the list covers every block: no bit and no length can change unseen.
+//! A trained table is thus also a read-only one, whose state is simply not looked at.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Result, StoreError};
+use crate::row_format::RowFormat;
+use crate::row_optimizer::RowOptimizer;
+
+/// The version of the layout that this crate writes and reads.
+pub const VERSION: u32 = 1;
+
+const MAGIC: [u8; 8] = *b"ENGRAMTB";
+const HEADER_BYTES: usize = 4096;
+const HEADER_HASHED: usize = HEADER_BYTES - 32;
+const PAGE: u64 = 4096;
+const BLOCK_BYTES: u64 = 1 << 20;
+
+/// Which addressing placed a table's rows, and for which layer: rows mean nothing under any other.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TableOrigin {
+    /// The identity of the addressing: one hash over classes, multipliers, primes and orders.
+    pub identity: [u8; 32],
+    /// The layer of the model, counted from 0.
+    pub layer: u64,
+}
+
+impl fmt::Display for TableOrigin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "layer {} of the addressing ", self.layer)?;
+        self.identity.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for TableOrigin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TableOrigin({self})")
+    }
+}
+
+/// What a table file says about itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TableHeader {
+    /// Number of rows.
+    pub rows: u64,
+    /// Values per row.
+    pub width: usize,
+    /// Layout of a row.
+    pub format: RowFormat,
+    /// The addressing and layer that the rows belong to.
+    pub origin: TableOrigin,
+    /// The optimiser whose state follows the rows, and the updates it has made; `None` in a table without state.
+    pub training: Option<(RowOptimizer, u64)>,
+}
+
+impl TableHeader {
+    /// Reads and checks the header, the length and the list of checksums of the table file at `path`, but no rows.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is not a table of this [`VERSION`], or is damaged in these parts.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        TableFile::open(path.as_ref()).map(|file| file.header)
+    }
+
+    /// Fails unless the table can exist: rows, width, settings, and a size that 63 bits can count.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.rows == 0 {
+            return Err(StoreError::setting("rows", self.rows, "at least 1"));
+        }
+        if self.width == 0 {
+            return Err(StoreError::setting("width", self.width, "at least 1"));
+        }
+        if let Some((optimizer, _)) = &self.training {
+            optimizer.check()?;
+        }
+        let too_many =
+            || StoreError::setting("rows", self.rows, "few enough that the table has less than 2^60 bytes");
+        let state = self.training.map_or([0, 0], |(optimizer, _)| optimizer.state_widths(1));
+        let values_per_row = 1 + state[0] as u128 + state[1] as u128;
+        let bytes = u128::from(self.rows) * (4 * self.width as u128) * values_per_row;
+        if bytes < 1 << 60 { Ok(()) } else { Err(too_many()) }
+    }
+
+    /// Bytes of the rows and of each kind of state.
+    pub(crate) fn section_bytes(&self) -> Vec<u64> {
+        let states = self.training.map_or([0, 0], |(optimizer, _)| optimizer.state_widths(self.width));
+        let states = states.into_iter().filter(|&width| width > 0).map(|width| 4 * width);
+        let per_row = std::iter::once(self.format.bytes_per_row(self.width)).chain(states);
+        per_row.map(|bytes| self.rows * bytes as u64).collect()
+    }
+
+    fn to_bytes(&self, list_hash: &[u8; 32]) -> [u8; HEADER_BYTES] {
+        let (kind, beta1, beta2, epsilon) = match self.training {
+            None => (0u32, 0.0, 0.0, 0.0),
+            Some((RowOptimizer::Adam { beta1, beta2, epsilon }, _)) => (1, beta1, beta2, epsilon),
+            Some((RowOptimizer::RowWiseAdam { beta2, epsilon }, _)) => (2, 0.0, beta2, epsilon),
+        };
+        let format: u32 = match self.format {
+            RowFormat::F32 => 0,
+            RowFormat::Bf16 => 1,
+            RowFormat::Fp8E4m3 => 2,
+        };
+        let step = self.training.map_or(0, |(_, step)| step);
+        let mut bytes = [0; HEADER_BYTES];
+        let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
+        put(0, &MAGIC);
+        put(8, &VERSION.to_le_bytes());
+        put(12, &format.to_le_bytes());
+        put(16, &self.rows.to_le_bytes());
+        put(24, &(self.width as u64).to_le_bytes());
+        put(32, &self.origin.layer.to_le_bytes());
+        put(40, &self.origin.identity);
+        put(72, &step.to_le_bytes());
+        put(80, &kind.to_le_bytes());
+        put(88, &beta1.to_le_bytes());
+        put(96, &beta2.to_le_bytes());
+        put(104, &epsilon.to_le_bytes());
+        put(112, &BLOCK_BYTES.to_le_bytes());
+        put(120, list_hash);
+        let hash = blake3::hash(&bytes[..HEADER_HASHED]);
+        bytes[HEADER_HASHED..].copy_from_slice(hash.as_bytes());
+        bytes
+    }
+
+    /// The header and the hash of the list of checksums.
+    fn from_bytes(bytes: &[u8; HEADER_BYTES], path: &Path) -> Result<(Self, [u8; 32])> {
+        let refuse = |at: usize, problem: String| Err(StoreError::not_a_table(path, at as u64, problem));
+        if bytes[..8] != MAGIC {
+            return refuse(
+                0,
+                "it does not begin with ENGRAMTB; pass a file that a table was saved to".into(),
+            );
+        }
+        let version = u32::from_le_bytes(field(bytes, 8));
+        if version != VERSION {
+            let problem =
+                format!("version {version}, but this program reads version {VERSION}; use a matching one");
+            return refuse(8, problem);
+        }
+        if blake3::hash(&bytes[..HEADER_HASHED]).as_bytes()[..] != bytes[HEADER_HASHED..] {
+            return Err(StoreError::damaged(path, 0, "the header does not match its checksum"));
+        }
+        // From here on the bytes are those that were written, but not necessarily by a sane program.
+        let format = match u32::from_le_bytes(field(bytes, 12)) {
+            0 => RowFormat::F32,
+            1 => RowFormat::Bf16,
+            2 => RowFormat::Fp8E4m3,
+            code => return refuse(12, format!("unknown row format {code}; use the program that wrote it")),
+        };
+        let [beta1, beta2, epsilon] = [88, 96, 104].map(|at| f64::from_le_bytes(field(bytes, at)));
+        let step = u64::from_le_bytes(field(bytes, 72));
+        let training = match u32::from_le_bytes(field(bytes, 80)) {
+            0 => None,
+            1 => Some((RowOptimizer::Adam { beta1, beta2, epsilon }, step)),
+            2 => Some((RowOptimizer::RowWiseAdam { beta2, epsilon }, step)),
+            code => return refuse(80, format!("unknown optimiser {code}; use the program that wrote it")),
+        };
+        let width = u64::from_le_bytes(field(bytes, 24));
+        let Ok(width) = usize::try_from(width) else {
+            return refuse(24, format!("rows of {width} values do not fit this machine"));
+        };
+        let origin = TableOrigin { identity: field(bytes, 40), layer: u64::from_le_bytes(field(bytes, 32)) };
+        let header = Self { rows: u64::from_le_bytes(field(bytes, 16)), width, format, origin, training };
+        if let Err(impossible) = header.check() {
+            return refuse(16, impossible.to_string());
+        }
+        let block = u64::from_le_bytes(field(bytes, 112));
+        if block != BLOCK_BYTES {
+            return refuse(112, format!("checksum blocks of {block} bytes, but version 1 has {BLOCK_BYTES}"));
+        }
+        Ok((header, field(bytes, 120)))
+    }
+}
+
+fn field<const N: usize>(bytes: &[u8; HEADER_BYTES], at: usize) -> [u8; N] {
+    std::array::from_fn(|i| bytes[at + i])
+}
+
+/// A section's place in the file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Section {
+    pub(crate) offset: u64,
+    /// Without padding.
+    pub(crate) bytes: u64,
+    first_block: u64,
+}
+
+impl Section {
+    fn padded(&self) -> u64 {
+        self.bytes.next_multiple_of(PAGE)
+    }
+
+    fn blocks(&self) -> u64 {
+        self.padded().div_ceil(BLOCK_BYTES)
+    }
+}
+
+/// Where everything lies in a file with this header: the sections, and the list of checksums (offset, entries).
+fn layout(header: &TableHeader) -> (Vec<Section>, u64, u64) {
+    let (mut offset, mut first_block) = (HEADER_BYTES as u64, 0);
+    let place = |bytes| {
+        let section = Section { offset, bytes, first_block };
+        offset += section.padded();
+        first_block += section.blocks();
+        section
+    };
+    (header.section_bytes().into_iter().map(place).collect(), offset, first_block)
+}
+
+/// Writes a table file: under a temporary name, flushed to disk, then renamed to `path`. Whatever happens on the way,
+/// `path` is afterwards either what it was before or the whole new table.
+pub(crate) fn write(path: &Path, header: &TableHeader, sections: &[&[u8]]) -> Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".table-").suffix(".tmp");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666)); // less the process's mask
+    let mut temporary = builder.tempfile_in(folder).map_err(StoreError::io(folder, "create a file", 0))?;
+    write_content(temporary.as_file_mut(), path, header, sections)?;
+    temporary.as_file().sync_all().map_err(StoreError::io(path, "flush the table to disk", 0))?;
+    temporary
+        .persist(path)
+        .map_err(|refused| StoreError::io(path, "put the table in place", 0)(refused.error))?;
+    // The new name reaches the disk with its folder. Only Unix lets a folder be flushed.
+    #[cfg(unix)]
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(StoreError::io(
+        folder,
+        "flush the folder to disk",
+        0,
+    ))?;
+    Ok(())
+}
+
+fn write_content(file: &mut File, path: &Path, header: &TableHeader, sections: &[&[u8]]) -> Result<()> {
+    let (mut offset, mut list) = (0, Vec::new());
+    let mut put = |bytes: &[u8]| {
+        let result = file.write_all(bytes).map_err(StoreError::io(path, "write the table", offset));
+        offset += bytes.len() as u64;
+        result
+    };
+    put(&[0; HEADER_BYTES])?;
+    for section in sections {
+        for block in section.chunks(BLOCK_BYTES as usize) {
+            let padding = &[0; PAGE as usize][..block.len().next_multiple_of(PAGE as usize) - block.len()];
+            list.extend_from_slice(hash_block(block, padding).as_bytes());
+            put(block)?;
+            put(padding)?;
+        }
+    }
+    put(&list)?;
+    let head = header.to_bytes(blake3::hash(&list).as_bytes());
+    file.seek(SeekFrom::Start(0)).and_then(|_| file.write_all(&head)).map_err(StoreError::io(
+        path,
+        "write the header",
+        0,
+    ))
+}
+
+fn hash_block(block: &[u8], padding: &[u8]) -> blake3::Hash {
+    blake3::Hasher::new().update(block).update(padding).finalize()
+}
+
+/// An open table file whose header, length and list of checksums are right.
+pub(crate) struct TableFile {
+    pub(crate) path: PathBuf,
+    pub(crate) file: File,
+    pub(crate) header: TableHeader,
+    pub(crate) sections: Vec<Section>,
+    /// BLAKE3 of every block, section after section.
+    list: Vec<u8>,
+}
+
+impl TableFile {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let read = |offset| StoreError::io(path, "read the table", offset);
+        let mut file = File::open(path).map_err(StoreError::io(path, "open the table", 0))?;
+        let found = file.metadata().map_err(read(0))?.len();
+        if found < HEADER_BYTES as u64 {
+            let problem =
+                format!("it ends within the header of {HEADER_BYTES} bytes: truncated, or no table");
+            return Err(StoreError::not_a_table(path, found, problem));
+        }
+        let mut head = [0; HEADER_BYTES];
+        file.read_exact(&mut head).map_err(read(0))?;
+        let (header, list_hash) = TableHeader::from_bytes(&head, path)?;
+        let (sections, list_offset, blocks) = layout(&header);
+        let expected = list_offset + 32 * blocks;
+        if found != expected {
+            let problem = format!("the file has {found} bytes, but its header promises {expected}");
+            return Err(StoreError::damaged(path, found.min(expected), problem));
+        }
+        let mut list = vec![0; 32 * blocks as usize];
+        file.seek(SeekFrom::Start(list_offset)).map_err(read(list_offset))?;
+        file.read_exact(&mut list).map_err(read(list_offset))?;
+        if blake3::hash(&list) != list_hash {
+            return Err(StoreError::damaged(
+                path,
+                list_offset,
+                "the list of checksums does not match the header",
+            ));
+        }
+        Ok(Self { path: path.to_owned(), file, header, sections, list })
+    }
+
+    /// Fails unless the file's rows belong to `expected`.
+    pub(crate) fn require(&self, expected: &TableOrigin) -> Result<()> {
+        let found = self.header.origin;
+        if found == *expected {
+            return Ok(());
+        }
+        Err(StoreError::WrongOrigin { path: self.path.clone(), expected: *expected, found })
+    }
+
+    /// Reads section `index` into `out` (its exact length), checking every block.
+    pub(crate) fn read_section(&mut self, index: usize, out: &mut [u8]) -> Result<()> {
+        let section = self.sections[index];
+        debug_assert_eq!(section.bytes, out.len() as u64);
+        for (i, block) in (0..).zip(out.chunks_mut(BLOCK_BYTES as usize)) {
+            self.read_block(&section, i, block)?;
+        }
+        Ok(())
+    }
+
+    /// Reads everything, checking every block and keeping nothing.
+    pub(crate) fn verify(&mut self) -> Result<()> {
+        let mut buffer = vec![0; BLOCK_BYTES as usize];
+        for section in self.sections.clone() {
+            for i in 0..section.blocks() {
+                let bytes = BLOCK_BYTES.min(section.bytes - i * BLOCK_BYTES);
+                self.read_block(&section, i, &mut buffer[..bytes as usize])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a section's block number `i`, which has `block.len()` bytes without its padding.
+    fn read_block(&mut self, section: &Section, i: u64, block: &mut [u8]) -> Result<()> {
+        let offset = section.offset + i * BLOCK_BYTES;
+        let mut padding = [0; PAGE as usize];
+        let padding = &mut padding[..block.len().next_multiple_of(PAGE as usize) - block.len()];
+        self.file
+            .seek(SeekFrom::Start(offset))
+            .and_then(|_| self.file.read_exact(block))
+            .and_then(|()| self.file.read_exact(padding))
+            .map_err(StoreError::io(&self.path, "read the table", offset))?;
+        let at = 32 * (section.first_block + i) as usize;
+        if hash_block(block, padding).as_bytes()[..] != self.list[at..at + 32] {
+            let end = offset + (block.len() + padding.len()) as u64;
+            let problem = format!("the block up to byte {end} does not match its checksum");
+            return Err(StoreError::damaged(&self.path, offset, problem));
+        }
+        Ok(())
+    }
+}
