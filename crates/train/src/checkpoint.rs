@@ -1,0 +1,277 @@
+//! Checkpoints: folders that are whole or not there.
+//!
+//! A checkpoint `step-00001000` holds everything that training needs to go on as if it had never stopped:
+//!
+//! | file | what |
+//! |---|---|
+//! | `run.toml` | the configuration |
+//! | `tokenizer.json` | the tokenizer |
+//! | `model.safetensors` | weights, f32, by name |
+//! | `optimizer.safetensors` | state of Muon and Adam, by name and moment |
+//! | `memory.layerL.table` | rows of memory layer L and their optimiser's state |
+//! | `state.json` | step, position in the data, tokens seen |
+//! | `manifest.json` | size and BLAKE3 hash of each file above |
+//!
+//! It is written under another name, flushed to disk, and renamed when complete. The newest ones are kept; an older
+//! one is removed only after the new one stands.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::parameters::HostTensor;
+
+/// Version of the folder's layout.
+const FORMAT: u32 = 1;
+const MANIFEST: &str = "manifest.json";
+const PREFIX: &str = "step-";
+const UNFINISHED: &str = ".unfinished-";
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Manifest {
+    format: u32,
+    files: BTreeMap<String, FileSum>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileSum {
+    bytes: u64,
+    blake3: String,
+}
+
+/// A checkpoint being written.
+#[derive(Debug)]
+pub struct CheckpointWriter {
+    /// Where the finished checkpoint will stand.
+    target: PathBuf,
+    folder: PathBuf,
+}
+
+impl CheckpointWriter {
+    /// Begins the checkpoint of `step` in `folder`, which is made if it is not there. What an interrupted attempt
+    /// left is removed.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn begin(folder: &Path, step: u64) -> Result<Self> {
+        fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
+        for path in entries(folder)? {
+            if name_of(&path).starts_with(UNFINISHED) {
+                fs::remove_dir_all(&path).map_err(Error::file("remove", &path))?;
+            }
+        }
+        let name = step_name(step);
+        let unfinished = folder.join(format!("{UNFINISHED}{name}"));
+        fs::create_dir(&unfinished).map_err(Error::file("create", &unfinished))?;
+        Ok(Self { target: folder.join(name), folder: unfinished })
+    }
+
+    /// The folder to write files into, for parts that write themselves.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Writes a text file.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn text(&self, name: &str, text: &str) -> Result<()> {
+        let path = self.folder.join(name);
+        fs::write(&path, text).map_err(Error::file("write", &path))
+    }
+
+    /// Writes tensors as `name`, in the safetensors format.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn tensors(&self, name: &str, tensors: &BTreeMap<String, HostTensor>) -> Result<()> {
+        let path = self.folder.join(name);
+        let views: BTreeMap<&str, TensorView<'_>> = tensors
+            .iter()
+            .map(|(name, tensor)| {
+                let bytes = bytemuck::cast_slice(&tensor.values);
+                let view = TensorView::new(Dtype::F32, tensor.shape.clone(), bytes);
+                view.map(|view| (name.as_str(), view)).map_err(|error| Error::weights(&path, error))
+            })
+            .collect::<Result<_>>()?;
+        safetensors::serialize_to_file(views, None, &path).map_err(|error| match error {
+            safetensors::SafeTensorError::IoError(error) => Error::file("write", &path)(error),
+            other => Error::weights(&path, other),
+        })
+    }
+
+    /// Hashes and flushes every file, puts the checkpoint in place, and removes all but the `keep` newest ones.
+    ///
+    /// # Errors
+    /// When the file system refuses; earlier checkpoints are then as they were.
+    pub fn finish(self, keep: usize) -> Result<PathBuf> {
+        let mut files = BTreeMap::new();
+        for path in entries(&self.folder)? {
+            files.insert(name_of(&path), sum_and_flush(&path)?);
+        }
+        let manifest = serde_json::to_string_pretty(&Manifest { format: FORMAT, files });
+        let manifest = manifest.map_err(|error| Error::weights(&self.folder, error))?;
+        let path = self.folder.join(MANIFEST);
+        let mut file = File::create(&path).map_err(Error::file("create", &path))?;
+        file.write_all(manifest.as_bytes()).and_then(|()| file.sync_all()).map_err(Error::file("write", &path))?;
+        flush_folder(&self.folder)?;
+        if self.target.exists() {
+            // The same step again, after a resume from an earlier one: the new one is as good, and complete.
+            fs::remove_dir_all(&self.target).map_err(Error::file("replace", &self.target))?;
+        }
+        fs::rename(&self.folder, &self.target).map_err(Error::file("put in place", &self.target))?;
+        let parent = self.target.parent().unwrap_or(Path::new("."));
+        flush_folder(parent)?;
+        for old in list(parent)?.into_iter().rev().skip(keep.max(1)) {
+            fs::remove_dir_all(&old).map_err(Error::file("remove", &old))?;
+        }
+        Ok(self.target)
+    }
+}
+
+/// A complete checkpoint, verified.
+#[derive(Debug)]
+pub struct Checkpoint {
+    folder: PathBuf,
+}
+
+impl Checkpoint {
+    /// Opens and verifies `path`: a checkpoint, or a folder of checkpoints, whose newest is taken.
+    ///
+    /// # Errors
+    /// When there is none, or any of its files is missing, truncated or changed.
+    pub fn open(path: &Path) -> Result<Self> {
+        let folder = if path.join(MANIFEST).is_file() {
+            path.to_owned()
+        } else {
+            let inside = path.join("checkpoints");
+            let place = if inside.is_dir() { &inside } else { path };
+            let newest = if place.is_dir() { list(place)?.pop() } else { None };
+            newest.ok_or_else(|| Error::NoCheckpoint { path: path.to_owned() })?
+        };
+        let checkpoint = Self { folder };
+        checkpoint.verify()?;
+        Ok(checkpoint)
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Reads a text file.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn text(&self, name: &str) -> Result<String> {
+        let path = self.folder.join(name);
+        fs::read_to_string(&path).map_err(Error::file("read", &path))
+    }
+
+    /// Reads a JSON file.
+    ///
+    /// # Errors
+    /// When it cannot be read, or holds something else.
+    pub fn json<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
+        let path = self.folder.join(name);
+        serde_json::from_str(&self.text(name)?).map_err(|error| Error::weights(&path, error))
+    }
+
+    /// Reads tensors, which must be f32.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or holds something else.
+    pub fn tensors(&self, name: &str) -> Result<BTreeMap<String, HostTensor>> {
+        let path = self.folder.join(name);
+        let bytes = fs::read(&path).map_err(Error::file("read", &path))?;
+        let tensors = SafeTensors::deserialize(&bytes).map_err(|error| Error::weights(&path, error))?;
+        let host = |(name, view): (String, TensorView<'_>)| {
+            if view.dtype() != Dtype::F32 {
+                return Err(Error::weights(&path, format!("`{name}` is {:?}, not F32", view.dtype())));
+            }
+            let values = bytemuck::pod_collect_to_vec(view.data());
+            Ok((name, HostTensor { shape: view.shape().to_vec(), values }))
+        };
+        tensors.tensors().into_iter().map(host).collect()
+    }
+
+    fn verify(&self) -> Result<()> {
+        let path = self.folder.join(MANIFEST);
+        let manifest: Manifest = self.json(MANIFEST)?;
+        if manifest.format != FORMAT {
+            let problem = format!("its format is {}, this program reads {FORMAT}", manifest.format);
+            return Err(Error::weights(&path, problem));
+        }
+        for (name, expected) in &manifest.files {
+            let path = self.folder.join(name);
+            let found = sum(&path)?;
+            if found.bytes != expected.bytes {
+                let problem = format!("{} bytes, of which {} are there", expected.bytes, found.bytes);
+                return Err(Error::Damaged { path, problem });
+            }
+            if found != *expected {
+                return Err(Error::Damaged { path, problem: "its contents have changed".into() });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The checkpoints in `folder`, oldest first.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found: Vec<PathBuf> = entries(folder)?;
+    found.retain(|path| name_of(path).starts_with(PREFIX) && path.join(MANIFEST).is_file());
+    // Steps are written with eight digits at least, and more are also longer.
+    found.sort_by_key(|path| (name_of(path).len(), name_of(path)));
+    Ok(found)
+}
+
+fn step_name(step: u64) -> String {
+    format!("{PREFIX}{step:08}")
+}
+
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let read = fs::read_dir(folder).map_err(Error::file("read", folder))?;
+    read.map(|entry| entry.map(|entry| entry.path()).map_err(Error::file("read", folder))).collect()
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn sum(path: &Path) -> Result<FileSum> {
+    let mut file = File::open(path).map_err(Error::file("open", path))?;
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut bytes = 0;
+    loop {
+        let count = file.read(&mut buffer).map_err(Error::file("read", path))?;
+        if count == 0 {
+            break;
+        }
+        hasher.update(&buffer[..count]);
+        bytes += count as u64;
+    }
+    Ok(FileSum { bytes, blake3: hasher.finalize().to_hex().to_string() })
+}
+
+fn sum_and_flush(path: &Path) -> Result<FileSum> {
+    let sum = sum(path)?;
+    File::open(path).and_then(|file| file.sync_all()).map_err(Error::file("flush", path))?;
+    Ok(sum)
+}
+
+fn flush_folder(folder: &Path) -> Result<()> {
+    File::open(folder).and_then(|file| file.sync_all()).map_err(Error::file("flush", folder))
+}

@@ -1,0 +1,207 @@
+//! A run's configuration file.
+
+use std::path::{Path, PathBuf};
+
+use engram_model::{ConfigError, ModelConfig, Precision};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::optimizer::OptimizerConfig;
+use crate::schedule::Schedule;
+use crate::tables::RowTraining;
+
+/// Everything that decides a run: one TOML file, copied into every checkpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// The model.
+    pub model: ModelConfig,
+    /// What it learns from.
+    pub data: DataConfig,
+    /// How it learns.
+    pub train: TrainConfig,
+}
+
+/// Prepared token shards and the tokenizer that made them (`engram data prepare`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// Shards to train on.
+    pub train: PathBuf,
+    /// Held-out shards.
+    pub valid: PathBuf,
+    /// The tokenizer, a Hugging Face `tokenizer.json`.
+    pub tokenizer: PathBuf,
+}
+
+/// How a model learns.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Seed of weights, rows and the order of the data.
+    #[serde(default)]
+    pub seed: u64,
+    /// Steps of the whole run.
+    pub steps: u64,
+    /// Sequences per step, each of `model.context` tokens.
+    pub batch: usize,
+    /// Parts that a step's sequences are computed in, one after another, to save memory.
+    #[serde(default = "one")]
+    pub accumulation: usize,
+    /// Factor on the peak rates over the run.
+    pub schedule: Schedule,
+    /// Rates and constants of the weights' optimisers.
+    #[serde(default)]
+    pub optimizer: OptimizerConfig,
+    /// How memory rows learn.
+    #[serde(default)]
+    pub memory: RowTraining,
+    /// Numbers that matrix products are computed in.
+    #[serde(default)]
+    pub precision: PrecisionConfig,
+    /// Steps between held-out losses.
+    #[serde(default = "every")]
+    pub evaluate_every: u64,
+    /// Held-out tokens per evaluation at most; none: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluate_tokens: Option<usize>,
+    /// Steps between checkpoints.
+    #[serde(default = "every")]
+    pub checkpoint_every: u64,
+    /// Checkpoints kept.
+    #[serde(default = "two")]
+    pub keep: usize,
+}
+
+/// Numbers that matrix products are computed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PrecisionConfig {
+    /// f32 on a CPU, bf16 on a GPU.
+    #[default]
+    Auto,
+    /// f32.
+    F32,
+    /// bf16 operands, f32 weights.
+    Bf16,
+}
+
+impl PrecisionConfig {
+    /// The precision on a device that is a GPU or not.
+    pub fn resolve(self, gpu: bool) -> Precision {
+        match self {
+            Self::Bf16 => Precision::Bf16,
+            Self::Auto if gpu => Precision::Bf16,
+            Self::Auto | Self::F32 => Precision::F32,
+        }
+    }
+}
+
+fn one() -> usize {
+    1
+}
+fn two() -> usize {
+    2
+}
+fn every() -> u64 {
+    500
+}
+
+impl RunConfig {
+    /// Reads and validates a configuration. Relative paths in it are taken from the file's own folder.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or a key or value in it cannot be used: named with its line.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
+        let mut config: Self = parse(&text, path)?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        for data in [&mut config.data.train, &mut config.data.valid, &mut config.data.tokenizer] {
+            *data = folder.join(&data);
+        }
+        config.validate().map_err(|error| locate(&text, path, &error))?;
+        Ok(config)
+    }
+
+    /// Refuses what cannot be trained.
+    ///
+    /// # Errors
+    /// The first offending key.
+    pub fn validate(&self) -> std::result::Result<(), ConfigError> {
+        self.model.validate()?;
+        let train = &self.train;
+        let at_least_one = [
+            ("train.steps", train.steps),
+            ("train.batch", train.batch as u64),
+            ("train.accumulation", train.accumulation as u64),
+            ("train.evaluate_every", train.evaluate_every),
+            ("train.checkpoint_every", train.checkpoint_every),
+            ("train.keep", train.keep as u64),
+        ];
+        if let Some((key, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
+            return Err(ConfigError::new(*key, "is 0: must be at least 1"));
+        }
+        if !train.batch.is_multiple_of(train.accumulation) {
+            let reason = format!("does not divide the batch of {}", train.batch);
+            return Err(ConfigError::new("train.accumulation", reason));
+        }
+        if !(train.memory.rate_factor > 0.0 && train.memory.rate_factor.is_finite()) {
+            return Err(ConfigError::new("train.memory.rate_factor", "must be above 0"));
+        }
+        train.schedule.validate().map_err(|error| ConfigError::new("train.schedule", error.to_string()))?;
+        train.optimizer.validate()
+    }
+
+    /// The configuration as TOML.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("a configuration is representable as TOML")
+    }
+}
+
+/// Reads a model's configuration alone: a file with a `[model]` table, whatever else it holds.
+///
+/// # Errors
+/// As [`RunConfig::load`].
+pub fn load_model_config(path: &Path) -> Result<ModelConfig> {
+    #[derive(Deserialize)]
+    struct ModelOnly {
+        model: ModelConfig,
+    }
+    let text = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
+    let ModelOnly { model } = parse(&text, path)?;
+    model.validate().map_err(|error| locate(&text, path, &error))?;
+    Ok(model)
+}
+
+fn parse<T: for<'de> Deserialize<'de>>(text: &str, path: &Path) -> Result<T> {
+    toml::from_str(text).map_err(|error| {
+        let line = error.span().map_or(1, |span| line_of(text, span.start));
+        Error::Config { path: path.to_owned(), line, problem: error.message().trim().to_owned() }
+    })
+}
+
+/// Puts the line of `error`'s key to it; where the key itself is absent, that of its table.
+fn locate(text: &str, path: &Path, error: &ConfigError) -> Error {
+    let line = key_line(text, &error.key);
+    Error::Config { path: path.to_owned(), line, problem: error.to_string() }
+}
+
+/// Line of the longest prefix of the dotted `key` that the text holds; 1 if none.
+fn key_line(text: &str, key: &str) -> usize {
+    let Ok(document) = toml::de::DeTable::parse(text) else { return 1 };
+    let mut table = document.get_ref();
+    let mut line = 1;
+    for part in key.split('.') {
+        let Some((name, value)) = table.iter().find(|(name, _)| name.get_ref().as_ref() == part) else { break };
+        line = line_of(text, name.span().start);
+        match value.get_ref() {
+            toml::de::DeValue::Table(inner) => table = inner,
+            _ => break,
+        }
+    }
+    line
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text[..offset.min(text.len())].matches('\n').count() + 1
+}

@@ -1,0 +1,96 @@
+//! What can go wrong between a corpus and a trained checkpoint.
+
+use std::fmt::Display;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error that says what was wrong, where, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file system refused.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    File {
+        /// What was attempted.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A configuration file that cannot be used.
+    #[error("{}:{line}: {problem}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// What is wrong there.
+        problem: String,
+    },
+    /// A file of weights or state that does not fit.
+    #[error("{source_name}: {problem}")]
+    Weights {
+        /// The file.
+        source_name: String,
+        /// What does not fit.
+        problem: String,
+    },
+    /// A file of a checkpoint that is not as it was written.
+    #[error(
+        "{}: damaged: {problem}; restore it from a copy, or name an earlier checkpoint of the run",
+        path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// How one can tell.
+        problem: String,
+    },
+    /// No checkpoint where one was looked for.
+    #[error("{}: no complete checkpoint here; train first, or name the folder of a run", path.display())]
+    NoCheckpoint {
+        /// Where.
+        path: PathBuf,
+    },
+    /// A run that would overwrite another.
+    #[error("{}: already holds a run; go on with --resume, or name another folder", path.display())]
+    RunExists {
+        /// The run's folder.
+        path: PathBuf,
+    },
+    /// Losses or gradients that are not numbers any more.
+    #[error(
+        "training diverged at step {step}: the gradient is not finite; resume from the last checkpoint with lower \
+         rates (`train.optimizer`), or a longer warm-up"
+    )]
+    Diverged {
+        /// The step.
+        step: u64,
+    },
+    /// A value that does not fit what it is used with.
+    #[error("{0}")]
+    Mismatch(String),
+    /// Addressing refused.
+    #[error(transparent)]
+    Address(#[from] engram_address::AddressError),
+    /// The row store refused.
+    #[error(transparent)]
+    Store(#[from] engram_store::StoreError),
+    /// A configuration value that cannot be, outside of a file.
+    #[error(transparent)]
+    Value(#[from] engram_model::ConfigError),
+}
+
+impl Error {
+    pub(crate) fn file(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.as_ref().to_owned();
+        move |source| Self::File { action, path, source }
+    }
+
+    pub(crate) fn weights(source: impl AsRef<Path>, problem: impl Display) -> Self {
+        Self::Weights { source_name: source.as_ref().display().to_string(), problem: problem.to_string() }
+    }
+}

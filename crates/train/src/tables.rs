@@ -1,0 +1,326 @@
+//! The memory of a model being trained or used: addressing and one table of rows per memory layer.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use engram_address::{Addressing, Vocabulary};
+use engram_model::{Compression, MemoryConfig, MemoryRows};
+use engram_store::{DistinctRows, RowInit, RowOptimizer, RowSource, Storage, Table, TableOrigin, TrainableTable};
+use serde::{Deserialize, Serialize};
+use tokenizers::Tokenizer;
+
+use crate::error::{Error, Result};
+
+/// How memory rows are trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RowTraining {
+    /// The rows' rate as a multiple of the weights' (`optimizer.adam_rate`); the paper takes 5.
+    #[serde(default = "default_rate_factor")]
+    pub rate_factor: f32,
+    /// The rows' optimiser.
+    #[serde(default)]
+    pub optimizer: RowOptimizerKind,
+    /// Where rows and their optimiser's state live.
+    #[serde(default)]
+    pub storage: RowStorage,
+}
+
+/// The rows' optimiser. Neither decays rows nor clips their gradient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RowOptimizerKind {
+    /// Two moments per value.
+    #[default]
+    Adam,
+    /// One second moment per row.
+    RowWiseAdam,
+}
+
+/// Where a table being trained lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RowStorage {
+    /// In memory, on huge pages where the system has them.
+    #[default]
+    Ram,
+    /// In a mapped scratch file in the run's folder, for tables larger than memory.
+    Mapped,
+}
+
+impl Default for RowTraining {
+    fn default() -> Self {
+        Self {
+            rate_factor: default_rate_factor(),
+            optimizer: RowOptimizerKind::default(),
+            storage: RowStorage::default(),
+        }
+    }
+}
+
+fn default_rate_factor() -> f32 {
+    5.0
+}
+
+/// The addressing of `memory` over the vocabulary of `tokenizer`.
+///
+/// # Errors
+/// When the two do not fit, such as a pad token outside the vocabulary.
+pub fn addressing(memory: &MemoryConfig, tokenizer: &Tokenizer) -> Result<Addressing> {
+    let vocabulary = match memory.compression {
+        Compression::Normalised => Vocabulary::from_tokenizer(tokenizer)?,
+        Compression::None => Vocabulary::identity(tokenizer.get_vocab_size(true)),
+    };
+    Ok(Addressing::new(&memory.addressing(), vocabulary)?)
+}
+
+/// Rows of every memory layer that a batch needs, each distinct row once.
+#[derive(Debug, Clone)]
+pub struct Fetched {
+    layers: Vec<FetchedLayer>,
+}
+
+#[derive(Debug, Clone)]
+struct FetchedLayer {
+    width: usize,
+    distinct: DistinctRows,
+    /// `[distinct, width]`
+    rows: Vec<f32>,
+}
+
+impl Fetched {
+    /// No rows, for a model without memory.
+    pub fn none() -> Self {
+        Self { layers: Vec::new() }
+    }
+
+    /// The rows as leaves of the graph on `device`, one per layer, `[distinct, width]`.
+    pub fn leaves(&self, device: &Device) -> Vec<Tensor<2>> {
+        let leaf = |layer: &FetchedLayer| {
+            let data = TensorData::new(layer.rows.clone(), [layer.distinct.len(), layer.width]);
+            Tensor::from_data(data, device)
+        };
+        self.layers.iter().map(leaf).collect()
+    }
+
+    /// What the model takes for sequences `range` of the `batch` that was fetched, reading from `leaves`.
+    pub fn memory_rows(&self, leaves: &[Tensor<2>], batch: usize, range: std::ops::Range<usize>) -> Vec<MemoryRows> {
+        let rows = |(layer, leaf): (&FetchedLayer, &Tensor<2>)| {
+            let index = layer.distinct.index();
+            let per_sequence = index.len() / batch;
+            let index = Arc::from(&index[range.start * per_sequence..range.end * per_sequence]);
+            MemoryRows { rows: leaf.clone(), index, dead: None }
+        };
+        self.layers.iter().zip(leaves).map(rows).collect()
+    }
+}
+
+/// Fetches the rows that `batch` sequences of equal length in `tokens`, `[batch·time]`, need of `tables`.
+///
+/// # Errors
+/// When a token is outside the vocabulary, or a table cannot be read.
+pub fn fetch<T: RowSource>(addressing: &Addressing, tables: &[T], tokens: &[u32], batch: usize) -> Result<Fetched> {
+    let time = tokens.len() / batch;
+    let layer = |(index, table): (usize, &T)| {
+        let slots = addressing.layers()[index].slots();
+        let mut ids = vec![0; tokens.len() * slots];
+        for (sequence, ids) in tokens.chunks_exact(time).zip(ids.chunks_exact_mut(time * slots)) {
+            addressing.row_ids_into(index, sequence, ids)?;
+        }
+        let distinct = DistinctRows::of(&ids);
+        let width = table.width();
+        let mut rows = vec![0.0; distinct.len() * width];
+        table.gather(distinct.ids(), &mut rows)?;
+        Ok(FetchedLayer { width, distinct, rows })
+    };
+    Ok(Fetched { layers: tables.iter().enumerate().map(layer).collect::<Result<_>>()? })
+}
+
+/// Memory that learns.
+#[derive(Debug)]
+pub struct MemoryTables {
+    addressing: Addressing,
+    tables: Vec<TrainableTable>,
+    rate_factor: f32,
+}
+
+impl MemoryTables {
+    /// New tables for `memory`, at step 0. `folder` holds the scratch files of mapped tables.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn new(
+        memory: &MemoryConfig,
+        training: &RowTraining,
+        addressing: Addressing,
+        seed: u64,
+        folder: &Path,
+    ) -> Result<Self> {
+        let optimizer = match training.optimizer {
+            RowOptimizerKind::Adam => RowOptimizer::adam(),
+            RowOptimizerKind::RowWiseAdam => RowOptimizer::row_wise_adam(),
+        };
+        let storage = storage(training, folder);
+        let table = |layer: &engram_address::LayerAddress| {
+            let init = match memory.row_init {
+                0.0 => RowInit::Zeros,
+                deviation => RowInit::Normal { deviation, seed: seed.wrapping_add(layer.layer() as u64) },
+            };
+            let origin = origin(&addressing, layer);
+            TrainableTable::new(layer.rows(), memory.row_width, init, optimizer, origin, &storage)
+        };
+        let tables = addressing.layers().iter().map(table).collect::<std::result::Result<_, _>>()?;
+        Ok(Self { addressing, tables, rate_factor: training.rate_factor })
+    }
+
+    /// The tables of a checkpoint folder, values and optimiser state.
+    ///
+    /// # Errors
+    /// When a file is missing, damaged, or of another addressing.
+    pub fn load(training: &RowTraining, addressing: Addressing, folder: &Path, scratch: &Path) -> Result<Self> {
+        let storage = storage(training, scratch);
+        let table = |layer: &engram_address::LayerAddress| {
+            TrainableTable::load(folder.join(file_name(layer.layer())), &origin(&addressing, layer), &storage)
+        };
+        let tables = addressing.layers().iter().map(table).collect::<std::result::Result<_, _>>()?;
+        Ok(Self { addressing, tables, rate_factor: training.rate_factor })
+    }
+
+    /// Writes every table into `folder`; gives the files' names.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn save(&self, folder: &Path) -> Result<Vec<String>> {
+        let save = |(layer, table): (&engram_address::LayerAddress, &TrainableTable)| {
+            let name = file_name(layer.layer());
+            table.save(folder.join(&name))?;
+            Ok(name)
+        };
+        self.addressing.layers().iter().zip(&self.tables).map(save).collect()
+    }
+
+    /// The addressing of these tables.
+    pub fn addressing(&self) -> &Addressing {
+        &self.addressing
+    }
+
+    /// The rows that a batch needs; see [`fetch`].
+    ///
+    /// # Errors
+    /// As [`fetch`].
+    pub fn fetch(&self, tokens: &[u32], batch: usize) -> Result<Fetched> {
+        fetch(&self.addressing, &self.tables, tokens, batch)
+    }
+
+    /// Teaches the rows of `fetched` by their gradients, `[distinct, width]` per layer, at `rate` times the rows'
+    /// factor.
+    ///
+    /// # Errors
+    /// When a gradient is not finite.
+    pub fn update(&mut self, fetched: &Fetched, gradients: &[Vec<f32>], rate: f32) -> Result<()> {
+        let layers = self.tables.iter_mut().zip(&fetched.layers).zip(gradients);
+        for ((table, layer), gradient) in layers {
+            if gradient.iter().any(|value| !value.is_finite()) {
+                return Err(Error::Diverged { step: table.step() });
+            }
+            table.update(layer.distinct.ids(), gradient, rate * self.rate_factor)?;
+        }
+        Ok(())
+    }
+
+    /// Reads the rows of `fetched` anew that `updated` has changed since: what was fetched ahead of an update is
+    /// then what a fetch after it would have given.
+    ///
+    /// # Errors
+    /// When a table cannot be read.
+    pub fn refresh(&self, fetched: &mut Fetched, updated: &Fetched) -> Result<()> {
+        for ((table, layer), updated) in self.tables.iter().zip(&mut fetched.layers).zip(&updated.layers) {
+            let (positions, ids) = common(layer.distinct.ids(), updated.distinct.ids());
+            let mut rows = vec![0.0; ids.len() * layer.width];
+            table.gather(&ids, &mut rows)?;
+            for (position, row) in positions.into_iter().zip(rows.chunks_exact(layer.width)) {
+                layer.rows[position * layer.width..][..layer.width].copy_from_slice(row);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Memory that is read only, mapped from a checkpoint.
+#[derive(Debug)]
+pub struct FrozenTables {
+    addressing: Addressing,
+    tables: Vec<Table>,
+}
+
+impl FrozenTables {
+    /// Maps the tables of a checkpoint folder.
+    ///
+    /// # Errors
+    /// When a file is missing, damaged, or of another addressing.
+    pub fn open(addressing: Addressing, folder: &Path) -> Result<Self> {
+        let table = |layer: &engram_address::LayerAddress| {
+            Table::open(folder.join(file_name(layer.layer())), &origin(&addressing, layer))
+        };
+        let tables = addressing.layers().iter().map(table).collect::<std::result::Result<_, _>>()?;
+        Ok(Self { addressing, tables })
+    }
+
+    /// The addressing of these tables.
+    pub fn addressing(&self) -> &Addressing {
+        &self.addressing
+    }
+
+    /// The rows that a batch needs; see [`fetch`].
+    ///
+    /// # Errors
+    /// As [`fetch`].
+    pub fn fetch(&self, tokens: &[u32], batch: usize) -> Result<Fetched> {
+        fetch(&self.addressing, &self.tables, tokens, batch)
+    }
+}
+
+fn storage(training: &RowTraining, folder: &Path) -> Storage {
+    match training.storage {
+        RowStorage::Ram => Storage::Ram,
+        RowStorage::Mapped => Storage::MappedIn(folder.to_owned()),
+    }
+}
+
+fn origin(addressing: &Addressing, layer: &engram_address::LayerAddress) -> TableOrigin {
+    TableOrigin { identity: *addressing.identity().as_bytes(), layer: layer.layer() as u64 }
+}
+
+fn file_name(layer: usize) -> String {
+    format!("memory.layer{layer}.table")
+}
+
+/// Values that both ascending lists hold, and where they stand in the first.
+fn common(first: &[u64], second: &[u64]) -> (Vec<usize>, Vec<u64>) {
+    let mut second = second.iter().peekable();
+    let shared = first.iter().enumerate().filter(|(_, id)| {
+        while second.next_if(|other| other < id).is_some() {}
+        second.next_if_eq(id).is_some()
+    });
+    shared.map(|(position, &id)| (position, id)).unzip()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::common;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn common_is_the_intersection(
+            first in prop::collection::btree_set(0u64..60, 0..40),
+            second in prop::collection::btree_set(0u64..60, 0..40),
+        ) {
+            let list: Vec<u64> = first.iter().copied().collect();
+            let (positions, ids) = common(&list, &second.iter().copied().collect::<Vec<_>>());
+            prop_assert_eq!(&ids, &first.intersection(&second).copied().collect::<Vec<_>>());
+            prop_assert_eq!(positions.iter().map(|&at| list[at]).collect::<Vec<_>>(), ids);
+        }
+    }
+}

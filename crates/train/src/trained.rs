@@ -1,0 +1,149 @@
+//! A trained model to look at and to use: a checkpoint without what only training needs.
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use engram_address::Addressing;
+use engram_model::{LanguageModel, Tokens, Trace};
+
+use crate::checkpoint::Checkpoint;
+use crate::config::RunConfig;
+use crate::error::{Error, Result};
+use crate::evaluate::{HeldOut, held_out_loss};
+use crate::parameters;
+use crate::shards::TokenShards;
+use crate::tables::{self, Fetched, FrozenTables};
+use crate::tokenizer::Tokenizer;
+use crate::trainer::is_gpu;
+
+/// A model, its memory, mapped from the checkpoint, and its tokenizer.
+#[derive(Debug)]
+pub struct Trained {
+    config: RunConfig,
+    device: Device,
+    tokenizer: Tokenizer,
+    model: LanguageModel,
+    memory: Option<FrozenTables>,
+}
+
+/// Gates of one memory layer over a text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerGates {
+    /// The layer, counted from 0.
+    pub layer: usize,
+    /// Residual streams.
+    pub streams: usize,
+    /// `[time, streams]`, each in 0..1.
+    pub gates: Vec<f32>,
+}
+
+impl Trained {
+    /// Opens a checkpoint, or the newest one of a run's folder.
+    ///
+    /// # Errors
+    /// When there is none, or any part is missing, damaged, or does not fit the others.
+    pub fn open(path: &Path, device: &Device) -> Result<Self> {
+        let checkpoint = Checkpoint::open(path)?;
+        let folder = checkpoint.folder();
+        let config = RunConfig::load(&folder.join("run.toml"))?;
+        let tokenizer = Tokenizer::load(&folder.join("tokenizer.json"))?;
+        let device = device.clone().inner();
+        let precision = config.train.precision.resolve(is_gpu(&device));
+        let model = LanguageModel::new(&config.model, &device, config.train.seed, precision)?;
+        let weights = folder.join("model.safetensors");
+        let tensors = checkpoint.tensors("model.safetensors")?;
+        let model = parameters::import(model, tensors, &weights.display().to_string())?;
+        let memory = match &config.model.memory {
+            Some(memory) => Some(FrozenTables::open(tables::addressing(memory, tokenizer.inner())?, folder)?),
+            None => None,
+        };
+        Ok(Self { config, device, tokenizer, model, memory })
+    }
+
+    /// The configuration of the run.
+    pub fn config(&self) -> &RunConfig {
+        &self.config
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The addressing of the memory, if the model has one.
+    pub fn addressing(&self) -> Option<&Addressing> {
+        self.memory.as_ref().map(FrozenTables::addressing)
+    }
+
+    /// Loss on `shards`; see [`held_out_loss`].
+    ///
+    /// # Errors
+    /// When the shards were made with another tokenizer, or cannot be read.
+    pub fn evaluate(
+        &self,
+        shards: &TokenShards,
+        limit: Option<usize>,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<HeldOut> {
+        shards.require_tokenizer(&self.tokenizer)?;
+        let window = (self.config.model.context, limit);
+        let fetch = |tokens: &[u32], batch: usize| self.fetch(tokens, batch);
+        held_out_loss(&self.model, &self.device, (shards, &self.tokenizer), window, fetch, progress)
+    }
+
+    /// Logits of the token after `tokens`, `[vocabulary]`. Only the last `context` tokens are seen.
+    ///
+    /// # Errors
+    /// When `tokens` is empty, or holds one outside the vocabulary.
+    pub fn next_logits(&self, tokens: &[u32]) -> Result<Vec<f32>> {
+        let seen = self.seen(tokens)?;
+        let (rows, _) = self.rows(seen)?;
+        Ok(self.model.next_logits(Tokens { ids: seen, batch: 1, memory: &rows }, &mut Trace::default()))
+    }
+
+    /// Gates of every memory layer over `tokens`, which must fit the context.
+    ///
+    /// # Errors
+    /// When the model has no memory, or the tokens do not fit.
+    pub fn gates(&self, tokens: &[u32]) -> Result<Vec<LayerGates>> {
+        if self.memory.is_none() {
+            return Err(Error::Mismatch("this model has no memory, and so no gates: inspect another".into()));
+        }
+        if tokens.len() > self.config.model.context {
+            return Err(Error::Mismatch(format!(
+                "the text has {} tokens, the model's context {}: shorten it",
+                tokens.len(),
+                self.config.model.context
+            )));
+        }
+        let seen = self.seen(tokens)?;
+        let (rows, _) = self.rows(seen)?;
+        let mut trace = Trace::with_gates();
+        self.model.hidden(Tokens { ids: seen, batch: 1, memory: &rows }, &mut trace);
+        let streams = self.config.model.streams();
+        let layers = trace.gates.unwrap_or_default().into_iter();
+        Ok(layers.map(|(layer, gates)| LayerGates { layer, streams, gates }).collect())
+    }
+
+    fn seen<'a>(&self, tokens: &'a [u32]) -> Result<&'a [u32]> {
+        if tokens.is_empty() {
+            return Err(Error::Mismatch("there is no token to begin with: give a prompt".into()));
+        }
+        if let Some(token) = tokens.iter().find(|&&token| token as usize >= self.config.model.vocabulary) {
+            return Err(Error::Mismatch(format!("token {token} is outside the model's vocabulary")));
+        }
+        Ok(&tokens[tokens.len().saturating_sub(self.config.model.context)..])
+    }
+
+    fn rows(&self, tokens: &[u32]) -> Result<(Vec<engram_model::MemoryRows>, Fetched)> {
+        let fetched = self.fetch(tokens, 1)?;
+        Ok((fetched.memory_rows(&fetched.leaves(&self.device), 1, 0..1), fetched))
+    }
+
+    fn fetch(&self, tokens: &[u32], batch: usize) -> Result<Fetched> {
+        match &self.memory {
+            Some(memory) => memory.fetch(tokens, batch),
+            None => Ok(Fetched::none()),
+        }
+    }
+}

@@ -1,0 +1,428 @@
+//! The training loop.
+//!
+//! While a step computes, the next batch is drawn, addressed, and its memory rows are fetched on another thread:
+//! ids depend on tokens alone. The update of this step then changes some of the rows already fetched; those few are
+//! read again, so that losses are bit for bit those of fetching after the update.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use burn::module::Module;
+use burn::tensor::Device;
+use engram_model::{LanguageModel, MemoryRows, Tokens, Trace};
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{Checkpoint, CheckpointWriter};
+use crate::config::RunConfig;
+use crate::error::{Error, Result};
+use crate::evaluate::{HeldOut, held_out_loss};
+use crate::optimizer::{Gradients, Optimizer};
+use crate::parameters;
+use crate::sampler::Sampler;
+use crate::shards::TokenShards;
+use crate::tables::{self, Fetched, MemoryTables};
+use crate::tokenizer::Tokenizer;
+
+/// A run in progress.
+#[derive(Debug)]
+pub struct Trainer {
+    config: RunConfig,
+    folder: PathBuf,
+    device: Device,
+    tokenizer: Tokenizer,
+    model: LanguageModel,
+    optimizer: Optimizer,
+    memory: Option<MemoryTables>,
+    train: TokenShards,
+    valid: TokenShards,
+    state: State,
+    /// The next step's batch and rows, fetched ahead.
+    ahead: Option<Batch>,
+}
+
+/// What a run has besides weights and rows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    /// Steps taken.
+    step: u64,
+    /// Tokens seen.
+    tokens: u64,
+    /// Position in the data: where the next batch comes from.
+    sampler: Sampler,
+}
+
+#[derive(Debug)]
+struct Batch {
+    /// Inputs, `[batch, context]`.
+    inputs: Vec<u32>,
+    /// The token after each of them.
+    targets: Vec<u32>,
+    rows: Fetched,
+    /// The sampler after this batch was drawn.
+    sampler: Sampler,
+}
+
+/// One training step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct StepReport {
+    /// The step, from 1.
+    pub step: u64,
+    /// Mean cross-entropy over the step's batch before the update, in nats per token.
+    pub loss: f32,
+    /// Global norm of the weights' gradient before clipping.
+    pub gradient_norm: f32,
+    /// Factor on the peak rates.
+    pub schedule: f32,
+    /// Tokens seen so far.
+    pub tokens: u64,
+    /// Seconds the step took.
+    pub seconds: f64,
+}
+
+impl Trainer {
+    /// Begins a run in `folder`, which must not hold one.
+    ///
+    /// # Errors
+    /// When the folder holds a run, data or tokenizer cannot be read or do not fit the configuration, or memory
+    /// cannot be had.
+    pub fn new(config: RunConfig, folder: &Path, device: &Device) -> Result<Self> {
+        if Checkpoint::open(folder).is_ok() {
+            return Err(Error::RunExists { path: folder.to_owned() });
+        }
+        std::fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
+        let parts = Parts::open(&config)?;
+        let memory = match &config.model.memory {
+            Some(memory) => {
+                let addressing = tables::addressing(memory, parts.tokenizer.inner())?;
+                let training = &config.train.memory;
+                Some(MemoryTables::new(memory, training, addressing, config.train.seed, folder)?)
+            }
+            None => None,
+        };
+        let precision = config.train.precision.resolve(is_gpu(device));
+        let model = LanguageModel::new(&config.model, &device.clone().autodiff(), config.train.seed, precision)?;
+        let optimizer = Optimizer::new(config.train.optimizer.clone(), device);
+        let windows = (config.model.context, config.train.batch);
+        let sampler = Sampler::new(config.train.seed, windows.0, windows.1, &parts.train)?;
+        let state = State { step: 0, tokens: 0, sampler };
+        Ok(Self::assemble(config, folder, device, parts, model, optimizer, memory, state))
+    }
+
+    /// Goes on with the newest checkpoint of the run in `folder`. `config`, if given, may change how long and how
+    /// often, but not the model.
+    ///
+    /// # Errors
+    /// When there is no checkpoint, it is damaged, or does not fit the data or the configuration.
+    pub fn resume(config: Option<RunConfig>, folder: &Path, device: &Device) -> Result<Self> {
+        let checkpoint = Checkpoint::open(folder)?;
+        let saved = RunConfig::load(&checkpoint.folder().join("run.toml"))?;
+        if let Some(config) = &config
+            && config.model != saved.model
+        {
+            return Err(Error::Mismatch(format!(
+                "{}: the run's model is another than the configuration's `[model]`; a new model needs a new folder",
+                folder.display()
+            )));
+        }
+        let config = config.unwrap_or(saved);
+        let parts = Parts::open(&config)?;
+        let saved_tokenizer = Tokenizer::load(&checkpoint.folder().join("tokenizer.json"))?;
+        if saved_tokenizer.hash() != parts.tokenizer.hash() {
+            return Err(Error::Mismatch(format!(
+                "{}: not the tokenizer that this run began with",
+                config.data.tokenizer.display()
+            )));
+        }
+        let (model, optimizer, memory) = load(&checkpoint, &config, device, folder, &parts.tokenizer)?;
+        let state: State = checkpoint.json("state.json")?;
+        let mut optimizer = optimizer;
+        optimizer.import(checkpoint.tensors("optimizer.safetensors")?, state.step);
+        Ok(Self::assemble(config, folder, device, parts, model, optimizer, memory, state))
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the parts of a run, each made in one place")]
+    fn assemble(
+        config: RunConfig,
+        folder: &Path,
+        device: &Device,
+        parts: Parts,
+        model: LanguageModel,
+        optimizer: Optimizer,
+        memory: Option<MemoryTables>,
+        state: State,
+    ) -> Self {
+        let Parts { tokenizer, train, valid } = parts;
+        Self {
+            config,
+            folder: folder.to_owned(),
+            device: device.clone(),
+            tokenizer,
+            model,
+            optimizer,
+            memory,
+            train,
+            valid,
+            state,
+            ahead: None,
+        }
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &RunConfig {
+        &self.config
+    }
+
+    /// Steps taken.
+    pub fn step_count(&self) -> u64 {
+        self.state.step
+    }
+
+    /// The model as it is now.
+    pub fn model(&self) -> &LanguageModel {
+        &self.model
+    }
+
+    /// The memory as it is now.
+    pub fn memory(&self) -> Option<&MemoryTables> {
+        self.memory.as_ref()
+    }
+
+    /// The tokenizer of the run.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// One step: forward, backward, update.
+    ///
+    /// # Errors
+    /// When the loss or a gradient is not finite any more, or data cannot be read.
+    pub fn step(&mut self) -> Result<StepReport> {
+        let start = Instant::now();
+        let batch = match self.ahead.take() {
+            Some(batch) => batch,
+            None => self.draw(self.state.sampler.clone())?,
+        };
+        let schedule = self.config.train.schedule.rate(self.state.step, self.config.train.steps);
+        let (computed, next) = std::thread::scope(|scope| {
+            let this = &*self;
+            let next = scope.spawn(|| this.draw(batch.sampler.clone()));
+            let computed = this.compute(&batch);
+            (computed, next.join())
+        });
+        let Computed { loss, gradients, row_gradients, loads } = computed?;
+        let mut next = next.map_err(|_| Error::Mismatch("the thread that fetches ahead panicked".into()))??;
+        if !loss.is_finite() {
+            return Err(Error::Diverged { step: self.state.step });
+        }
+        let (model, gradient_norm) = self.optimizer.step(self.model.clone(), gradients, schedule)?;
+        self.model = model;
+        if let Some(experts) = &self.config.model.experts {
+            self.model.rebalance(&loads, experts.balance_rate);
+        }
+        if let Some(memory) = &mut self.memory {
+            memory.update(&batch.rows, &row_gradients, schedule * self.config.train.optimizer.adam_rate)?;
+            memory.refresh(&mut next.rows, &batch.rows)?;
+        }
+        self.state.step += 1;
+        self.state.tokens += batch.inputs.len() as u64;
+        self.state.sampler = batch.sampler;
+        self.ahead = Some(next);
+        let (step, tokens) = (self.state.step, self.state.tokens);
+        let seconds = start.elapsed().as_secs_f64();
+        Ok(StepReport { step, loss, gradient_norm, schedule, tokens, seconds })
+    }
+
+    /// Held-out loss of the model as it is now.
+    ///
+    /// # Errors
+    /// When data cannot be read.
+    pub fn evaluate(&self) -> Result<HeldOut> {
+        let fetch = |tokens: &[u32], batch: usize| match &self.memory {
+            Some(memory) => memory.fetch(tokens, batch),
+            None => Ok(Fetched::none()),
+        };
+        let model = self.model.valid();
+        let (context, limit) = (self.config.model.context, self.config.train.evaluate_tokens);
+        held_out_loss(&model, &self.device, &self.valid, context, limit, fetch, &mut |_, _| true)
+    }
+
+    /// Writes a checkpoint and removes those beyond the ones to keep.
+    ///
+    /// # Errors
+    /// When the file system refuses; earlier checkpoints stay.
+    pub fn save(&self) -> Result<PathBuf> {
+        let writer = CheckpointWriter::begin(&self.folder.join("checkpoints"), self.state.step)?;
+        writer.text("run.toml", &self.absolute_config()?.to_toml())?;
+        writer.text("tokenizer.json", self.tokenizer.json())?;
+        writer.tensors("model.safetensors", &parameters::export(&self.model))?;
+        writer.tensors("optimizer.safetensors", &self.optimizer.export())?;
+        if let Some(memory) = &self.memory {
+            memory.save(writer.folder())?;
+        }
+        let state = serde_json::to_string_pretty(&self.state);
+        writer.text("state.json", &state.map_err(|error| Error::weights(&self.folder, error))?)?;
+        writer.finish(self.config.train.keep)
+    }
+
+    /// The configuration with paths that do not depend on where it lies.
+    fn absolute_config(&self) -> Result<RunConfig> {
+        let mut config = self.config.clone();
+        for path in [&mut config.data.train, &mut config.data.valid, &mut config.data.tokenizer] {
+            *path = std::path::absolute(&path).map_err(Error::file("resolve", &path))?;
+        }
+        Ok(config)
+    }
+
+    /// Draws the batch after `sampler`'s position and fetches its rows.
+    fn draw(&self, mut sampler: Sampler) -> Result<Batch> {
+        let windows = sampler.next_batch(&self.train)?;
+        let width = self.config.model.context + 1;
+        let part = |range: std::ops::Range<usize>| {
+            windows.chunks_exact(width).flat_map(|window| window[range.clone()].iter().copied()).collect::<Vec<_>>()
+        };
+        let (inputs, targets) = (part(0..width - 1), part(1..width));
+        let rows = match &self.memory {
+            Some(memory) => memory.fetch(&inputs, self.config.train.batch)?,
+            None => Fetched::none(),
+        };
+        Ok(Batch { inputs, targets, rows, sampler })
+    }
+
+    /// Loss and gradients of a batch, in as many parts as the configuration asks for.
+    fn compute(&self, batch: &Batch) -> Result<Computed> {
+        let parts = self.config.train.accumulation;
+        let (sequences, context) = (self.config.train.batch, self.config.model.context);
+        let per_part = sequences / parts;
+        let mut total = Computed::default();
+        let device = self.device.clone().autodiff();
+        for part in 0..parts {
+            let leaves: Vec<_> = batch.rows.leaves(&device).into_iter().map(|leaf| leaf.require_grad()).collect();
+            let sequences_here = part * per_part..(part + 1) * per_part;
+            let tokens_here = sequences_here.start * context..sequences_here.end * context;
+            let memory: Vec<MemoryRows> = batch.rows.memory_rows(&leaves, sequences, sequences_here);
+            let tokens = Tokens { ids: &batch.inputs[tokens_here.clone()], batch: per_part, memory: &memory };
+            let targets: Arc<[u32]> = batch.targets[tokens_here].into();
+            let mut trace = Trace::default();
+            let loss = self.model.loss(tokens, targets, &mut trace);
+            let value: f32 = loss.clone().inner().into_scalar();
+            let mut gradients = loss.mul_scalar(1.0 / parts as f32).backward();
+            let rows = leaves.iter().map(|leaf| match leaf.grad_remove(&mut gradients) {
+                Some(gradient) => gradient.into_data().into_vec().expect("an f32 tensor"),
+                None => vec![0.0; leaf.shape().num_elements()],
+            });
+            let rows = rows.collect();
+            let gradients = parameters::take_gradients(&self.model, &mut gradients);
+            total.add(value / parts as f32, gradients, rows, trace.loads);
+        }
+        Ok(total)
+    }
+}
+
+/// What a step's forward and backward passes give.
+#[derive(Default)]
+struct Computed {
+    loss: f32,
+    gradients: Gradients,
+    /// `[distinct, width]` per memory layer.
+    row_gradients: Vec<Vec<f32>>,
+    loads: Vec<(usize, Vec<u64>)>,
+}
+
+impl Computed {
+    fn add(&mut self, loss: f32, gradients: Gradients, rows: Vec<Vec<f32>>, loads: Vec<(usize, Vec<u64>)>) {
+        self.loss += loss;
+        if self.gradients.is_empty() {
+            (self.gradients, self.row_gradients, self.loads) = (gradients, rows, loads);
+            return;
+        }
+        for (name, gradient) in gradients {
+            let sum = match self.gradients.remove(&name) {
+                Some(sum) => sum + gradient,
+                None => gradient,
+            };
+            self.gradients.insert(name, sum);
+        }
+        for (sum, rows) in self.row_gradients.iter_mut().zip(rows) {
+            sum.iter_mut().zip(rows).for_each(|(sum, value)| *sum += value);
+        }
+        for ((_, sum), (_, loads)) in self.loads.iter_mut().zip(loads) {
+            sum.iter_mut().zip(loads).for_each(|(sum, load)| *sum += load);
+        }
+    }
+}
+
+/// Data and tokenizer of a run, checked against each other and the model.
+struct Parts {
+    tokenizer: Tokenizer,
+    train: TokenShards,
+    valid: TokenShards,
+}
+
+impl Parts {
+    fn open(config: &RunConfig) -> Result<Self> {
+        let tokenizer = Tokenizer::load(&config.data.tokenizer)?;
+        let size = tokenizer.vocabulary_size();
+        if size != config.model.vocabulary {
+            return Err(Error::Mismatch(format!(
+                "{} has {size} tokens, but `model.vocabulary` is {}: make them equal",
+                config.data.tokenizer.display(),
+                config.model.vocabulary
+            )));
+        }
+        let open = |path: &Path| -> Result<TokenShards> {
+            let shards = TokenShards::open(path)?;
+            shards.require_tokenizer(&tokenizer)?;
+            Ok(shards)
+        };
+        let (train, valid) = (open(&config.data.train)?, open(&config.data.valid)?);
+        Ok(Self { tokenizer, train, valid })
+    }
+}
+
+fn load(
+    checkpoint: &Checkpoint,
+    config: &RunConfig,
+    device: &Device,
+    scratch: &Path,
+    tokenizer: &Tokenizer,
+) -> Result<(LanguageModel, Optimizer, Option<MemoryTables>)> {
+    let precision = config.train.precision.resolve(is_gpu(device));
+    let model = LanguageModel::new(&config.model, &device.clone().autodiff(), config.train.seed, precision)?;
+    let source = checkpoint.folder().join("model.safetensors").display().to_string();
+    let model = parameters::import(model, checkpoint.tensors("model.safetensors")?, &source)?;
+    let memory = match &config.model.memory {
+        Some(memory) => {
+            let addressing = tables::addressing(memory, tokenizer.inner())?;
+            Some(MemoryTables::load(&config.train.memory, addressing, checkpoint.folder(), scratch)?)
+        }
+        None => None,
+    };
+    Ok((model, Optimizer::new(config.train.optimizer.clone(), device), memory))
+}
+
+/// Whether `device` is a GPU.
+pub(crate) fn is_gpu(device: &Device) -> bool {
+    device.clone().inner() != Device::flex()
+}
+
+/// Estimates the time that is left from the steps so far.
+#[derive(Debug)]
+pub struct Pace {
+    begun: Instant,
+    first: u64,
+}
+
+impl Pace {
+    /// Begins to count at `step`.
+    pub fn new(step: u64) -> Self {
+        Self { begun: Instant::now(), first: step }
+    }
+
+    /// Time left at `step` of `total`; none before the first step.
+    pub fn left(&self, step: u64, total: u64) -> Option<Duration> {
+        let done = step.checked_sub(self.first).filter(|&done| done > 0)?;
+        Some(self.begun.elapsed().mul_f64(total.saturating_sub(step) as f64 / done as f64))
+    }
+}
