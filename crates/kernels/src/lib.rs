@@ -35,10 +35,14 @@
 //! assert!((total - 6.0).abs() < 1e-5); // each output is a weighted mean of values
 //! ```
 
+mod adam;
 mod attention;
 mod cross_entropy;
+mod embedding;
 mod heads;
+mod hyper_connection;
 mod linear;
+mod newton_schulz;
 mod parallel;
 mod product;
 mod rms_norm;
@@ -48,12 +52,20 @@ mod swiglu;
 #[cfg(test)]
 mod testing;
 
+pub use adam::{AdamStep, adam_step};
 pub use attention::{
     Attention, AttentionGradients, AttentionShape, LatentGradients, LatentShape, causal_attention,
     causal_attention_backward, latent_attention, latent_attention_backward,
 };
 pub use cross_entropy::{LinearCrossEntropy, LinearCrossEntropyGradients, linear_cross_entropy};
+pub use embedding::{embedding, embedding_backward};
+pub use hyper_connection::{
+    HyperCoefficients, HyperGradients, HyperShape, HyperWeights, HyperWriteGradients, MAX_STREAMS,
+    coefficient_count, hyper_coefficients, hyper_coefficients_backward, hyper_read, hyper_read_backward,
+    hyper_write, hyper_write_backward,
+};
 pub use linear::{linear, linear_backward_input, linear_backward_weight};
+pub use newton_schulz::newton_schulz;
 pub use rms_norm::{RmsNorm, RmsNormGradients, rms_norm, rms_norm_backward};
 pub use rotary::{Angles, rotary, rotary_backward};
 pub use swiglu::{swiglu, swiglu_backward};
