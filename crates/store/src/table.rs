@@ -20,12 +20,14 @@ pub trait RowSource: Send + Sync {
     /// The layout in which rows are kept.
     fn format(&self) -> RowFormat;
 
-    /// Reads row `ids[i]` into `out[i * width..][..width]`, decoded to `f32`. Ids may repeat and have any order.
+    /// Reads row `ids[i]` into `out[i * width..][..width]`, decoded to `f32`. Ids may repeat and have any
+    /// order.
     ///
     /// Large batches are shared between the threads of the current rayon pool; the result is the same.
     ///
     /// # Errors
-    /// If an id is not a row (named with its position), or `out` is not \[ids, width\]. `out` is then untouched.
+    /// If an id is not a row (named with its position), or `out` is not \[ids, width\]. `out` is then
+    /// untouched.
     fn gather(&self, ids: &[u64], out: &mut [f32]) -> Result<()>;
 }
 
@@ -42,8 +44,8 @@ pub struct Table {
 }
 
 impl Table {
-    /// Builds a table by calling `fill(id, row)` for every row, from several threads; `row` starts zeroed and is then
-    /// encoded in `format`.
+    /// Builds a table by calling `fill(id, row)` for every row, from several threads; `row` starts zeroed and
+    /// is then encoded in `format`.
     ///
     /// # Errors
     /// If the table cannot exist (no rows, no width) or its memory cannot be had.
@@ -69,12 +71,12 @@ impl Table {
         Ok(Self { header, region, start: 0, file: None })
     }
 
-    /// Maps the table file at `path`, a trained table's too, without reading its rows: memory is used only for what is
-    /// looked up, and the system may take it back. Header, length and list of checksums are checked here, the rows by
-    /// [`verify`](Self::verify).
+    /// Maps the table file at `path`, a trained table's too, without reading its rows: memory is used only
+    /// for what is looked up, and the system may take it back. Header, length and list of checksums are
+    /// checked here, the rows by [`verify`](Self::verify).
     ///
-    /// While mapped, the file may be replaced by renaming another over it (this table keeps the old one), but must not
-    /// be rewritten or shortened in place.
+    /// While mapped, the file may be replaced by renaming another over it (this table keeps the old one), but
+    /// must not be rewritten or shortened in place.
     ///
     /// # Errors
     /// If the file cannot be read, is no table, is damaged, or belongs to another origin than `expected`.
@@ -86,7 +88,8 @@ impl Table {
         Ok(Self { header, region, start: file.sections[0].offset as usize, file: Some(file.path) })
     }
 
-    /// Reads the rows of the table file at `path`, a trained table's too, into `storage`, checking every block of them.
+    /// Reads the rows of the table file at `path`, a trained table's too, into `storage`, checking every
+    /// block of them.
     ///
     /// # Errors
     /// As [`open`](Self::open), and if the memory cannot be had.
@@ -106,8 +109,8 @@ impl Table {
         table_file::write(path.as_ref(), &self.header, &[self.bytes()])
     }
 
-    /// Checks every block of the mapped file, state included, against its checksum. A table that is not mapped was
-    /// checked when it was read.
+    /// Checks every block of the mapped file, state included, against its checksum. A table that is not
+    /// mapped was checked when it was read.
     ///
     /// # Errors
     /// If a block differs (named with its offset), or the file cannot be read.
@@ -189,8 +192,8 @@ pub(crate) fn gather(
     Ok(())
 }
 
-/// The loop everything waits for. A random row is a miss in every cache; asking for rows well ahead keeps many such
-/// misses in flight at once instead of one after another.
+/// The loop everything waits for. A random row is a miss in every cache; asking for rows well ahead keeps
+/// many such misses in flight at once instead of one after another.
 #[inline(always)]
 fn gather_here(
     table: &[u8],
