@@ -8,7 +8,7 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput};
-use engram_store::{DistinctRows, RowFormat, RowSource, Storage, Table, TableOrigin};
+use engram_store::{RowFormat, RowSource, Storage, Table, TableOrigin};
 
 const ROWS: u64 = 1 << 24;
 const WIDTH: usize = 128;
@@ -47,15 +47,6 @@ fn main() {
                 BatchSize::LargeInput,
             );
         });
-    });
-    group.finish();
-    drop(table);
-
-    let mut group = criterion.benchmark_group("batch");
-    group.throughput(Throughput::Elements(BATCH as u64));
-    let mut distinct = DistinctRows::default();
-    group.bench_function("distinct rows", |bencher| {
-        bencher.iter_batched(batches(), |ids| distinct.assign(black_box(&ids)), BatchSize::LargeInput);
     });
     group.finish();
     criterion.final_summary();

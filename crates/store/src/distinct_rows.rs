@@ -135,7 +135,7 @@ const DIGIT_BITS: u32 = 11;
 const DIGITS: usize = 1 << DIGIT_BITS;
 
 /// Sorts by id, keeping batch order among equals: a radix sort over the bits that ids have in use, which for
-/// batches of training is several times faster than comparing.
+/// batches of training is 2.6 times as fast as comparing (benches/distinct_rows.rs).
 fn sort(pairs: &mut Vec<Occurrence>, spare: &mut Vec<Occurrence>) {
     if pairs.len() < DIGITS {
         return pairs.sort_unstable();

@@ -39,6 +39,20 @@ pub enum StoreError {
         before: u64,
     },
 
+    /// A gradient would have poisoned its row for good.
+    #[error(
+        "the gradient of row {row}, at position {position} of the update, holds {value}; a row would keep it \
+         forever: find out where it arose, or skip this step"
+    )]
+    GradientNotFinite {
+        /// The row's id.
+        row: u64,
+        /// Its index in the update.
+        position: usize,
+        /// The first such value of the row.
+        value: f32,
+    },
+
     /// A buffer does not have the length that its rows need.
     #[error("{what}: {found} values where {expected} are needed; size it as rows times width")]
     WrongLength {

@@ -1,6 +1,7 @@
 //! Tables of rows, and gathering from them.
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
@@ -39,8 +40,8 @@ pub struct Table {
     region: Region,
     /// Where the rows begin in the region.
     start: usize,
-    /// The file that the region maps.
-    file: Option<std::path::PathBuf>,
+    /// The file that the region maps, held open: its path may meanwhile name another.
+    file: Option<Mutex<TableFile>>,
 }
 
 impl Table {
@@ -84,8 +85,9 @@ impl Table {
         let file = TableFile::open(path.as_ref())?;
         file.require(expected)?;
         let region = Region::map(&file.file, &file.path)?;
-        let header = TableHeader { training: None, ..file.header };
-        Ok(Self { header, region, start: file.sections[0].offset as usize, file: Some(file.path) })
+        let header = TableHeader { training: None, ..file.header.clone() };
+        let start = file.sections[0].offset as usize;
+        Ok(Self { header, region, start, file: Some(Mutex::new(file)) })
     }
 
     /// Reads the rows of the table file at `path`, a trained table's too, into `storage`, checking every
@@ -115,7 +117,11 @@ impl Table {
     /// # Errors
     /// If a block differs (named with its offset), or the file cannot be read.
     pub fn verify(&self) -> Result<()> {
-        self.file.as_ref().map_or(Ok(()), |path| TableFile::open(path)?.verify())
+        match &self.file {
+            // A panic in between cannot have left the file in a bad state: every read says where.
+            Some(file) => file.lock().unwrap_or_else(PoisonError::into_inner).verify(),
+            None => Ok(()),
+        }
     }
 
     /// What the rows belong to.

@@ -283,6 +283,7 @@ fn hash_block(block: &[u8], padding: &[u8]) -> blake3::Hash {
 }
 
 /// An open table file whose header, length and list of checksums are right.
+#[derive(Debug)]
 pub(crate) struct TableFile {
     pub(crate) path: PathBuf,
     pub(crate) file: File,

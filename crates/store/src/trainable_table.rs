@@ -131,12 +131,13 @@ impl TrainableTable {
     /// at learning rate `rate`. Other rows stay as they are. An update without rows counts as a step too.
     ///
     /// # Errors
-    /// If an id is not a row, or is not above the one before it, `grads` has another length, or `rate` is
-    /// negative or not finite. The table is then untouched, its step too.
+    /// If an id is not a row, or is not above the one before it; if `grads` has another length, or holds a value
+    /// that is not finite; if `rate` is negative or not finite. The table is then untouched, its step too.
     pub fn update(&mut self, ids: &[u64], grads: &[f32], rate: f32) -> Result<()> {
         check_length("gradients of rows to update", ids.len() * self.width, grads.len())?;
         check_rows(ids, self.rows)?;
         check_ascending(ids)?;
+        check_finite(ids, grads, self.width)?;
         if !(rate >= 0.0 && rate.is_finite()) {
             return Err(StoreError::setting("rate", rate, "finite and not negative"));
         }
@@ -203,5 +204,25 @@ fn check_ascending(ids: &[u64]) -> Result<()> {
     match ids.windows(2).position(|pair| pair[0] >= pair[1]) {
         None => Ok(()),
         Some(at) => Err(StoreError::RowsNotAscending { row: ids[at + 1], position: at + 1, before: ids[at] }),
+    }
+}
+
+fn check_finite(ids: &[u64], grads: &[f32], width: usize) -> Result<()> {
+    // A sum of zeros times values is zero unless a value is not finite; sixteen sums stay in vector registers.
+    let mut sums = [0.0f32; 16];
+    let chunks = grads.chunks_exact(16);
+    let rest: f32 = chunks.remainder().iter().map(|value| value * 0.0).sum();
+    for chunk in chunks {
+        sums.iter_mut().zip(chunk).for_each(|(sum, value)| *sum += value * 0.0);
+    }
+    if sums.iter().sum::<f32>() + rest == 0.0 {
+        return Ok(());
+    }
+    match grads.iter().position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(at) => {
+            let position = at / width;
+            Err(StoreError::GradientNotFinite { row: ids[position], position, value: grads[at] })
+        }
     }
 }

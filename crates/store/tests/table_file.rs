@@ -88,6 +88,8 @@ fn a_trained_table_is_also_a_table_to_read() {
     let refused = TrainableTable::load(&path, &ORIGIN, &Storage::Ram).unwrap_err().to_string();
     assert!(refused.contains("without optimiser state"), "{refused}");
     assert_eq!(values(&opened), values(&table), "the mapped file was replaced, not rewritten");
+    fs::write(&path, "something else").unwrap();
+    opened.verify().expect("the file that is mapped is verified, not the one that now has its name");
 }
 
 #[test]

@@ -186,6 +186,15 @@ fn a_refused_update_changes_nothing() {
     assert!(matches!(refused, StoreError::RowsNotAscending { row: 4, position: 1, before: 4 }));
     assert!(table.update(&[5, 2], &[1.0; 4], 0.1).unwrap_err().to_string().contains("row 2, at position 1"));
     assert!(matches!(table.update(&[5], &[1.0; 4], 0.1), Err(StoreError::WrongLength { .. })));
+    for (at, value) in [(3, f32::NAN), (41, f32::NEG_INFINITY), (40, f32::INFINITY)] {
+        let mut grads = [1.0; 42];
+        grads[at] = value;
+        let mut wide = new(10, 14, RowOptimizer::adam());
+        let refused = wide.update(&[2, 5, 9], &grads, 0.1).unwrap_err();
+        let named = matches!(refused, StoreError::GradientNotFinite { row, position, .. }
+            if (row, position) == ([2, 5, 9][at / 14], at / 14));
+        assert!(named && wide.step() == 0, "{refused}");
+    }
     for rate in [f32::NAN, f32::INFINITY, -0.1] {
         assert!(table.update(&[5], &[1.0; 2], rate).unwrap_err().to_string().starts_with("rate is"));
     }
