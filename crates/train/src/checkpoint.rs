@@ -79,13 +79,13 @@ impl CheckpointWriter {
         &self.folder
     }
 
-    /// Writes a text file.
+    /// Writes a file.
     ///
     /// # Errors
     /// When the file system refuses.
-    pub fn text(&self, name: &str, text: &str) -> Result<()> {
+    pub fn file(&self, name: &str, contents: &[u8]) -> Result<()> {
         let path = self.folder.join(name);
-        fs::write(&path, text).map_err(Error::file("write", &path))
+        fs::write(&path, contents).map_err(Error::file("write", &path))
     }
 
     /// Writes tensors as `name`, in the safetensors format.
