@@ -7,11 +7,13 @@ mod embedding;
 mod heads;
 mod hyper_connection;
 mod linear;
+mod memory_gate;
 mod newton_schulz;
 mod parallel;
 mod product;
 mod rms_norm;
 mod rotary;
+mod short_convolution;
 mod simd;
 mod swiglu;
 #[cfg(test)]
@@ -30,7 +32,12 @@ pub use hyper_connection::{
     hyper_write, hyper_write_backward,
 };
 pub use linear::{linear, linear_backward_input, linear_backward_weight};
+pub use memory_gate::{MemoryGate, MemoryGateGradients, MemoryGateInput, memory_gate, memory_gate_backward};
 pub use newton_schulz::newton_schulz;
 pub use rms_norm::{RmsNorm, RmsNormGradients, rms_norm, rms_norm_backward};
 pub use rotary::{Angles, rotary, rotary_backward};
+pub use short_convolution::{
+    ShortConvolution, ShortConvolutionGradients, ShortConvolutionShape, ShortConvolutionWeights,
+    short_convolution, short_convolution_backward,
+};
 pub use swiglu::{swiglu, swiglu_backward};
