@@ -4,6 +4,7 @@ mod adam;
 mod attention;
 mod cross_entropy;
 mod embedding;
+mod experts;
 mod heads;
 mod hyper_connection;
 mod linear;
@@ -26,6 +27,9 @@ pub use attention::{
 };
 pub use cross_entropy::{LinearCrossEntropy, LinearCrossEntropyGradients, linear_cross_entropy};
 pub use embedding::{embedding, embedding_backward};
+pub use experts::{
+    Experts, ExpertsGradients, ExpertsInput, ExpertsSaved, ExpertsShape, experts, experts_backward,
+};
 pub use hyper_connection::{
     HyperCoefficients, HyperGradients, HyperShape, HyperWeights, HyperWriteGradients, MAX_STREAMS,
     coefficient_count, hyper_coefficients, hyper_coefficients_backward, hyper_read, hyper_read_backward,
