@@ -48,6 +48,7 @@ pub struct Experts {
 }
 
 /// What [`experts_backward`] needs besides the input.
+#[derive(Debug)]
 pub struct ExpertsSaved {
     /// Positions of `choice`, sorted by expert.
     order: Occurrences,

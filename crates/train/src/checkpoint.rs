@@ -229,7 +229,7 @@ impl Checkpoint {
 ///
 /// # Errors
 /// When the folder cannot be read.
-pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found: Vec<PathBuf> = entries(folder)?;
     found.retain(|path| name_of(path).starts_with(PREFIX) && path.join(MANIFEST).is_file());
     // Steps are written with eight digits at least, and more are also longer.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// A result whose error is [`Error`].
-pub type Result<T, E = Error> = std::result::Result<T, E>;
+pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A failure of corpora, tokenizers, token shards, samplers or schedules: what was wrong, where, and what to do.
 #[derive(Debug, thiserror::Error)]
