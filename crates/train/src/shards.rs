@@ -198,7 +198,9 @@ impl TokenShards {
     /// # Errors
     /// A range beyond the end, or a damaged file.
     pub fn tokens(&self, range: Range<u64>) -> Result<Vec<u32>> {
-        let mut tokens = vec![0; range.end.saturating_sub(range.start) as usize];
+        let count = range.end.saturating_sub(range.start);
+        self.check_range(range.start, count)?;
+        let mut tokens = vec![0; count as usize];
         self.read(range.start, &mut tokens)?;
         Ok(tokens)
     }
@@ -208,11 +210,7 @@ impl TokenShards {
     /// # Errors
     /// A range beyond the end, or a token outside the vocabulary (a damaged file).
     pub fn read(&self, start: u64, out: &mut [u32]) -> Result<()> {
-        let end = start.checked_add(out.len() as u64).filter(|end| *end <= self.len());
-        if end.is_none() {
-            let reason = format!("{} tokens from {start} on go beyond its {} tokens", out.len(), self.len());
-            return Err(Error::MalformedShard { path: self.path.clone(), reason });
-        }
+        self.check_range(start, out.len() as u64)?;
         let (mut position, mut out) = (start, out);
         while !out.is_empty() {
             // The last shard that starts at or before the position: shards are not empty.
@@ -223,6 +221,14 @@ impl TokenShards {
             (position, out) = (position + count, later);
         }
         Ok(())
+    }
+
+    fn check_range(&self, start: u64, count: u64) -> Result<()> {
+        if start.checked_add(count).is_some_and(|end| end <= self.len()) {
+            return Ok(());
+        }
+        let reason = format!("{count} tokens from {start} on go beyond its {} tokens", self.len());
+        Err(Error::MalformedShard { path: self.path.clone(), reason })
     }
 }
 
@@ -1049,6 +1055,7 @@ mod tests {
             "{message}"
         );
         assert!(shards.read(u64::MAX, &mut [0; 2]).is_err());
+        assert!(shards.tokens(0..u64::MAX).is_err());
     }
 
     #[test]

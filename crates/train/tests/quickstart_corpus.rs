@@ -1,4 +1,5 @@
 //! What `data/README.md` states of the quickstart's corpus.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
