@@ -1,9 +1,11 @@
-"""Engram's language model in plain PyTorch: an independent check of the Rust one, and the yardstick for its speed.
+"""Engram's language model in plain PyTorch: an independent check of the Rust one, and a yardstick for speed.
 
-Shapes: B sequences of T tokens, N = B·T, n residual streams of width D, w values in a memory row. Weights of linear
-maps are [in, out], and parameters have the names of the Rust model, so that its safetensors files load as they are:
+Shapes: B sequences of T tokens, N = B·T, n residual streams of width D, w values in a memory row. Weights of
+linear maps are [in, out], and parameters have the names of the Rust model, so that its safetensors files load
+as they are:
 
-    python model.py --config CONFIG.toml --weights WEIGHTS.safetensors --batch BATCH.safetensors [--compare WANT]
+    python model.py --config CONFIG.toml --weights WEIGHTS.safetensors --batch BATCH.safetensors \\
+        [--compare WANT.safetensors]
 """
 
 import argparse
@@ -16,7 +18,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-# --- configuration: the [model] table ---------------------------------------------------------------------------
+# --- configuration: the [model] table -----------------------------------------------------------------------
 
 
 @dataclass
@@ -120,7 +122,7 @@ class ModelConfig:
         return 1 / math.sqrt(2 * self.blocks)
 
 
-# --- layers -----------------------------------------------------------------------------------------------------
+# --- layers -------------------------------------------------------------------------------------------------
 
 
 def weight(*shape, std):
@@ -231,7 +233,7 @@ class PlainAttention(nn.Module):
 
 
 class Experts(nn.Module):
-    """Routed experts beside a shared one, sigmoid scores, balanced by a bias on the choice (arXiv 2408.15664)."""
+    """Routed experts and a shared one, sigmoid scores, a balancing bias on the choice (arXiv 2408.15664)."""
 
     def __init__(self, config):
         super().__init__()
@@ -347,7 +349,7 @@ class ShortConvolution(nn.Module):
 
 
 class Memory(nn.Module):
-    """Rows of the n-gram tables, gated by context, into the residual streams (arXiv 2601.07372, section 2.3)."""
+    """Rows of the n-gram tables, gated by context, into the streams (arXiv 2601.07372, section 2.3)."""
 
     def __init__(self, config):
         super().__init__()
@@ -410,7 +412,7 @@ def around(x, streams, layer):
 
 
 class LanguageModel(nn.Module):
-    """`memory` maps a memory layer to its rows [B, T, d_mem]: the tables themselves live outside (`MemoryTables`)."""
+    """`memory` maps a memory layer to its rows [B, T, d_mem]: the tables themselves live outside."""
 
     def __init__(self, config):
         super().__init__()
@@ -439,13 +441,13 @@ class LanguageModel(nn.Module):
                 block.feed_forward.rebalance()
 
 
-# --- exchange with the Rust model ---------------------------------------------------------------------------------
+# --- exchange with the Rust model ---------------------------------------------------------------------------
 
 VARIANTS = {"Latent", "Plain", "Dense", "Experts", "Separate", "Fused"}
 
 
 def our_name(name):
-    """The name here of a Rust parameter: there, enum variants may stand in the path; here, the embedding is a module."""
+    """The name here of a Rust parameter: there, enum variants may stand in the path."""
     name = ".".join(part for part in name.split(".") if part not in VARIANTS)
     return {"embedding": "embedding.weight"}.get(name, name)
 
@@ -480,8 +482,9 @@ def evaluate(model, batch):
 
 
 def compare(loss, gradients, want, tolerance):
-    """Prints the largest errors of each tensor, absolute and as a share of its largest value; counts the misses."""
-    wanted = {our_name(name.removeprefix("grad.")): value for name, value in want.items() if name.startswith("grad.")}
+    """Prints the largest error of each tensor, also as a share of its largest value; counts the misses."""
+    wanted = {name: value for name, value in want.items() if name.startswith("grad.")}
+    wanted = {our_name(name.removeprefix("grad.")): value for name, value in wanted.items()}
     if "loss" in want:
         wanted["loss"] = want["loss"].double().reshape(())
         gradients = {"loss": torch.tensor(loss, dtype=torch.float64)} | gradients
@@ -510,13 +513,13 @@ def compare(loss, gradients, want, tolerance):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Evaluates a batch with stored weights, and checks gradients.")
+    parser = argparse.ArgumentParser(description="Evaluates a batch and checks its gradients.")
     parser.add_argument("--config", required=True, help="TOML file with a [model] table")
     parser.add_argument("--weights", required=True, help="safetensors file of the model's weights")
-    parser.add_argument("--batch", help="safetensors file of the batch; default: it is in one of the other two")
-    parser.add_argument("--compare", help="safetensors file with `loss` and `grad.<parameter>` to compare with")
+    parser.add_argument("--batch", help="safetensors file of the batch, unless it is in another")
+    parser.add_argument("--compare", help="safetensors file with `loss` and `grad.<parameter>`")
     parser.add_argument("--save", help="write `loss` and `grad.<parameter>` here")
-    parser.add_argument("--tolerance", type=float, default=1e-3, help="error allowed, as a share of a tensor's largest")
+    parser.add_argument("--tolerance", type=float, default=1e-3, help="share of a tensor's largest value")
     parser.add_argument("--double", action="store_true", help="compute in f64")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

@@ -1,9 +1,9 @@
-"""Times full training steps of the model in plain PyTorch f32: row lookup, forward, backward, clipping, update.
+"""Times training steps of the model in plain PyTorch f32: row lookup, forward, backward, clipping, update.
 
     python train_step.py --config CONFIG.toml --batch 16 --context 256 --threads 2 [--json] [--profile]
 
-Tokens are random with a Zipf distribution, fresh ones each step. Nothing is compiled; what PyTorch ships is used as
-it comes: scaled_dot_product_attention, fused AdamW, SparseAdam.
+Tokens are random with a Zipf distribution, fresh ones each step. Nothing is compiled; what PyTorch ships is
+used as it comes: scaled_dot_product_attention, fused AdamW, SparseAdam.
 """
 
 import argparse
@@ -84,7 +84,7 @@ class MemoryTables(nn.Module):
 
 
 def newton_schulz(g, steps=5):
-    """The orthogonal factor of matrices [count, rows, columns], roughly (arXiv 2502.16982 and Keller Jordan)."""
+    """The orthogonal factor of matrices [count, rows, columns], roughly (Muon, arXiv 2502.16982)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = g.shape[-2] > g.shape[-1]
     x = g.mT if tall else g
@@ -168,7 +168,7 @@ class Trainer:
 
 
 def zipf_batches(vocabulary, batch, context, seed):
-    """Tokens and the tokens after them, [batch, context] each; token r comes with a probability like 1/(r + 1)."""
+    """Tokens and those after them, [batch, context] each; token r has a probability like 1/(r + 1)."""
     shares = 1 / torch.arange(1, vocabulary + 1, dtype=torch.float64)
     random = torch.Generator().manual_seed(seed)
     while True:
@@ -189,7 +189,7 @@ def profile(trainer, batches, steps=3):
         for _ in range(steps):
             trainer.step(*next(batches))
     print(f"operators over {steps} steps, by their own time:")
-    print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=30, max_name_column_width=60))
+    print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=30))
     print("the same by shapes of their inputs:")
     by_shape = profiler.key_averages(group_by_input_shape=True)
     print(by_shape.table(sort_by="self_cpu_time_total", row_limit=40, max_shapes_column_width=70))
@@ -244,7 +244,7 @@ def main():
     if args.json:
         print(json.dumps(result))
     else:
-        print(f"{result['framework']}, {args.threads} threads, {args.batch}×{context} tokens, {args.steps} steps")
+        print(f"{result['framework']}, {args.threads} threads, {args.batch}×{context} tokens a step")
         print(f"step    {median:.1f} ms (least {min(times):.1f}, most {max(times):.1f})")
         print(f"speed   {result['tokens_per_second']:.0f} tokens/s")
         print("phases  " + ", ".join(f"{name} {ms:.1f}" for name, ms in result["phase_ms"].items()) + " ms")
