@@ -97,7 +97,8 @@ pub(crate) fn apply<O: Operation<N>, const N: usize, const D: usize>(
     let inputs = tracked.map(|tensor| contiguous(tensor.into_primitive()));
     let (values, saved) = operation.forward(inputs.each_ref().map(slice));
     let output = tensor(values, &shape);
-    let prepared = Node(std::marker::PhantomData::<O>).prepare::<NoCheckpointing>(nodes).compute_bound().stateful();
+    let prepared =
+        Node(std::marker::PhantomData::<O>).prepare::<NoCheckpointing>(nodes).compute_bound().stateful();
     let output = match prepared {
         OpsKind::Tracked(prepared) => {
             let state = State { operation, inputs, output: output.clone(), saved };

@@ -65,7 +65,9 @@ pub use shards::{
     DataIdentity, PrepareOptions, PrepareProgress, PrepareSummary, ShardDocument, SplitSummary, TokenShards,
     prepare,
 };
-pub use tables::{Fetched, FrozenTables, MemoryTables, RowOptimizerKind, RowStorage, RowTraining, addressing, fetch};
+pub use tables::{
+    Fetched, FrozenTables, MemoryTables, RowOptimizerKind, RowStorage, RowTraining, addressing, fetch,
+};
 pub use tokenizer::{END_OF_TEXT, PAD, Tokenizer, TokenizerHash, TokenizerProgress, TokenizerTraining};
 pub use trained::{LayerGates, Trained};
 pub use trainer::{Pace, StepReport, Trainer};
