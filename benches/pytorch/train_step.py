@@ -117,10 +117,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def is_matrix(name, parameter):
-    """Whether Muon trains it: a matrix or a stack of experts', but no table, head or per-channel weight."""
-    if name.startswith(("embedding", "head")) or ".norms." in name or ".convolution." in name:
-        return False
-    return parameter.dim() >= 2
+    """Whether Muon trains it, as in crates/train/src/optimizer.rs: a projection or a stack of experts'."""
+    others = ("router", "norm", "convolution", "_streams")
+    return name.startswith("blocks.") and not any(o in name for o in others) and parameter.dim() >= 2
 
 
 class Trainer:
