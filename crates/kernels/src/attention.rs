@@ -8,7 +8,7 @@
 
 use crate::heads::{self, HeadMut};
 use crate::parallel;
-use crate::product::{Matrix, MatrixMut, Threads, multiply};
+use crate::product::{Matrix, MatrixMut, Threads, multiply, transpose};
 use crate::rotary::Angles;
 use crate::simd::{self, vectorized};
 
@@ -96,7 +96,12 @@ pub struct LatentGradients {
 /// When a size is 0, `scale` is not positive, or a slice does not have the shape stated.
 pub fn causal_attention(q: &[f32], k: &[f32], v: &[f32], shape: AttentionShape, scale: f32) -> Attention {
     check_plain(q, k, v, shape);
-    forward(shape, scale, |batch, head, operands| load_plain(q, k, v, shape, batch, head, operands))
+    forward(
+        shape,
+        scale,
+        #[inline(always)]
+        |batch, head, operands| load_plain(q, k, v, shape, batch, head, operands),
+    )
 }
 
 /// Gradients of [`causal_attention`], given `grad` `[batch, time, heads, value]` of its output and
@@ -125,7 +130,9 @@ pub fn causal_attention_backward(
         grad,
         attention,
         targets,
+        #[inline(always)]
         |batch, head, operands| load_plain(q, k, v, shape, batch, head, operands),
+        #[inline(always)]
         |((mut dq, mut dk), mut dv), gradients| {
             for t in 0..time {
                 dq.row(t).copy_from_slice(&gradients.q[t * key..][..key]);
@@ -160,7 +167,12 @@ pub fn latent_attention(
 ) -> Attention {
     let inputs = Latent { q, kv, k_rotary, angles, shape };
     inputs.check();
-    forward(shape.assembled(), scale, |batch, head, operands| inputs.load(batch, head, operands))
+    forward(
+        shape.assembled(),
+        scale,
+        #[inline(always)]
+        |batch, head, operands| inputs.load(batch, head, operands),
+    )
 }
 
 /// Gradients of [`latent_attention`], given `grad` `[batch, time, heads, value]` of its output and
@@ -195,7 +207,9 @@ pub fn latent_attention_backward(
         grad,
         attention,
         targets,
+        #[inline(always)]
         |batch, head, operands| inputs.load(batch, head, operands),
+        #[inline(always)]
         |((mut dq, mut dkv), share), gradients| {
             for t in 0..time {
                 let (source, target) = (&gradients.q[t * key..][..key], dq.row(t));
@@ -267,6 +281,7 @@ fn check_plain(q: &[f32], k: &[f32], v: &[f32], shape: AttentionShape) {
     assert_eq!(v.len(), rows * value, "attention: values are not [batch, time, heads, value] of {shape:?}");
 }
 
+#[inline(always)]
 fn load_plain(
     q: &[f32],
     k: &[f32],
@@ -322,6 +337,7 @@ impl Latent<'_> {
     }
 
     /// Puts together one head's queries and keys, turning the rotary parts.
+    #[inline(always)]
     fn load(&self, batch: usize, head: usize, operands: &mut Operands) {
         let LatentShape { time, heads, content, rotary, value, .. } = self.shape;
         let (key, packed) = (content + rotary, content + value);
@@ -604,22 +620,6 @@ fn score_slopes(probabilities: &[f32], slopes: &mut [f32], mean: &[f32]) {
     }
 }
 
-/// The transpose `[columns, rows]` of `data` `[rows, columns]`.
-fn transpose(data: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    const TILE: usize = 16;
-    let mut transposed = vec![0.0; rows * columns];
-    for first_row in (0..rows).step_by(TILE) {
-        let last_row = rows.min(first_row + TILE);
-        for column in 0..columns {
-            let target = &mut transposed[column * rows..][first_row..last_row];
-            for (value, row) in target.iter_mut().zip(first_row..) {
-                *value = data[row * columns + column];
-            }
-        }
-    }
-    transposed
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -765,5 +765,14 @@ mod tests {
         let shape = AttentionShape { batch: 1, time: 3, heads: 1, key: 1, value: 1 };
         let found = causal_attention(&[1e4; 3], &[0.0, 1e4, -1e4], &[1.0, 2.0, 3.0], shape, 1.0);
         assert_eq!(found.output, [1.0, 2.0, 2.0]);
+    }
+
+    #[test]
+    fn a_nan_is_not_hidden() {
+        let shape = AttentionShape { batch: 1, time: 20, heads: 1, key: 1, value: 1 };
+        let mut k = [0.5; 20];
+        k[10] = f32::NAN;
+        let found = causal_attention(&[1.0; 20], &k, &[1.0; 20], shape, 1.0).output;
+        assert!(found[..10].iter().all(|v| *v == 1.0) && found[10..].iter().all(|v| v.is_nan()), "{found:?}");
     }
 }

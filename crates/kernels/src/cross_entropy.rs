@@ -1,7 +1,7 @@
 //! The last linear map and the loss in one: logits exist for a few hundred tokens at a time.
 
 use crate::parallel;
-use crate::product::{Matrix, MatrixMut, Threads, multiply};
+use crate::product::{Matrix, MatrixMut, Threads, multiply, transpose_parallel};
 use crate::simd::{self, vectorized};
 
 /// Values of a block of logits: 8 MiB, so that it is written, read and used while in the last cache.
@@ -50,6 +50,7 @@ pub fn linear_cross_entropy(
     let block = (BLOCK_LOGITS / vocabulary).clamp(FEWEST_TOKENS, 1024).min(tokens);
     let mut logits = vec![0.0; block * vocabulary];
     let mut losses = vec![0.0; tokens];
+    let transposed = if gradients { transpose_parallel(weight, width, vocabulary) } else { Vec::new() };
     let mut found = gradients.then(|| LinearCrossEntropyGradients {
         hidden: vec![0.0; tokens * width],
         weight: vec![0.0; width * vocabulary],
@@ -60,7 +61,7 @@ pub fn linear_cross_entropy(
         problem.logits(first, logits);
         problem.losses(first, logits, losses, gradients);
         if let Some(found) = &mut found {
-            problem.gradients(first, logits, found);
+            problem.gradients(first, logits, &transposed, found);
         }
     }
     let mean = losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / tokens as f64;
@@ -135,13 +136,20 @@ impl<'a> Problem<'a> {
         });
     }
 
-    /// Adds what the tokens from `first` contribute, given the gradient of their logits.
-    fn gradients(&self, first: usize, slopes: &[f32], gradients: &mut LinearCrossEntropyGradients) {
+    /// Adds what the tokens from `first` contribute, given the gradient of their logits and the
+    /// weight transposed.
+    fn gradients(
+        &self,
+        first: usize,
+        slopes: &[f32],
+        transposed: &[f32],
+        gradients: &mut LinearCrossEntropyGradients,
+    ) {
         let (width, vocabulary) = (self.width, self.vocabulary);
         let tokens = slopes.len() / vocabulary;
         let slopes = Matrix::new(slopes, tokens, vocabulary);
         let hidden = MatrixMut::new(&mut gradients.hidden[first * width..], tokens, width);
-        multiply(1.0, slopes, self.weight.transposed(), 0.0, hidden, Threads::All);
+        multiply(1.0, slopes, Matrix::new(transposed, vocabulary, width), 0.0, hidden, Threads::All);
         let kept = if first == 0 { 0.0 } else { 1.0 };
         let weight = MatrixMut::new(&mut gradients.weight, width, vocabulary);
         multiply(1.0, self.hidden(first, tokens).transposed(), slopes, kept, weight, Threads::All);
@@ -194,7 +202,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn losses_and_gradients(tokens in 1_usize..30, width in 1_usize..20, vocabulary in 1_usize..50, seed: u64) {
+        fn losses_and_gradients(
+            tokens in 1_usize..30, width in 1_usize..20, vocabulary in 1_usize..50, seed: u64,
+        ) {
             let (hidden, weight) = (random(tokens * width, seed), random(width * vocabulary, seed ^ 1));
             let targets = targets(tokens, vocabulary, seed ^ 2);
             let found = linear_cross_entropy(&hidden, &weight, &targets, true);
@@ -206,7 +216,9 @@ mod tests {
             let gradients = found.gradients.unwrap();
             // Scaled by the number of tokens so that one token's gradient is not lost in rounding.
             let times = |gradient: &[f32]| gradient.iter().map(|g| g * tokens as f32).collect::<Vec<_>>();
-            let loss = |h: &[f32], w: &[f32]| mean(&linear_cross_entropy(h, w, &targets, false).losses) * tokens as f64;
+            let loss = |h: &[f32], w: &[f32]| {
+                mean(&linear_cross_entropy(h, w, &targets, false).losses) * tokens as f64
+            };
             assert_gradient("hidden", &hidden, &times(&gradients.hidden), |h| loss(h, &weight));
             assert_gradient("weight", &weight, &times(&gradients.weight), |w| loss(&hidden, w));
         }
@@ -236,6 +248,12 @@ mod tests {
         let found = linear_cross_entropy(&[1.0], &[1e4, -1e4], &[0], true);
         assert_eq!(found.mean, 0.0);
         assert_eq!(linear_cross_entropy(&[1.0], &[1e4, -1e4], &[1], true).mean, 2e4);
+    }
+
+    #[test]
+    fn a_nan_is_not_hidden() {
+        let found = linear_cross_entropy(&[1.0, f32::NAN], &[0.1, 0.2, 0.3], &[2, 1], true);
+        assert!(found.losses[0].is_finite() && found.losses[1].is_nan() && found.mean.is_nan());
     }
 
     #[test]

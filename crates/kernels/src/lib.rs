@@ -1,9 +1,48 @@
 //! Fused CPU operations of Engram's models, forward and backward, on plain slices.
+//!
+//! A general tensor library computes attention, normalisation or a loss as a chain of small operations,
+//! each of which writes its result to memory for the next to read. On a CPU that traffic costs as much
+//! as the arithmetic. Here each of those chains is one function that reads its inputs once, works on
+//! blocks that stay in cache, and writes the result.
+//!
+//! * **Layout.** Tensors are row-major `f32` slices; shapes are stated with every argument. A token's
+//!   values are adjacent, and weights are `[inputs, outputs]`.
+//! * **Backward.** Each forward pass that needs it returns what its backward pass wants (a norm, a
+//!   logarithm), never an intermediate as large as the work itself: attention recomputes its
+//!   probabilities, and the cross-entropy gives its gradients in the forward pass, so that logits
+//!   exist for a few hundred tokens at a time.
+//! * **Threads.** Work is spread over rayon's current pool in blocks that depend on shapes alone, and
+//!   sums over blocks are added in block order: the same input gives the same bits on every run.
+//! * **Instruction sets.** Loops are compiled several times and the best version is chosen when the
+//!   program runs (AVX-512, AVX2 with FMA, NEON); no compiler flag is needed. Without fused
+//!   multiply-add the results are the same, slowly.
+//! * **Errors.** Shapes are the caller's promise: a slice of another size panics with the shape it
+//!   should have had. NaN and infinity pass through.
+//!
+//! ```
+//! use engram_kernels::{AttentionShape, causal_attention, causal_attention_backward, rms_norm};
+//!
+//! // One sequence of three positions, one head of width 2.
+//! let shape = AttentionShape { batch: 1, time: 3, heads: 1, key: 2, value: 2 };
+//! let hidden = [1.0, 0.0, 0.0, 1.0, 1.0, 1.0];
+//! let x = rms_norm(&hidden, None, 2, 1e-6).output;
+//! let attention = causal_attention(&x, &x, &hidden, shape, 1.0);
+//! assert_eq!(attention.output[..2], hidden[..2]); // the first position sees itself only
+//!
+//! // The loss "sum of the outputs" has gradient 1 everywhere.
+//! let gradients = causal_attention_backward(&[1.0; 6], &x, &x, &hidden, &attention, shape, 1.0);
+//! let total: f32 = gradients.v.iter().sum();
+//! assert!((total - 6.0).abs() < 1e-5); // each output is a weighted mean of values
+//! ```
 
+mod adam;
 mod attention;
 mod cross_entropy;
+mod embedding;
 mod heads;
+mod hyper_connection;
 mod linear;
+mod newton_schulz;
 mod parallel;
 mod product;
 mod rms_norm;
@@ -13,12 +52,20 @@ mod swiglu;
 #[cfg(test)]
 mod testing;
 
+pub use adam::{AdamStep, adam_step};
 pub use attention::{
     Attention, AttentionGradients, AttentionShape, LatentGradients, LatentShape, causal_attention,
     causal_attention_backward, latent_attention, latent_attention_backward,
 };
 pub use cross_entropy::{LinearCrossEntropy, LinearCrossEntropyGradients, linear_cross_entropy};
+pub use embedding::{embedding, embedding_backward};
+pub use hyper_connection::{
+    HyperCoefficients, HyperGradients, HyperShape, HyperWeights, HyperWriteGradients, MAX_STREAMS,
+    coefficient_count, hyper_coefficients, hyper_coefficients_backward, hyper_read, hyper_read_backward,
+    hyper_write, hyper_write_backward,
+};
 pub use linear::{linear, linear_backward_input, linear_backward_weight};
+pub use newton_schulz::newton_schulz;
 pub use rms_norm::{RmsNorm, RmsNormGradients, rms_norm, rms_norm_backward};
 pub use rotary::{Angles, rotary, rotary_backward};
 pub use swiglu::{swiglu, swiglu_backward};

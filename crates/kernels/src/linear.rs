@@ -59,8 +59,9 @@ mod tests {
         fn gradients(rows in 1_usize..20, inputs in 1_usize..20, outputs in 1_usize..20, seed: u64) {
             let (x, w) = (random(rows * inputs, seed), random(inputs * outputs, seed ^ 1));
             let grad = random(rows * outputs, seed ^ 2);
-            assert_gradient("x", &x, &linear_backward_input(&grad, &w, inputs), |x| weighted(&linear(x, &w, inputs), &grad));
-            assert_gradient("w", &w, &linear_backward_weight(&x, &grad, inputs), |w| weighted(&linear(&x, w, inputs), &grad));
+            let loss = |x: &[f32], w: &[f32]| weighted(&linear(x, w, inputs), &grad);
+            assert_gradient("x", &x, &linear_backward_input(&grad, &w, inputs), |x| loss(x, &w));
+            assert_gradient("w", &w, &linear_backward_weight(&x, &grad, inputs), |w| loss(&x, w));
         }
     }
 

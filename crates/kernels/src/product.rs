@@ -1,5 +1,6 @@
 //! Matrix products on borrowed row-major matrices: a safe face on the `gemm` crate.
 
+use crate::parallel::{self, block_rows};
 use gemm::Parallelism;
 
 /// A matrix in a borrowed slice; a transposed view swaps the strides.
@@ -119,6 +120,38 @@ pub(crate) fn multiply(
     }
 }
 
+/// The transpose `[columns, rows]` of `data` `[rows, columns]`, moved.
+///
+/// Worth its pass over the data where a transposed view would be read again and again: rows a power
+/// of two apart compete for the same cache lines.
+pub(crate) fn transpose(data: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    let mut transposed = vec![0.0; rows * columns];
+    transpose_from(data, rows, columns, 0, &mut transposed);
+    transposed
+}
+
+/// As [`transpose`], with all threads.
+pub(crate) fn transpose_parallel(data: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    let mut transposed = vec![0.0; rows * columns];
+    let band = block_rows(2 * rows);
+    let bands = transposed.chunks_mut(band * rows.max(1)).enumerate();
+    parallel::for_each(bands, |(index, target)| transpose_from(data, rows, columns, index * band, target));
+    transposed
+}
+
+/// Fills `target` `[_, rows]` with the columns of `data` from `first_column`.
+fn transpose_from(data: &[f32], rows: usize, columns: usize, first_column: usize, target: &mut [f32]) {
+    const TILE: usize = 16;
+    for first_row in (0..rows).step_by(TILE) {
+        let last_row = rows.min(first_row + TILE);
+        for (target, column) in target.chunks_exact_mut(rows).zip(first_column..) {
+            for (value, row) in target[first_row..last_row].iter_mut().zip(first_row..) {
+                *value = data[row * columns + column];
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,6 +195,18 @@ mod tests {
                     let expected = 0.7 * dot + f64::from(beta) * f64::from(c_start[at]);
                     prop_assert!((f64::from(c[at]) - expected).abs() < 1e-5, "{} {}", c[at], expected);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn transposes_of_every_shape() {
+        for (rows, columns) in [(0, 3), (3, 0), (1, 1), (17, 5), (300, 200)] {
+            let data = values(rows * columns, 4);
+            let moved = transpose(&data, rows, columns);
+            assert_eq!(moved, transpose_parallel(&data, rows, columns));
+            for (i, j) in (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))) {
+                assert_eq!(moved[j * rows + i], data[i * columns + j]);
             }
         }
     }

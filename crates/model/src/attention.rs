@@ -254,25 +254,26 @@ impl Operation<3> for FusedLatent {
     type Saved = Vec<f32>;
 
     fn forward(&self, [q, kv, key]: [&[f32]; 3]) -> (Vec<f32>, Vec<f32>) {
-        let (cos, sin) = self.rotary.angles(self.shape.time);
-        engram_kernels::latent_attention(q, kv, key, cos, sin, self.scale, self.shape)
+        let angles = self.rotary.angles(self.shape.time);
+        let attention = engram_kernels::latent_attention(q, kv, key, angles, self.shape, self.scale);
+        (attention.output, attention.log_sum_exp)
     }
 
     fn backward(&self, pass: Pass<'_, Vec<f32>, 3>) -> [Vec<f32>; 3] {
         let [q, kv, key] = pass.inputs;
-        let (cos, sin) = self.rotary.angles(self.shape.time);
-        engram_kernels::latent_attention_backward(
+        let angles = self.rotary.angles(self.shape.time);
+        let forward = engram_kernels::AttentionOutput { output: pass.output, log_sum_exp: pass.saved };
+        let gradients = engram_kernels::latent_attention_backward(
+            pass.gradient,
             q,
             kv,
             key,
-            cos,
-            sin,
-            pass.output,
-            pass.saved,
-            pass.gradient,
-            self.scale,
+            angles,
+            forward,
             self.shape,
-        )
+            self.scale,
+        );
+        [gradients.q, gradients.kv, gradients.k_rotary]
     }
 }
 
@@ -287,20 +288,15 @@ impl Operation<3> for FusedCausal {
     type Saved = Vec<f32>;
 
     fn forward(&self, [q, k, v]: [&[f32]; 3]) -> (Vec<f32>, Vec<f32>) {
-        engram_kernels::causal_attention(q, k, v, self.scale, self.shape)
+        let attention = engram_kernels::causal_attention(q, k, v, self.shape, self.scale);
+        (attention.output, attention.log_sum_exp)
     }
 
     fn backward(&self, pass: Pass<'_, Vec<f32>, 3>) -> [Vec<f32>; 3] {
         let [q, k, v] = pass.inputs;
-        engram_kernels::causal_attention_backward(
-            q,
-            k,
-            v,
-            pass.output,
-            pass.saved,
-            pass.gradient,
-            self.scale,
-            self.shape,
-        )
+        let forward = engram_kernels::AttentionOutput { output: pass.output, log_sum_exp: pass.saved };
+        let gradients =
+            engram_kernels::causal_attention_backward(pass.gradient, q, k, v, forward, self.shape, self.scale);
+        [gradients.q, gradients.k, gradients.v]
     }
 }

@@ -3,7 +3,7 @@
 //! Every struct refuses unknown keys, and [`ModelConfig::validate`] refuses values that no model could have;
 //! both name the key, so that whoever loads the file can point at its line.
 
-use engram_address::AddressConfig;
+use engram_address::{AddressConfig, Arithmetic, Boundary};
 use serde::{Deserialize, Serialize};
 
 /// A configuration value that cannot be: the key it stands under and why it is refused.
@@ -366,7 +366,8 @@ impl MemoryConfig {
             heads: self.heads,
             base_rows: self.rows_per_head.clone(),
             pad_id: self.pad_id,
-            ..AddressConfig::default()
+            boundary: Boundary::None,
+            arithmetic: Arithmetic::Exact,
         }
     }
 

@@ -13,11 +13,9 @@ use crate::linear::product;
 ///
 /// `hidden`: `[tokens, width]`, `head`: `[width, vocabulary]`, `targets`: `[tokens]`.
 pub fn cross_entropy(hidden: Tensor<2>, head: Tensor<2>, targets: Arc<[u32]>, bf16: bool) -> Tensor<1> {
-    let [tokens, width] = hidden.dims();
+    let [tokens, _] = hidden.dims();
     if fused::available(&hidden) {
-        let vocabulary = head.dims()[1];
-        let gradients = hidden.is_autodiff();
-        let operation = Fused { targets, width, vocabulary, gradients };
+        let operation = Fused { targets, gradients: hidden.is_autodiff() };
         return fused::apply(operation, [fused::input(hidden), fused::input(head)], [1]);
     }
     let targets: Vec<i32> = targets.iter().map(|&target| target as i32).collect();
@@ -27,11 +25,10 @@ pub fn cross_entropy(hidden: Tensor<2>, head: Tensor<2>, targets: Arc<[u32]>, bf
 
 /// Cross-entropy of every token, in nats, without gradients. Shapes as for [`cross_entropy`].
 pub fn token_losses(hidden: Tensor<2>, head: Tensor<2>, targets: &[u32], bf16: bool) -> Vec<f32> {
-    let [tokens, width] = hidden.dims();
+    let [tokens, _] = hidden.dims();
     if fused::available(&hidden) {
-        let vocabulary = head.dims()[1];
         let (hidden, head) = (values(hidden), values(head));
-        return engram_kernels::linear_cross_entropy(&hidden, &head, targets, width, vocabulary, false).token_losses;
+        return engram_kernels::linear_cross_entropy(&hidden, &head, targets, false).losses;
     }
     let targets: Vec<i32> = targets.iter().map(|&target| target as i32).collect();
     let targets = Tensor::<2, Int>::from_data(TensorData::new(targets, [tokens, 1]), &hidden.device());
@@ -41,30 +38,22 @@ pub fn token_losses(hidden: Tensor<2>, head: Tensor<2>, targets: &[u32], bf16: b
 #[derive(Debug)]
 struct Fused {
     targets: Arc<[u32]>,
-    width: usize,
-    vocabulary: usize,
     gradients: bool,
 }
 
 impl Operation<2> for Fused {
     /// Gradients of hidden and head for an upstream gradient of one: they fall out of the forward pass.
-    type Saved = (Vec<f32>, Vec<f32>);
+    type Saved = Option<(Vec<f32>, Vec<f32>)>;
 
     fn forward(&self, [hidden, head]: [&[f32]; 2]) -> (Vec<f32>, Self::Saved) {
-        let result = engram_kernels::linear_cross_entropy(
-            hidden,
-            head,
-            &self.targets,
-            self.width,
-            self.vocabulary,
-            self.gradients,
-        );
-        (vec![result.mean], (result.dh, result.dw))
+        let loss = engram_kernels::linear_cross_entropy(hidden, head, &self.targets, self.gradients);
+        (vec![loss.mean], loss.gradients.map(|gradients| (gradients.hidden, gradients.weight)))
     }
 
     fn backward(&self, pass: Pass<'_, Self::Saved, 2>) -> [Vec<f32>; 2] {
         let upstream = pass.gradient[0];
+        let (hidden, head) = pass.saved.as_ref().expect("gradients were asked for when tracked");
         let scaled = |values: &[f32]| values.iter().map(|value| value * upstream).collect();
-        [scaled(&pass.saved.0), scaled(&pass.saved.1)]
+        [scaled(hidden), scaled(head)]
     }
 }

@@ -99,11 +99,7 @@ impl Experts {
         let logits = self.router.forward(x.clone());
         let choice = self.choose(&logits);
         let gates = gates(logits, &choice);
-        let routed = if fused::available(&x) {
-            self.fused(x.clone(), gates, choice.clone())
-        } else {
-            self.composed(x.clone(), gates, &choice)
-        };
+        let routed = self.composed(x.clone(), gates, &choice);
         match &self.shared {
             Some(shared) => (routed + shared.forward(x), choice),
             None => (routed, choice),
@@ -128,26 +124,6 @@ impl Experts {
         let scores = values(sigmoid(logits.clone().inner_or_self()));
         let balance = values(self.balance.val().inner_or_self());
         Choice::best(&scores, &balance, self.active)
-    }
-
-    fn fused(&self, x: Tensor<2>, gates: Tensor<2>, choice: Choice) -> Tensor<2> {
-        let shape = x.dims();
-        let [routed, width, double] = self.input.val().dims();
-        let shape_of = engram_kernels::ExpertShape {
-            tokens: shape[0],
-            width,
-            hidden: double / 2,
-            experts: routed,
-            active: self.active,
-        };
-        let operation = FusedExperts { shape: shape_of, choice };
-        let inputs = [
-            fused::input(x),
-            fused::input(gates),
-            fused::input(self.input.val()),
-            fused::input(self.output.val()),
-        ];
-        fused::apply(operation, inputs, shape)
     }
 
     /// Every expert in turn over the tokens that chose it.
@@ -239,37 +215,9 @@ fn logistic(x: f32) -> f32 {
     1.0 / (1.0 + (-x).exp())
 }
 
-#[derive(Debug)]
-struct FusedExperts {
-    shape: engram_kernels::ExpertShape,
-    choice: Choice,
-}
-
-impl Operation<4> for FusedExperts {
-    type Saved = engram_kernels::ExpertsSaved;
-
-    fn forward(&self, [x, gates, input, output]: [&[f32]; 4]) -> (Vec<f32>, Self::Saved) {
-        engram_kernels::experts(x, &self.choice.experts, gates, input, output, self.shape)
-    }
-
-    fn backward(&self, pass: Pass<'_, Self::Saved, 4>) -> [Vec<f32>; 4] {
-        let [x, gates, input, output] = pass.inputs;
-        engram_kernels::experts_backward(
-            x,
-            &self.choice.experts,
-            gates,
-            input,
-            output,
-            pass.saved,
-            pass.gradient,
-            self.shape,
-        )
-    }
-}
-
 /// The values of a tensor, on the host.
 pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().into_vec().expect("an f32 tensor")
+    tensor.into_data().try_into_vec().expect("an f32 tensor")
 }
 
 /// A tensor without its graph, whether or not it has one.

@@ -54,6 +54,6 @@ impl Operation<1> for Fused {
     }
 
     fn backward(&self, pass: Pass<'_, (), 1>) -> [Vec<f32>; 1] {
-        [engram_kernels::swiglu_backward(pass.inputs[0], pass.gradient, self.hidden)]
+        [engram_kernels::swiglu_backward(pass.gradient, pass.inputs[0], self.hidden)]
     }
 }

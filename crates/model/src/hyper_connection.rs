@@ -4,6 +4,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::activation::sigmoid;
+use engram_kernels::{HyperCoefficients, HyperShape, HyperWeights};
 
 use crate::config::HyperConnectionConfig;
 use crate::fused::{self, Operation, Pass};
@@ -56,7 +57,13 @@ impl HyperConnection {
         let tokens = x.dims()[0];
         let n = self.streams;
         if fused::available(&x) {
-            let operation = FusedCoefficients { shape: self.shape(tokens), epsilon: self.epsilon as f32, iterations: self.iterations };
+            let shape = HyperShape {
+                streams: n,
+                width: self.width,
+                epsilon: self.epsilon as f32,
+                iterations: self.iterations,
+            };
+            let operation = FusedCoefficients { shape };
             let inputs = [
                 fused::input(x),
                 fused::input(self.projection.val()),
@@ -82,7 +89,7 @@ impl HyperConnection {
         let tokens = x.dims()[0];
         let coefficients = coefficients.0.clone();
         if fused::available(&x) {
-            let operation = FusedRead { shape: self.shape(tokens) };
+            let operation = FusedRead { streams: self.streams };
             return fused::apply(operation, [fused::input(x), fused::input(coefficients)], [tokens, self.width]);
         }
         let n = self.streams;
@@ -96,7 +103,7 @@ impl HyperConnection {
         let tokens = shape[0];
         let coefficients = coefficients.0.clone();
         if fused::available(&x) {
-            let operation = FusedWrite { shape: self.shape(tokens) };
+            let operation = FusedWrite { streams: self.streams };
             let inputs = [fused::input(x), fused::input(y), fused::input(coefficients)];
             return fused::apply(operation, inputs, shape);
         }
@@ -105,10 +112,6 @@ impl HyperConnection {
         let mix = coefficients.narrow(1, 2 * n, n * n).reshape([tokens, n, n]);
         let mixed = mix.matmul(x.reshape([tokens, n, width]));
         (mixed + write * y.reshape([tokens, 1, width])).reshape(shape)
-    }
-
-    fn shape(&self, tokens: usize) -> engram_kernels::HyperShape {
-        engram_kernels::HyperShape { tokens, streams: self.streams, width: self.width }
     }
 }
 
@@ -126,65 +129,68 @@ fn sinkhorn(logits: Tensor<3>, iterations: usize) -> Tensor<3> {
 
 #[derive(Debug)]
 struct FusedCoefficients {
-    shape: engram_kernels::HyperShape,
-    epsilon: f32,
-    iterations: usize,
+    shape: HyperShape,
+}
+
+impl FusedCoefficients {
+    fn weights<'a>(&self, projection: &'a [f32], scale: &[f32], bias: &'a [f32]) -> HyperWeights<'a> {
+        HyperWeights { phi: projection, alpha: [scale[0], scale[1], scale[2]], bias }
+    }
 }
 
 impl Operation<4> for FusedCoefficients {
-    type Saved = engram_kernels::HyperSaved;
+    /// The kernel's saved values; its output lies in the graph.
+    type Saved = HyperCoefficients;
 
     fn forward(&self, [x, projection, scale, bias]: [&[f32]; 4]) -> (Vec<f32>, Self::Saved) {
-        engram_kernels::hyper_coefficients(x, projection, scale, bias, self.epsilon, self.iterations, self.shape)
+        let weights = self.weights(projection, scale, bias);
+        let mut coefficients = engram_kernels::hyper_coefficients(x, weights, self.shape);
+        (std::mem::take(&mut coefficients.output), coefficients)
     }
 
     fn backward(&self, pass: Pass<'_, Self::Saved, 4>) -> [Vec<f32>; 4] {
         let [x, projection, scale, bias] = pass.inputs;
-        engram_kernels::hyper_coefficients_backward(
-            x,
-            projection,
-            scale,
-            bias,
-            pass.saved,
-            pass.gradient,
-            self.iterations,
-            self.shape,
-        )
+        let weights = self.weights(projection, scale, bias);
+        let gradients =
+            engram_kernels::hyper_coefficients_backward(pass.gradient, x, weights, self.shape, pass.saved);
+        [gradients.input, gradients.phi, gradients.alpha.to_vec(), gradients.bias]
     }
 }
 
 #[derive(Debug)]
 struct FusedRead {
-    shape: engram_kernels::HyperShape,
+    streams: usize,
 }
 
 impl Operation<2> for FusedRead {
     type Saved = ();
 
     fn forward(&self, [x, coefficients]: [&[f32]; 2]) -> (Vec<f32>, ()) {
-        (engram_kernels::hyper_read(x, coefficients, self.shape), ())
+        (engram_kernels::hyper_read(x, coefficients, self.streams), ())
     }
 
     fn backward(&self, pass: Pass<'_, (), 2>) -> [Vec<f32>; 2] {
         let [x, coefficients] = pass.inputs;
-        engram_kernels::hyper_read_backward(x, coefficients, pass.gradient, self.shape)
+        engram_kernels::hyper_read_backward(pass.gradient, x, coefficients, self.streams).into()
     }
 }
 
 #[derive(Debug)]
 struct FusedWrite {
-    shape: engram_kernels::HyperShape,
+    streams: usize,
 }
 
 impl Operation<3> for FusedWrite {
     type Saved = ();
 
     fn forward(&self, [x, y, coefficients]: [&[f32]; 3]) -> (Vec<f32>, ()) {
-        (engram_kernels::hyper_write(x, y, coefficients, self.shape), ())
+        (engram_kernels::hyper_write(x, y, coefficients, self.streams), ())
     }
 
     fn backward(&self, pass: Pass<'_, (), 3>) -> [Vec<f32>; 3] {
         let [x, y, coefficients] = pass.inputs;
-        engram_kernels::hyper_write_backward(x, y, coefficients, pass.gradient, self.shape)
+        let gradients =
+            engram_kernels::hyper_write_backward(pass.gradient, x, y, coefficients, self.streams);
+        [gradients.input, gradients.block, gradients.coefficients]
     }
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::activation::{sigmoid, silu};
 use burn::tensor::{Tensor, TensorData};
+use engram_kernels::{MemoryGate, MemoryGateInput};
 
 use crate::config::{MemoryConfig, MemoryForm};
 use crate::embedding::embed;
@@ -198,7 +199,7 @@ impl Memory {
         let shape = h.dims();
         if fused::available(&h) {
             let operation = FusedGate {
-                shape: engram_kernels::GateShape { tokens: shape[0], streams: self.streams, width: self.width },
+                streams: self.streams,
                 epsilon: self.gate_epsilon as f32,
             };
             let query = self.norms.query.val();
@@ -239,21 +240,6 @@ impl ShortConvolution {
         let shape = u.dims();
         let time = shape[0] / batch;
         let kernel = self.weight.val().dims()[2];
-        if fused::available(&u) {
-            let operation = FusedConvolution {
-                shape: engram_kernels::ConvolutionShape {
-                    batch,
-                    time,
-                    streams,
-                    width,
-                    kernel,
-                    dilation: self.dilation,
-                },
-                epsilon: self.epsilon as f32,
-            };
-            let inputs = [fused::input(u), fused::input(self.norm.val()), fused::input(self.weight.val())];
-            return fused::apply(operation, inputs, shape);
-        }
         let normed = normalise(u.clone().reshape([shape[0], streams, width]), self.epsilon)
             * self.norm.val().unsqueeze();
         let channels = streams * width;
@@ -283,56 +269,30 @@ fn silence(u: Tensor<2>, dead: &[bool]) -> Tensor<2> {
 
 #[derive(Debug)]
 struct FusedGate {
-    shape: engram_kernels::GateShape,
+    streams: usize,
     epsilon: f32,
+}
+
+impl FusedGate {
+    fn input<'a>(&self, [hidden, key, value, query_weight, key_weight]: [&'a [f32]; 5]) -> MemoryGateInput<'a> {
+        let Self { streams, epsilon } = *self;
+        MemoryGateInput { hidden, key, value, query_weight, key_weight, streams, epsilon }
+    }
 }
 
 impl Operation<5> for FusedGate {
-    /// The gates, `[tokens, M]`.
-    type Saved = Vec<f32>;
+    /// The kernel's saved values; its output lies in the graph.
+    type Saved = MemoryGate;
 
-    fn forward(&self, [h, keys, value, query, key]: [&[f32]; 5]) -> (Vec<f32>, Vec<f32>) {
-        engram_kernels::memory_gate(h, keys, value, query, key, self.epsilon, self.shape)
+    fn forward(&self, inputs: [&[f32]; 5]) -> (Vec<f32>, MemoryGate) {
+        let mut gate = engram_kernels::memory_gate(&self.input(inputs));
+        (std::mem::take(&mut gate.output), gate)
     }
 
-    fn backward(&self, pass: Pass<'_, Vec<f32>, 5>) -> [Vec<f32>; 5] {
-        let [h, keys, value, query, key] = pass.inputs;
-        engram_kernels::memory_gate_backward(
-            h,
-            keys,
-            value,
-            query,
-            key,
-            pass.gradient,
-            self.epsilon,
-            self.shape,
-        )
+    fn backward(&self, pass: Pass<'_, MemoryGate, 5>) -> [Vec<f32>; 5] {
+        let gradients =
+            engram_kernels::memory_gate_backward(pass.gradient, &self.input(pass.inputs), pass.saved);
+        [gradients.hidden, gradients.key, gradients.value, gradients.query_weight, gradients.key_weight]
     }
 }
 
-#[derive(Debug)]
-struct FusedConvolution {
-    shape: engram_kernels::ConvolutionShape,
-    epsilon: f32,
-}
-
-impl Operation<3> for FusedConvolution {
-    type Saved = engram_kernels::ConvolutionSaved;
-
-    fn forward(&self, [u, norm, weight]: [&[f32]; 3]) -> (Vec<f32>, Self::Saved) {
-        engram_kernels::short_convolution(u, norm, weight, self.epsilon, self.shape)
-    }
-
-    fn backward(&self, pass: Pass<'_, Self::Saved, 3>) -> [Vec<f32>; 3] {
-        let [u, norm, weight] = pass.inputs;
-        engram_kernels::short_convolution_backward(
-            u,
-            norm,
-            weight,
-            pass.saved,
-            pass.gradient,
-            self.epsilon,
-            self.shape,
-        )
-    }
-}

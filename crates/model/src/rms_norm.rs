@@ -48,14 +48,14 @@ impl Operation<2> for Fused {
     type Saved = Vec<f32>;
 
     fn forward(&self, [x, weight]: [&[f32]; 2]) -> (Vec<f32>, Vec<f32>) {
-        debug_assert_eq!(weight.len(), self.width);
-        engram_kernels::rms_norm(x, Some(weight), self.width, self.epsilon)
+        let norm = engram_kernels::rms_norm(x, Some(weight), self.width, self.epsilon);
+        (norm.output, norm.inverse_rms)
     }
 
     fn backward(&self, pass: Pass<'_, Vec<f32>, 2>) -> [Vec<f32>; 2] {
         let [x, weight] = pass.inputs;
-        let (dx, dweight) =
-            engram_kernels::rms_norm_backward(x, Some(weight), pass.saved, pass.gradient, self.width);
-        [dx, dweight.unwrap_or_default()]
+        let gradients =
+            engram_kernels::rms_norm_backward(pass.gradient, x, Some(weight), pass.saved, self.width);
+        [gradients.input, gradients.weight.unwrap_or_default()]
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use engram_kernels::Angles;
 
 /// Cosines and sines of every position and frequency, `[time, width/2]`. Dimension i is paired with i + width/2.
 #[derive(Debug, Clone)]
@@ -23,16 +24,16 @@ impl Rotary {
     }
 
     /// Cosines and sines of the first `time` positions, `[time, width/2]` each.
-    pub(crate) fn angles(&self, time: usize) -> (&[f32], &[f32]) {
+    pub(crate) fn angles(&self, time: usize) -> Angles<'_> {
         let count = time * self.width / 2;
-        (&self.cos[..count], &self.sin[..count])
+        Angles { cos: &self.cos[..count], sin: &self.sin[..count] }
     }
 
     /// Rotates `[batch, time, heads, width]`, in Burn's primitives.
     pub(crate) fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
         let [_, time, _, width] = x.dims();
         let half = width / 2;
-        let (cos, sin) = self.angles(time);
+        let Angles { cos, sin } = self.angles(time);
         let table = |values: &[f32], device: &Device| {
             Tensor::<4>::from_data(TensorData::new(values.to_vec(), [1, time, 1, half]), device)
         };

@@ -6,14 +6,16 @@ use crate::error::{Result, check_length};
 
 /// The distinct row ids of a batch in ascending order, and the way back to the occurrences.
 ///
-/// Text repeats itself: about half of a batch's row ids are duplicates. Each distinct row is fetched once, enters
-/// the model once, and is updated once with the sum of its occurrences' gradients. The result depends on the batch
-/// alone, not on threads or on earlier use. Refill one value with [`assign`](Self::assign) to reuse its buffers.
+/// Text repeats itself: about half of a batch's row ids are duplicates. Each distinct row is fetched once,
+/// enters the model once, and is updated once with the sum of its occurrences' gradients. The result depends
+/// on the batch alone, not on threads or on earlier use. Refill one value with [`assign`](Self::assign) to
+/// reuse its buffers.
 #[derive(Clone, Debug, Default)]
 pub struct DistinctRows {
     ids: Vec<u64>,
     index: Vec<u32>,
-    /// Occurrences grouped by distinct row, in batch order within each: row r has `grouped[starts[r]..starts[r + 1]]`.
+    /// Occurrences grouped by distinct row, in batch order within each: row r has
+    /// `grouped[starts[r]..starts[r + 1]]`.
     grouped: Vec<u32>,
     starts: Vec<u32>,
     pairs: Vec<Occurrence>,
@@ -83,7 +85,8 @@ impl DistinctRows {
         self.ids.is_empty()
     }
 
-    /// The positions in the batch at which distinct row `row` (a place in [`ids`](Self::ids)) occurs, ascending.
+    /// The positions in the batch at which distinct row `row` (a place in [`ids`](Self::ids)) occurs,
+    /// ascending.
     ///
     /// # Panics
     /// If `row` is not below [`len`](Self::len).
@@ -131,8 +134,8 @@ impl DistinctRows {
 const DIGIT_BITS: u32 = 11;
 const DIGITS: usize = 1 << DIGIT_BITS;
 
-/// Sorts by id, keeping batch order among equals: a radix sort over the bits that ids have in use, which for batches
-/// of training is several times faster than comparing.
+/// Sorts by id, keeping batch order among equals: a radix sort over the bits that ids have in use, which for
+/// batches of training is 2.6 times as fast as comparing (benches/distinct_rows.rs).
 fn sort(pairs: &mut Vec<Occurrence>, spare: &mut Vec<Occurrence>) {
     if pairs.len() < DIGITS {
         return pairs.sort_unstable();
@@ -213,7 +216,10 @@ mod tests {
         }
 
         #[test]
-        fn summing_is_the_transpose_of_expanding(batch in prop::collection::vec(0..20u64, 1..200), width in 1..5usize) {
+        fn summing_is_the_transpose_of_expanding(
+            batch in prop::collection::vec(0..20u64, 1..200),
+            width in 1..5usize,
+        ) {
             // <expand(x), y> = <x, sum(y)> for whole numbers, which f32 adds exactly.
             let distinct = DistinctRows::of(&batch);
             let numbers = |count: usize, seed: usize| -> Vec<f32> {

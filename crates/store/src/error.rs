@@ -13,8 +13,8 @@ pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 pub enum StoreError {
     /// A batch names a row that the table does not have.
     #[error(
-        "row {row}, at position {position} of the batch, is outside the table of {rows} rows; these ids were made \
-         for another table: compare the identity of the addressing with the table's"
+        "row {row}, at position {position} of the batch, is outside the table of {rows} rows; these ids were \
+         made for another table: compare the identity of the addressing with the table's"
     )]
     RowOutOfRange {
         /// The id that was asked for.
@@ -27,8 +27,8 @@ pub enum StoreError {
 
     /// Rows to update were repeated or out of order.
     #[error(
-        "row {row}, at position {position} of the update, does not come after row {before} before it; rows to \
-         update must be distinct and ascending: pass DistinctRows::ids"
+        "row {row}, at position {position} of the update, does not come after row {before} before it; rows \
+         to update must be distinct and ascending: pass DistinctRows::ids"
     )]
     RowsNotAscending {
         /// The offending id.
@@ -37,6 +37,20 @@ pub enum StoreError {
         position: usize,
         /// The id before it.
         before: u64,
+    },
+
+    /// A gradient would have poisoned its row for good.
+    #[error(
+        "the gradient of row {row}, at position {position} of the update, holds {value}; a row would keep it \
+         forever: find out where it arose, or skip this step"
+    )]
+    GradientNotFinite {
+        /// The row's id.
+        row: u64,
+        /// Its index in the update.
+        position: usize,
+        /// The first such value of the row.
+        value: f32,
     },
 
     /// A buffer does not have the length that its rows need.
@@ -63,7 +77,8 @@ pub enum StoreError {
 
     /// The system would not give the memory that a table needs.
     #[error(
-        "cannot reserve {bytes} bytes of {place} for a table: {source}; use fewer or narrower rows, or another Storage"
+        "cannot reserve {bytes} bytes of {place} for a table: {source}; use fewer or narrower rows, or another \
+         Storage"
     )]
     Memory {
         /// Bytes asked for.
@@ -99,7 +114,10 @@ pub enum StoreError {
     },
 
     /// The file was a table, and some of its bytes changed or went missing.
-    #[error("{}: damaged at byte {offset}: {problem}; restore it from a copy or an older checkpoint", path.display())]
+    #[error(
+        "{}: damaged at byte {offset}: {problem}; restore it from a copy or an older checkpoint",
+        path.display()
+    )]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -111,8 +129,8 @@ pub enum StoreError {
 
     /// The table's rows were placed by another addressing, or belong to another layer.
     #[error(
-        "{}: holds rows of {found}, but {expected} is needed; use the table that was made with this tokenizer, seed \
-         and configuration",
+        "{}: holds rows of {found}, but {expected} is needed; use the table that was made with this tokenizer, \
+         seed and configuration",
         path.display()
     )]
     WrongOrigin {

@@ -1,9 +1,9 @@
 //! Eight-bit floats: e4m3 values and their e8m0 scales.
 //!
-//! *e4m3* is the finite variant ("e4m3fn") of the OCP 8-bit floating point specification: a sign, four exponent
-//! bits with bias 7, three mantissa bits; no infinities, one NaN per sign (`0x7f`, `0xff`), largest value 448,
-//! smallest 2⁻⁹. *e8m0*, of the OCP microscaling specification, is a bare power of two: byte `b` is 2^(b−127),
-//! and 255 is NaN.
+//! *e4m3* is the finite variant ("e4m3fn") of the OCP 8-bit floating point specification: a sign, four
+//! exponent bits with bias 7, three mantissa bits; no infinities, one NaN per sign (`0x7f`, `0xff`), largest
+//! value 448, smallest 2⁻⁹. *e8m0*, of the OCP microscaling specification, is a bare power of two: byte `b`
+//! is 2^(b−127), and 255 is NaN.
 
 /// The largest finite e4m3 value.
 pub const E4M3_MAX: f32 = 448.0;
@@ -80,7 +80,8 @@ pub fn e8m0_scale_for(largest: f32) -> u8 {
     if largest == 0.0 {
         return 127;
     }
-    // largest = 1.f · 2^(exponent−127) and 448 = 1.75 · 2^8. Subnormals (exponent 0) end at the smallest scale.
+    // largest = 1.f · 2^(exponent−127) and 448 = 1.75 · 2^8. Subnormals (exponent 0) end at the smallest
+    // scale.
     let bits = largest.to_bits();
     let (exponent, fraction) = (bits >> 23, bits & 0x7f_ffff);
     let above = u32::from(fraction > 0x60_0000);

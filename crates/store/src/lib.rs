@@ -1,24 +1,27 @@
 //! Row ids to rows: formats, tables, gathering and row-sparse training of Engram's memory.
 //!
-//! Engram's memory is a table of rows, millions to hundreds of millions of them, of which a token needs a few dozen.
-//! Which ones depends on tokens alone (see `engram-address`), so that they can be fetched before the model runs. This
-//! crate knows rows and nothing of tensors or models. It is useful for any large embedding table.
+//! Engram's memory is a table of rows, millions to hundreds of millions of them, of which a token needs a few
+//! dozen. Which ones depends on tokens alone (see `engram-address`), so that they can be fetched before the
+//! model runs. This crate knows rows and nothing of tensors or models. It is useful for any large embedding
+//! table.
 //!
-//! * [`RowFormat`]: how a row lies in bytes: `f32`, `bf16`, or eight-bit floats with a shared scale per 32 values.
+//! * [`RowFormat`]: how a row lies in bytes: `f32`, `bf16`, or eight-bit floats with a scale per 32 values.
 //! * [`Table`]: rows to read, in RAM on huge pages or mapped from a file. A random row costs a cache miss in
 //!   every level; [`RowSource::gather`] keeps many of them in flight.
-//! * [`DistinctRows`]: about half of the rows that a batch of text asks for are duplicates. Each is fetched, and
-//!   learns, once.
-//! * [`TrainableTable`] and [`RowOptimizer`]: rows that learn. Memory rows live outside automatic differentiation: the
-//!   rows of a batch enter the model as one leaf, and its gradient comes back to
+//! * [`DistinctRows`]: about half of the rows that a batch of text asks for are duplicates. Each is fetched,
+//!   and learns, once.
+//! * [`TrainableTable`] and [`RowOptimizer`]: rows that learn. Memory rows live outside automatic
+//!   differentiation: the rows of a batch enter the model as one leaf, and its gradient comes back to
 //!   [`update`](TrainableTable::update), which touches those rows only. Nothing but values and state is ever
 //!   the size of the table.
 //! * [`Storage`]: values and state in RAM, or in a mapped file where RAM is too small.
-//! * [`TableFile` format](table_file): one checked file per table, written whole or not at all. It names the
+//! * The [table file](table_file): one checked file per table, written whole or not at all. It names the
 //!   addressing that its rows belong to, [`TableOrigin`], and is refused under any other.
 //!
 //! ```
-//! use engram_store::{DistinctRows, RowInit, RowOptimizer, RowSource, Storage, Table, TableOrigin, TrainableTable};
+//! use engram_store::{
+//!     DistinctRows, RowInit, RowOptimizer, RowSource, Storage, Table, TableOrigin, TrainableTable,
+//! };
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let origin = TableOrigin { identity: [7; 32], layer: 1 };
@@ -47,8 +50,8 @@
 //! assert_eq!(rows[..64], *resumed.row(3)?);
 //!
 //! // An id that is not a row is never clamped.
-//! let wrong = table.gather(&[5, 100_003], &mut [0.0; 128]).unwrap_err();
-//! assert!(wrong.to_string().starts_with("row 100003, at position 1 of the batch, is outside the table of 100003"));
+//! let wrong = table.gather(&[5, 100_003], &mut [0.0; 128]).unwrap_err().to_string();
+//! assert!(wrong.starts_with("row 100003, at position 1 of the batch, is outside the table of 100003 rows"));
 //! # Ok(())
 //! # }
 //! ```

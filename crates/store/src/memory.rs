@@ -13,9 +13,9 @@ pub enum Storage {
     /// Anonymous memory, on huge pages where the system has them: a random row then costs one miss of the
     /// processor's address cache fewer, which is most of its price.
     Ram,
-    /// A file without a name, in this folder, mapped into memory: for tables larger than RAM. The system writes
-    /// it back as it needs room and frees it when the table is dropped, even if the process is killed; nobody
-    /// else can open, replace or shorten it. It is working space: keep a table with its `save`.
+    /// A file without a name, in this folder, mapped into memory: for tables larger than RAM. The system
+    /// writes it back as it needs room and frees it when the table is dropped, even if the process is killed;
+    /// nobody else can open, replace or shorten it. It is working space: keep a table with its `save`.
     MappedIn(PathBuf),
 }
 
@@ -31,8 +31,8 @@ pub(crate) enum Region {
 }
 
 impl Region {
-    /// `bytes` zero bytes. Pages are only found when they are first touched (in RAM), but a mapped file's blocks
-    /// are claimed at once, so that a full disk is an error here and not a crash later.
+    /// `bytes` zero bytes. Pages are only found when they are first touched (in RAM), but a mapped file's
+    /// blocks are claimed at once, so that a full disk is an error here and not a crash later.
     pub(crate) fn zeroed(bytes: u64, storage: &Storage) -> Result<Self> {
         if bytes == 0 {
             return Ok(Self::Empty);
@@ -50,9 +50,9 @@ impl Region {
 
     /// The whole of `file`, read-only.
     pub(crate) fn map(file: &File, path: &Path) -> Result<Self> {
-        // SAFETY: the mapping is only read. Table files are replaced by renaming, which leaves a mapped one as it
-        // was; rewriting or shortening a table's file in place while it is mapped is outside what any process that
-        // maps files can be protected from, and is documented at `Table::open`.
+        // SAFETY: the mapping is only read. Table files are replaced by renaming, which leaves a mapped one
+        // as it was; rewriting or shortening a table's file in place while it is mapped is outside what any
+        // process that maps files can be protected from, and is documented at `Table::open`.
         let map = unsafe { Mmap::map(file) }.map_err(StoreError::io(path, "map the table", 0))?;
         #[cfg(unix)]
         map.advise(memmap2::Advice::Random).map_err(StoreError::io(path, "advise on the mapping", 0))?;
@@ -77,11 +77,17 @@ impl Region {
 
     /// The region as `f32`s, which its page alignment allows. Its length is a multiple of four.
     pub(crate) fn values(&self) -> &[f32] {
-        bytemuck::cast_slice(self.bytes())
+        match self {
+            Self::Empty => &[],
+            _ => bytemuck::cast_slice(self.bytes()),
+        }
     }
 
     pub(crate) fn values_mut(&mut self) -> &mut [f32] {
-        bytemuck::cast_slice_mut(self.bytes_mut())
+        match self {
+            Self::Writable(map) => bytemuck::cast_slice_mut(map),
+            Self::ReadOnly(_) | Self::Empty => &mut [],
+        }
     }
 }
 
@@ -145,8 +151,8 @@ pub(crate) fn prefetch<T>(data: &[T], start: usize, bytes: usize) {
         let first = data.as_ptr().wrapping_add(start).cast::<i8>();
         let mut at = 0;
         while at < bytes {
-            // SAFETY: prefetching is in the base instruction set and does not access memory: an address that is not
-            // mapped is ignored.
+            // SAFETY: prefetching is in the base instruction set and does not access memory: an address that
+            // is not mapped is ignored.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(at)) };
             at += 64;
         }

@@ -34,8 +34,10 @@ impl RowFormat {
 
     /// Writes `values` (one row) to `bytes`.
     ///
-    /// Rounding is to nearest even. In [`RowFormat::Fp8E4m3`] each group's scale is the smallest power of two that
-    /// brings its largest value to 448 or below; a value that is not finite becomes NaN and does not move the scale.
+    /// Rounding is to nearest even. In [`RowFormat::Fp8E4m3`] each group's scale is the smallest power of two
+    /// that brings its largest value to 448 or below; a value that is not finite becomes NaN and does not
+    /// move the scale. As in any rounding to nearest, values within half a step of the largest `f32` can round
+    /// up to infinity in bf16 and fp8.
     ///
     /// # Panics
     /// If `bytes` is not [`bytes_per_row`](Self::bytes_per_row) of `values.len()`.
@@ -97,8 +99,8 @@ impl std::fmt::Display for RowFormat {
 fn encode_group(values: &[f32], codes: &mut [u8]) -> u8 {
     let finite = values.iter().map(|value| value.abs()).filter(|magnitude| magnitude.is_finite());
     let scale = e8m0_scale_for(finite.fold(0.0, f32::max));
-    // Both factors are powers of two, and the product of value and factor is not rounded unless it underflows far
-    // below the smallest e4m3 step; f64 also holds the inverse of the smallest scale.
+    // Both factors are powers of two, and the product of value and factor is not rounded unless it underflows
+    // far below the smallest e4m3 step; f64 also holds the inverse of the smallest scale.
     let inverse = 1.0 / f64::from(e8m0_to_f32(scale));
     for (code, &value) in codes.iter_mut().zip(values) {
         let sign = if value.is_sign_negative() { 0x80 } else { 0 };
@@ -140,6 +142,10 @@ mod tests {
     use proptest::prelude::*;
 
     const FORMATS: [RowFormat; 3] = [RowFormat::F32, RowFormat::Bf16, RowFormat::Fp8E4m3];
+
+    /// 1.875 · 2^127: from here on rounding to the three mantissa bits of e4m3 may carry to 2^128, infinity
+    /// in `f32`.
+    const ROUNDS_TO_FINITE: f32 = f32::from_bits(0x7f70_0000);
 
     fn round_trip(format: RowFormat, values: &[f32]) -> Vec<f32> {
         let mut bytes = vec![0xa5; format.bytes_per_row(values.len())];
@@ -183,7 +189,8 @@ mod tests {
                 RowFormat::Fp8E4m3.decode_row(&row, &mut values);
                 for (&code, &value) in codes.iter().zip(&values) {
                     let exact = f64::from(e4m3_to_f32(code)) * f64::from(e8m0_to_f32(scale));
-                    // Products beyond f32 (only under the largest scales) are infinite, as in IEEE arithmetic.
+                    // Products beyond f32 (only under the largest scales) are infinite, as in IEEE
+                    // arithmetic.
                     assert!(value == exact as f32 || (value.is_nan() && exact.is_nan()));
                 }
             }
@@ -217,7 +224,8 @@ mod tests {
     proptest! {
         #[test]
         fn decoding_an_encoding_is_close_and_stable(bits in prop::collection::vec(any::<u32>(), 1..100)) {
-            let row: Vec<f32> = bits.into_iter().map(f32::from_bits).filter(|v| v.is_finite()).collect();
+            let row = bits.into_iter().map(f32::from_bits).filter(|value| value.abs() < ROUNDS_TO_FINITE);
+            let row: Vec<f32> = row.collect();
             for format in FORMATS {
                 let once = round_trip(format, &row);
                 prop_assert_eq!(&round_trip(format, &once), &once, "a second trip changes nothing");
@@ -228,11 +236,13 @@ mod tests {
                             RowFormat::F32 => (0.0, 0.0),
                             RowFormat::Bf16 => (2f64.powi(-8), 2f64.powi(-134)),
                             // Half a step: of the value, or of the smallest code under the group's scale.
-                            RowFormat::Fp8E4m3 => (2f64.powi(-4), (f64::from(largest) * 2f64.powi(-17)).max(2f64.powi(-137))),
+                            RowFormat::Fp8E4m3 => {
+                                (2f64.powi(-4), (f64::from(largest) * 2f64.powi(-17)).max(2f64.powi(-137)))
+                            }
                         };
                         let bound = (f64::from(value).abs() * relative).max(absolute);
                         let error = (f64::from(value) - f64::from(back)).abs();
-                        prop_assert!(error <= bound || back.is_infinite() && value.abs() > 3.38e38, "{} {} {}", format, value, back);
+                        prop_assert!(error <= bound, "{} {} {}", format, value, back);
                     }
                 }
             }

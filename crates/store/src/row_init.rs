@@ -11,8 +11,8 @@ use crate::error::{Result, StoreError};
 pub enum RowInit {
     /// All zero. No memory is touched until a row is.
     Zeros,
-    /// Independent normal values with mean 0. A row's values depend on `seed`, its id and the column alone, not on
-    /// the number of rows, of threads, or on where the table lives.
+    /// Independent normal values with mean 0. A row's values depend on `seed`, its id and the column alone,
+    /// not on the number of rows, of threads, or on where the table lives.
     Normal {
         /// The standard deviation; finite and not negative.
         deviation: f32,
@@ -40,8 +40,8 @@ impl RowInit {
     }
 }
 
-/// A counter-based generator: number k of a stream is a hash of the stream and k (SplitMix64, Steele et al. 2014),
-/// and every such number becomes a pair of normal values (Box and Muller 1958).
+/// A counter-based generator: number k of a stream is a hash of the stream and k (SplitMix64, Steele et al.
+/// 2014), and every such number becomes a pair of normal values (Box and Muller 1958).
 fn normal(deviation: f32, stream: u64, row: &mut [f32]) {
     let start = mix(stream);
     for (k, pair) in (1..).zip(row.chunks_mut(2)) {

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Result, StoreError};
 use crate::memory::{prefetch, rows_ahead};
 
-/// How a row learns from its gradient. State exists per row; rows without a gradient keep values *and* state as they
-/// are, and there is no weight decay (it would touch every row). The rate is given with each update.
+/// How a row learns from its gradient. State exists per row; rows without a gradient keep values *and* state
+/// as they are, and there is no weight decay (it would touch every row). The rate is given with each update.
 ///
 /// With gradient g of a row that step t touches (t counts the table's updates, from 1):
 ///
@@ -27,9 +27,10 @@ use crate::memory::{prefetch, rows_ahead};
 /// p ← p − rate · g / (√v + ε)
 /// ```
 ///
-/// A correction of the bias by the table's step count would be wrong for a row first touched late: at step 1000 with
-/// β2 = 0.999 its v would hold a thousandth of s, and its first step would be 31 times too long. Starting v at the
-/// first s has no bias to correct, so that a row's first step has root mean square `rate` whenever it comes.
+/// A correction of the bias by the table's step count would be wrong for a row first touched late: at step
+/// 1000 with β2 = 0.999 its v would hold a thousandth of s, and its first step would be 31 times too long.
+/// Starting v at the first s has no bias to correct, so that a row's first step has root mean square `rate`
+/// whenever it comes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 #[non_exhaustive]
@@ -148,7 +149,7 @@ impl<'a> RowsMut<'a> {
 const VALUES_PER_TASK: usize = 1 << 15;
 
 impl RowStep {
-    /// Applies the step to the rows `ids` (strictly ascending, all inside `rows`) with gradients [ids, width].
+    /// Applies the step to the rows `ids` (ascending, all inside `rows`) with gradients [ids, width].
     ///
     /// Rows are independent, so the result does not depend on how the work is split.
     pub(crate) fn apply(self, rows: RowsMut<'_>, ids: &[u64], grads: &[f32]) {

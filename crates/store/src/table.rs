@@ -1,6 +1,7 @@
 //! Tables of rows, and gathering from them.
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
@@ -20,12 +21,14 @@ pub trait RowSource: Send + Sync {
     /// The layout in which rows are kept.
     fn format(&self) -> RowFormat;
 
-    /// Reads row `ids[i]` into `out[i * width..][..width]`, decoded to `f32`. Ids may repeat and have any order.
+    /// Reads row `ids[i]` into `out[i * width..][..width]`, decoded to `f32`. Ids may repeat and have any
+    /// order.
     ///
     /// Large batches are shared between the threads of the current rayon pool; the result is the same.
     ///
     /// # Errors
-    /// If an id is not a row (named with its position), or `out` is not \[ids, width\]. `out` is then untouched.
+    /// If an id is not a row (named with its position), or `out` is not \[ids, width\]. `out` is then
+    /// untouched.
     fn gather(&self, ids: &[u64], out: &mut [f32]) -> Result<()>;
 }
 
@@ -37,13 +40,13 @@ pub struct Table {
     region: Region,
     /// Where the rows begin in the region.
     start: usize,
-    /// The file that the region maps.
-    file: Option<std::path::PathBuf>,
+    /// The file that the region maps, held open: its path may meanwhile name another.
+    file: Option<Mutex<TableFile>>,
 }
 
 impl Table {
-    /// Builds a table by calling `fill(id, row)` for every row, from several threads; `row` starts zeroed and is then
-    /// encoded in `format`.
+    /// Builds a table by calling `fill(id, row)` for every row, from several threads; `row` starts zeroed and
+    /// is then encoded in `format`.
     ///
     /// # Errors
     /// If the table cannot exist (no rows, no width) or its memory cannot be had.
@@ -69,12 +72,12 @@ impl Table {
         Ok(Self { header, region, start: 0, file: None })
     }
 
-    /// Maps the table file at `path`, a trained table's too, without reading its rows: memory is used only for what is
-    /// looked up, and the system may take it back. Header, length and list of checksums are checked here, the rows by
-    /// [`verify`](Self::verify).
+    /// Maps the table file at `path`, a trained table's too, without reading its rows: memory is used only
+    /// for what is looked up, and the system may take it back. Header, length and list of checksums are
+    /// checked here, the rows by [`verify`](Self::verify).
     ///
-    /// While mapped, the file may be replaced by renaming another over it (this table keeps the old one), but must not
-    /// be rewritten or shortened in place.
+    /// While mapped, the file may be replaced by renaming another over it (this table keeps the old one), but
+    /// must not be rewritten or shortened in place.
     ///
     /// # Errors
     /// If the file cannot be read, is no table, is damaged, or belongs to another origin than `expected`.
@@ -82,11 +85,13 @@ impl Table {
         let file = TableFile::open(path.as_ref())?;
         file.require(expected)?;
         let region = Region::map(&file.file, &file.path)?;
-        let header = TableHeader { training: None, ..file.header };
-        Ok(Self { header, region, start: file.sections[0].offset as usize, file: Some(file.path) })
+        let header = TableHeader { training: None, ..file.header.clone() };
+        let start = file.sections[0].offset as usize;
+        Ok(Self { header, region, start, file: Some(Mutex::new(file)) })
     }
 
-    /// Reads the rows of the table file at `path`, a trained table's too, into `storage`, checking every block of them.
+    /// Reads the rows of the table file at `path`, a trained table's too, into `storage`, checking every
+    /// block of them.
     ///
     /// # Errors
     /// As [`open`](Self::open), and if the memory cannot be had.
@@ -106,13 +111,17 @@ impl Table {
         table_file::write(path.as_ref(), &self.header, &[self.bytes()])
     }
 
-    /// Checks every block of the mapped file, state included, against its checksum. A table that is not mapped was
-    /// checked when it was read.
+    /// Checks every block of the mapped file, state included, against its checksum. A table that is not
+    /// mapped was checked when it was read.
     ///
     /// # Errors
     /// If a block differs (named with its offset), or the file cannot be read.
     pub fn verify(&self) -> Result<()> {
-        self.file.as_ref().map_or(Ok(()), |path| TableFile::open(path)?.verify())
+        match &self.file {
+            // A panic in between cannot have left the file in a bad state: every read says where.
+            Some(file) => file.lock().unwrap_or_else(PoisonError::into_inner).verify(),
+            None => Ok(()),
+        }
     }
 
     /// What the rows belong to.
@@ -189,8 +198,8 @@ pub(crate) fn gather(
     Ok(())
 }
 
-/// The loop everything waits for. A random row is a miss in every cache; asking for rows well ahead keeps many such
-/// misses in flight at once instead of one after another.
+/// The loop everything waits for. A random row is a miss in every cache; asking for rows well ahead keeps
+/// many such misses in flight at once instead of one after another.
 #[inline(always)]
 fn gather_here(
     table: &[u8],

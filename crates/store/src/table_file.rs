@@ -13,8 +13,8 @@
 //! then   the list of checksums: BLAKE3 of every block of every section with its padding, 32 bytes each
 //! ```
 //!
-//! The header's checksum covers the list's, the list covers every block: no bit and no length can change unseen.
-//! A trained table is thus also a read-only one, whose state is simply not looked at.
+//! The header's checksum covers the list's, the list covers every block: no bit and no length can change
+//! unseen. A trained table is thus also a read-only one, whose state is simply not looked at.
 
 use std::fmt;
 use std::fs::File;
@@ -67,12 +67,12 @@ pub struct TableHeader {
     pub format: RowFormat,
     /// The addressing and layer that the rows belong to.
     pub origin: TableOrigin,
-    /// The optimiser whose state follows the rows, and the updates it has made; `None` in a table without state.
+    /// The optimiser whose state follows the rows, and the updates it has made; `None` without state.
     pub training: Option<(RowOptimizer, u64)>,
 }
 
 impl TableHeader {
-    /// Reads and checks the header, the length and the list of checksums of the table file at `path`, but no rows.
+    /// Reads and checks the header, length and list of checksums of the table file at `path`, but no rows.
     ///
     /// # Errors
     /// If the file cannot be read, is not a table of this [`VERSION`], or is damaged in these parts.
@@ -213,7 +213,7 @@ impl Section {
     }
 }
 
-/// Where everything lies in a file with this header: the sections, and the list of checksums (offset, entries).
+/// Where everything lies in a file with this header: the sections, and the checksums (offset, entries).
 fn layout(header: &TableHeader) -> (Vec<Section>, u64, u64) {
     let (mut offset, mut first_block) = (HEADER_BYTES as u64, 0);
     let place = |bytes| {
@@ -225,7 +225,8 @@ fn layout(header: &TableHeader) -> (Vec<Section>, u64, u64) {
     (header.section_bytes().into_iter().map(place).collect(), offset, first_block)
 }
 
-/// Writes a table file: under a temporary name, flushed to disk, then renamed to `path`. Whatever happens on the way,
+/// Writes a table file: under a temporary name, flushed to disk, then renamed to `path`. Whatever happens on
+/// the way,
 /// `path` is afterwards either what it was before or the whole new table.
 pub(crate) fn write(path: &Path, header: &TableHeader, sections: &[&[u8]]) -> Result<()> {
     let folder = match path.parent() {
@@ -282,6 +283,7 @@ fn hash_block(block: &[u8], padding: &[u8]) -> blake3::Hash {
 }
 
 /// An open table file whose header, length and list of checksums are right.
+#[derive(Debug)]
 pub(crate) struct TableFile {
     pub(crate) path: PathBuf,
     pub(crate) file: File,

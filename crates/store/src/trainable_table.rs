@@ -14,8 +14,9 @@ use crate::table_file::{self, TableFile, TableHeader, TableOrigin};
 
 /// A table of `f32` rows with the state of a row-sparse optimiser.
 ///
-/// An update reads and writes the rows that it names and nothing else; no gradient, copy or temporary is ever the
-/// size of the table. Reading needs `&self`, so that the next batch's rows can be gathered while this one computes.
+/// An update reads and writes the rows that it names and nothing else; no gradient, copy or temporary is ever
+/// the size of the table. Reading needs `&self`, so that the next batch's rows can be gathered while this one
+/// computes.
 #[derive(Debug)]
 pub struct TrainableTable {
     rows: u64,
@@ -54,6 +55,27 @@ impl TrainableTable {
         Ok(table)
     }
 
+    /// A new table at step 0 with the rows of `source`, decoded to `f32`: to train on what was imported or frozen.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and if `source` cannot give its rows.
+    pub fn from_rows(
+        source: &dyn RowSource,
+        optimizer: RowOptimizer,
+        origin: TableOrigin,
+        storage: &Storage,
+    ) -> Result<Self> {
+        let (rows, width) = (source.rows(), source.width());
+        let mut table = Self::new(rows, width, RowInit::Zeros, optimizer, origin, storage)?;
+        let chunks = table.values.values_mut().par_chunks_mut(width * COPIED_ROWS).enumerate();
+        chunks.try_for_each(|(chunk, out)| {
+            let first = (chunk * COPIED_ROWS) as u64;
+            let ids: Vec<u64> = (first..first + (out.len() / width) as u64).collect();
+            source.gather(&ids, out)
+        })?;
+        Ok(table)
+    }
+
     fn zeroed(header: &TableHeader, optimizer: RowOptimizer, step: u64, storage: &Storage) -> Result<Self> {
         header.check()?;
         let &TableHeader { rows, width, origin, .. } = header;
@@ -63,18 +85,18 @@ impl TrainableTable {
         Ok(Self { rows, width, origin, optimizer, step, values: region(width)?, state })
     }
 
-    /// Reads a table saved by [`save`](Self::save), values, optimiser state and step, into `storage`, checking every
-    /// block on the way.
+    /// Reads a table saved by [`save`](Self::save), values, optimiser state and step, into `storage`,
+    /// checking every block on the way.
     ///
     /// # Errors
-    /// If the file cannot be read, is damaged anywhere, holds a table without optimiser state, belongs to another
-    /// origin than `expected`, or if the memory cannot be had.
+    /// If the file cannot be read, is damaged anywhere, holds a table without optimiser state, belongs to
+    /// another origin than `expected`, or if the memory cannot be had.
     pub fn load(path: impl AsRef<Path>, expected: &TableOrigin, storage: &Storage) -> Result<Self> {
         let mut file = TableFile::open(path.as_ref())?;
         file.require(expected)?;
         let (RowFormat::F32, Some((optimizer, step))) = (file.header.format, file.header.training) else {
             let problem = format!(
-                "it holds {} rows without optimiser state, which can be read but not trained; open it as a Table",
+                "it holds {} rows without optimiser state, which cannot be trained; open it as a Table",
                 file.header.format
             );
             return Err(StoreError::not_a_table(&file.path, 80, problem));
@@ -87,8 +109,8 @@ impl TrainableTable {
         Ok(table)
     }
 
-    /// Writes values, optimiser state and step to `path`: streamed, checksummed, flushed to disk, and put in place in
-    /// one step when complete. [`Table::open`](crate::Table::open) reads the same file.
+    /// Writes values, optimiser state and step to `path`: streamed, checksummed, flushed to disk, and put in
+    /// place in one step when complete. [`Table::open`](crate::Table::open) reads the same file.
     ///
     /// # Errors
     /// If the file system refuses; `path` then is as it was.
@@ -104,17 +126,18 @@ impl TrainableTable {
         table_file::write(path.as_ref(), &header, &sections)
     }
 
-    /// One optimiser step on the rows `ids`, distinct and ascending as [`DistinctRows::ids`](crate::DistinctRows::ids)
-    /// has them, with their gradients `grads` \[ids, width\] at learning rate `rate`. Other rows stay as they are. An
-    /// update without rows counts as a step too.
+    /// One optimiser step on the rows `ids`, distinct and ascending as
+    /// [`DistinctRows::ids`](crate::DistinctRows::ids) has them, with their gradients `grads` \[ids, width\]
+    /// at learning rate `rate`. Other rows stay as they are. An update without rows counts as a step too.
     ///
     /// # Errors
-    /// If an id is not a row, or is not above the one before it, `grads` has another length, or `rate` is negative or
-    /// not finite. The table is then untouched, its step too.
+    /// If an id is not a row, or is not above the one before it; if `grads` has another length, or holds a value
+    /// that is not finite; if `rate` is negative or not finite. The table is then untouched, its step too.
     pub fn update(&mut self, ids: &[u64], grads: &[f32], rate: f32) -> Result<()> {
         check_length("gradients of rows to update", ids.len() * self.width, grads.len())?;
         check_rows(ids, self.rows)?;
         check_ascending(ids)?;
+        check_finite(ids, grads, self.width)?;
         if !(rate >= 0.0 && rate.is_finite()) {
             return Err(StoreError::setting("rate", rate, "finite and not negative"));
         }
@@ -174,9 +197,32 @@ impl RowSource for TrainableTable {
     }
 }
 
+/// Rows copied from another table at a time.
+const COPIED_ROWS: usize = 256;
+
 fn check_ascending(ids: &[u64]) -> Result<()> {
     match ids.windows(2).position(|pair| pair[0] >= pair[1]) {
         None => Ok(()),
         Some(at) => Err(StoreError::RowsNotAscending { row: ids[at + 1], position: at + 1, before: ids[at] }),
+    }
+}
+
+fn check_finite(ids: &[u64], grads: &[f32], width: usize) -> Result<()> {
+    // A sum of zeros times values is zero unless a value is not finite; sixteen sums stay in vector registers.
+    let mut sums = [0.0f32; 16];
+    let chunks = grads.chunks_exact(16);
+    let rest: f32 = chunks.remainder().iter().map(|value| value * 0.0).sum();
+    for chunk in chunks {
+        sums.iter_mut().zip(chunk).for_each(|(sum, value)| *sum += value * 0.0);
+    }
+    if sums.iter().sum::<f32>() + rest == 0.0 {
+        return Ok(());
+    }
+    match grads.iter().position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(at) => {
+            let position = at / width;
+            Err(StoreError::GradientNotFinite { row: ids[position], position, value: grads[at] })
+        }
     }
 }

@@ -305,7 +305,7 @@ fn on_cpu(device: &Device) -> bool {
 }
 
 fn host(tensor: Tensor<1>) -> Vec<f32> {
-    tensor.into_data().into_vec().expect("an f32 tensor")
+    tensor.into_data().try_into_vec().expect("an f32 tensor")
 }
 
 fn device_tensor(values: Vec<f32>, device: &Device) -> Tensor<1> {

@@ -30,7 +30,7 @@ pub fn export<M: Module>(module: &M) -> BTreeMap<String, HostTensor> {
             let tensor = param.val();
             let shape = tensor.dims().to_vec();
             let tensor = if tensor.is_autodiff() { tensor.inner() } else { tensor };
-            let values = tensor.into_data().into_vec().expect("weights are f32");
+            let values = tensor.into_data().try_into_vec().expect("weights are f32");
             self.tensors.insert(self.path.name(), HostTensor { shape, values });
         }
         fn enter_module(&mut self, name: &str, container: &str) {

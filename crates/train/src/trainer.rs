@@ -309,7 +309,7 @@ impl Trainer {
             let value: f32 = loss.clone().inner().into_scalar();
             let mut gradients = loss.mul_scalar(1.0 / parts as f32).backward();
             let rows = leaves.iter().map(|leaf| match leaf.grad_remove(&mut gradients) {
-                Some(gradient) => gradient.into_data().into_vec().expect("an f32 tensor"),
+                Some(gradient) => gradient.into_data().try_into_vec().expect("an f32 tensor"),
                 None => vec![0.0; leaf.shape().num_elements()],
             });
             let rows = rows.collect();

@@ -1,0 +1,217 @@
+use std::sync::Arc;
+
+use crate::config::{
+    AddressConfig, Arithmetic, Boundary, MAX_ORDER, StoredAddressing, StoredLayer, config_error,
+};
+use crate::error::{AddressError, Result};
+use crate::hash::LayerAddress;
+use crate::history::{History, Tokens, row_ids_of_sequence};
+use crate::identity::{AddressIdentity, IdentityHasher};
+use crate::multipliers::draw_multipliers;
+use crate::primes::assign_primes;
+use crate::vocabulary::Vocabulary;
+
+/// From token ids to row ids, for every memory layer of a model. Clones share their parts.
+#[derive(Clone, Debug)]
+pub struct Addressing {
+    parts: Arc<Parts>,
+    identity: AddressIdentity,
+}
+
+/// What an addressing and its histories share.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) vocabulary: Vocabulary,
+    pub(crate) boundary: Boundary,
+    pub(crate) pad_class: u32,
+    pad_id: u32,
+    arithmetic: Arithmetic,
+    layers: Vec<LayerAddress>,
+}
+
+impl Parts {
+    pub(crate) fn max_order(&self) -> usize {
+        self.layers[0].multipliers().len()
+    }
+
+    pub(crate) fn layer(&self, index: usize) -> Result<&LayerAddress> {
+        let layers = || self.layers.iter().map(LayerAddress::layer).collect();
+        self.layers.get(index).ok_or_else(|| AddressError::LayerIndex { index, layers: layers() })
+    }
+}
+
+impl Addressing {
+    /// Draws the multipliers and searches the primes that `config` asks for.
+    ///
+    /// # Errors
+    /// A value that cannot be used, by its key.
+    pub fn new(config: &AddressConfig, vocabulary: Vocabulary) -> Result<Self> {
+        config.validate()?;
+        let primes = assign_primes(config.layers.len(), &config.base_rows, config.heads)?;
+        let layer = |(&layer, primes)| StoredLayer {
+            layer,
+            multipliers: draw_multipliers(config.seed, layer, vocabulary.classes(), config.max_order),
+            primes,
+        };
+        let stored = StoredAddressing {
+            layers: config.layers.iter().zip(primes).map(layer).collect(),
+            pad_id: config.pad_id,
+            boundary: config.boundary,
+            arithmetic: config.arithmetic,
+        };
+        Self::from_stored(stored, vocabulary)
+    }
+
+    /// Takes multipliers and primes as a checkpoint stores them.
+    ///
+    /// # Errors
+    /// A value that cannot be used, by its key; with exact arithmetic also a multiplier that is not
+    /// positive or whose product with a class reaches 2^63.
+    pub fn from_stored(stored: StoredAddressing, vocabulary: Vocabulary) -> Result<Self> {
+        stored.validate()?;
+        let StoredAddressing { layers, pad_id, boundary, arithmetic } = stored;
+        let pad_class = class_of("pad_id", pad_id, &vocabulary)?;
+        if let Boundary::After(token) | Boundary::Before(token) = boundary {
+            class_of("boundary", token, &vocabulary)?;
+        }
+        if arithmetic == Arithmetic::Exact {
+            layers.iter().try_for_each(|layer| refuse_inexact(layer, vocabulary.classes()))?;
+        }
+        let layers = layers
+            .into_iter()
+            .map(|StoredLayer { layer, multipliers, primes }| LayerAddress::new(layer, multipliers, primes))
+            .collect();
+        let parts = Parts { vocabulary, boundary, pad_class, pad_id, arithmetic, layers };
+        Ok(Self { identity: identity_of(&parts), parts: Arc::new(parts) })
+    }
+
+    /// Everything but the vocabulary, spelled out for a checkpoint.
+    pub fn to_stored(&self) -> StoredAddressing {
+        let layer = |layer: &LayerAddress| StoredLayer {
+            layer: layer.layer(),
+            multipliers: layer.multipliers().to_vec(),
+            primes: layer.primes().to_vec(),
+        };
+        StoredAddressing {
+            layers: self.parts.layers.iter().map(layer).collect(),
+            pad_id: self.parts.pad_id,
+            boundary: self.parts.boundary,
+            arithmetic: self.parts.arithmetic,
+        }
+    }
+
+    /// The hash over everything that decides row ids.
+    pub fn identity(&self) -> AddressIdentity {
+        self.identity
+    }
+
+    /// The memory layers, in the order of the configuration.
+    pub fn layers(&self) -> &[LayerAddress] {
+        &self.parts.layers
+    }
+
+    /// The memory layer of the block with this 0-based id, if it has memory.
+    pub fn layer(&self, layer_id: usize) -> Option<&LayerAddress> {
+        self.layers().iter().find(|layer| layer.layer() == layer_id)
+    }
+
+    /// Token ids to classes.
+    pub fn vocabulary(&self) -> &Vocabulary {
+        &self.parts.vocabulary
+    }
+
+    /// Length of the longest n-gram.
+    pub fn max_order(&self) -> usize {
+        self.parts.max_order()
+    }
+
+    /// The history of a sequence that has not begun.
+    pub fn history(&self) -> History {
+        History::new(Arc::clone(&self.parts))
+    }
+
+    /// Row ids of a whole sequence in one memory layer's table, `[time, order, head]`; replaces what
+    /// `out` held.
+    ///
+    /// `layer_index` counts memory layers from 0; it is not the block's id.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary, a mask of another length than the tokens, a layer that does not
+    /// exist.
+    pub fn row_ids<'t>(
+        &self,
+        layer_index: usize,
+        tokens: impl Into<Tokens<'t>>,
+        out: &mut Vec<u64>,
+    ) -> Result<()> {
+        let tokens = tokens.into();
+        out.resize(tokens.len() * self.parts.layer(layer_index)?.slots(), 0);
+        self.row_ids_into(layer_index, tokens, out)
+    }
+
+    /// The same into a slice of `tokens.len() * slots` entries.
+    ///
+    /// # Errors
+    /// Those of [`row_ids`](Self::row_ids), and a slice of another length.
+    pub fn row_ids_into<'t>(
+        &self,
+        layer_index: usize,
+        tokens: impl Into<Tokens<'t>>,
+        out: &mut [u64],
+    ) -> Result<()> {
+        row_ids_of_sequence(&self.parts, layer_index, tokens.into(), out)
+    }
+}
+
+fn class_of(key: &'static str, token: u32, vocabulary: &Vocabulary) -> Result<u32> {
+    vocabulary.class(token).or_else(|_| {
+        config_error(
+            key,
+            format!("names token {token}; the vocabulary has ids 0 to {}", vocabulary.len() - 1),
+        )
+    })
+}
+
+fn refuse_inexact(layer: &StoredLayer, classes: usize) -> Result<()> {
+    let largest_class = classes as i128 - 1;
+    let inexact =
+        |multiplier: i64| multiplier <= 0 || i128::from(multiplier) * largest_class > i128::from(i64::MAX);
+    match layer.multipliers.iter().find(|&&multiplier| inexact(multiplier)) {
+        Some(multiplier) => config_error(
+            "multipliers",
+            format!(
+                "of layer {}: {multiplier} is not positive, or times class {largest_class} it reaches 2^63; \
+                 check that no digit was lost and that the vocabulary is the right one, \
+                 or choose the wrapping arithmetic if the model uses it",
+                layer.layer
+            ),
+        ),
+        None => Ok(()),
+    }
+}
+
+fn identity_of(parts: &Parts) -> AddressIdentity {
+    let mut hasher = IdentityHasher::new();
+    hasher.numbers(parts.vocabulary.as_slice().iter().map(|&class| class.into()));
+    hasher.number(parts.pad_class.into());
+    match parts.boundary {
+        Boundary::None => hasher.numbers([0].into_iter()),
+        Boundary::After(token) => hasher.numbers([1, token.into()].into_iter()),
+        Boundary::Before(token) => hasher.numbers([2, token.into()].into_iter()),
+    }
+    hasher.number(match parts.arithmetic {
+        Arithmetic::Exact => 0,
+        Arithmetic::Wrapping => 1,
+    });
+    hasher.number(parts.layers.len() as u64);
+    for layer in &parts.layers {
+        hasher.number(layer.layer() as u64);
+        hasher.numbers(layer.multipliers().iter().map(|&multiplier| multiplier as u64));
+        hasher.number(layer.primes().len() as u64);
+        layer.primes().iter().for_each(|heads| hasher.numbers(heads.iter().copied()));
+    }
+    hasher.finish()
+}
+
+// The history counts how far a position sees in 16 bits.
+const _: () = assert!(MAX_ORDER <= u16::MAX as usize);

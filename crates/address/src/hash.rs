@@ -1,0 +1,258 @@
+use crate::history::Position;
+
+/// Heads reduced at a time: eight 64-bit lanes fill the widest vector register.
+const LANES: usize = 8;
+
+/// The hash of one memory layer: multiply, xor, remainder by each head's prime.
+#[derive(Clone, Debug)]
+pub struct LayerAddress {
+    layer: usize,
+    multipliers: Vec<i64>,
+    primes: Vec<Vec<u64>>,
+    rows: u64,
+    /// `[order][head / LANES]`
+    lanes: Vec<HeadLanes>,
+}
+
+impl LayerAddress {
+    /// `multipliers`: one per position of the longest n-gram; `primes`: `[order][head]`, each below 2^32.
+    pub(crate) fn new(layer: usize, multipliers: Vec<i64>, primes: Vec<Vec<u64>>) -> Self {
+        let mut rows = 0;
+        let mut lanes = Vec::new();
+        for order in &primes {
+            for heads in order.chunks(LANES) {
+                lanes.push(HeadLanes::new(heads, rows));
+                rows += heads.iter().sum::<u64>();
+            }
+        }
+        Self { layer, multipliers, primes, rows, lanes }
+    }
+
+    /// The id of the block this memory belongs to, 0-based.
+    pub fn layer(&self) -> usize {
+        self.layer
+    }
+
+    /// Rows of the layer's table: those of all its heads, one after another (order-major, head-minor).
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Row ids per token: orders × heads.
+    pub fn slots(&self) -> usize {
+        self.primes.len() * self.heads()
+    }
+
+    /// Heads per order.
+    pub fn heads(&self) -> usize {
+        self.primes[0].len()
+    }
+
+    /// One per position of the longest n-gram, the current token first.
+    pub fn multipliers(&self) -> &[i64] {
+        &self.multipliers
+    }
+
+    /// Rows of every head: `[order][head]`, 2-grams first.
+    pub fn primes(&self) -> &[Vec<u64>] {
+        &self.primes
+    }
+
+    /// Row ids of `positions[first..]`, to `out` as `[time, order, head]`; those before `first` are only
+    /// seen. `out` has `slots()` entries for each.
+    pub(crate) fn row_ids(&self, positions: &[Position], first: usize, pad_class: u32, out: &mut [u64]) {
+        debug_assert_eq!(out.len(), (positions.len() - first) * self.slots());
+        pulp::Arch::new().dispatch(RowIds { layer: self, positions, first, pad_class, out });
+    }
+}
+
+/// One call of [`LayerAddress::row_ids`], compiled for every instruction set that `pulp` can find at run
+/// time.
+struct RowIds<'a> {
+    layer: &'a LayerAddress,
+    positions: &'a [Position],
+    first: usize,
+    pad_class: u32,
+    out: &'a mut [u64],
+}
+
+impl pulp::NullaryFnOnce for RowIds<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self { layer, positions, first, pad_class, out } = self;
+        let heads = layer.heads();
+        let (&current, older) = layer.multipliers.split_first().expect("an n-gram has a current token");
+        for (time, out) in out.chunks_exact_mut(layer.slots()).enumerate() {
+            let now = first + time;
+            let reach = positions[now].reach as usize;
+            let mut mix = i64::from(positions[now].class).wrapping_mul(current);
+            let orders = layer.lanes.chunks_exact(heads.div_ceil(LANES)).zip(out.chunks_exact_mut(heads));
+            for ((back, multiplier), (lanes, out)) in (1..).zip(older).zip(orders) {
+                let class = if back <= reach { positions[now - back].class } else { pad_class };
+                mix ^= i64::from(class).wrapping_mul(*multiplier);
+                for (heads, out) in lanes.iter().zip(out.chunks_mut(LANES)) {
+                    let rows = heads.rows(mix);
+                    match <&mut [u64; LANES]>::try_from(&mut *out) {
+                        Ok(out) => *out = rows,
+                        Err(_) => out.copy_from_slice(&rows[..out.len()]),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Up to [`LANES`] heads of one order, and what their remainders need. Absent heads have one row.
+///
+/// With mix = high·2^32 + low (high signed), mix ≡ high·carry + low (mod p) where carry = 2^32 mod p < p:
+/// a number that fits 64 bits and whose quotient by p is at most 2^32 in size. A double finds that
+/// quotient to the nearest integer with an error of at most one half and 2^-18, so the remainder it
+/// leaves lies strictly between −p and p and is exact after adding p to a negative one. This holds for
+/// every 64-bit mix and every p below 2^32.
+#[derive(Clone, Debug)]
+struct HeadLanes {
+    prime: [i64; LANES],
+    /// 2^32 mod p
+    carry: [i64; LANES],
+    /// carry / p
+    carry_share: [f64; LANES],
+    /// 1 / p
+    share: [f64; LANES],
+    /// The head's first row in the layer's table.
+    first_row: [i64; LANES],
+}
+
+impl HeadLanes {
+    fn new(primes: &[u64], first_row: u64) -> Self {
+        let prime: [i64; LANES] =
+            std::array::from_fn(|lane| primes.get(lane).map_or(1, |&prime| prime as i64));
+        let carry = prime.map(|prime| (1 << 32) % prime);
+        let offset = |lane: usize| first_row + primes.iter().take(lane).sum::<u64>();
+        Self {
+            prime,
+            carry,
+            carry_share: std::array::from_fn(|lane| carry[lane] as f64 / prime[lane] as f64),
+            share: prime.map(|prime| 1.0 / prime as f64),
+            first_row: std::array::from_fn(|lane| offset(lane) as i64),
+        }
+    }
+
+    /// `first_row + mix mod prime` (floored) of every head.
+    #[inline(always)]
+    fn rows(&self, mix: i64) -> [u64; LANES] {
+        // Added to a double of small size, this rounds it to an integer held in the low bits.
+        const ROUND: f64 = 6755399441055744.0; // 1.5 · 2^52
+        let (high, low) = (mix >> 32, mix & 0xffff_ffff);
+        let (high_share, low_share) = (high as f64, low as f64);
+        std::array::from_fn(|lane| {
+            let folded = high.wrapping_mul(self.carry[lane]).wrapping_add(low);
+            let quotient = high_share * self.carry_share[lane] + low_share * self.share[lane];
+            let quotient = ((quotient + ROUND).to_bits() as i64).wrapping_sub(ROUND.to_bits() as i64);
+            let remainder = folded.wrapping_sub(quotient.wrapping_mul(self.prime[lane]));
+            let remainder = remainder + (self.prime[lane] & (remainder >> 63));
+            (remainder + self.first_row[lane]) as u64
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use pulp::NullaryFnOnce;
+
+    fn remainders(mix: i64, primes: &[u64]) -> Vec<u64> {
+        let of_heads = |heads: &[u64]| {
+            let lanes = HeadLanes::new(heads, 0);
+            let rows = lanes.rows(mix).into_iter().zip(lanes.first_row);
+            rows.take(heads.len()).map(|(row, first)| row - first as u64).collect::<Vec<u64>>()
+        };
+        primes.chunks(LANES).flat_map(of_heads).collect()
+    }
+
+    fn floored(mix: i64, prime: u64) -> u64 {
+        i128::from(mix).rem_euclid(i128::from(prime)) as u64
+    }
+
+    /// Where a rounded quotient is most likely to be one off: multiples of p and their neighbours.
+    fn around_multiples(prime: u64) -> impl Strategy<Value = i64> {
+        let last = i64::MAX / prime as i64;
+        (prop_oneof![-last..=last, -9..=9i64, Just(last), Just(-last)], -2..=2i64)
+            .prop_map(move |(multiple, step)| (multiple * prime as i64).saturating_add(step))
+    }
+
+    fn prime() -> impl Strategy<Value = u64> {
+        prop_oneof![
+            1..=u64::from(u32::MAX),
+            1..2000u64,
+            15_999_000..16_001_000u64,
+            (1 << 32) - 999..1u64 << 32
+        ]
+    }
+
+    fn primes() -> impl Strategy<Value = Vec<u64>> {
+        prop::collection::vec(prime(), 1..20)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+        #[test]
+        fn remainders_of_exact_products_are_u64_remainders(mix in 0..=i64::MAX, primes in primes()) {
+            let expected: Vec<u64> = primes.iter().map(|prime| mix as u64 % prime).collect();
+            prop_assert_eq!(remainders(mix, &primes), expected);
+        }
+
+        #[test]
+        fn remainders_of_wrapped_products_are_floored(mix in any::<i64>(), primes in primes()) {
+            let expected: Vec<u64> = primes.iter().map(|&prime| floored(mix, prime)).collect();
+            prop_assert_eq!(remainders(mix, &primes), expected);
+        }
+
+        #[test]
+        fn remainders_are_exact_around_multiples(
+            (prime, mix) in prime().prop_flat_map(|prime| (Just(prime), around_multiples(prime)))
+        ) {
+            prop_assert_eq!(remainders(mix, &[prime]), [floored(mix, prime)]);
+        }
+    }
+
+    #[test]
+    fn remainders_are_exact_at_the_ends() {
+        let edges =
+            [0, 1, -1, i64::MAX, i64::MIN, u32::MAX as i64, 1 << 32, -1 << 32, (1 << 62) + 1, i64::MIN + 1];
+        for prime in
+            [1, 2, 3, 7, 16_000_057, (1 << 31) - 1, 1 << 31, (1 << 31) + 11, 4_294_967_291, u32::MAX as u64]
+        {
+            for mix in edges {
+                assert_eq!(remainders(mix, &[prime]), [floored(mix, prime)], "{mix} mod {prime}");
+            }
+        }
+    }
+
+    /// The instruction set at hand, AVX2 alone, and none: bit for bit the same.
+    #[test]
+    fn every_instruction_set_gives_the_same_ids() {
+        let layer = LayerAddress::new(
+            1,
+            vec![-0x7edc_ba98_7654_3211, 0x1234_5678_9abc_def1, 0x7fff_ffff_ffff_fff1],
+            vec![vec![16_000_057, 3, 4_294_967_291, 1009, 7, 11, 13, 17, 19], vec![23; 9]],
+        );
+        let position =
+            |i: u32| Position { class: i.wrapping_mul(2_654_435_761), reach: (i % 3) as u16, closes: false };
+        let positions: Vec<Position> = (0..500).map(position).collect();
+        let run = |call: &dyn Fn(RowIds<'_>)| {
+            let mut out = vec![0; 498 * layer.slots()];
+            call(RowIds { layer: &layer, positions: &positions, first: 2, pad_class: 2, out: &mut out });
+            out
+        };
+        let plain = run(&|ids| ids.call());
+        assert_eq!(run(&|ids| pulp::Arch::new().dispatch(ids)), plain);
+        #[cfg(target_arch = "x86_64")]
+        if let Some(avx2) = pulp::x86::V3::try_new() {
+            assert_eq!(run(&|ids| avx2.vectorize(ids)), plain);
+        }
+    }
+}

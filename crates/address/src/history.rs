@@ -1,0 +1,289 @@
+use std::sync::Arc;
+
+use crate::addressing::Parts;
+use crate::config::Boundary;
+use crate::error::{AddressError, Result};
+
+/// Tokens with what is known about them besides their ids.
+///
+/// A slice of ids converts into it; masks are added where there are any.
+///
+/// ```
+/// use engram_address::Tokens;
+///
+/// let tokens = Tokens::from(&[5, 6, 7]).dead(&[false, true, false]);
+/// assert_eq!(tokens.len(), 3);
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Tokens<'a> {
+    ids: &'a [u32],
+    dead: Option<&'a [bool]>,
+    starts: Option<&'a [bool]>,
+}
+
+impl<'a> Tokens<'a> {
+    /// Marks dead positions (image tokens in V4.1), one entry per token. A dead position, and everything
+    /// older as seen from a later token, counts as pad. Its id must be of the vocabulary all the same.
+    pub fn dead(self, mask: &'a [bool]) -> Self {
+        Self { dead: Some(mask), ..self }
+    }
+
+    /// Marks the first tokens of documents, one entry per token: what is older counts as pad for them and
+    /// for later tokens. For packed documents without a boundary token; see also [`Boundary`].
+    pub fn starts(self, mask: &'a [bool]) -> Self {
+        Self { starts: Some(mask), ..self }
+    }
+
+    /// The token ids.
+    pub fn ids(&self) -> &'a [u32] {
+        self.ids
+    }
+
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// Pieces of at most `size` tokens, masks cut alike. The masks have been checked.
+    fn pieces(self, size: usize) -> impl Iterator<Item = Tokens<'a>> {
+        (0..self.len()).step_by(size).map(move |start| {
+            let range = start..self.len().min(start + size);
+            Tokens {
+                ids: &self.ids[range.clone()],
+                dead: self.dead.map(|mask| &mask[range.clone()]),
+                starts: self.starts.map(|mask| &mask[range]),
+            }
+        })
+    }
+
+    fn check_masks(&self) -> Result<()> {
+        for (mask, entries) in [("dead", self.dead), ("starts", self.starts)] {
+            if let Some(entries) = entries.filter(|entries| entries.len() != self.len()) {
+                return Err(AddressError::MaskLength { mask, found: entries.len(), tokens: self.len() });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'a> From<&'a [u32]> for Tokens<'a> {
+    fn from(ids: &'a [u32]) -> Self {
+        Self { ids, dead: None, starts: None }
+    }
+}
+
+impl<'a, const LEN: usize> From<&'a [u32; LEN]> for Tokens<'a> {
+    fn from(ids: &'a [u32; LEN]) -> Self {
+        Self::from(&ids[..])
+    }
+}
+
+impl<'a> From<&'a Vec<u32>> for Tokens<'a> {
+    fn from(ids: &'a Vec<u32>) -> Self {
+        Self::from(&ids[..])
+    }
+}
+
+/// What addressing remembers of one sequence, shared by all memory layers.
+///
+/// Ids need no more than the last N−1 classes; a history keeps the whole sequence (8 bytes a token), so
+/// that it can be rolled back to any length, unless [`with_rollback`](Self::with_rollback) says how far
+/// is enough. A clone is a fork. In whatever pieces a sequence comes, its ids are those of the whole.
+///
+/// ```
+/// use engram_address::{AddressConfig, Addressing, Arithmetic, Boundary, Vocabulary};
+///
+/// # let config = AddressConfig { seed: 0, layers: vec![1], max_order: 3, heads: 2, base_rows: vec![100,
+/// 100],
+/// #     pad_id: 2, boundary: Boundary::None, arithmetic: Arithmetic::Exact };
+/// let addressing = Addressing::new(&config, Vocabulary::identity(50))?;
+/// let mut whole = Vec::new();
+/// addressing.row_ids(0, &[7, 8, 9], &mut whole)?;
+///
+/// let mut history = addressing.history();
+/// let mut ids = Vec::new();
+/// history.extend(&[7, 40, 41])?;
+/// history.rollback(2)?;
+/// history.extend(&[8, 9])?.row_ids(0, &mut ids)?;
+/// assert_eq!(ids, whole[addressing.layers()[0].slots()..]);
+/// # Ok::<(), engram_address::AddressError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct History {
+    parts: Arc<Parts>,
+    /// The newest positions of the sequence; all of them, or enough to see and to roll back.
+    positions: Vec<Position>,
+    /// Older positions that are kept no longer.
+    dropped: usize,
+    rollback: usize,
+}
+
+/// One token as the hash sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Position {
+    /// Its class; that of pad if it is dead.
+    pub(crate) class: u32,
+    /// How many positions before it count as themselves; what is older counts as pad.
+    pub(crate) reach: u16,
+    /// Whether it and what is older count as pad for later tokens.
+    pub(crate) closes: bool,
+}
+
+impl History {
+    pub(crate) fn new(parts: Arc<Parts>) -> Self {
+        Self { parts, positions: Vec::new(), dropped: 0, rollback: usize::MAX }
+    }
+
+    /// Keeps only what is needed to take back the newest `tokens` tokens.
+    pub fn with_rollback(mut self, tokens: usize) -> Self {
+        self.rollback = tokens;
+        self
+    }
+
+    /// Tokens of the sequence so far.
+    pub fn len(&self) -> usize {
+        self.dropped + self.positions.len()
+    }
+
+    /// Whether the sequence has not begun.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Appends tokens; the answer gives their row ids, layer by layer.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary (with its position in the sequence) or a mask of another length. The
+    /// history is then as it was before.
+    pub fn extend<'t>(&mut self, tokens: impl Into<Tokens<'t>>) -> Result<NewTokens<'_>> {
+        let tokens = tokens.into();
+        tokens.check_masks()?;
+        self.forget();
+        let first = self.positions.len();
+        self.positions.reserve(tokens.len());
+        for (i, &token) in tokens.ids.iter().enumerate() {
+            let dead = tokens.dead.is_some_and(|mask| mask[i]);
+            let start = tokens.starts.is_some_and(|mask| mask[i]);
+            match self.position(token, dead, start) {
+                Ok(position) => self.positions.push(position),
+                Err(error) => {
+                    self.positions.truncate(first);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(NewTokens { parts: &self.parts, positions: &self.positions, first })
+    }
+
+    /// Takes back the newest tokens.
+    ///
+    /// # Errors
+    /// More tokens than there are, or than [`with_rollback`](Self::with_rollback) keeps. The history is
+    /// then as it was before.
+    pub fn rollback(&mut self, tokens: usize) -> Result<()> {
+        let needed = if self.dropped == 0 { 0 } else { self.sight() };
+        let available = self.positions.len().saturating_sub(needed);
+        if tokens > available {
+            return Err(AddressError::Rollback { asked: tokens, len: self.len(), available });
+        }
+        self.positions.truncate(self.positions.len() - tokens);
+        Ok(())
+    }
+
+    /// The token as the hash will see it if it comes next.
+    fn position(&self, token: u32, dead: bool, start: bool) -> Result<Position> {
+        let Parts { vocabulary, boundary, pad_class, .. } = &*self.parts;
+        let class = vocabulary.class_at(token, self.len())?;
+        let start = start || *boundary == Boundary::Before(token);
+        let reach = match self.positions.last() {
+            Some(last) if !(dead || start || last.closes) => (last.reach + 1).min(self.sight() as u16),
+            _ => 0,
+        };
+        let closes = dead || *boundary == Boundary::After(token);
+        Ok(Position { class: if dead { *pad_class } else { class }, reach, closes })
+    }
+
+    /// Positions before a token that its longest n-gram takes in.
+    fn sight(&self) -> usize {
+        self.parts.max_order() - 1
+    }
+
+    /// Drops what no token to come can see and no rollback can reach, once that is most of what is kept.
+    fn forget(&mut self) {
+        let kept = self.rollback.saturating_add(self.sight());
+        if self.positions.len() / 2 > kept {
+            let surplus = self.positions.len() - kept;
+            self.positions.drain(..surplus);
+            self.dropped += surplus;
+        }
+    }
+}
+
+/// Tokens just appended to a [`History`], ready to be addressed in every layer.
+#[derive(Clone, Copy, Debug)]
+pub struct NewTokens<'a> {
+    parts: &'a Parts,
+    /// The new tokens after those they can see.
+    positions: &'a [Position],
+    first: usize,
+}
+
+impl NewTokens<'_> {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.positions.len() - self.first
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Their row ids in a memory layer's table, `[time, order, head]`; replaces what `out` held.
+    ///
+    /// # Errors
+    /// A layer index that does not exist. (It counts memory layers from 0; it is not the block's id.)
+    pub fn row_ids(&self, layer_index: usize, out: &mut Vec<u64>) -> Result<()> {
+        out.resize(self.len() * self.parts.layer(layer_index)?.slots(), 0);
+        self.row_ids_into(layer_index, out)
+    }
+
+    /// The same into a slice of `len() * slots` entries.
+    ///
+    /// # Errors
+    /// A layer index that does not exist, or a slice of another length.
+    pub fn row_ids_into(&self, layer_index: usize, out: &mut [u64]) -> Result<()> {
+        let layer = self.parts.layer(layer_index)?;
+        let (tokens, slots) = (self.len(), layer.slots());
+        if out.len() != tokens * slots {
+            return Err(AddressError::OutputLength { tokens, slots, found: out.len() });
+        }
+        layer.row_ids(self.positions, self.first, self.parts.pad_class, out);
+        Ok(())
+    }
+}
+
+/// Row ids of a whole sequence, in pieces that stay in the fastest cache.
+pub(crate) fn row_ids_of_sequence(
+    parts: &Arc<Parts>,
+    layer_index: usize,
+    tokens: Tokens<'_>,
+    out: &mut [u64],
+) -> Result<()> {
+    const PIECE: usize = 512;
+    let slots = parts.layer(layer_index)?.slots();
+    if out.len() != tokens.len() * slots {
+        return Err(AddressError::OutputLength { tokens: tokens.len(), slots, found: out.len() });
+    }
+    tokens.check_masks()?;
+    let mut history = History::new(Arc::clone(parts)).with_rollback(0);
+    tokens
+        .pieces(PIECE)
+        .zip(out.chunks_mut(PIECE * slots))
+        .try_for_each(|(piece, out)| history.extend(piece)?.row_ids_into(layer_index, out))
+}
