@@ -10,6 +10,8 @@
 use std::io;
 
 use engram_address::AddressError;
+use engram_store::StoreError;
+use engram_train::DataError;
 
 /// Something was asked for that cannot be.
 #[derive(Debug, thiserror::Error)]
@@ -40,15 +42,44 @@ pub(crate) fn status(error: &anyhow::Error) -> u8 {
         if cause.is::<Refused>() || cause.is::<AddressError>() {
             return 2;
         }
+        if let Some(error) = cause.downcast_ref::<DataError>() {
+            return of_data(error);
+        }
         if let Some(error) = cause.downcast_ref::<engram_train::Error>() {
-            return match error {
-                engram_train::Error::Interrupted => 130,
-                error if error.is_input() => 2,
-                _ => 1,
-            };
+            return of_training(error);
         }
     }
     1
+}
+
+fn of_training(error: &engram_train::Error) -> u8 {
+    use engram_train::Error;
+    match error {
+        Error::Interrupted => 130,
+        Error::Diverged { .. } => 1,
+        Error::File { source, .. } => of_input(names_no_input(source)),
+        Error::Data(error) => of_data(error),
+        Error::Store(StoreError::Io { source, .. }) => of_input(names_no_input(source)),
+        Error::Store(StoreError::Memory { .. }) => 1,
+        _ => 2,
+    }
+}
+
+fn of_data(error: &DataError) -> u8 {
+    match error {
+        DataError::Interrupted => 130,
+        error => of_input(error.is_input()),
+    }
+}
+
+fn of_input(input: bool) -> u8 {
+    if input { 2 } else { 1 }
+}
+
+/// Whether the system refused because a name leads to nothing, or to something that cannot be read as asked.
+fn names_no_input(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidData, IsADirectory, NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | NotADirectory | IsADirectory | InvalidData)
 }
 
 /// The message of `error`: what happened, then each cause that the text before it does not already tell.

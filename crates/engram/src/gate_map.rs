@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 
 use unicode_width::UnicodeWidthStr;
 
-use crate::gate_text::{GateText, visible};
+use crate::gate_text::{GateLayer, GateText, visible};
 
 /// How a map is drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,22 +26,29 @@ impl Canvas {
     }
 }
 
-/// The map of every memory layer: per token the mean gate over the streams, or the gate of one stream.
-pub(crate) fn draw(text: &GateText, stream: Option<usize>, canvas: Canvas) -> String {
+/// The maps of texts of one model, on one scale per memory layer: per token the mean gate over the streams, or the
+/// gate of one stream.
+pub(crate) fn draw(texts: &[GateText], stream: Option<usize>, canvas: Canvas) -> String {
     let mut out = String::new();
-    for layer in &text.layers {
-        let gates = match stream {
-            Some(stream) => layer.gates.iter().map(|streams| streams[stream]).collect(),
-            None => layer.means(),
-        };
-        let scale = Scale::of(&gates);
-        let _ = writeln!(out, "layer {}   {}", layer.layer, scale.legend(canvas.colour));
-        for line in lines(&text.tokens, canvas.width) {
-            draw_line(&mut out, &text.tokens, &gates, line, &scale, canvas.colour);
+    for index in 0..texts.first().map_or(0, |text| text.layers.len()) {
+        let gates: Vec<Vec<f32>> = texts.iter().map(|text| shown(&text.layers[index], stream)).collect();
+        let scale = Scale::of(gates.iter().flatten());
+        let _ = writeln!(out, "layer {}   {}", texts[0].layers[index].layer, scale.legend(canvas.colour));
+        for (text, gates) in texts.iter().zip(&gates) {
+            for line in lines(&text.tokens, canvas.width) {
+                draw_line(&mut out, &text.tokens, gates, line, &scale, canvas.colour);
+            }
+            out.push('\n');
         }
-        out.push('\n');
     }
     out
+}
+
+fn shown(layer: &GateLayer, stream: Option<usize>) -> Vec<f32> {
+    match stream {
+        Some(stream) => layer.gates.iter().map(|streams| streams[stream]).collect(),
+        None => layer.means(),
+    }
 }
 
 /// From the smallest to the largest gate shown.
@@ -52,9 +59,9 @@ struct Scale {
 }
 
 impl Scale {
-    fn of(gates: &[f32]) -> Self {
-        let low = gates.iter().copied().fold(f32::INFINITY, f32::min);
-        let high = gates.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    fn of<'a>(gates: impl Iterator<Item = &'a f32>) -> Self {
+        let begin = (f32::INFINITY, f32::NEG_INFINITY);
+        let (low, high) = gates.fold(begin, |(low, high), &gate| (low.min(gate), high.max(gate)));
         Self { low, high }
     }
 
@@ -140,7 +147,6 @@ fn coloured(text: &str, heat: f32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gate_text::GateLayer;
 
     fn text() -> GateText {
         let tokens = ["By", " the", " way", ",\n", "he"].map(String::from).to_vec();
@@ -150,7 +156,7 @@ mod tests {
 
     #[test]
     fn plain_text_has_bars_below_it() {
-        let map = draw(&text(), None, Canvas { width: 40, colour: false });
+        let map = draw(&[text()], None, Canvas { width: 40, colour: false });
         let expected = "layer 1   gate 0.10 ▁▂▃▄▅▆▇█ 0.80\n\
                         By the way,↵\n\
                         ▁▁▅▅▅▅████▁▁\n\
@@ -166,14 +172,14 @@ mod tests {
 
     #[test]
     fn colour_is_set_and_reset_per_token() {
-        let map = draw(&text(), Some(1), Canvas { width: 40, colour: true });
+        let map = draw(&[text()], Some(1), Canvas { width: 40, colour: true });
         assert!(map.contains("m way\x1b[0m"), "{map:?}");
         assert!(!map.contains('█'));
     }
 
     #[test]
     fn equal_gates_are_no_division_by_zero() {
-        let scale = Scale::of(&[0.5, 0.5]);
+        let scale = Scale::of([0.5, 0.5].iter());
         assert_eq!(scale.heat(0.5), 0.0);
     }
 }

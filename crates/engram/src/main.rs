@@ -6,6 +6,7 @@
 mod commands;
 mod device;
 mod failure;
+mod files;
 mod gate_map;
 mod gate_page;
 mod gate_text;
