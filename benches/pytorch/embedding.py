@@ -2,9 +2,9 @@
 
     python benches/pytorch/embedding.py
 
-The peer of `cargo bench -p engram-store --bench gather`: the same table [2^24, 128] of f32, batches of 2^14 random
-ids, new ones for each batch. Prints the medians of `embedding` as one calls it, and of `index_select` into a buffer
-that is used again, as the Rust bench uses its own.
+The peer of `cargo bench -p engram-store --bench gather`: the same table [2^24, 128] of f32, batches of 2^14
+random ids, new ones for each batch. Prints the medians of `embedding` as one calls it, and of `index_select`
+into a buffer that is used again, as the Rust bench uses its own.
 """
 
 import statistics
@@ -30,4 +30,5 @@ with torch.no_grad():
             gather(ids)
             seconds.append(time.perf_counter() - start)
         median = statistics.median(seconds[10:])
-        print(f"torch {torch.__version__}, {name}: {BATCH / median / 1e6:.2f} M rows/s ({median * 1e3:.3f} ms a batch)")
+        rate = BATCH / median / 1e6
+        print(f"torch {torch.__version__}, {name}: {rate:.2f} M rows/s ({median * 1e3:.3f} ms a batch)")

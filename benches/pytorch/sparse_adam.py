@@ -3,7 +3,8 @@
     python benches/pytorch/sparse_adam.py
 
 The peer of `cargo bench -p engram-store --bench row_optimizer`. The gradient is the sparse tensor that
-`torch.nn.Embedding(sparse=True)` makes; merging its duplicates is part of the step, there and here. Prints the median.
+`torch.nn.Embedding(sparse=True)` makes; merging its duplicates is part of the step, there and here.
+Prints the median.
 """
 
 import statistics

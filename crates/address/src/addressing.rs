@@ -215,3 +215,111 @@ fn identity_of(parts: &Parts) -> AddressIdentity {
 
 // The history counts how far a position sees in 16 bits.
 const _: () = assert!(MAX_ORDER <= u16::MAX as usize);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> AddressConfig {
+        AddressConfig {
+            seed: 0,
+            layers: vec![1, 14],
+            max_order: 3,
+            heads: 2,
+            base_rows: vec![100, 100],
+            pad_id: 2,
+            boundary: Boundary::None,
+            arithmetic: Arithmetic::Exact,
+        }
+    }
+
+    fn addressing() -> Addressing {
+        Addressing::new(&config(), Vocabulary::identity(50)).unwrap()
+    }
+
+    #[test]
+    fn stored_addressing_is_the_same() {
+        let json = serde_json::to_string(&addressing().to_stored()).unwrap();
+        let stored = serde_json::from_str(&json).unwrap();
+        let restored = Addressing::from_stored(stored, Vocabulary::identity(50)).unwrap();
+        addressing().identity().check(&restored.identity()).unwrap();
+
+        let (mut ids, mut restored_ids) = (Vec::new(), Vec::new());
+        addressing().row_ids(1, &[7, 8, 9], &mut ids).unwrap();
+        restored.row_ids(1, &[7, 8, 9], &mut restored_ids).unwrap();
+        assert_eq!(ids, restored_ids);
+    }
+
+    #[test]
+    fn whatever_changes_ids_changes_the_identity() {
+        let mut swapped: Vec<u32> = (0..50).collect();
+        swapped.swap(7, 8);
+        let changes: [fn(&mut AddressConfig); 9] = [
+            |config| config.seed = 1,
+            |config| config.layers = vec![1, 15],
+            |config| config.layers = vec![14, 1],
+            |config| config.heads = 3,
+            |config| (config.max_order, config.base_rows) = (4, vec![100; 3]),
+            |config| config.base_rows[0] = 200,
+            |config| config.pad_id = 3,
+            |config| config.boundary = Boundary::After(3),
+            |config| config.arithmetic = Arithmetic::Wrapping,
+        ];
+        let mut identities = vec![
+            addressing().identity(),
+            Addressing::new(&config(), Vocabulary::from_classes(swapped).unwrap()).unwrap().identity(),
+            Addressing::new(&config(), Vocabulary::identity(51)).unwrap().identity(),
+        ];
+        for change in changes {
+            let mut config = config();
+            change(&mut config);
+            identities.push(Addressing::new(&config, Vocabulary::identity(50)).unwrap().identity());
+        }
+        for (i, identity) in identities.iter().enumerate() {
+            assert!(!identities[..i].contains(identity), "change {i}");
+        }
+        assert_eq!(addressing().identity(), identities[0]);
+    }
+
+    /// Tables and checkpoints on disk carry identities: what goes into one, and how, must not change.
+    #[test]
+    fn the_identity_of_a_known_addressing() {
+        let expected = "8ee1a21c3b6c430825fe9a72d055755b14128a475a00dae22aa172f773c6bb75";
+        assert_eq!(addressing().identity().to_string(), expected);
+    }
+
+    #[test]
+    fn exact_arithmetic_refuses_multipliers_that_overflow() {
+        let with_multiplier = |multiplier, arithmetic| {
+            let mut stored = addressing().to_stored();
+            stored.layers[1].multipliers[2] = multiplier;
+            stored.arithmetic = arithmetic;
+            Addressing::from_stored(stored, Vocabulary::identity(50)).map(|_| ())
+        };
+        assert!(with_multiplier(i64::MAX / 49, Arithmetic::Exact).is_ok());
+        for multiplier in [i64::MAX / 49 + 1, i64::MAX, 0, -1] {
+            let error = with_multiplier(multiplier, Arithmetic::Exact).unwrap_err().to_string();
+            assert!(error.contains(&format!("of layer 14: {multiplier} ")), "{error}");
+            assert!(with_multiplier(multiplier, Arithmetic::Wrapping).is_ok());
+        }
+    }
+
+    #[test]
+    fn tokens_of_the_configuration_must_be_of_the_vocabulary() {
+        let problem = |config: AddressConfig| {
+            Addressing::new(&config, Vocabulary::identity(50)).unwrap_err().to_string()
+        };
+        let error = problem(AddressConfig { pad_id: 50, ..config() });
+        assert!(error.contains("`pad_id`: names token 50"), "{error}");
+        let error = problem(AddressConfig { boundary: Boundary::Before(60), ..config() });
+        assert!(error.contains("`boundary`: names token 60"), "{error}");
+    }
+
+    #[test]
+    fn layers_are_found_by_their_block() {
+        let addressing = addressing();
+        assert_eq!(addressing.layer(14).unwrap().multipliers(), addressing.layers()[1].multipliers());
+        assert!(addressing.layer(0).is_none());
+        assert_eq!((addressing.max_order(), addressing.layers()[0].slots()), (3, 4));
+    }
+}

@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use crate::history::Position;
 
 /// Heads reduced at a time: eight 64-bit lanes fill the widest vector register.
@@ -11,20 +13,19 @@ pub struct LayerAddress {
     primes: Vec<Vec<u64>>,
     rows: u64,
     /// `[order][head / LANES]`
-    lanes: Vec<HeadLanes>,
+    lanes: Vec<Vec<HeadLanes>>,
 }
 
 impl LayerAddress {
     /// `multipliers`: one per position of the longest n-gram; `primes`: `[order][head]`, each below 2^32.
     pub(crate) fn new(layer: usize, multipliers: Vec<i64>, primes: Vec<Vec<u64>>) -> Self {
         let mut rows = 0;
-        let mut lanes = Vec::new();
-        for order in &primes {
-            for heads in order.chunks(LANES) {
-                lanes.push(HeadLanes::new(heads, rows));
-                rows += heads.iter().sum::<u64>();
-            }
-        }
+        let mut lanes_of = |heads: &[u64]| {
+            let lanes = HeadLanes::new(heads, rows);
+            rows += heads.iter().sum::<u64>();
+            lanes
+        };
+        let lanes = primes.iter().map(|order| order.chunks(LANES).map(&mut lanes_of).collect()).collect();
         Self { layer, multipliers, primes, rows, lanes }
     }
 
@@ -80,24 +81,38 @@ impl pulp::NullaryFnOnce for RowIds<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn call(self) {
-        let Self { layer, positions, first, pad_class, out } = self;
-        let heads = layer.heads();
+    fn call(mut self) {
+        // All lanes of a vector are written at once. Those of absent heads lie where the next slots will
+        // be, or, after the last token, beyond the end.
+        let slots = self.layer.slots();
+        let absent = self.layer.heads().next_multiple_of(LANES) - self.layer.heads();
+        let roomy = self.out.len().saturating_sub(absent) / slots;
+        self.tokens(0..roomy, |out, rows, _| {
+            *out.first_chunk_mut().expect("`roomy` leaves room for every lane") = rows;
+        });
+        self.tokens(roomy..self.out.len() / slots, |out, rows, heads| {
+            out[..heads].copy_from_slice(&rows[..heads]);
+        });
+    }
+}
+
+impl RowIds<'_> {
+    /// The rows of some tokens. `write` puts the first `heads` of the lanes at the beginning of a slice.
+    #[inline(always)]
+    fn tokens(&mut self, times: Range<usize>, write: impl Fn(&mut [u64], [u64; LANES], usize)) {
+        let Self { layer, positions, first, pad_class, ref mut out } = *self;
         let (&current, older) = layer.multipliers.split_first().expect("an n-gram has a current token");
-        for (time, out) in out.chunks_exact_mut(layer.slots()).enumerate() {
-            let now = first + time;
-            let reach = positions[now].reach as usize;
-            let mut mix = i64::from(positions[now].class).wrapping_mul(current);
-            let orders = layer.lanes.chunks_exact(heads.div_ceil(LANES)).zip(out.chunks_exact_mut(heads));
-            for ((back, multiplier), (lanes, out)) in (1..).zip(older).zip(orders) {
-                let class = if back <= reach { positions[now - back].class } else { pad_class };
+        let mut slot = times.start * layer.slots();
+        for now in times.start + first..times.end + first {
+            let position = positions[now];
+            let mut mix = i64::from(position.class).wrapping_mul(current);
+            for (back, (multiplier, lanes)) in (1..).zip(older.iter().zip(&layer.lanes)) {
+                let seen = back <= usize::from(position.reach);
+                let class = if seen { positions[now - back].class } else { pad_class };
                 mix ^= i64::from(class).wrapping_mul(*multiplier);
-                for (heads, out) in lanes.iter().zip(out.chunks_mut(LANES)) {
-                    let rows = heads.rows(mix);
-                    match <&mut [u64; LANES]>::try_from(&mut *out) {
-                        Ok(out) => *out = rows,
-                        Err(_) => out.copy_from_slice(&rows[..out.len()]),
-                    }
+                for lanes in lanes {
+                    write(&mut out[slot..], lanes.rows(mix), lanes.heads);
+                    slot += lanes.heads;
                 }
             }
         }
@@ -113,6 +128,7 @@ impl pulp::NullaryFnOnce for RowIds<'_> {
 /// every 64-bit mix and every p below 2^32.
 #[derive(Clone, Debug)]
 struct HeadLanes {
+    heads: usize,
     prime: [i64; LANES],
     /// 2^32 mod p
     carry: [i64; LANES],
@@ -131,6 +147,7 @@ impl HeadLanes {
         let carry = prime.map(|prime| (1 << 32) % prime);
         let offset = |lane: usize| first_row + primes.iter().take(lane).sum::<u64>();
         Self {
+            heads: primes.len(),
             prime,
             carry,
             carry_share: std::array::from_fn(|lane| carry[lane] as f64 / prime[lane] as f64),

@@ -139,7 +139,8 @@ impl History {
         Self { parts, positions: Vec::new(), dropped: 0, rollback: usize::MAX }
     }
 
-    /// Keeps only what is needed to take back the newest `tokens` tokens.
+    /// Keeps only what is needed to take back the newest `tokens` tokens, in one rollback or several; as many
+    /// as were taken back have to come again before the full number can be.
     pub fn with_rollback(mut self, tokens: usize) -> Self {
         self.rollback = tokens;
         self
@@ -286,4 +287,94 @@ pub(crate) fn row_ids_of_sequence(
         .pieces(PIECE)
         .zip(out.chunks_mut(PIECE * slots))
         .try_for_each(|(piece, out)| history.extend(piece)?.row_ids_into(layer_index, out))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{AddressConfig, Addressing, Arithmetic, Boundary, Tokens, Vocabulary};
+
+    fn addressing() -> Addressing {
+        let config = AddressConfig {
+            seed: 0,
+            layers: vec![1, 14],
+            max_order: 3,
+            heads: 2,
+            base_rows: vec![100, 100],
+            pad_id: 2,
+            boundary: Boundary::None,
+            arithmetic: Arithmetic::Exact,
+        };
+        Addressing::new(&config, Vocabulary::identity(50)).unwrap()
+    }
+
+    #[test]
+    fn a_refused_token_leaves_the_history_as_it_was() {
+        let addressing = addressing();
+        let mut history = addressing.history();
+        history.extend(&[7, 8]).unwrap();
+        let error = history.extend(&[9, 50, 10]).unwrap_err().to_string();
+        assert!(error.contains("token 50 at position 3"), "{error}");
+        assert_eq!(history.len(), 2);
+
+        let (mut after, mut whole) = (Vec::new(), Vec::new());
+        history.extend(&[9]).unwrap().row_ids(0, &mut after).unwrap();
+        addressing.row_ids(0, &[7, 8, 9], &mut whole).unwrap();
+        assert_eq!(after, whole[8..]);
+    }
+
+    #[test]
+    fn the_position_of_a_refused_token_is_that_in_the_whole_sequence() {
+        let mut tokens = vec![3; 2000];
+        tokens[1999] = 99;
+        let error = addressing().row_ids(0, &tokens, &mut Vec::new()).unwrap_err().to_string();
+        assert!(error.contains("token 99 at position 1999"), "{error}");
+    }
+
+    #[test]
+    fn masks_of_another_length_are_refused() {
+        let addressing = addressing();
+        let tokens = Tokens::from(&[1, 2, 3]);
+        let error = addressing.history().extend(tokens.dead(&[true])).unwrap_err().to_string();
+        assert!(error.contains("`dead` mask has 1 entries for 3 tokens"), "{error}");
+        let error =
+            addressing.row_ids(0, tokens.starts(&[true; 4]), &mut Vec::new()).unwrap_err().to_string();
+        assert!(error.contains("`starts` mask has 4 entries for 3 tokens"), "{error}");
+    }
+
+    #[test]
+    fn rollbacks_beyond_the_start_are_refused() {
+        let mut history = addressing().history();
+        history.extend(&[1, 2, 3]).unwrap();
+        let error = history.rollback(4).unwrap_err().to_string();
+        assert!(error.contains("roll back 4 of 3 tokens"), "{error}");
+        history.rollback(3).unwrap();
+        assert!(history.is_empty());
+    }
+
+    #[test]
+    fn a_limited_history_stays_small_and_keeps_its_promise() {
+        let mut history = addressing().history().with_rollback(5);
+        for token in 0..10_000 {
+            history.extend(&[token % 50]).unwrap();
+            assert!(history.positions.len() <= 2 * (5 + 2) + 2);
+        }
+        assert_eq!(history.len(), 10_000);
+        history.clone().rollback(5).unwrap();
+        let error = history.rollback(1000).unwrap_err().to_string();
+        assert!(
+            error.contains("roll back 1000 of 10000 tokens") && error.contains("with_rollback"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn wrong_layers_and_outputs_are_named() {
+        let addressing = addressing();
+        let error = addressing.row_ids(2, &[1], &mut Vec::new()).unwrap_err().to_string();
+        assert!(error.contains("index 2") && error.contains("[1, 14]"), "{error}");
+        let error = addressing.row_ids_into(0, &[1, 2], &mut [0; 7]).unwrap_err().to_string();
+        assert!(error.contains("8 entries") && error.contains("has 7"), "{error}");
+        let mut history = addressing.history();
+        assert!(history.extend(&[1, 2]).unwrap().row_ids_into(0, &mut [0; 7]).is_err());
+    }
 }

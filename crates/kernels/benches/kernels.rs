@@ -70,7 +70,7 @@ fn plain_attention(c: &mut Criterion) {
     });
     let found = causal_attention(&q, &k, &v, shape, 0.1);
     c.bench_function("causal_attention/backward", |b| {
-        b.iter(|| causal_attention_backward(black_box(&grad), &q, &k, &v, &found, shape, 0.1))
+        b.iter(|| causal_attention_backward(black_box(&grad), &q, &k, &v, found.view(), shape, 0.1))
     });
 }
 
@@ -84,7 +84,7 @@ fn attention_over_latents(c: &mut Criterion) {
     c.bench_function("latent_attention/forward", |b| b.iter(forward));
     let found = forward();
     c.bench_function("latent_attention/backward", |b| {
-        b.iter(|| latent_attention_backward(black_box(&grad), &q, &kv, &k_rotary, angles, &found, shape, 0.1))
+        b.iter(|| latent_attention_backward(black_box(&grad), &q, &kv, &k_rotary, angles, found.view(), shape, 0.1))
     });
 }
 

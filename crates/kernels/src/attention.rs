@@ -66,6 +66,22 @@ pub struct Attention {
     pub log_sum_exp: Vec<f32>,
 }
 
+/// The parts of an [`Attention`] that its backward pass reads, wherever they are kept.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionOutput<'a> {
+    /// `[batch, time, heads, value]`: the output.
+    pub output: &'a [f32],
+    /// `[batch, heads, time]`: see [`Attention::log_sum_exp`].
+    pub log_sum_exp: &'a [f32],
+}
+
+impl Attention {
+    /// What the backward pass reads.
+    pub fn view(&self) -> AttentionOutput<'_> {
+        AttentionOutput { output: &self.output, log_sum_exp: &self.log_sum_exp }
+    }
+}
+
 /// Gradients of [`causal_attention`]'s inputs, in their shapes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttentionGradients {
@@ -114,7 +130,7 @@ pub fn causal_attention_backward(
     q: &[f32],
     k: &[f32],
     v: &[f32],
-    attention: &Attention,
+    attention: AttentionOutput<'_>,
     shape: AttentionShape,
     scale: f32,
 ) -> AttentionGradients {
@@ -187,7 +203,7 @@ pub fn latent_attention_backward(
     kv: &[f32],
     k_rotary: &[f32],
     angles: Angles<'_>,
-    attention: &Attention,
+    attention: AttentionOutput<'_>,
     shape: LatentShape,
     scale: f32,
 ) -> LatentGradients {
@@ -499,7 +515,7 @@ fn backward<T: Send>(
     shape: AttentionShape,
     scale: f32,
     grad: &[f32],
-    attention: &Attention,
+    attention: AttentionOutput<'_>,
     targets: impl Iterator<Item = T>,
     load: impl Fn(usize, usize, &mut Operands) + Send + Sync,
     store: impl Fn(T, &Operands) + Send + Sync,
@@ -523,7 +539,7 @@ fn backward<T: Send>(
             #[inline(always)]
             || {
                 load(batch, head, &mut operands);
-                upstream.load(grad, &attention.output, shape, batch, head);
+                upstream.load(grad, attention.output, shape, batch, head);
             },
         );
         backward_head(&operands, &upstream, log_sum_exp, shape, scale, &mut gradients);
@@ -665,7 +681,7 @@ mod tests {
         let expected = naive(&q, &k, &v, shape, 0.7);
         assert_close(&found.output, &expected.output, 1e-5);
         assert_close(&found.log_sum_exp, &expected.log_sum_exp, 1e-5);
-        let gradients = causal_attention_backward(&grad, &q, &k, &v, &found, shape, 0.7);
+        let gradients = causal_attention_backward(&grad, &q, &k, &v, found.view(), shape, 0.7);
         let loss =
             |q: &[f32], k: &[f32], v: &[f32]| weighted(&causal_attention(q, k, v, shape, 0.7).output, &grad);
         assert_gradient("q", &q, &gradients.q, |q| loss(q, &k, &v));
@@ -735,7 +751,7 @@ mod tests {
         let found = latent_attention(&q, &kv, &k_rotary, angles, shape, 0.6);
         assert_eq!(found, causal_attention(&whole_q, &whole_k, &whole_v, shape.assembled(), 0.6));
 
-        let gradients = latent_attention_backward(&grad, &q, &kv, &k_rotary, angles, &found, shape, 0.6);
+        let gradients = latent_attention_backward(&grad, &q, &kv, &k_rotary, angles, found.view(), shape, 0.6);
         let loss = |q: &[f32], kv: &[f32], k_rotary: &[f32]| {
             weighted(&latent_attention(q, kv, k_rotary, angles, shape, 0.6).output, &grad)
         };
@@ -754,7 +770,7 @@ mod tests {
         let angles = Angles { cos: &cos, sin: &sin };
         let run = || {
             let found = latent_attention(&q, &kv, &k_rotary, angles, shape, 0.1);
-            let gradients = latent_attention_backward(&grad, &q, &kv, &k_rotary, angles, &found, shape, 0.1);
+            let gradients = latent_attention_backward(&grad, &q, &kv, &k_rotary, angles, found.view(), shape, 0.1);
             (found, gradients)
         };
         assert_eq!(run(), run());

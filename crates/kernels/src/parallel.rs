@@ -15,6 +15,12 @@ pub(crate) fn block_rows(elements_per_row: usize) -> usize {
     (BLOCK_ELEMENTS / elements_per_row.max(1)).max(1)
 }
 
+/// Rows per block when every block keeps sums as large as a weight: at most 64 blocks, each of
+/// enough rows to be worth adding up.
+pub(crate) fn reduction_rows(rows: usize) -> usize {
+    rows.div_ceil(64).max(32)
+}
+
 /// Calls `work` once for every block, in parallel when there is more than one.
 ///
 /// `blocks` is an ordinary iterator, typically zipped `chunks` and `chunks_mut` of the operands.

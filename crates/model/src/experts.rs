@@ -6,6 +6,7 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::activation::sigmoid;
 use burn::tensor::{Int, Tensor, TensorData};
+use engram_kernels::{ExpertsInput, ExpertsSaved, ExpertsShape};
 
 use crate::config::{ExpertsConfig, ModelConfig};
 use crate::feed_forward::{FeedForward, swiglu};
@@ -99,7 +100,11 @@ impl Experts {
         let logits = self.router.forward(x.clone());
         let choice = self.choose(&logits);
         let gates = gates(logits, &choice);
-        let routed = self.composed(x.clone(), gates, &choice);
+        let routed = if fused::available(&x) {
+            self.fused(x.clone(), gates, choice.clone())
+        } else {
+            self.composed(x.clone(), gates, &choice)
+        };
         match &self.shared {
             Some(shared) => (routed + shared.forward(x), choice),
             None => (routed, choice),
@@ -124,6 +129,19 @@ impl Experts {
         let scores = values(sigmoid(logits.clone().inner_or_self()));
         let balance = values(self.balance.val().inner_or_self());
         Choice::best(&scores, &balance, self.active)
+    }
+
+    fn fused(&self, x: Tensor<2>, gates: Tensor<2>, choice: Choice) -> Tensor<2> {
+        let output_shape = x.dims();
+        let [experts, width, double] = self.input.val().dims();
+        let shape = ExpertsShape { experts, active: self.active, width, hidden: double / 2 };
+        let inputs = [
+            fused::input(x),
+            fused::input(gates),
+            fused::input(self.input.val()),
+            fused::input(self.output.val()),
+        ];
+        fused::apply(FusedExperts { shape, choice }, inputs, output_shape)
     }
 
     /// Every expert in turn over the tokens that chose it.
@@ -213,6 +231,33 @@ impl FusedGates {
 
 fn logistic(x: f32) -> f32 {
     1.0 / (1.0 + (-x).exp())
+}
+
+#[derive(Debug)]
+struct FusedExperts {
+    shape: ExpertsShape,
+    choice: Choice,
+}
+
+impl FusedExperts {
+    fn input<'a>(&'a self, [x, gate, w_in, w_out]: [&'a [f32]; 4]) -> ExpertsInput<'a> {
+        ExpertsInput { x, choice: &self.choice.experts, gate, w_in, w_out }
+    }
+}
+
+impl Operation<4> for FusedExperts {
+    type Saved = ExpertsSaved;
+
+    fn forward(&self, inputs: [&[f32]; 4]) -> (Vec<f32>, ExpertsSaved) {
+        let experts = engram_kernels::experts(&self.input(inputs), self.shape);
+        (experts.output, experts.saved)
+    }
+
+    fn backward(&self, pass: Pass<'_, ExpertsSaved, 4>) -> [Vec<f32>; 4] {
+        let input = self.input(pass.inputs);
+        let gradients = engram_kernels::experts_backward(pass.gradient, &input, self.shape, pass.saved);
+        [gradients.x, gradients.gate, gradients.w_in, gradients.w_out]
+    }
 }
 
 /// The values of a tensor, on the host.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::activation::{sigmoid, silu};
 use burn::tensor::{Tensor, TensorData};
-use engram_kernels::{MemoryGate, MemoryGateInput};
+use engram_kernels::{MemoryGate, MemoryGateInput, ShortConvolutionShape, ShortConvolutionWeights};
 
 use crate::config::{MemoryConfig, MemoryForm};
 use crate::embedding::embed;
@@ -240,6 +240,18 @@ impl ShortConvolution {
         let shape = u.dims();
         let time = shape[0] / batch;
         let kernel = self.weight.val().dims()[2];
+        if fused::available(&u) {
+            let shape_of = ShortConvolutionShape {
+                time,
+                streams,
+                width,
+                kernel,
+                dilation: self.dilation,
+                epsilon: self.epsilon as f32,
+            };
+            let inputs = [fused::input(u), fused::input(self.norm.val()), fused::input(self.weight.val())];
+            return fused::apply(FusedConvolution { shape: shape_of }, inputs, shape);
+        }
         let normed = normalise(u.clone().reshape([shape[0], streams, width]), self.epsilon)
             * self.norm.val().unsqueeze();
         let channels = streams * width;
@@ -296,3 +308,26 @@ impl Operation<5> for FusedGate {
     }
 }
 
+#[derive(Debug)]
+struct FusedConvolution {
+    shape: ShortConvolutionShape,
+}
+
+impl Operation<3> for FusedConvolution {
+    /// 1/rms of every stream of every token.
+    type Saved = Vec<f32>;
+
+    fn forward(&self, [u, norm, filter]: [&[f32]; 3]) -> (Vec<f32>, Vec<f32>) {
+        let weights = ShortConvolutionWeights { norm, filter };
+        let convolution = engram_kernels::short_convolution(u, weights, self.shape);
+        (convolution.output, convolution.inverse_rms)
+    }
+
+    fn backward(&self, pass: Pass<'_, Vec<f32>, 3>) -> [Vec<f32>; 3] {
+        let [u, norm, filter] = pass.inputs;
+        let weights = ShortConvolutionWeights { norm, filter };
+        let gradients =
+            engram_kernels::short_convolution_backward(pass.gradient, u, weights, self.shape, pass.saved);
+        [gradients.input, gradients.norm, gradients.filter]
+    }
+}

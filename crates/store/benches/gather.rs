@@ -8,6 +8,7 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput};
+use engram_address::AddressIdentity;
 use engram_store::{RowFormat, RowSource, Storage, Table, TableOrigin};
 
 const ROWS: u64 = 1 << 24;
@@ -30,7 +31,7 @@ fn batches() -> impl FnMut() -> Vec<u64> {
 
 fn main() {
     let mut criterion = Criterion::default().sample_size(30).configure_from_args();
-    let origin = TableOrigin { identity: [0; 32], layer: 0 };
+    let origin = TableOrigin { identity: AddressIdentity::from_bytes([0; 32]), layer: 0 };
     let fill = |id: u64, row: &mut [f32]| row.fill(id as f32);
     let table =
         Table::from_fn(ROWS, WIDTH, RowFormat::F32, origin, &Storage::Ram, fill).expect("8 GiB of memory");

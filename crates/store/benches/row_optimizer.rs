@@ -8,6 +8,7 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion};
+use engram_address::AddressIdentity;
 use engram_store::{DistinctRows, RowInit, RowOptimizer, Storage, TableOrigin, TrainableTable};
 
 const ROWS: u64 = 1_000_000;
@@ -32,7 +33,7 @@ fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     let mut group = criterion.benchmark_group("1M x 64, 1024 rows touched");
     let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("one thread");
-    let origin = TableOrigin { identity: [0; 32], layer: 0 };
+    let origin = TableOrigin { identity: AddressIdentity::from_bytes([0; 32]), layer: 0 };
     let init = RowInit::Normal { deviation: 0.02, seed: 1 };
     let occurrences = vec![0.01; TOUCHED * WIDTH];
     let (mut distinct, mut grads) = (DistinctRows::default(), Vec::new());

@@ -77,8 +77,8 @@ pub enum StoreError {
 
     /// The system would not give the memory that a table needs.
     #[error(
-        "cannot reserve {bytes} bytes of {place} for a table: {source}; use fewer or narrower rows, or another \
-         Storage"
+        "cannot reserve {bytes} bytes of {place} for a table: {source}; use fewer or narrower rows, or \
+         another Storage"
     )]
     Memory {
         /// Bytes asked for.
@@ -129,8 +129,8 @@ pub enum StoreError {
 
     /// The table's rows were placed by another addressing, or belong to another layer.
     #[error(
-        "{}: holds rows of {found}, but {expected} is needed; use the table that was made with this tokenizer, \
-         seed and configuration",
+        "{}: holds rows of {found}, but {expected} is needed; use the table that was made with this \
+         tokenizer, seed and configuration",
         path.display()
     )]
     WrongOrigin {

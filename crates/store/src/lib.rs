@@ -19,12 +19,13 @@
 //!   addressing that its rows belong to, [`TableOrigin`], and is refused under any other.
 //!
 //! ```
+//! use engram_address::AddressIdentity;
 //! use engram_store::{
 //!     DistinctRows, RowInit, RowOptimizer, RowSource, Storage, Table, TableOrigin, TrainableTable,
 //! };
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let origin = TableOrigin { identity: [7; 32], layer: 1 };
+//! let origin = TableOrigin { identity: AddressIdentity::from_bytes([7; 32]), layer: 1 };
 //! let init = RowInit::Normal { deviation: 0.02, seed: 42 };
 //! let mut table = TrainableTable::new(100_003, 64, init, RowOptimizer::adam(), origin, &Storage::Ram)?;
 //!

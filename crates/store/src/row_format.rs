@@ -36,8 +36,8 @@ impl RowFormat {
     ///
     /// Rounding is to nearest even. In [`RowFormat::Fp8E4m3`] each group's scale is the smallest power of two
     /// that brings its largest value to 448 or below; a value that is not finite becomes NaN and does not
-    /// move the scale. As in any rounding to nearest, values within half a step of the largest `f32` can round
-    /// up to infinity in bf16 and fp8.
+    /// move the scale. As in any rounding to nearest, values within half a step of the largest `f32` can
+    /// round up to infinity in bf16 and fp8.
     ///
     /// # Panics
     /// If `bytes` is not [`bytes_per_row`](Self::bytes_per_row) of `values.len()`.

@@ -21,6 +21,8 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use engram_address::AddressIdentity;
+
 use crate::error::{Result, StoreError};
 use crate::row_format::RowFormat;
 use crate::row_optimizer::RowOptimizer;
@@ -37,16 +39,15 @@ const BLOCK_BYTES: u64 = 1 << 20;
 /// Which addressing placed a table's rows, and for which layer: rows mean nothing under any other.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TableOrigin {
-    /// The identity of the addressing: one hash over classes, multipliers, primes and orders.
-    pub identity: [u8; 32],
+    /// The identity of the addressing.
+    pub identity: AddressIdentity,
     /// The layer of the model, counted from 0.
     pub layer: u64,
 }
 
 impl fmt::Display for TableOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "layer {} of the addressing ", self.layer)?;
-        self.identity.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        write!(f, "layer {} of the addressing {}", self.layer, self.identity)
     }
 }
 
@@ -127,7 +128,7 @@ impl TableHeader {
         put(16, &self.rows.to_le_bytes());
         put(24, &(self.width as u64).to_le_bytes());
         put(32, &self.origin.layer.to_le_bytes());
-        put(40, &self.origin.identity);
+        put(40, self.origin.identity.as_bytes());
         put(72, &step.to_le_bytes());
         put(80, &kind.to_le_bytes());
         put(88, &beta1.to_le_bytes());
@@ -177,7 +178,8 @@ impl TableHeader {
         let Ok(width) = usize::try_from(width) else {
             return refuse(24, format!("rows of {width} values do not fit this machine"));
         };
-        let origin = TableOrigin { identity: field(bytes, 40), layer: u64::from_le_bytes(field(bytes, 32)) };
+        let identity = AddressIdentity::from_bytes(field(bytes, 40));
+        let origin = TableOrigin { identity, layer: u64::from_le_bytes(field(bytes, 32)) };
         let header = Self { rows: u64::from_le_bytes(field(bytes, 16)), width, format, origin, training };
         if let Err(impossible) = header.check() {
             return refuse(16, impossible.to_string());

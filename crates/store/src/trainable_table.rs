@@ -55,7 +55,8 @@ impl TrainableTable {
         Ok(table)
     }
 
-    /// A new table at step 0 with the rows of `source`, decoded to `f32`: to train on what was imported or frozen.
+    /// A new table at step 0 with the rows of `source`, decoded to `f32`: to train on what was
+    /// imported or frozen.
     ///
     /// # Errors
     /// As [`new`](Self::new), and if `source` cannot give its rows.
@@ -131,8 +132,9 @@ impl TrainableTable {
     /// at learning rate `rate`. Other rows stay as they are. An update without rows counts as a step too.
     ///
     /// # Errors
-    /// If an id is not a row, or is not above the one before it; if `grads` has another length, or holds a value
-    /// that is not finite; if `rate` is negative or not finite. The table is then untouched, its step too.
+    /// If an id is not a row, or is not above the one before it; if `grads` has another length, or holds a
+    /// value that is not finite; if `rate` is negative or not finite.
+    /// The table is then untouched, its step too.
     pub fn update(&mut self, ids: &[u64], grads: &[f32], rate: f32) -> Result<()> {
         check_length("gradients of rows to update", ids.len() * self.width, grads.len())?;
         check_rows(ids, self.rows)?;
@@ -208,7 +210,7 @@ fn check_ascending(ids: &[u64]) -> Result<()> {
 }
 
 fn check_finite(ids: &[u64], grads: &[f32], width: usize) -> Result<()> {
-    // A sum of zeros times values is zero unless a value is not finite; sixteen sums stay in vector registers.
+    // A sum of zeros times values is zero if all values are finite; sixteen of them fill vector registers.
     let mut sums = [0.0f32; 16];
     let chunks = grads.chunks_exact(16);
     let rest: f32 = chunks.remainder().iter().map(|value| value * 0.0).sum();

@@ -1,10 +1,13 @@
 //! Gathering gives exactly the rows asked for, whatever the format, the place, the batch and the threads.
 #![allow(clippy::unwrap_used)] // clippy counts only functions marked #[test] as tests
 
+use engram_address::AddressIdentity;
 use engram_store::{DistinctRows, RowFormat, RowSource, Storage, StoreError, Table, TableOrigin, fp8};
 use proptest::prelude::*;
 
-const ORIGIN: TableOrigin = TableOrigin { identity: [3; 32], layer: 2 };
+fn origin() -> TableOrigin {
+    TableOrigin { identity: AddressIdentity::from_bytes([3; 32]), layer: 2 }
+}
 const FORMATS: [RowFormat; 3] = [RowFormat::F32, RowFormat::Bf16, RowFormat::Fp8E4m3];
 
 /// Small halves: representable in every format, different for every row and column nearby.
@@ -17,7 +20,7 @@ fn fill(id: u64, row: &mut [f32]) {
 }
 
 fn table(rows: u64, width: usize, format: RowFormat, storage: &Storage) -> Table {
-    Table::from_fn(rows, width, format, ORIGIN, storage, fill).unwrap()
+    Table::from_fn(rows, width, format, origin(), storage, fill).unwrap()
 }
 
 fn gathered(source: &dyn RowSource, ids: &[u64]) -> Vec<f32> {
@@ -70,9 +73,9 @@ fn ram_mapped_and_file_give_the_same_rows_at_any_number_of_threads() {
         let ram = table(5_003, width, format, &Storage::Ram);
         let mapped = table(5_003, width, format, &Storage::MappedIn(folder.path().to_owned()));
         mapped.save(&path).unwrap();
-        let opened = Table::open(&path, &ORIGIN).unwrap();
+        let opened = Table::open(&path, &origin()).unwrap();
         opened.verify().unwrap();
-        let read = Table::read(&path, &ORIGIN, &Storage::Ram).unwrap();
+        let read = Table::read(&path, &origin(), &Storage::Ram).unwrap();
         for threads in [1, 3] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             for table in [&ram, &mapped, &opened, &read] {
@@ -91,9 +94,10 @@ fn an_id_outside_the_table_is_named_and_nothing_is_written() {
     {
         let mut out = vec![-1.0; ids.len() * 4];
         let refused = table.gather(&ids, &mut out).unwrap_err();
-        assert!(
-            matches!(refused, StoreError::RowOutOfRange { row: r, position: p, rows: 50 } if (r, p) == (row, position))
-        );
+        let StoreError::RowOutOfRange { row: named, position: at, rows: 50 } = refused else {
+            panic!("{refused}");
+        };
+        assert_eq!((named, at), (row, position));
         let said = refused.to_string();
         assert!(
             said.contains(&format!("row {row}, at position {position} ")) && said.contains("50 rows"),
@@ -110,7 +114,7 @@ fn an_id_outside_the_table_is_named_and_nothing_is_written() {
 
 #[test]
 fn fp8_rows_keep_their_scales_behind_their_values() {
-    let table = Table::from_fn(3, 256, RowFormat::Fp8E4m3, ORIGIN, &Storage::Ram, |id, row| {
+    let table = Table::from_fn(3, 256, RowFormat::Fp8E4m3, origin(), &Storage::Ram, |id, row| {
         row.fill(fp8::E4M3_MAX * 2f32.powi(id as i32));
     })
     .unwrap();
@@ -126,7 +130,7 @@ fn fp8_rows_keep_their_scales_behind_their_values() {
 #[test]
 fn tables_that_cannot_exist_are_refused() {
     let build =
-        |rows, width| Table::from_fn(rows, width, RowFormat::F32, ORIGIN, &Storage::Ram, fill).unwrap_err();
+        |rows, width| Table::from_fn(rows, width, RowFormat::F32, origin(), &Storage::Ram, fill).unwrap_err();
     assert!(build(0, 4).to_string().contains("rows is 0, but must be at least 1"));
     assert!(build(4, 0).to_string().contains("width is 0"));
     assert!(build(u64::MAX, 4).to_string().contains("few enough"));

@@ -5,16 +5,19 @@ use std::fs;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 
+use engram_address::AddressIdentity;
 use engram_store::{
     RowFormat, RowInit, RowOptimizer, RowSource, Storage, StoreError, Table, TableHeader, TableOrigin,
     TrainableTable,
 };
 
-const ORIGIN: TableOrigin = TableOrigin { identity: [0xab; 32], layer: 14 };
+fn origin() -> TableOrigin {
+    TableOrigin { identity: AddressIdentity::from_bytes([0xab; 32]), layer: 14 }
+}
 
 fn trained(rows: u64, width: usize, optimizer: RowOptimizer) -> TrainableTable {
     let init = RowInit::Normal { deviation: 1.0, seed: 1 };
-    let mut table = TrainableTable::new(rows, width, init, optimizer, ORIGIN, &Storage::Ram).unwrap();
+    let mut table = TrainableTable::new(rows, width, init, optimizer, origin(), &Storage::Ram).unwrap();
     for seed in 0..3 {
         step(&mut table, seed);
     }
@@ -36,8 +39,8 @@ fn values(table: &dyn RowSource) -> Vec<u32> {
 
 /// Every reader that promises to look at all bytes.
 fn load_fully(path: &Path) -> Result<TrainableTable, StoreError> {
-    let loaded = TrainableTable::load(path, &ORIGIN, &Storage::Ram);
-    let verified = Table::open(path, &ORIGIN).and_then(|table| table.verify());
+    let loaded = TrainableTable::load(path, &origin(), &Storage::Ram);
+    let verified = Table::open(path, &origin()).and_then(|table| table.verify());
     assert_eq!(loaded.is_ok(), verified.is_ok(), "load and verify agree");
     loaded
 }
@@ -52,14 +55,14 @@ fn training_goes_on_after_loading_as_if_nothing_had_happened() {
             let mut table = trained(rows, width, optimizer);
             table.save(&path).unwrap();
             for storage in [Storage::Ram, Storage::MappedIn(folder.path().to_owned())] {
-                let loaded = TrainableTable::load(&path, &ORIGIN, &storage).unwrap();
-                assert_eq!((loaded.step(), loaded.optimizer(), loaded.origin()), (3, optimizer, ORIGIN));
+                let loaded = TrainableTable::load(&path, &origin(), &storage).unwrap();
+                assert_eq!((loaded.step(), loaded.optimizer(), loaded.origin()), (3, optimizer, origin()));
                 assert!(values(&loaded) == values(&table));
                 let again = folder.path().join("again");
                 loaded.save(&again).unwrap();
                 assert!(fs::read(&again).unwrap() == fs::read(&path).unwrap(), "state and all");
             }
-            let mut loaded = TrainableTable::load(&path, &ORIGIN, &Storage::Ram).unwrap();
+            let mut loaded = TrainableTable::load(&path, &origin(), &Storage::Ram).unwrap();
             (3..6).for_each(|seed| {
                 [&mut table, &mut loaded].map(|table| step(table, seed)).into_iter().collect()
             });
@@ -76,16 +79,19 @@ fn a_trained_table_is_also_a_table_to_read() {
     let path = folder.path().join("table");
     let table = trained(300, 20, RowOptimizer::adam());
     table.save(&path).unwrap();
-    let opened = Table::open(&path, &ORIGIN).unwrap();
+    let opened = Table::open(&path, &origin()).unwrap();
     assert_eq!(values(&opened), values(&table));
-    assert_eq!(values(&Table::read(&path, &ORIGIN, &Storage::Ram).unwrap()), values(&table));
+    assert_eq!(values(&Table::read(&path, &origin(), &Storage::Ram).unwrap()), values(&table));
     let header = TableHeader::read(&path).unwrap();
-    assert_eq!((header.rows, header.width, header.format, header.origin), (300, 20, RowFormat::F32, ORIGIN));
+    assert_eq!(
+        (header.rows, header.width, header.format, header.origin),
+        (300, 20, RowFormat::F32, origin())
+    );
     assert_eq!(header.training, Some((RowOptimizer::adam(), 3)));
 
     // Saved again it is smaller, and no longer trainable as it is.
     opened.save(&path).unwrap();
-    let refused = TrainableTable::load(&path, &ORIGIN, &Storage::Ram).unwrap_err().to_string();
+    let refused = TrainableTable::load(&path, &origin(), &Storage::Ram).unwrap_err().to_string();
     assert!(refused.contains("without optimiser state"), "{refused}");
     assert_eq!(values(&opened), values(&table), "the mapped file was replaced, not rewritten");
     fs::write(&path, "something else").unwrap();
@@ -102,8 +108,8 @@ fn every_flipped_bit_is_refused() {
         let mut file = fs::OpenOptions::new().write(true).open(&path).unwrap();
         file.seek(SeekFrom::Start(byte as u64)).and_then(|_| file.write_all(&[value])).unwrap();
     };
-    // A stride coprime to every power of two visits all parts (header, rows, state, padding, checksums) and all
-    // bits; the fields of the header are visited whole.
+    // A stride coprime to every power of two visits all parts (header, rows, state, padding, checksums) and
+    // all bits; the fields of the header are visited whole.
     for bit in (0..152 * 8).chain((0..good.len() * 8).step_by(61)) {
         let byte = bit / 8;
         put(byte, good[byte] ^ 1 << (bit % 8));
@@ -161,7 +167,7 @@ fn foreign_newer_and_misplaced_files_are_told_apart() {
     assert!(load_fully(&path).unwrap_err().to_string().contains("version 2"));
 
     fs::write(&path, &good).unwrap();
-    let other = TableOrigin { identity: [0xcd; 32], layer: 1 };
+    let other = TableOrigin { identity: AddressIdentity::from_bytes([0xcd; 32]), layer: 1 };
     for refused in [
         TrainableTable::load(&path, &other, &Storage::Ram).unwrap_err(),
         Table::open(&path, &other).unwrap_err(),
@@ -194,7 +200,7 @@ fn a_disk_without_room_for_a_mapped_table_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let storage = Storage::MappedIn(folder.path().to_owned());
     let (init, optimizer) = (RowInit::Zeros, RowOptimizer::adam());
-    let refused = TrainableTable::new(1 << 45, 64, init, optimizer, ORIGIN, &storage).unwrap_err();
+    let refused = TrainableTable::new(1 << 45, 64, init, optimizer, origin(), &storage).unwrap_err();
     assert!(matches!(&refused, StoreError::Memory { .. }), "{refused}");
     assert!(refused.to_string().contains(folder.path().to_str().unwrap()), "{refused}");
 }

@@ -1,13 +1,16 @@
 //! Rows learn as their optimiser's formula says, and rows that were not touched do not move.
 #![allow(clippy::unwrap_used)] // clippy counts only functions marked #[test] as tests
 
+use engram_address::AddressIdentity;
 use engram_store::{
     DistinctRows, RowFormat, RowInit, RowOptimizer, RowSource, Storage, StoreError, Table, TableOrigin,
     TrainableTable,
 };
 use proptest::prelude::*;
 
-const ORIGIN: TableOrigin = TableOrigin { identity: [9; 32], layer: 0 };
+fn origin() -> TableOrigin {
+    TableOrigin { identity: AddressIdentity::from_bytes([9; 32]), layer: 0 }
+}
 const NORMAL: RowInit = RowInit::Normal { deviation: 0.5, seed: 11 };
 
 fn values(table: &TrainableTable) -> Vec<f32> {
@@ -17,7 +20,7 @@ fn values(table: &TrainableTable) -> Vec<f32> {
 }
 
 fn new(rows: u64, width: usize, optimizer: RowOptimizer) -> TrainableTable {
-    TrainableTable::new(rows, width, NORMAL, optimizer, ORIGIN, &Storage::Ram).unwrap()
+    TrainableTable::new(rows, width, NORMAL, optimizer, origin(), &Storage::Ram).unwrap()
 }
 
 fn numbers(count: usize, seed: u64) -> Vec<f32> {
@@ -126,10 +129,10 @@ fn reproduces_pytorch_sparse_adam() {
         epsilon: golden["epsilon"].as_f64().unwrap(),
     };
     let initial = floats(&golden["initial"]);
-    let source = Table::from_fn(rows, width, RowFormat::F32, ORIGIN, &Storage::Ram, |id, row| {
+    let source = Table::from_fn(rows, width, RowFormat::F32, origin(), &Storage::Ram, |id, row| {
         row.copy_from_slice(&initial[id as usize * width..][..width]);
     });
-    let mut table = TrainableTable::from_rows(&source.unwrap(), optimizer, ORIGIN, &Storage::Ram).unwrap();
+    let mut table = TrainableTable::from_rows(&source.unwrap(), optimizer, origin(), &Storage::Ram).unwrap();
     let rate = golden["rate"].as_f64().unwrap() as f32;
     for (number, step) in golden["steps"].as_array().unwrap().iter().enumerate() {
         let ids: Vec<u64> = step["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
@@ -162,7 +165,7 @@ fn threads_and_storage_do_not_change_a_bit() {
     let run = |threads: usize, storage: &Storage, optimizer: RowOptimizer| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let mut table = TrainableTable::new(20_000, 48, NORMAL, optimizer, ORIGIN, storage).unwrap();
+            let mut table = TrainableTable::new(20_000, 48, NORMAL, optimizer, origin(), storage).unwrap();
             for seed in 0..3 {
                 table.update(&ids, &numbers(ids.len() * 48, seed), 0.01).unwrap();
             }
@@ -204,7 +207,7 @@ fn a_refused_update_changes_nothing() {
 #[test]
 fn settings_outside_their_range_are_refused() {
     let refused = |init, optimizer| {
-        TrainableTable::new(4, 4, init, optimizer, ORIGIN, &Storage::Ram).unwrap_err().to_string()
+        TrainableTable::new(4, 4, init, optimizer, origin(), &Storage::Ram).unwrap_err().to_string()
     };
     let adam = |beta1, beta2, epsilon| refused(NORMAL, RowOptimizer::Adam { beta1, beta2, epsilon });
     assert!(adam(1.0, 0.9, 1e-8).starts_with("beta1 is 1"));

@@ -79,13 +79,13 @@ impl CheckpointWriter {
         &self.folder
     }
 
-    /// Writes a text file.
+    /// Writes a file.
     ///
     /// # Errors
     /// When the file system refuses.
-    pub fn text(&self, name: &str, text: &str) -> Result<()> {
+    pub fn file(&self, name: &str, contents: &[u8]) -> Result<()> {
         let path = self.folder.join(name);
-        fs::write(&path, text).map_err(Error::file("write", &path))
+        fs::write(&path, contents).map_err(Error::file("write", &path))
     }
 
     /// Writes tensors as `name`, in the safetensors format.
@@ -229,7 +229,7 @@ impl Checkpoint {
 ///
 /// # Errors
 /// When the folder cannot be read.
-pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found: Vec<PathBuf> = entries(folder)?;
     found.retain(|path| name_of(path).starts_with(PREFIX) && path.join(MANIFEST).is_file());
     // Steps are written with eight digits at least, and more are also longer.

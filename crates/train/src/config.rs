@@ -148,7 +148,7 @@ impl RunConfig {
         if !(train.memory.rate_factor > 0.0 && train.memory.rate_factor.is_finite()) {
             return Err(ConfigError::new("train.memory.rate_factor", "must be above 0"));
         }
-        train.schedule.validate().map_err(|error| ConfigError::new("train.schedule", error.to_string()))?;
+        train.schedule.validate(train.steps).map_err(|error| ConfigError::new("train.schedule", error.to_string()))?;
         train.optimizer.validate()
     }
 

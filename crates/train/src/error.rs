@@ -73,6 +73,12 @@ pub enum Error {
     /// A value that does not fit what it is used with.
     #[error("{0}")]
     Mismatch(String),
+    /// It was asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+    /// Corpora, tokenizers or token shards that cannot be used.
+    #[error(transparent)]
+    Data(#[from] crate::data_error::Error),
     /// Addressing refused.
     #[error(transparent)]
     Address(#[from] engram_address::AddressError),

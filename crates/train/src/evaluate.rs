@@ -39,7 +39,8 @@ pub fn held_out_loss(
     fetch: impl Fn(&[u32], usize) -> Result<Fetched>,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<HeldOut> {
-    let count = limit.map_or(shards.len(), |limit| shards.len().min(limit + 1));
+    let there = shards.len() as usize;
+    let count = limit.map_or(there, |limit| there.min(limit + 1));
     if count < 2 {
         return Err(Error::Mismatch("the held-out text has no token to predict".into()));
     }
@@ -51,14 +52,14 @@ pub fn held_out_loss(
         let left = predicted - done;
         let (batch, time) = if left >= context { ((left / context).min(BATCH), context) } else { (1, left) };
         let mut window = vec![0; batch * time + 1];
-        shards.read(done, &mut window);
+        shards.read(done as u64, &mut window)?;
         let (inputs, targets) = (&window[..batch * time], &window[1..]);
         let rows = fetch(inputs, batch)?;
         let memory = rows.memory_rows(&rows.leaves(&device), batch, 0..batch);
         let tokens = Tokens { ids: inputs, batch, memory: &memory };
         let losses = model.token_losses(tokens, targets, &mut Trace::default());
         nats += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
-        bytes += targets.iter().map(|&token| tokenizer.token_bytes(token) as u64).sum::<u64>();
+        bytes += targets.iter().map(|&token| tokenizer.token_bytes(token).len() as u64).sum::<u64>();
         done += batch * time;
         if !progress(done as u64, predicted as u64) {
             return Err(Error::Interrupted);

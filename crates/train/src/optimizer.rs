@@ -14,7 +14,6 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
 use crate::parameters::{self, HostTensor};
 
 /// Rates and constants of both optimisers.
@@ -140,19 +139,11 @@ impl Optimizer {
         self.step
     }
 
-    /// Clips `gradients` to the global norm and applies them at `schedule` times the peak rates. Gives the model
-    /// and the norm before clipping.
-    ///
-    /// # Errors
-    /// When the norm is not finite; the model is lost, the last checkpoint holds the one before.
-    pub fn step<M: Module>(&mut self, model: M, mut gradients: Gradients, schedule: f32) -> Result<(M, f32)> {
-        let norm = global_norm(&gradients);
-        if !norm.is_finite() {
-            return Err(Error::Diverged { step: self.step });
-        }
+    /// Clips `gradients`, whose [`global_norm`] is `norm`, and applies them at `schedule` times the peak rates.
+    pub fn step<M: Module>(&mut self, model: M, mut gradients: Gradients, norm: f32, schedule: f32) -> M {
         self.step += 1;
         let clip = (self.config.clip / norm.max(f32::MIN_POSITIVE)).min(1.0);
-        let model = parameters::update(model, &mut |name, shape, weight| {
+        parameters::update(model, &mut |name, shape, weight| {
             let gradient = gradients.remove(name)?;
             Some(match matrix_shape(name, shape) {
                 // Orthogonalisation forgets the gradient's scale, so that clipping it would change nothing but the
@@ -160,8 +151,7 @@ impl Optimizer {
                 Some(matrices) => self.muon(name, matrices, weight, gradient, clip, schedule),
                 None => self.adam(name, weight, gradient, clip, schedule),
             })
-        });
-        Ok((model, norm))
+        })
     }
 
     fn muon(
@@ -180,9 +170,12 @@ impl Optimizer {
         let momentum = self.take(name, "momentum", weight.dims()[0]);
         if on_cpu(&self.device) {
             let (mut weight, mut momentum, mut update) = (host(weight), host(momentum), host(gradient));
-            engram_kernels::muon_momentum(&mut momentum, &mut update, mu, clip);
-            engram_kernels::newton_schulz(&mut update, count, rows, columns, NEWTON_SCHULZ_STEPS);
-            engram_kernels::decay_and_subtract(&mut weight, &update, keep, scale);
+            for (momentum, gradient) in momentum.iter_mut().zip(&mut update) {
+                *momentum = mu * *momentum + clip * *gradient;
+                *gradient = clip * *gradient + mu * *momentum;
+            }
+            let update = engram_kernels::newton_schulz(&update, rows, columns);
+            weight.iter_mut().zip(&update).for_each(|(weight, update)| *weight = *weight * keep - scale * update);
             self.put(name, "momentum", device_tensor(momentum, &self.device));
             return device_tensor(weight, &self.device);
         }
@@ -209,15 +202,15 @@ impl Optimizer {
         let step = self.step as i32;
         let (correct1, correct2) = (1.0 - beta1.powi(step), 1.0 - beta2.powi(step));
         if on_cpu(&self.device) {
-            let (mut weight, gradient) = (host(weight), host(gradient));
+            let (mut weight, mut gradient) = (host(weight), host(gradient));
+            gradient.iter_mut().for_each(|gradient| *gradient *= clip);
             let (mut first, mut second) = (host(first), host(second));
-            let adam = engram_kernels::Adam {
+            let adam = engram_kernels::AdamStep {
                 rate,
                 beta1,
                 beta2,
                 epsilon: self.config.epsilon,
                 decay: 0.0,
-                gradient_scale: clip,
                 step: self.step,
             };
             engram_kernels::adam_step(&mut weight, &gradient, &mut first, &mut second, &adam);
@@ -292,10 +285,12 @@ fn newton_schulz(g: Tensor<3>) -> Tensor<3> {
 }
 
 /// Euclidean norm of all gradients as one vector.
-fn global_norm(gradients: &Gradients) -> f32 {
+pub fn global_norm(gradients: &Gradients) -> f32 {
     let squares = gradients.values().map(|gradient| {
-        let sum: f32 = gradient.clone().square().sum().into_scalar();
-        f64::from(sum)
+        if on_cpu(&gradient.device()) {
+            return host(gradient.clone()).iter().map(|&value| f64::from(value).powi(2)).sum();
+        }
+        f64::from(gradient.clone().square().sum().into_scalar::<f32>())
     });
     squares.sum::<f64>().sqrt() as f32
 }

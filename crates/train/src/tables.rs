@@ -289,7 +289,7 @@ fn storage(training: &RowTraining, folder: &Path) -> Storage {
 }
 
 fn origin(addressing: &Addressing, layer: &engram_address::LayerAddress) -> TableOrigin {
-    TableOrigin { identity: *addressing.identity().as_bytes(), layer: layer.layer() as u64 }
+    TableOrigin { identity: addressing.identity(), layer: layer.layer() as u64 }
 }
 
 fn file_name(layer: usize) -> String {

@@ -85,7 +85,7 @@ impl Trained {
         limit: Option<usize>,
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<HeldOut> {
-        shards.require_tokenizer(&self.tokenizer)?;
+        shards.check_tokenizer(&self.tokenizer)?;
         let window = (self.config.model.context, limit);
         let fetch = |tokens: &[u32], batch: usize| self.fetch(tokens, batch);
         held_out_loss(&self.model, &self.device, (shards, &self.tokenizer), window, fetch, progress)

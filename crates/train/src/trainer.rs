@@ -17,9 +17,9 @@ use crate::checkpoint::{Checkpoint, CheckpointWriter};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::evaluate::{HeldOut, held_out_loss};
-use crate::optimizer::{Gradients, Optimizer};
+use crate::optimizer::{Gradients, Optimizer, global_norm};
 use crate::parameters;
-use crate::sampler::Sampler;
+use crate::sampler::{Sampler, SamplerState};
 use crate::shards::TokenShards;
 use crate::tables::{self, Fetched, MemoryTables};
 use crate::tokenizer::Tokenizer;
@@ -31,11 +31,13 @@ pub struct Trainer {
     folder: PathBuf,
     device: Device,
     tokenizer: Tokenizer,
-    model: LanguageModel,
+    /// Absent only while it is being updated, so that its weights are changed in place.
+    model: Option<LanguageModel>,
     optimizer: Optimizer,
     memory: Option<MemoryTables>,
     train: TokenShards,
     valid: TokenShards,
+    sampler: Sampler,
     state: State,
     /// The next step's batch and rows, fetched ahead.
     ahead: Option<Batch>,
@@ -50,7 +52,9 @@ struct State {
     /// Tokens seen.
     tokens: u64,
     /// Position in the data: where the next batch comes from.
-    sampler: Sampler,
+    sampler: SamplerState,
+    /// The data that this is a position in.
+    data: String,
 }
 
 #[derive(Debug)]
@@ -104,10 +108,9 @@ impl Trainer {
         let precision = config.train.precision.resolve(is_gpu(device));
         let model = LanguageModel::new(&config.model, &device.clone().autodiff(), config.train.seed, precision)?;
         let optimizer = Optimizer::new(config.train.optimizer.clone(), device);
-        let windows = (config.model.context, config.train.batch);
-        let sampler = Sampler::new(config.train.seed, windows.0, windows.1, &parts.train)?;
-        let state = State { step: 0, tokens: 0, sampler };
-        Ok(Self::assemble(config, folder, device, parts, model, optimizer, memory, state))
+        let data = parts.train.identity().to_string();
+        let state = State { step: 0, tokens: 0, sampler: SamplerState::default(), data };
+        Self::assemble(config, folder, device, parts, model, optimizer, memory, state)
     }
 
     /// Goes on with the newest checkpoint of the run in `folder`. `config`, if given, may change how long and how
@@ -135,11 +138,16 @@ impl Trainer {
                 config.data.tokenizer.display()
             )));
         }
-        let (model, optimizer, memory) = load(&checkpoint, &config, device, folder, &parts.tokenizer)?;
+        let (model, mut optimizer, memory) = load(&checkpoint, &config, device, folder, &parts.tokenizer)?;
         let state: State = checkpoint.json("state.json")?;
-        let mut optimizer = optimizer;
+        if state.data != parts.train.identity().to_string() {
+            return Err(Error::Mismatch(format!(
+                "{}: not the data that this run began with",
+                config.data.train.display()
+            )));
+        }
         optimizer.import(checkpoint.tensors("optimizer.safetensors")?, state.step);
-        Ok(Self::assemble(config, folder, device, parts, model, optimizer, memory, state))
+        Self::assemble(config, folder, device, parts, model, optimizer, memory, state)
     }
 
     #[allow(clippy::too_many_arguments, reason = "the parts of a run, each made in one place")]
@@ -152,21 +160,24 @@ impl Trainer {
         optimizer: Optimizer,
         memory: Option<MemoryTables>,
         state: State,
-    ) -> Self {
+    ) -> Result<Self> {
         let Parts { tokenizer, train, valid } = parts;
-        Self {
+        let (seed, context, batch) = (config.train.seed, config.model.context, config.train.batch);
+        let sampler = Sampler::new(seed, context, batch, train.len())?.at(state.sampler)?;
+        Ok(Self {
             config,
             folder: folder.to_owned(),
             device: device.clone(),
             tokenizer,
-            model,
+            model: Some(model),
             optimizer,
             memory,
             train,
             valid,
+            sampler,
             state,
             ahead: None,
-        }
+        })
     }
 
     /// The configuration.
@@ -181,7 +192,7 @@ impl Trainer {
 
     /// The model as it is now.
     pub fn model(&self) -> &LanguageModel {
-        &self.model
+        self.model.as_ref().expect("the model is back after every update")
     }
 
     /// The memory as it is now.
@@ -202,7 +213,7 @@ impl Trainer {
         let start = Instant::now();
         let batch = match self.ahead.take() {
             Some(batch) => batch,
-            None => self.draw(self.state.sampler.clone())?,
+            None => self.draw(self.sampler.clone())?,
         };
         let schedule = self.config.train.schedule.rate(self.state.step, self.config.train.steps);
         let (computed, next) = std::thread::scope(|scope| {
@@ -216,18 +227,24 @@ impl Trainer {
         if !loss.is_finite() {
             return Err(Error::Diverged { step: self.state.step });
         }
-        let (model, gradient_norm) = self.optimizer.step(self.model.clone(), gradients, schedule)?;
-        self.model = model;
-        if let Some(experts) = &self.config.model.experts {
-            self.model.rebalance(&loads, experts.balance_rate);
+        let gradient_norm = global_norm(&gradients);
+        if !gradient_norm.is_finite() {
+            return Err(Error::Diverged { step: self.state.step });
         }
+        let model = self.model.take().expect("the model is back after every update");
+        let mut model = self.optimizer.step(model, gradients, gradient_norm, schedule);
+        if let Some(experts) = &self.config.model.experts {
+            model.rebalance(&loads, experts.balance_rate);
+        }
+        self.model = Some(model);
         if let Some(memory) = &mut self.memory {
             memory.update(&batch.rows, &row_gradients, schedule * self.config.train.optimizer.adam_rate)?;
             memory.refresh(&mut next.rows, &batch.rows)?;
         }
         self.state.step += 1;
         self.state.tokens += batch.inputs.len() as u64;
-        self.state.sampler = batch.sampler;
+        self.state.sampler = batch.sampler.state();
+        self.sampler = batch.sampler;
         self.ahead = Some(next);
         let (step, tokens) = (self.state.step, self.state.tokens);
         let seconds = start.elapsed().as_secs_f64();
@@ -243,9 +260,9 @@ impl Trainer {
             Some(memory) => memory.fetch(tokens, batch),
             None => Ok(Fetched::none()),
         };
-        let model = self.model.valid();
+        let model = self.model().valid();
         let (context, limit) = (self.config.model.context, self.config.train.evaluate_tokens);
-        held_out_loss(&model, &self.device, &self.valid, context, limit, fetch, &mut |_, _| true)
+        held_out_loss(&model, &self.device, (&self.valid, &self.tokenizer), (context, limit), fetch, &mut |_, _| true)
     }
 
     /// Writes a checkpoint and removes those beyond the ones to keep.
@@ -254,15 +271,15 @@ impl Trainer {
     /// When the file system refuses; earlier checkpoints stay.
     pub fn save(&self) -> Result<PathBuf> {
         let writer = CheckpointWriter::begin(&self.folder.join("checkpoints"), self.state.step)?;
-        writer.text("run.toml", &self.absolute_config()?.to_toml())?;
-        writer.text("tokenizer.json", self.tokenizer.json())?;
-        writer.tensors("model.safetensors", &parameters::export(&self.model))?;
+        writer.file("run.toml", self.absolute_config()?.to_toml().as_bytes())?;
+        writer.file("tokenizer.json", self.tokenizer.json())?;
+        writer.tensors("model.safetensors", &parameters::export(self.model()))?;
         writer.tensors("optimizer.safetensors", &self.optimizer.export())?;
         if let Some(memory) = &self.memory {
             memory.save(writer.folder())?;
         }
-        let state = serde_json::to_string_pretty(&self.state);
-        writer.text("state.json", &state.map_err(|error| Error::weights(&self.folder, error))?)?;
+        let state = serde_json::to_vec_pretty(&self.state);
+        writer.file("state.json", &state.map_err(|error| Error::weights(&self.folder, error))?)?;
         writer.finish(self.config.train.keep)
     }
 
@@ -277,7 +294,7 @@ impl Trainer {
 
     /// Draws the batch after `sampler`'s position and fetches its rows.
     fn draw(&self, mut sampler: Sampler) -> Result<Batch> {
-        let windows = sampler.next_batch(&self.train)?;
+        let windows = sampler.next_batch(&self.train)?.tokens;
         let width = self.config.model.context + 1;
         let part = |range: std::ops::Range<usize>| {
             windows.chunks_exact(width).flat_map(|window| window[range.clone()].iter().copied()).collect::<Vec<_>>()
@@ -305,7 +322,7 @@ impl Trainer {
             let tokens = Tokens { ids: &batch.inputs[tokens_here.clone()], batch: per_part, memory: &memory };
             let targets: Arc<[u32]> = batch.targets[tokens_here].into();
             let mut trace = Trace::default();
-            let loss = self.model.loss(tokens, targets, &mut trace);
+            let loss = self.model().loss(tokens, targets, &mut trace);
             let value: f32 = loss.clone().inner().into_scalar();
             let mut gradients = loss.mul_scalar(1.0 / parts as f32).backward();
             let rows = leaves.iter().map(|leaf| match leaf.grad_remove(&mut gradients) {
@@ -313,7 +330,7 @@ impl Trainer {
                 None => vec![0.0; leaf.shape().num_elements()],
             });
             let rows = rows.collect();
-            let gradients = parameters::take_gradients(&self.model, &mut gradients);
+            let gradients = parameters::take_gradients(self.model(), &mut gradients);
             total.add(value / parts as f32, gradients, rows, trace.loads);
         }
         Ok(total)
@@ -363,7 +380,7 @@ struct Parts {
 impl Parts {
     fn open(config: &RunConfig) -> Result<Self> {
         let tokenizer = Tokenizer::load(&config.data.tokenizer)?;
-        let size = tokenizer.vocabulary_size();
+        let size = tokenizer.vocabulary();
         if size != config.model.vocabulary {
             return Err(Error::Mismatch(format!(
                 "{} has {size} tokens, but `model.vocabulary` is {}: make them equal",
@@ -373,7 +390,7 @@ impl Parts {
         }
         let open = |path: &Path| -> Result<TokenShards> {
             let shards = TokenShards::open(path)?;
-            shards.require_tokenizer(&tokenizer)?;
+            shards.check_tokenizer(&tokenizer)?;
             Ok(shards)
         };
         let (train, valid) = (open(&config.data.train)?, open(&config.data.valid)?);

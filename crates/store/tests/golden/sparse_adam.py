@@ -2,8 +2,8 @@
 
     python sparse_adam.py            # needs torch; writes beside this script
 
-Each step gives the rows it touches (ascending, distinct) and their gradients; "values" is the whole table after
-the step. Numbers have all their digits, so that reading them back loses nothing.
+Each step gives the rows it touches (ascending, distinct) and their gradients; "values" is the whole table
+after the step. Numbers have all their digits, so that reading them back loses nothing.
 """
 
 import json
@@ -25,6 +25,6 @@ for step in range(STEPS):
     optimizer.step()
     steps.append({"ids": ids.tolist(), "grads": grads.flatten().tolist(), "values": table.flatten().tolist()})
 
-golden = {"torch": torch.__version__.split("+")[0], "rows": ROWS, "width": WIDTH, "rate": RATE, "betas": BETAS,
-          "epsilon": EPSILON, "initial": initial.flatten().tolist(), "steps": steps}
+golden = {"torch": torch.__version__.split("+")[0], "rows": ROWS, "width": WIDTH, "rate": RATE,
+          "betas": BETAS, "epsilon": EPSILON, "initial": initial.flatten().tolist(), "steps": steps}
 pathlib.Path(__file__).with_suffix(".json").write_text(json.dumps(golden) + "\n")

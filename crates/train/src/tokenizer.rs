@@ -1,0 +1,464 @@
+//! Tokenizers: byte-level BPE trained from a corpus, kept as a Hugging Face `tokenizer.json`.
+//!
+//! Any `tokenizer.json` can be loaded. One that is trained here splits text by a GPT-4-like rule (words with the sign
+//! or space before them, numbers two digits at a time so that they do not fill a small vocabulary, line ends) and
+//! merges bytes within the pieces, so that every text has tokens and every text comes back from its tokens unchanged.
+
+use std::fmt;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tokenizers::models::TrainerWrapper;
+use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{AddedToken, DecoderWrapper, SplitDelimiterBehavior};
+
+use crate::corpus::{Corpus, Documents};
+use crate::data_error::{Error, Result};
+use crate::files::write_file;
+
+/// The token after every document of a tokenizer trained here; its id is 0.
+pub const END_OF_TEXT: &str = "<|endoftext|>";
+/// The token that stands for no text in a tokenizer trained here; its id is 1.
+pub const PAD: &str = "<|pad|>";
+
+/// Names that common tokenizers give to the end-of-text token, the least ambiguous first.
+const END_OF_TEXT_NAMES: [&str; 6] =
+    [END_OF_TEXT, "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>", "<|im_end|>"];
+const PAD_NAMES: [&str; 4] = [PAD, "<｜▁pad▁｜>", "<pad>", "[PAD]"];
+
+/// Contractions; words with one sign before them; numbers; other signs; line ends; blanks.
+const SPLIT: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,2}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
+
+/// Longest stretch of text, in bytes, that is turned into tokens at once: it bounds memory, and a longer document
+/// keeps all cores busy. See [`pieces`].
+pub(crate) const PIECE: usize = 1 << 18;
+
+/// A loaded or trained tokenizer, with the bytes that each of its tokens stands for.
+#[derive(Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    json: Arc<[u8]>,
+    hash: TokenizerHash,
+    end_of_text: u32,
+    pad: Option<u32>,
+    bytes: TokenBytes,
+}
+
+/// blake3 of a `tokenizer.json`: token shards and checkpoints carry it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TokenizerHash(pub [u8; 32]);
+
+/// How to train a tokenizer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TokenizerTraining {
+    /// Number of tokens, the 256 bytes and the two special ones among them.
+    pub vocabulary: usize,
+    /// Most bytes of text to learn from. A longer corpus is sampled evenly from its start to its end.
+    pub byte_budget: u64,
+}
+
+impl Default for TokenizerTraining {
+    fn default() -> Self {
+        Self { vocabulary: 32_768, byte_budget: 1 << 30 }
+    }
+}
+
+/// How far the training of a tokenizer has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenizerProgress {
+    /// Words are being counted.
+    Reading {
+        /// Bytes of text gone through.
+        done: u64,
+        /// Bytes of text in the corpus.
+        total: u64,
+    },
+    /// Tokens are being merged from the counted words; nothing is reported until it is done.
+    Merging,
+}
+
+impl Tokenizer {
+    /// Trains a tokenizer on a corpus, which is read twice: once for its length, once for its words.
+    /// The same corpus and options give the same tokenizer, byte for byte.
+    ///
+    /// # Errors
+    /// A vocabulary of fewer than 258 tokens or of more than the text has pairs for, a byte budget of 0 or above
+    /// 16 GiB, any error of the corpus, or [`Error::Interrupted`] if `progress` breaks.
+    pub fn train(
+        corpus: &Corpus,
+        options: &TokenizerTraining,
+        progress: &mut (dyn FnMut(TokenizerProgress) -> ControlFlow<()> + Send),
+    ) -> Result<Self> {
+        options.validate()?;
+        let total = corpus.text_bytes()?;
+        let mut outcome = Ok(());
+        let mut untrained = untrained();
+        let mut trainer = TrainerWrapper::BpeTrainer(trainer(options.vocabulary));
+        let words = Sample {
+            documents: corpus.documents(),
+            budget: options.byte_budget,
+            total,
+            seen: 0,
+            taken: 0,
+            progress,
+            outcome: &mut outcome,
+        };
+        let trained = untrained.train(&mut trainer, words.flatten()).map(|_| ());
+        outcome?;
+        trained.map_err(|error| Error::Tokenize { reason: error.to_string() })?;
+        untrained.add_special_tokens(special_tokens()).map_err(tokenize)?;
+
+        let found = untrained.get_vocab_size(true);
+        if found < options.vocabulary {
+            let reason =
+                format!("the text has only {found} different tokens; ask for fewer or give more text");
+            return Err(Error::option("vocabulary", options.vocabulary, reason));
+        }
+        let json = untrained.to_string(true).map_err(tokenize)?;
+        Self::from_json(json.as_bytes(), "the trained tokenizer", None)
+    }
+
+    /// Loads a `tokenizer.json` whose end-of-text token has one of the usual names.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is not a tokenizer, or has no token with such a name.
+    pub fn load(path: &Path) -> Result<Self> {
+        let json = std::fs::read(path).map_err(Error::read(path))?;
+        Self::from_json(&json, &path.display().to_string(), None)
+    }
+
+    /// Reads the bytes of a `tokenizer.json`; `origin` names them in messages. `end_of_text` is the token that ends a
+    /// document; `None` looks for one of the usual names.
+    ///
+    /// # Errors
+    /// Bytes that are not a tokenizer, or a tokenizer without the end-of-text token.
+    pub fn from_json(json: &[u8], origin: &str, end_of_text: Option<&str>) -> Result<Self> {
+        let malformed = |reason: String| Error::MalformedTokenizer { origin: origin.to_owned(), reason };
+        let mut inner =
+            tokenizers::Tokenizer::from_bytes(json).map_err(|error| malformed(error.to_string()))?;
+        // A file may ask for texts to be cut or filled up, as classifiers need: a corpus must stay as it is.
+        inner.with_truncation(None).map_err(tokenize)?;
+        inner.with_padding(None);
+        // A document that happens to contain "<|endoftext|>" must not end there.
+        inner.set_encode_special_tokens(true);
+
+        let id_of = |names: &[&str]| names.iter().find_map(|name| inner.token_to_id(name));
+        let end_of_text = match end_of_text {
+            Some(name) => id_of(&[name]).ok_or_else(|| malformed(format!("it has no token {name:?}")))?,
+            None => id_of(&END_OF_TEXT_NAMES).ok_or_else(|| {
+                malformed(format!(
+                    "none of its tokens is a usual end of text ({})",
+                    END_OF_TEXT_NAMES.join(", ")
+                ))
+            })?,
+        };
+        let pad = id_of(&PAD_NAMES);
+        let bytes = TokenBytes::of(&inner);
+        Ok(Self { json: json.into(), hash: TokenizerHash::of(json), end_of_text, pad, bytes, inner })
+    }
+
+    /// Writes the `tokenizer.json`, whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn save(&self, path: &Path) -> Result<()> {
+        write_file(path, &self.json)
+    }
+
+    /// The bytes of the `tokenizer.json`, of which [`hash`](Self::hash) is the blake3.
+    pub fn json(&self) -> &[u8] {
+        &self.json
+    }
+
+    /// What tells this tokenizer from another.
+    pub fn hash(&self) -> TokenizerHash {
+        self.hash
+    }
+
+    /// Number of token ids: one more than the largest.
+    pub fn vocabulary(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Id of the token that ends a document.
+    pub fn end_of_text(&self) -> u32 {
+        self.end_of_text
+    }
+
+    /// Id of the token that stands for no text, if there is one.
+    pub fn pad(&self) -> Option<u32> {
+        self.pad
+    }
+
+    /// The tokens of a text, without end-of-text. Names of special tokens in the text are ordinary text.
+    ///
+    /// # Errors
+    /// A tokenizer that has no token for some of the text and no token for the unknown.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, false).map_err(tokenize)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of tokens, special tokens left out. Bytes that are not UTF-8, as where a character is cut in two,
+    /// become U+FFFD.
+    ///
+    /// # Errors
+    /// An id outside the vocabulary.
+    pub fn decode(&self, tokens: &[u32]) -> Result<String> {
+        if let Some(id) = tokens.iter().find(|id| **id as usize >= self.vocabulary()) {
+            let reason = format!("token id {id} is outside the vocabulary of {}", self.vocabulary());
+            return Err(Error::Tokenize { reason });
+        }
+        self.inner.decode(tokens, true).map_err(tokenize)
+    }
+
+    /// The bytes of text that a token stands for: none for special tokens and for ids without a token.
+    ///
+    /// For byte-level tokenizers the bytes of a text's tokens, one after another, are the text.
+    pub fn token_bytes(&self, id: u32) -> &[u8] {
+        self.bytes.get(id)
+    }
+
+    /// Bytes of text per token id: what turns a loss per token into bits per byte.
+    pub fn byte_lengths(&self) -> Vec<u32> {
+        self.bytes.ends.windows(2).map(|ends| ends[1] - ends[0]).collect()
+    }
+
+    /// The tokenizer of the crate `tokenizers`.
+    pub fn inner(&self) -> &tokenizers::Tokenizer {
+        &self.inner
+    }
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Tokenizer({} tokens, {})", self.vocabulary(), self.hash)
+    }
+}
+
+impl TokenizerTraining {
+    const SMALLEST: usize = 256 + 2;
+    /// The trainer counts pairs in 32 bits; the most frequent pair of a text is well under a tenth of it.
+    const LARGEST_BUDGET: u64 = 16 << 30;
+
+    fn validate(&self) -> Result<()> {
+        if self.vocabulary < Self::SMALLEST {
+            let reason = "at least 258: the 256 bytes, end of text and pad";
+            return Err(Error::option("vocabulary", self.vocabulary, reason));
+        }
+        if !(1..=Self::LARGEST_BUDGET).contains(&self.byte_budget) {
+            return Err(Error::option("byte_budget", self.byte_budget, "at least 1 and at most 16 GiB"));
+        }
+        Ok(())
+    }
+}
+
+impl TokenizerHash {
+    /// The hash of the bytes of a `tokenizer.json`.
+    pub fn of(json: &[u8]) -> Self {
+        Self(*blake3::hash(json).as_bytes())
+    }
+}
+
+impl fmt::Display for TokenizerHash {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(out, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for TokenizerHash {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, out)
+    }
+}
+
+/// Texts to learn from: of every stretch of the corpus the same share, so that the budget is met at its end.
+struct Sample<'a> {
+    documents: Documents<'a>,
+    budget: u64,
+    total: u64,
+    seen: u64,
+    taken: u64,
+    progress: &'a mut (dyn FnMut(TokenizerProgress) -> ControlFlow<()> + Send),
+    outcome: &'a mut Result<()>,
+}
+
+impl Iterator for Sample<'_> {
+    /// The pieces taken of one document.
+    type Item = Vec<String>;
+
+    fn next(&mut self) -> Option<Vec<String>> {
+        let document = match self.documents.next() {
+            Some(Ok(document)) => document,
+            Some(Err(error)) => {
+                *self.outcome = Err(error);
+                return None;
+            }
+            None => {
+                if (self.progress)(TokenizerProgress::Merging).is_break() {
+                    *self.outcome = Err(Error::Interrupted);
+                }
+                return None;
+            }
+        };
+        let mut taken = Vec::new();
+        for piece in pieces(&document) {
+            let bytes = piece.len() as u64;
+            self.seen += bytes;
+            let due = u128::from(self.budget) * u128::from(self.seen) / u128::from(self.total);
+            if u128::from(self.taken + bytes) <= due {
+                self.taken += bytes;
+                taken.push(piece.to_owned());
+            }
+        }
+        let reading = TokenizerProgress::Reading { done: self.seen, total: self.total };
+        if (self.progress)(reading).is_break() {
+            *self.outcome = Err(Error::Interrupted);
+            return None;
+        }
+        Some(taken)
+    }
+}
+
+/// A text in stretches of at most [`PIECE`] bytes, each ending where a line ends and a letter follows: there, the
+/// split rules in use (ours, GPT-2's, GPT-4's) end a word too, so the tokens are those of the whole. A stretch without
+/// such a place ends where it must, at a character.
+pub(crate) fn pieces(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let (piece, after) = rest.split_at(piece_end(rest, PIECE));
+        rest = after;
+        Some(piece)
+    })
+}
+
+fn piece_end(text: &str, limit: usize) -> usize {
+    if text.len() <= limit {
+        return text.len();
+    }
+    let bytes = text.as_bytes();
+    (1..=limit)
+        .rev()
+        .find(|&end| bytes[end - 1] == b'\n' && bytes[end].is_ascii_alphabetic())
+        .unwrap_or_else(|| text.floor_char_boundary(limit))
+}
+
+/// The bytes of all tokens, one after another.
+#[derive(Clone)]
+struct TokenBytes {
+    bytes: Vec<u8>,
+    /// End of each token's bytes, after a 0 for the start of the first.
+    ends: Vec<u32>,
+}
+
+impl TokenBytes {
+    fn of(tokenizer: &tokenizers::Tokenizer) -> Self {
+        let vocabulary = tokenizer.get_vocab(true);
+        let added = tokenizer.get_added_tokens_decoder();
+        let count = vocabulary.values().max().map_or(0, |id| *id as usize + 1);
+        let mut names = vec![""; count];
+        for (name, id) in &vocabulary {
+            names[*id as usize] = name;
+        }
+        let byte_level = is_byte_level(tokenizer.get_decoder());
+        let mut all = Self { bytes: Vec::new(), ends: vec![0] };
+        for (id, name) in names.into_iter().enumerate() {
+            match added.get(&(id as u32)) {
+                Some(token) if token.special => {}
+                Some(token) => all.bytes.extend(token.content.as_bytes()),
+                None if byte_level => name.chars().for_each(|c| byte_level_bytes(c, &mut all.bytes)),
+                None => all.bytes.extend(sentencepiece_bytes(name)),
+            }
+            all.ends.push(all.bytes.len() as u32);
+        }
+        all
+    }
+
+    fn len(&self) -> usize {
+        self.ends.len() - 1
+    }
+
+    fn get(&self, id: u32) -> &[u8] {
+        match self.ends.get(id as usize..id as usize + 2) {
+            Some(ends) => &self.bytes[ends[0] as usize..ends[1] as usize],
+            None => &[],
+        }
+    }
+}
+
+fn is_byte_level(decoder: Option<&DecoderWrapper>) -> bool {
+    match decoder {
+        Some(DecoderWrapper::ByteLevel(_)) => true,
+        Some(DecoderWrapper::Sequence(sequence)) => {
+            sequence.get_decoders().iter().any(|decoder| matches!(decoder, DecoderWrapper::ByteLevel(_)))
+        }
+        _ => false,
+    }
+}
+
+/// Byte-level vocabularies write a byte as one printable character: itself where it is printable in Latin-1, else the
+/// next free one from U+0100 on.
+fn byte_level_bytes(character: char, to: &mut Vec<u8>) {
+    const fn printable(byte: u8) -> bool {
+        matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF)
+    }
+    let code = character as u32;
+    let byte = match code {
+        0..0x100 => Some(code as u8).filter(|byte| printable(*byte)),
+        _ => (0..=255).filter(|byte| !printable(*byte)).nth(code as usize - 0x100),
+    };
+    match byte {
+        Some(byte) => to.push(byte),
+        None => to.extend(character.encode_utf8(&mut [0; 4]).as_bytes()),
+    }
+}
+
+/// SentencePiece vocabularies write a space as U+2581 and a byte without a token as `<0xAB>`.
+fn sentencepiece_bytes(name: &str) -> Vec<u8> {
+    let byte = name.strip_prefix("<0x").and_then(|name| name.strip_suffix('>'));
+    match byte.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+        Some(byte) => vec![byte],
+        None => name.replace('▁', " ").into_bytes(),
+    }
+}
+
+fn untrained() -> tokenizers::Tokenizer {
+    let split = Split::new(SplitPattern::Regex(SPLIT.to_owned()), SplitDelimiterBehavior::Isolated, false);
+    let split = split.expect("the split rule is a valid pattern");
+    let bytes = ByteLevel::new(false, false, false);
+    let mut tokenizer = tokenizers::Tokenizer::new(BPE::default());
+    tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![split.into(), bytes.into()])));
+    tokenizer.with_decoder(Some(bytes));
+    tokenizer
+}
+
+fn trainer(vocabulary: usize) -> BpeTrainer {
+    let alphabet = ByteLevel::alphabet().into_iter().collect();
+    BpeTrainer::builder()
+        .vocab_size(vocabulary)
+        .min_frequency(2)
+        .show_progress(false)
+        .special_tokens(special_tokens())
+        .initial_alphabet(alphabet)
+        .build()
+}
+
+fn special_tokens() -> Vec<AddedToken> {
+    [END_OF_TEXT, PAD].map(|name| AddedToken::from(name, true)).to_vec()
+}
+
+fn tokenize(error: tokenizers::Error) -> Error {
+    Error::Tokenize { reason: error.to_string() }
+}
