@@ -22,13 +22,6 @@ pub(crate) struct GateLayer {
     pub(crate) gates: Vec<Vec<f32>>,
 }
 
-impl GateText {
-    /// The n-gram of `order` tokens that ends at token `time`, cut off at the beginning of the text.
-    pub(crate) fn n_gram(&self, time: usize, order: usize) -> String {
-        self.tokens[(time + 1).saturating_sub(order)..=time].concat()
-    }
-}
-
 impl GateLayer {
     /// The mean over the streams at every token.
     pub(crate) fn means(&self) -> Vec<f32> {
@@ -50,15 +43,6 @@ pub(crate) fn visible(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn n_grams_end_at_their_token() {
-        let tokens = ["the", " Milky", " Way"].map(String::from).to_vec();
-        let text = GateText { tokens, max_order: 3, layers: Vec::new() };
-        assert_eq!(text.n_gram(2, 2), " Milky Way");
-        assert_eq!(text.n_gram(2, 3), "the Milky Way");
-        assert_eq!(text.n_gram(1, 3), "the Milky");
-    }
 
     #[test]
     fn what_has_no_shape_gets_one() {

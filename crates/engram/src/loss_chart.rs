@@ -26,9 +26,8 @@ pub(crate) fn draw(curves: &[Curve]) -> String {
     let smooth: Vec<_> = curves.iter().map(|curve| smoothed(&curve.training)).collect();
     let points = || smooth.iter().flatten().chain(curves.iter().flat_map(|curve| &curve.held_out));
     let last = points().map(|point| point.0).max().unwrap_or(1).max(1) as f64;
-    let (low, high) = points().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), point| {
-        (low.min(point.1), high.max(point.1))
-    });
+    let (low, high) = points()
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), point| (low.min(point.1), high.max(point.1)));
     let (low, high) = if low < high { (low, high) } else { (0.0, 1.0) };
     let ticks = ticks(low, high);
     let x = |step: u64| LEFT + (WIDTH - LEFT - RIGHT) * step as f64 / last;
@@ -48,7 +47,10 @@ pub(crate) fn draw(curves: &[Curve]) -> String {
         .into());
     for tick in ticks {
         let at = y(tick);
-        add(format!("<line class=\"grid\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>", WIDTH - RIGHT));
+        add(format!(
+            "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>",
+            WIDTH - RIGHT
+        ));
         add(format!("<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{tick:.1}</text>", LEFT - 8.0, at + 4.0));
     }
     for part in 0..=4 {
@@ -61,11 +63,16 @@ pub(crate) fn draw(curves: &[Curve]) -> String {
         ));
     }
     add(format!("<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">step</text>", WIDTH / 2.0, HEIGHT - 8.0));
-    add(format!("<text x=\"{LEFT}\" y=\"20\">nats per token: held out (line with dots), training (faint)</text>"));
+    add(format!(
+        "<text x=\"{LEFT}\" y=\"20\">nats per token: held out (line with dots), training (faint)</text>"
+    ));
     for (index, (curve, training)) in curves.iter().zip(&smooth).enumerate() {
         let colour = COLOURS[index % COLOURS.len()];
         add(format!("<polyline stroke=\"{colour}\" opacity=\".35\" points=\"{}\"/>", path(training)));
-        add(format!("<polyline stroke=\"{colour}\" stroke-width=\"2\" points=\"{}\"/>", path(&curve.held_out)));
+        add(format!(
+            "<polyline stroke=\"{colour}\" stroke-width=\"2\" points=\"{}\"/>",
+            path(&curve.held_out)
+        ));
         for &(step, loss) in &curve.held_out {
             add(format!("<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"2.5\" fill=\"{colour}\"/>", x(step), y(loss)));
         }
@@ -84,7 +91,10 @@ pub(crate) fn draw(curves: &[Curve]) -> String {
 fn smoothed(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
     let size = points.len().div_ceil(200).max(1);
     let mean = |stretch: &[(u64, f64)]| {
-        (stretch[stretch.len() / 2].0, stretch.iter().map(|point| point.1).sum::<f64>() / stretch.len() as f64)
+        (
+            stretch[stretch.len() / 2].0,
+            stretch.iter().map(|point| point.1).sum::<f64>() / stretch.len() as f64,
+        )
     };
     points.chunks(size).map(mean).collect()
 }

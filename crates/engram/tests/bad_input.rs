@@ -92,7 +92,8 @@ fn parts_that_do_not_fit_each_other() {
     workshop.fails("train small.toml --out other", INPUT, &["300", "320", "model.vocabulary"]);
     // A tokenizer put in the checkpoint's place.
     let checkpoint = "run/checkpoints/step-00000012";
-    std::fs::copy(workshop.path("small.json"), workshop.path(&format!("{checkpoint}/tokenizer.json"))).unwrap();
+    std::fs::copy(workshop.path("small.json"), workshop.path(&format!("{checkpoint}/tokenizer.json")))
+        .unwrap();
     workshop.fails("generate run --prompt a", INPUT, &["tokenizer.json", "damaged"]);
     // Another model in the run's folder.
     let earlier = "run/checkpoints/step-00000006";
@@ -118,11 +119,23 @@ fn options_that_cannot_be() {
     let long = "word ".repeat(60);
     workshop.run_arguments(["inspect", "gates", "run", &long]).expect(INPUT, &["context", "16"]);
     workshop.run_arguments(["inspect", "gates", "run", ""]).expect(INPUT, &["empty"]);
-    workshop.fails("tokenizer train corpus.jsonl --vocabulary 100 --out t.json", INPUT, &["vocabulary", "258"]);
+    workshop.fails(
+        "tokenizer train corpus.jsonl --vocabulary 100 --out t.json",
+        INPUT,
+        &["vocabulary", "258"],
+    );
     let prepare = "data prepare corpus.jsonl --tokenizer tokenizer.json --hold-out 1.5 --out d";
     workshop.fails(prepare, INPUT, &["hold_out", "1.5"]);
-    workshop.fails("data prepare corpus.jsonl --tokenizer tokenizer.json --out data", INPUT, &["already exists"]);
-    workshop.fails("tokenizer train corpus.jsonl --vocabulary 300 --out tokenizer.json", INPUT, &["already exists"]);
+    workshop.fails(
+        "data prepare corpus.jsonl --tokenizer tokenizer.json --out data",
+        INPUT,
+        &["already exists"],
+    );
+    workshop.fails(
+        "tokenizer train corpus.jsonl --vocabulary 300 --out tokenizer.json",
+        INPUT,
+        &["already exists"],
+    );
     #[cfg(not(feature = "cuda"))]
     workshop.fails("train config.toml --out gpu --device cuda", INPUT, &["cuda", "--features cuda"]);
 }
@@ -158,7 +171,11 @@ fn an_empty_corpus() {
 fn invalid_utf8_is_named_with_its_offset() {
     let workshop = Workshop::prepared();
     workshop.write("latin1.txt", b"a na\xefve text");
-    workshop.fails("tokenizer train latin1.txt --vocabulary 300 --out t.json", INPUT, &["latin1.txt", "byte 4"]);
+    workshop.fails(
+        "tokenizer train latin1.txt --vocabulary 300 --out t.json",
+        INPUT,
+        &["latin1.txt", "byte 4"],
+    );
     let prepare = "data prepare latin1.txt --tokenizer tokenizer.json --out d";
     workshop.fails(prepare, INPUT, &["latin1.txt", "byte 4"]);
     assert!(!workshop.path("t.json").exists() && !workshop.path("d").exists());
@@ -211,7 +228,9 @@ fn damaged_shards_are_refused() {
 #[test]
 fn a_full_disk() {
     let workshop = Workshop::prepared();
-    workshop.shell("\"$ENGRAM\" params config.toml > /dev/full").expect(MACHINE, &["standard output", "No space"]);
+    workshop
+        .shell("\"$ENGRAM\" params config.toml > /dev/full")
+        .expect(MACHINE, &["standard output", "No space"]);
 
     // A limit on the size of files stands in for the disk's: the system refuses to write in the same way.
     let limited = |blocks: u32, line: &str| {
@@ -287,7 +306,9 @@ fn an_interrupted_preparation_leaves_nothing() {
     let workshop = Workshop::prepared();
     workshop.write("pipe.txt", "");
     // Interrupted from the start: the signal comes while it waits for a corpus that never ends.
-    workshop.shell("rm pipe.txt; yes 'Ada Lovelace wrote to the Milky Way about numbers.' | head -c 40000000 > pipe.txt");
+    workshop.shell(
+        "rm pipe.txt; yes 'Ada Lovelace wrote to the Milky Way about numbers.' | head -c 40000000 > pipe.txt",
+    );
     let mut command = workshop.command("tokenizer train pipe.txt --vocabulary 300 --out t.json".split(' '));
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     std::thread::sleep(std::time::Duration::from_millis(150));

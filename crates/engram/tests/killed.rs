@@ -29,7 +29,9 @@ fn half_and_half_make_a_whole() {
     workshop.write("config.toml", config(200));
     workshop.ok("train config.toml --out whole");
     let mut child = workshop.start("train config.toml --out half");
-    let steps = || std::fs::read_to_string(workshop.path("half/metrics.jsonl")).map_or(0, |text| text.lines().count());
+    let steps = || {
+        std::fs::read_to_string(workshop.path("half/metrics.jsonl")).map_or(0, |text| text.lines().count())
+    };
     wait_until("half of the steps", || steps() >= 100);
     child.kill().unwrap();
     child.wait().unwrap();
@@ -57,7 +59,10 @@ fn thirty_kills_at_random_moments_change_nothing() {
             workshop.ok("eval loss run data/valid --tokens 10");
         }
     }
-    assert!(kills >= 20 && resumed >= 15, "{kills} kills, {resumed} of resumed runs: the test tests too little");
+    assert!(
+        kills >= 20 && resumed >= 15,
+        "{kills} kills, {resumed} of resumed runs: the test tests too little"
+    );
 
     workshop.ok("train config.toml --out run --resume");
     workshop.ok("train config.toml --out whole");

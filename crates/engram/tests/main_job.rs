@@ -69,7 +69,8 @@ fn a_text_is_continued_as_the_seed_says() {
     assert!(whole["tokens"].as_array().unwrap().len() <= 20);
     assert_eq!(whole["sampling"]["seed"], 1);
 
-    let piped = workshop.shell("printf 'Ada Café' | \"$ENGRAM\" generate run --prompt - --tokens 20 --seed 1");
+    let piped =
+        workshop.shell("printf 'Ada Café' | \"$ENGRAM\" generate run --prompt - --tokens 20 --seed 1");
     assert_eq!(piped.stdout, one);
 }
 
@@ -130,7 +131,10 @@ fn rows_of_a_text_are_listed() {
     assert_eq!((layer["layer"].as_u64(), layer["rows"].as_u64()), (Some(1), Some(503 + 509 + 521 + 523)));
     assert_eq!(layer["primes"], serde_json::json!([[503, 509], [521, 523]]));
     let tokens = listing["tokens"].as_array().unwrap();
-    assert_eq!(tokens.iter().map(|token| token["text"].as_str().unwrap()).collect::<String>(), "Queen Anne wrote");
+    assert_eq!(
+        tokens.iter().map(|token| token["text"].as_str().unwrap()).collect::<String>(),
+        "Queen Anne wrote"
+    );
     for token in tokens {
         for (order, (low, high)) in [(0, (0, 1012)), (1, (1012, 2056))] {
             for row in token["rows"][0][order].as_array().unwrap() {
@@ -147,13 +151,17 @@ fn rows_of_a_text_are_listed() {
 fn quickstart_does_everything_and_does_not_do_it_twice() {
     let workshop = Workshop::with_corpus();
     let printed = workshop.ok("quickstart --steps 2 --out glance");
-    for word in ["memory", "baseline", "held-out loss, bits/byte", "A sample", "layer 1", "glance/gates.html"] {
+    for word in ["memory", "baseline", "held-out loss, bits/byte", "A sample", "layer 1", "glance/gates.html"]
+    {
         assert!(printed.contains(word), "`{word}` is not in {printed}");
     }
     let files = ["baseline", "data", "gates.html", "loss.svg", "memory", "summary.json", "tokenizer.json"];
     assert_eq!(workshop.list("glance"), files);
     let summary = json(&workshop.read("glance/summary.json"));
-    assert_eq!((summary[0]["name"].as_str(), summary[1]["name"].as_str()), (Some("memory"), Some("baseline")));
+    assert_eq!(
+        (summary[0]["name"].as_str(), summary[1]["name"].as_str()),
+        (Some("memory"), Some("baseline"))
+    );
     let again = workshop.ok("quickstart --steps 2 --out glance");
     assert_eq!(again, printed);
     workshop.fails("quickstart --steps 2 --seed 1 --out glance", 2, &["glance", "another seed", "--out"]);

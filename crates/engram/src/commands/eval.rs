@@ -66,7 +66,11 @@ impl Loss {
 }
 
 /// Measures the loss, with progress.
-pub(super) fn measure(model: &Trained, shards: &TokenShards, limit: Option<usize>) -> anyhow::Result<HeldOut> {
+pub(super) fn measure(
+    model: &Trained,
+    shards: &TokenShards,
+    limit: Option<usize>,
+) -> anyhow::Result<HeldOut> {
     let mut progress = Progress::new(shards.len());
     let mut report = |done: u64, total: u64| {
         progress.show(done, || format!("evaluating: {} of {} tokens", short(done), short(total)));

@@ -62,7 +62,10 @@ impl Gates {
         let gates = gates(&model, &text)?;
         if let Some(path) = &self.html {
             let title = "Where the memory opens";
-            let lead = format!("Gates of {} over a text: the more colour, the more is read.", self.checkpoint.display());
+            let lead = format!(
+                "Gates of {} over a text: the more colour, the more is read.",
+                self.checkpoint.display()
+            );
             write_file(path, &gate_page::page(title, &lead, std::slice::from_ref(&gates)))?;
             eprintln!("wrote {}", path.display());
         }

@@ -67,7 +67,9 @@ fn text_or_stdin(argument: Option<&str>) -> anyhow::Result<String> {
     let mut input = std::io::stdin();
     match argument {
         Some(text) if text != "-" => return Ok(text.to_owned()),
-        None if input.is_terminal() => return refuse("no text: give it as an argument, or on standard input"),
+        None if input.is_terminal() => {
+            return refuse("no text: give it as an argument, or on standard input");
+        }
         _ => {}
     }
     let mut bytes = Vec::new();

@@ -132,7 +132,11 @@ impl Quickstart {
             }
             Ok(folder.join("train"))
         };
-        Ok(DataConfig { train: shards(&train, "train")?, valid: shards(&valid, "held-out")?, tokenizer: path })
+        Ok(DataConfig {
+            train: shards(&train, "train")?,
+            valid: shards(&valid, "held-out")?,
+            tokenizer: path,
+        })
     }
 
     /// An embedded configuration over the prepared data.
@@ -160,7 +164,9 @@ impl Quickstart {
         let total: u64 = runs.iter().map(Run::steps).sum();
         let done = |runs: &[Run]| runs.iter().map(Run::step_count).sum::<u64>();
         let mut progress = Progress::new(total);
-        while let Some(behind) = runs.iter_mut().filter(|run| !run.is_done()).min_by_key(|run| run.step_count()) {
+        while let Some(behind) =
+            runs.iter_mut().filter(|run| !run.is_done()).min_by_key(|run| run.step_count())
+        {
             if interrupt::asked() {
                 runs.iter_mut().try_for_each(Run::save)?;
                 drop(progress);
@@ -176,7 +182,9 @@ impl Quickstart {
     fn begin_or_go_on(&self, config: &RunConfig, folder: &Path, device: &Device) -> anyhow::Result<Run> {
         let newest = match engram_train::Checkpoint::open(folder) {
             Ok(checkpoint) => checkpoint,
-            Err(engram_train::Error::NoCheckpoint { .. }) => return Run::begin(config.clone(), folder, device),
+            Err(engram_train::Error::NoCheckpoint { .. }) => {
+                return Run::begin(config.clone(), folder, device);
+            }
             Err(error) => return Err(error.into()),
         };
         let found = RunConfig::load(&newest.folder().join("run.toml"))?;
@@ -208,7 +216,8 @@ impl Quickstart {
         generate::proceed(memory, PROMPT, 80, sampling, &mut |text| print(text))?;
 
         print("\n\nWhere the memory opens, in sentences neither model has seen:\n\n")?;
-        let gates = PASSAGES.iter().map(|text| inspect::gates(memory, text)).collect::<anyhow::Result<Vec<_>>>()?;
+        let gates =
+            PASSAGES.iter().map(|text| inspect::gates(memory, text)).collect::<anyhow::Result<Vec<_>>>()?;
         print(gate_map::draw(&gates, None, Canvas::of_stdout()))?;
 
         let page = gate_page::page("Where the memory opens", &lead(&outcomes), &gates);
@@ -310,7 +319,9 @@ fn verdict(outcomes: &[Outcome]) -> String {
     let percent = (memory / baseline - 1.0).abs() * 100.0;
     let relation = if memory < baseline { "less" } else { "more" };
     let difference = (memory - baseline).abs();
-    format!("On held-out text the memory model needs {difference:.4} bits per byte {relation} ({percent:.2} %).\n")
+    format!(
+        "On held-out text the memory model needs {difference:.4} bits per byte {relation} ({percent:.2} %).\n"
+    )
 }
 
 /// The sentence above the page of gates.

@@ -68,7 +68,8 @@ pub(super) fn train(corpus: &Corpus, options: &TokenizerTraining) -> anyhow::Res
         match reached {
             TokenizerProgress::Reading { done, total } => {
                 let percent = done * 90 / total.max(1);
-                progress.show(percent, || format!("tokenizer: {} of {} bytes read", short(done), short(total)));
+                progress
+                    .show(percent, || format!("tokenizer: {} of {} bytes read", short(done), short(total)));
             }
             TokenizerProgress::Merging => progress.show(90, || "tokenizer: merging".into()),
         }

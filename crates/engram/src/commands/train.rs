@@ -74,6 +74,8 @@ impl Train {
     fn how_to_go_on(&self, run: &Run) -> String {
         let (step, config, out) = (run.step_count(), self.config.display(), self.out.display());
         let steps = self.steps.map(|steps| format!(" --steps {steps}")).unwrap_or_default();
-        format!(" at step {step}, which is saved; go on with\n  engram train {config} --out {out}{steps} --resume")
+        format!(
+            " at step {step}, which is saved; go on with\n  engram train {config} --out {out}{steps} --resume"
+        )
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// A model that takes milliseconds a step, with everything a model can have.
-pub const CONFIG: &str = r#"
+pub(crate) const CONFIG: &str = r#"
 [model]
 vocabulary = 320
 width = 32
@@ -64,27 +64,27 @@ decay = { cosine = { floor = 0.1 } }
 "#;
 
 /// What a run of the command came to.
-pub struct Outcome {
-    pub status: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Outcome {
+    pub(crate) status: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 /// A folder of its own, gone with the test.
-pub struct Workshop {
+pub(crate) struct Workshop {
     folder: TempDir,
 }
 
 impl Workshop {
     /// With `corpus.jsonl` alone.
-    pub fn with_corpus() -> Self {
+    pub(crate) fn with_corpus() -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("corpus.jsonl"), corpus()).unwrap();
         Self { folder }
     }
 
     /// With `tokenizer.json`, `data/` and `config.toml`, too.
-    pub fn prepared() -> Self {
+    pub(crate) fn prepared() -> Self {
         let workshop = Self::with_corpus();
         workshop.ok("tokenizer train corpus.jsonl --vocabulary 320 --out tokenizer.json");
         workshop.ok("data prepare corpus.jsonl --tokenizer tokenizer.json --hold-out 0.2 --out data");
@@ -93,26 +93,26 @@ impl Workshop {
     }
 
     /// With a run of the configuration in `run/`, too.
-    pub fn trained() -> Self {
+    pub(crate) fn trained() -> Self {
         let workshop = Self::prepared();
         workshop.ok("train config.toml --out run");
         workshop
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    pub fn write(&self, name: &str, contents: impl AsRef<[u8]>) {
+    pub(crate) fn write(&self, name: &str, contents: impl AsRef<[u8]>) {
         std::fs::write(self.path(name), contents).unwrap();
     }
 
-    pub fn read(&self, name: &str) -> String {
+    pub(crate) fn read(&self, name: &str) -> String {
         std::fs::read_to_string(self.path(name)).unwrap()
     }
 
     /// Names in a folder, sorted.
-    pub fn list(&self, name: &str) -> Vec<String> {
+    pub(crate) fn list(&self, name: &str) -> Vec<String> {
         let entries = std::fs::read_dir(self.path(name)).unwrap();
         let mut names: Vec<_> =
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -121,23 +121,23 @@ impl Workshop {
     }
 
     /// The command with these arguments, in the folder.
-    pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+    pub(crate) fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_engram"));
         command.args(arguments).current_dir(self.folder.path()).env_remove("NO_COLOR").stdin(Stdio::null());
         command
     }
 
     /// Runs it with arguments separated by blanks.
-    pub fn run(&self, line: &str) -> Outcome {
+    pub(crate) fn run(&self, line: &str) -> Outcome {
         self.run_arguments(line.split_whitespace())
     }
 
-    pub fn run_arguments<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Outcome {
+    pub(crate) fn run_arguments<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Outcome {
         Outcome::of(self.command(arguments).output().unwrap())
     }
 
     /// Runs a shell line in the folder; `$ENGRAM` is the command.
-    pub fn shell(&self, line: &str) -> Outcome {
+    pub(crate) fn shell(&self, line: &str) -> Outcome {
         let mut shell = Command::new("sh");
         shell.args(["-c", line]).env("ENGRAM", env!("CARGO_BIN_EXE_engram")).stdin(Stdio::null());
         Outcome::of(shell.current_dir(self.folder.path()).output().unwrap())
@@ -145,14 +145,14 @@ impl Workshop {
 
     /// Runs it and expects success; returns what it printed.
     #[track_caller]
-    pub fn ok(&self, line: &str) -> String {
+    pub(crate) fn ok(&self, line: &str) -> String {
         let outcome = self.run(line);
         assert_eq!(outcome.status, Some(0), "{line}\n{}", outcome.stderr);
         outcome.stdout
     }
 
     #[track_caller]
-    pub fn ok_arguments<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> String {
+    pub(crate) fn ok_arguments<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> String {
         let outcome = self.run_arguments(arguments);
         assert_eq!(outcome.status, Some(0), "{}", outcome.stderr);
         outcome.stdout
@@ -160,18 +160,18 @@ impl Workshop {
 
     /// Runs it and expects this exit status and these words in its message.
     #[track_caller]
-    pub fn fails(&self, line: &str, status: i32, words: &[&str]) -> Outcome {
+    pub(crate) fn fails(&self, line: &str, status: i32, words: &[&str]) -> Outcome {
         self.run(line).expect(status, words)
     }
 
     /// Starts it and does not wait.
-    pub fn start(&self, line: &str) -> Child {
+    pub(crate) fn start(&self, line: &str) -> Child {
         let mut command = self.command(line.split_whitespace());
         command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
     /// The metrics of a run but for their times, a JSON value a line.
-    pub fn metrics(&self, run: &str) -> Vec<serde_json::Value> {
+    pub(crate) fn metrics(&self, run: &str) -> Vec<serde_json::Value> {
         let metric = |line| {
             let mut value: serde_json::Value = serde_json::from_str(line).unwrap();
             value.as_object_mut().unwrap().remove("seconds");
@@ -182,7 +182,7 @@ impl Workshop {
 }
 
 impl Outcome {
-    pub fn of(output: Output) -> Self {
+    pub(crate) fn of(output: Output) -> Self {
         Self {
             status: output.status.code(),
             stdout: String::from_utf8(output.stdout).unwrap(),
@@ -191,7 +191,7 @@ impl Outcome {
     }
 
     #[track_caller]
-    pub fn expect(self, status: i32, words: &[&str]) -> Self {
+    pub(crate) fn expect(self, status: i32, words: &[&str]) -> Self {
         assert_eq!(self.status, Some(status), "{}{}", self.stdout, self.stderr);
         assert!(self.stderr.contains("error: ") || status == 0, "no message: {}", self.stderr);
         for word in words {
@@ -204,7 +204,7 @@ impl Outcome {
 
 /// Waits until `done`, at most a minute.
 #[track_caller]
-pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !done() {
         assert!(begun.elapsed() < Duration::from_secs(60), "waited a minute for {what}");
@@ -233,10 +233,10 @@ fn corpus() -> String {
 }
 
 /// SplitMix64.
-pub struct Random(pub u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    pub fn below(&mut self, end: u64) -> u64 {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
