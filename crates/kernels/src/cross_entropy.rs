@@ -244,6 +244,20 @@ mod tests {
     }
 
     #[test]
+    fn the_number_of_threads_changes_no_bit() {
+        let (tokens, width, vocabulary) = (600, 64, 1000);
+        let (hidden, weight) = (random(tokens * width, 1), random(width * vocabulary, 2));
+        let targets = targets(tokens, vocabulary, 3);
+        let with = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| linear_cross_entropy(&hidden, &weight, &targets, true))
+        };
+        let one = with(1);
+        assert_eq!(one, with(2));
+        assert_eq!(one, with(5));
+    }
+
+    #[test]
     fn large_logits_do_not_overflow() {
         let found = linear_cross_entropy(&[1.0], &[1e4, -1e4], &[0], true);
         assert_eq!(found.mean, 0.0);

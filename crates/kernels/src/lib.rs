@@ -12,7 +12,8 @@
 //!   probabilities, and the cross-entropy gives its gradients in the forward pass, so that logits
 //!   exist for a few hundred tokens at a time.
 //! * **Threads.** Work is spread over rayon's current pool in blocks that depend on shapes alone, and
-//!   sums over blocks are added in block order: the same input gives the same bits on every run.
+//!   sums over blocks are added in block order: the same input gives the same bits on every run, with
+//!   any number of threads.
 //! * **Instruction sets.** Loops are compiled several times and the best version is chosen when the
 //!   program runs (AVX-512, AVX2 with FMA, NEON); no compiler flag is needed. Without fused
 //!   multiply-add the results are the same, slowly.
