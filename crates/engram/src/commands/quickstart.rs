@@ -66,7 +66,7 @@ pub(crate) struct Quickstart {
     /// Seed of both models and of the order of the data.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Train fewer steps, for a glance.
+    /// Train so many steps, for a glance; the course of the rates is squeezed into them.
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
     /// What to compute on.
@@ -145,7 +145,10 @@ impl Quickstart {
         config.data = data.clone();
         config.train.seed = self.seed;
         if let Some(steps) = self.steps {
-            config.train.steps = steps;
+            // The whole course of the rates in fewer steps.
+            let train = &mut config.train;
+            train.schedule.warmup = train.schedule.warmup * steps / train.steps;
+            train.steps = steps;
         }
         config.validate().map_err(engram_train::Error::from)?;
         Ok(config)

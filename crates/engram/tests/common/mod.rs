@@ -15,7 +15,7 @@ pub(crate) const CONFIG: &str = r#"
 vocabulary = 320
 width = 32
 blocks = 2
-context = 16
+context = 32
 
 [model.attention]
 kind = "latent"
