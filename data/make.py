@@ -3,8 +3,8 @@
 
     python3 data/make.py CORPUS.jsonl.zst [OUTPUT FOLDER]
 
-CORPUS has one document a line, with the fields `source`, `title`, `license` and `text`. Only sources in the public
-domain are taken. Needs the program `zstd`. The same corpus gives the same files, byte for byte.
+CORPUS has one document a line, with the fields `source`, `title`, `license` and `text`. Only sources in
+the public domain are taken. Needs the program `zstd`. The same corpus gives the same files, byte for byte.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ BUDGET = {
 }
 HOLD_OUT = 0.032
 
-PLAYS = """hamlet romeo_and_juliet macbeth lear othello julius_caesar antony_and_cleopatra henry_v henry_iv_part_1
-henry_iv_part_2 richard_iii midsummer_nights_dream merchant_of_venice twelfth_night""".split()
+PLAYS = """hamlet romeo_and_juliet macbeth lear othello julius_caesar antony_and_cleopatra henry_v
+henry_iv_part_1 henry_iv_part_2 richard_iii midsummer_nights_dream merchant_of_venice twelfth_night""".split()
 
 ADDRESS = r"(chancery|embassy|mailing address|telephone|FAX|email address|consulate)\b[^:]*:"
 
@@ -81,7 +81,7 @@ def document(source, title, text):
 
 
 def factbook(title, text):
-    """A country: its name, then its prose. Lines of numbers, addresses or other scripts, and repeats, are left out."""
+    """A country: its name, then its prose, without lines of numbers, addresses or other scripts, and repeats."""
     text = html.unescape(html.unescape(text)).replace("\xa0", " ")
     lines = {}
     for line in text.split("\n"):
@@ -92,7 +92,8 @@ def factbook(title, text):
         address = re.match(ADDRESS, line) or re.search(r"@|https?:|www\.", line)
         digits = sum(c.isdigit() for c in line)
         foreign = sum(ord(c) > 0x24F and not 0x2010 <= ord(c) <= 0x20AC for c in line)
-        if not address and digits <= 0.08 * len(line) and foreign <= 0.02 * len(line) and ": none" not in line:
+        prose = digits <= 0.08 * len(line) and foreign <= 0.02 * len(line)
+        if prose and not address and ": none" not in line:
             lines[line] = None
     name = re.search(r"^conventional short form: (.+)$", "\n".join(lines), re.M)
     long_name = re.search(r"^conventional long form: (.+)$", "\n".join(lines), re.M)

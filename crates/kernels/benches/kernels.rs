@@ -84,7 +84,9 @@ fn attention_over_latents(c: &mut Criterion) {
     c.bench_function("latent_attention/forward", |b| b.iter(forward));
     let found = forward();
     c.bench_function("latent_attention/backward", |b| {
-        b.iter(|| latent_attention_backward(black_box(&grad), &q, &kv, &k_rotary, angles, found.view(), shape, 0.1))
+        b.iter(|| {
+            latent_attention_backward(black_box(&grad), &q, &kv, &k_rotary, angles, found.view(), shape, 0.1)
+        })
     });
 }
 

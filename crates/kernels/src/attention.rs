@@ -751,7 +751,8 @@ mod tests {
         let found = latent_attention(&q, &kv, &k_rotary, angles, shape, 0.6);
         assert_eq!(found, causal_attention(&whole_q, &whole_k, &whole_v, shape.assembled(), 0.6));
 
-        let gradients = latent_attention_backward(&grad, &q, &kv, &k_rotary, angles, found.view(), shape, 0.6);
+        let gradients =
+            latent_attention_backward(&grad, &q, &kv, &k_rotary, angles, found.view(), shape, 0.6);
         let loss = |q: &[f32], kv: &[f32], k_rotary: &[f32]| {
             weighted(&latent_attention(q, kv, k_rotary, angles, shape, 0.6).output, &grad)
         };
@@ -770,7 +771,8 @@ mod tests {
         let angles = Angles { cos: &cos, sin: &sin };
         let run = || {
             let found = latent_attention(&q, &kv, &k_rotary, angles, shape, 0.1);
-            let gradients = latent_attention_backward(&grad, &q, &kv, &k_rotary, angles, found.view(), shape, 0.1);
+            let gradients =
+                latent_attention_backward(&grad, &q, &kv, &k_rotary, angles, found.view(), shape, 0.1);
             (found, gradients)
         };
         assert_eq!(run(), run());

@@ -58,8 +58,8 @@ mod testing;
 
 pub use adam::{AdamStep, adam_step};
 pub use attention::{
-    Attention, AttentionGradients, AttentionOutput, AttentionShape, LatentGradients, LatentShape, causal_attention,
-    causal_attention_backward, latent_attention, latent_attention_backward,
+    Attention, AttentionGradients, AttentionOutput, AttentionShape, LatentGradients, LatentShape,
+    causal_attention, causal_attention_backward, latent_attention, latent_attention_backward,
 };
 pub use cross_entropy::{LinearCrossEntropy, LinearCrossEntropyGradients, linear_cross_entropy};
 pub use embedding::{embedding, embedding_backward};

@@ -180,13 +180,7 @@ pub struct PlainAttention {
 }
 
 impl PlainAttention {
-    fn new(
-        config: &ModelConfig,
-        heads: usize,
-        head_width: usize,
-        init: &Init,
-        precision: Precision,
-    ) -> Self {
+    fn new(config: &ModelConfig, heads: usize, head_width: usize, init: &Init, precision: Precision) -> Self {
         let (width, inner) = (config.width, heads * head_width);
         let linear = |name: &str, shape: [usize; 2], scale: f32| {
             Linear::new(&init.child(name), shape, scale, precision)
@@ -205,9 +199,8 @@ impl PlainAttention {
     fn forward(&self, x: Tensor<2>, batch: usize, rotary: &Rotary) -> Tensor<2> {
         let [tokens, _] = x.dims();
         let time = tokens / batch;
-        let heads = |linear: &Linear| {
-            linear.forward(x.clone()).reshape([batch, time, self.heads, self.head_width])
-        };
+        let heads =
+            |linear: &Linear| linear.forward(x.clone()).reshape([batch, time, self.heads, self.head_width]);
         let queries = rotary.rotate(heads(&self.query));
         let keys = rotary.rotate(heads(&self.key));
         let scale = (self.head_width as f32).sqrt().recip();
@@ -234,9 +227,8 @@ fn causal(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, scale: f32, bf16: bool) -> T
     let width = v.dims()[3];
     let (q, k, v) = (q.swap_dims(1, 2), k.swap_dims(1, 2), v.swap_dims(1, 2));
     let scores = product(q, k.swap_dims(2, 3), bf16).mul_scalar(scale);
-    let mask: Vec<f32> = (0..time)
-        .flat_map(|t| (0..time).map(move |s| if s > t { f32::NEG_INFINITY } else { 0.0 }))
-        .collect();
+    let mask: Vec<f32> =
+        (0..time).flat_map(|t| (0..time).map(move |s| if s > t { f32::NEG_INFINITY } else { 0.0 })).collect();
     let mask = Tensor::<4>::from_data(TensorData::new(mask, [1, 1, time, time]), &scores.device());
     let out = product(softmax(scores + mask, 3), v, bf16);
     out.swap_dims(1, 2).reshape([batch * time, heads * width])
@@ -295,8 +287,15 @@ impl Operation<3> for FusedCausal {
     fn backward(&self, pass: Pass<'_, Vec<f32>, 3>) -> [Vec<f32>; 3] {
         let [q, k, v] = pass.inputs;
         let forward = engram_kernels::AttentionOutput { output: pass.output, log_sum_exp: pass.saved };
-        let gradients =
-            engram_kernels::causal_attention_backward(pass.gradient, q, k, v, forward, self.shape, self.scale);
+        let gradients = engram_kernels::causal_attention_backward(
+            pass.gradient,
+            q,
+            k,
+            v,
+            forward,
+            self.shape,
+            self.scale,
+        );
         [gradients.q, gradients.k, gradients.v]
     }
 }

@@ -99,7 +99,11 @@ impl Block {
 }
 
 /// `layer` around the residual: `x + layer(x)`, or its hyper-connected form.
-fn around(x: Tensor<2>, streams: Option<&HyperConnection>, layer: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
+fn around(
+    x: Tensor<2>,
+    streams: Option<&HyperConnection>,
+    layer: impl FnOnce(Tensor<2>) -> Tensor<2>,
+) -> Tensor<2> {
     match streams {
         Some(streams) => {
             let coefficients = streams.coefficients(x.clone());

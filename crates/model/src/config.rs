@@ -319,7 +319,10 @@ impl ExpertsConfig {
         if self.first_block >= blocks {
             return Err(ConfigError::new(
                 "model.experts.first_block",
-                format!("is {}, but the {blocks} blocks count from 0: leave `experts` out for a dense model", self.first_block),
+                format!(
+                    "is {}, but the {blocks} blocks count from 0: leave `experts` out for a dense model",
+                    self.first_block
+                ),
             ));
         }
         if !(self.balance_rate >= 0.0 && self.balance_rate.is_finite()) {

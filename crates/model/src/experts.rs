@@ -47,7 +47,9 @@ impl Choice {
         let mut order: Vec<(f32, u32)> = Vec::with_capacity(routed);
         for row in scores.chunks_exact(routed) {
             order.clear();
-            order.extend(row.iter().zip(balance).zip(0..).map(|((score, bias), expert)| (score + bias, expert)));
+            order.extend(
+                row.iter().zip(balance).zip(0..).map(|((score, bias), expert)| (score + bias, expert)),
+            );
             let better = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
             if active < routed {
                 order.select_nth_unstable_by(active - 1, better);
@@ -76,12 +78,16 @@ impl Choice {
 }
 
 impl Experts {
-    pub(crate) fn new(config: &ModelConfig, experts: &ExpertsConfig, init: &Init, precision: Precision) -> Self {
+    pub(crate) fn new(
+        config: &ModelConfig,
+        experts: &ExpertsConfig,
+        init: &Init,
+        precision: Precision,
+    ) -> Self {
         let (width, hidden, scale) = (config.width, experts.width, config.output_scale());
         let deviation = |fan_in: usize, scale: f32| scale / (fan_in as f32).sqrt();
-        let shared = (experts.shared_width > 0).then(|| {
-            FeedForward::new(&init.child("shared"), width, experts.shared_width, scale, precision)
-        });
+        let shared = (experts.shared_width > 0)
+            .then(|| FeedForward::new(&init.child("shared"), width, experts.shared_width, scale, precision));
         let balance = init.constant([experts.routed], 0.0).set_require_grad(false);
         Self {
             // The router stays in f32: near ties decide which expert a token sees.
@@ -122,7 +128,8 @@ impl Experts {
         let step: Vec<f32> = step.collect();
         let device = self.balance.val().device();
         let step = Tensor::from_data(TensorData::new(step, [loads.len()]), &device);
-        self.balance = self.balance.clone().map(|balance| (balance.detach() + step).detach().set_require_grad(false));
+        self.balance =
+            self.balance.clone().map(|balance| (balance.detach() + step).detach().set_require_grad(false));
     }
 
     fn choose(&self, logits: &Tensor<2>) -> Choice {
@@ -152,8 +159,11 @@ impl Experts {
         let flat_gates = gates.reshape([tokens * self.active, 1]);
         let mut sum = Tensor::zeros([tokens, width], &device);
         for expert in 0..routed {
-            let slots: Vec<i32> =
-                (0..).zip(choice.experts.iter()).filter(|&(_, &e)| e as usize == expert).map(|(s, _)| s).collect();
+            let slots: Vec<i32> = (0..)
+                .zip(choice.experts.iter())
+                .filter(|&(_, &e)| e as usize == expert)
+                .map(|(s, _)| s)
+                .collect();
             if slots.is_empty() {
                 continue;
             }
@@ -208,7 +218,8 @@ impl Operation<1> for FusedGates {
         let active = self.choice.active;
         let rows = pass.inputs[0].chunks_exact(routed).zip(self.choice.experts.chunks_exact(active));
         let gates = pass.output.chunks_exact(active).zip(pass.gradient.chunks_exact(active));
-        for (((row, chosen), (gate, upstream)), out) in rows.zip(gates).zip(gradient.chunks_exact_mut(routed)) {
+        for (((row, chosen), (gate, upstream)), out) in rows.zip(gates).zip(gradient.chunks_exact_mut(routed))
+        {
             let sum: f32 = chosen.iter().map(|&expert| logistic(row[expert as usize])).sum();
             let mean: f32 = gate.iter().zip(upstream).map(|(g, d)| g * d).sum();
             for (&expert, d) in chosen.iter().zip(upstream) {

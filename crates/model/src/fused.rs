@@ -12,7 +12,7 @@ use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::{Autodiff, Flex};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 
 type FlexTensor = <Flex as burn::backend::BackendTypes>::FloatTensorPrimitive;
 type Tracked = <Autodiff<Flex> as burn::backend::BackendTypes>::FloatTensorPrimitive;
@@ -25,7 +25,7 @@ pub(crate) trait Operation<const N: usize>: Debug + Send + Sync + 'static {
     /// The output's values, and what is kept for the backward pass.
     fn forward(&self, inputs: [&[f32]; N]) -> (Vec<f32>, Self::Saved);
 
-    /// Gradients of the inputs from that of the output. `wanted` says which are used; the others may be empty.
+    /// Gradients of the inputs from that of the output.
     fn backward(&self, pass: Pass<'_, Self::Saved, N>) -> [Vec<f32>; N];
 }
 
@@ -35,8 +35,6 @@ pub(crate) struct Pass<'a, S, const N: usize> {
     pub(crate) output: &'a [f32],
     pub(crate) saved: &'a S,
     pub(crate) gradient: &'a [f32],
-    #[allow(dead_code, reason = "operations whose gradients come apart cheaply read it")]
-    pub(crate) wanted: [bool; N],
 }
 
 /// A tensor of the `flex` backend, out of Burn's type-erased wrapper.
@@ -67,8 +65,6 @@ pub(crate) fn available<const D: usize>(tensor: &Tensor<D>) -> bool {
     tensor.device() == Device::flex() || tensor.device() == Device::flex().autodiff()
 }
 
-use burn::tensor::Device;
-
 /// Takes a tensor out of its wrapper.
 ///
 /// # Panics
@@ -97,7 +93,8 @@ pub(crate) fn apply<O: Operation<N>, const N: usize, const D: usize>(
     let inputs = tracked.map(|tensor| contiguous(tensor.into_primitive()));
     let (values, saved) = operation.forward(inputs.each_ref().map(slice));
     let output = tensor(values, &shape);
-    let prepared = Node(std::marker::PhantomData::<O>).prepare::<NoCheckpointing>(nodes).compute_bound().stateful();
+    let prepared =
+        Node(std::marker::PhantomData::<O>).prepare::<NoCheckpointing>(nodes).compute_bound().stateful();
     let output = match prepared {
         OpsKind::Tracked(prepared) => {
             let state = State { operation, inputs, output: output.clone(), saved };
@@ -143,7 +140,6 @@ impl<O: Operation<N>, const N: usize> Backward<Flex, N> for Node<O> {
             output: slice(output),
             saved,
             gradient: slice(&gradient),
-            wanted: ops.parents.each_ref().map(Option::is_some),
         };
         let gradients = operation.backward(pass);
         for ((parent, values), input) in ops.parents.into_iter().zip(gradients).zip(inputs) {

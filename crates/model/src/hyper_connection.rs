@@ -33,7 +33,13 @@ pub struct Coefficients(Tensor<2>);
 impl HyperConnection {
     /// Starts as a plain residual: streams stay apart (mixing near the identity), the layer reads mostly stream
     /// `index mod n` and writes to all alike. Reading one stream each is what later tells the streams apart.
-    pub(crate) fn new(config: &HyperConnectionConfig, width: usize, index: usize, epsilon: f32, init: &Init) -> Self {
+    pub(crate) fn new(
+        config: &HyperConnectionConfig,
+        width: usize,
+        index: usize,
+        epsilon: f32,
+        init: &Init,
+    ) -> Self {
         let n = config.streams;
         let logit = |p: f32| (p / (1.0 - p)).ln();
         let (most, rest) = (0.7, 0.3 / (n as f32 - 1.0));
@@ -90,7 +96,11 @@ impl HyperConnection {
         let coefficients = coefficients.0.clone();
         if fused::available(&x) {
             let operation = FusedRead { streams: self.streams };
-            return fused::apply(operation, [fused::input(x), fused::input(coefficients)], [tokens, self.width]);
+            return fused::apply(
+                operation,
+                [fused::input(x), fused::input(coefficients)],
+                [tokens, self.width],
+            );
         }
         let n = self.streams;
         let read = coefficients.narrow(1, 0, n).reshape([tokens, n, 1]);
@@ -189,8 +199,7 @@ impl Operation<3> for FusedWrite {
 
     fn backward(&self, pass: Pass<'_, (), 3>) -> [Vec<f32>; 3] {
         let [x, y, coefficients] = pass.inputs;
-        let gradients =
-            engram_kernels::hyper_write_backward(pass.gradient, x, y, coefficients, self.streams);
+        let gradients = engram_kernels::hyper_write_backward(pass.gradient, x, y, coefficients, self.streams);
         [gradients.input, gradients.block, gradients.coefficients]
     }
 }

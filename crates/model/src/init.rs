@@ -56,7 +56,11 @@ impl Init {
 
     fn random(&self, name: &str) -> ChaCha8Rng {
         let mut hasher = blake3::Hasher::new();
-        hasher.update(&self.seed.to_le_bytes()).update(self.path.as_bytes()).update(b".").update(name.as_bytes());
+        hasher
+            .update(&self.seed.to_le_bytes())
+            .update(self.path.as_bytes())
+            .update(b".")
+            .update(name.as_bytes());
         ChaCha8Rng::from_seed(*hasher.finalize().as_bytes())
     }
 }

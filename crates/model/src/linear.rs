@@ -38,9 +38,5 @@ impl Linear {
 
 /// `x·w`, in bf16 if asked, back in f32.
 pub(crate) fn product<const D: usize>(x: Tensor<D>, w: Tensor<D>, bf16: bool) -> Tensor<D> {
-    if bf16 {
-        x.cast(DType::BF16).matmul(w.cast(DType::BF16)).cast(DType::F32)
-    } else {
-        x.matmul(w)
-    }
+    if bf16 { x.cast(DType::BF16).matmul(w.cast(DType::BF16)).cast(DType::F32) } else { x.matmul(w) }
 }

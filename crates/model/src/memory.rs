@@ -198,10 +198,7 @@ impl Memory {
     fn gated(&self, h: Tensor<2>, keys: Tensor<2>, value: Tensor<2>) -> Tensor<2> {
         let shape = h.dims();
         if fused::available(&h) {
-            let operation = FusedGate {
-                streams: self.streams,
-                epsilon: self.gate_epsilon as f32,
-            };
+            let operation = FusedGate { streams: self.streams, epsilon: self.gate_epsilon as f32 };
             let query = self.norms.query.val();
             let key = match &self.norms.key {
                 Some(key) => key.val(),
@@ -286,7 +283,10 @@ struct FusedGate {
 }
 
 impl FusedGate {
-    fn input<'a>(&self, [hidden, key, value, query_weight, key_weight]: [&'a [f32]; 5]) -> MemoryGateInput<'a> {
+    fn input<'a>(
+        &self,
+        [hidden, key, value, query_weight, key_weight]: [&'a [f32]; 5],
+    ) -> MemoryGateInput<'a> {
         let Self { streams, epsilon } = *self;
         MemoryGateInput { hidden, key, value, query_weight, key_weight, streams, epsilon }
     }

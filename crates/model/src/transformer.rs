@@ -144,7 +144,8 @@ impl LanguageModel {
         let batch = tokens.batch;
         let hidden = self.hidden(tokens, trace);
         let time = hidden.dims()[0] / batch;
-        let last = hidden.reshape([batch, time, self.width]).narrow(1, time - 1, 1).reshape([batch, self.width]);
+        let last =
+            hidden.reshape([batch, time, self.width]).narrow(1, time - 1, 1).reshape([batch, self.width]);
         values(product(last, self.head_weight(), self.bf16))
     }
 

@@ -121,7 +121,9 @@ impl CheckpointWriter {
         let manifest = manifest.map_err(|error| Error::weights(&self.folder, error))?;
         let path = self.folder.join(MANIFEST);
         let mut file = File::create(&path).map_err(Error::file("create", &path))?;
-        file.write_all(manifest.as_bytes()).and_then(|()| file.sync_all()).map_err(Error::file("write", &path))?;
+        file.write_all(manifest.as_bytes())
+            .and_then(|()| file.sync_all())
+            .map_err(Error::file("write", &path))?;
         flush_folder(&self.folder)?;
         if self.target.exists() {
             // The same step again, after a resume from an earlier one: the new one is as good, and complete.

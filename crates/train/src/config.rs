@@ -148,7 +148,10 @@ impl RunConfig {
         if !(train.memory.rate_factor > 0.0 && train.memory.rate_factor.is_finite()) {
             return Err(ConfigError::new("train.memory.rate_factor", "must be above 0"));
         }
-        train.schedule.validate(train.steps).map_err(|error| ConfigError::new("train.schedule", error.to_string()))?;
+        train
+            .schedule
+            .validate(train.steps)
+            .map_err(|error| ConfigError::new("train.schedule", error.to_string()))?;
         train.optimizer.validate()
     }
 
@@ -192,7 +195,9 @@ fn key_line(text: &str, key: &str) -> usize {
     let mut table = document.get_ref();
     let mut line = 1;
     for part in key.split('.') {
-        let Some((name, value)) = table.iter().find(|(name, _)| name.get_ref().as_ref() == part) else { break };
+        let Some((name, value)) = table.iter().find(|(name, _)| name.get_ref().as_ref() == part) else {
+            break;
+        };
         line = line_of(text, name.span().start);
         match value.get_ref() {
             toml::de::DeValue::Table(inner) => table = inner,

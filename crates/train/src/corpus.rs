@@ -3,16 +3,17 @@
 //! | name ends in | documents |
 //! |---|---|
 //! | `.txt` | the file is one document |
-//! | `.jsonl`, `.ndjson` | one JSON object a line, the text in its field `text`; lines of nothing but blanks are skipped |
+//! | `.jsonl`, `.ndjson` | one JSON object a line, the text in its field `text`; blank lines are skipped |
 //! | the above with `.zst` or `.gz` after it | the same, compressed |
 //! | `.parquet` | one row, the text in its column `text` |
 //!
-//! A folder stands for the files in it and in its sub-folders, in the order of their paths, so that a corpus is the
-//! same sequence of documents on every machine.
+//! A folder stands for the files in it and in its sub-folders, in the order of their paths, so that a corpus
+//! is the same sequence of documents on every machine.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -62,8 +63,8 @@ impl Corpus {
     /// The corpus of these files and folders, in the order given; nothing is read yet but the folders' lists.
     ///
     /// # Errors
-    /// A path that does not exist, a named file of unknown format, or nothing to read at all. Files of unknown format
-    /// inside a folder are left out and listed by [`skipped`](Self::skipped).
+    /// A path that does not exist, a named file of unknown format, or nothing to read at all. Files of
+    /// unknown format inside a folder are left out and listed by [`skipped`](Self::skipped).
     pub fn open<P: AsRef<Path>>(paths: &[P]) -> Result<Self> {
         let mut corpus = Self { files: Vec::new(), skipped: Vec::new(), field: "text".to_owned() };
         for path in paths {
@@ -372,7 +373,7 @@ impl LineReader {
         })?;
         let missing =
             |reason| Error::MissingText { path: path.clone(), place: format!("line {line}"), reason };
-        match serde_json::from_str::<serde_json::Value>(json) {
+        match serde_json::from_str::<serde_json::Value>(json.trim_end()) {
             Err(error) => Err(Error::MalformedJson { path: path.clone(), line, reason: json_reason(&error) }),
             Ok(serde_json::Value::Object(mut record)) => match record.remove(field) {
                 Some(serde_json::Value::String(text)) => Ok(text),
@@ -437,10 +438,8 @@ impl ParquetReader {
     }
 
     fn new<R: ChunkReader + 'static>(path: &Path, bytes: R, field: &str) -> Result<Self> {
-        let file = SerializedFileReader::new(bytes).map_err(|error| Error::MalformedParquet {
-            path: path.to_owned(),
-            place: "footer".to_owned(),
-            reason: error.to_string(),
+        let file = unpanicked(|| SerializedFileReader::new(bytes)).map_err(|reason| {
+            Error::MalformedParquet { path: path.to_owned(), place: "footer".to_owned(), reason }
         })?;
         let columns = file.metadata().file_metadata().schema_descr().columns();
         let missing =
@@ -506,10 +505,12 @@ impl ParquetReader {
             return Ok(false);
         }
         (self.group, self.row) = (self.next_group, 0);
-        let group = self.file.get_row_group(self.group).map_err(|error| self.malformed(&error))?;
-        let reader = group.get_column_reader(self.column).map_err(|error| self.malformed(&error))?;
+        let reader = unpanicked(|| self.file.get_row_group(self.group)?.get_column_reader(self.column))
+            .map_err(|reason| self.malformed(reason))?;
         let ColumnReader::ByteArrayColumnReader(rows) = reader else {
-            return Err(self.malformed(&"its text column is stored as another type than the schema says"));
+            return Err(
+                self.malformed("its text column is stored as another type than the schema says".to_owned())
+            );
         };
         self.rows = Some(rows);
         self.next_group += 1;
@@ -521,8 +522,8 @@ impl ParquetReader {
         let Some(rows) = &mut self.rows else { return Ok(false) };
         let (mut values, mut levels) = (Vec::new(), Vec::new());
         let levels_to = self.nullable.then_some(&mut levels);
-        let outcome = rows.read_records(Self::ROWS_AT_ONCE, levels_to, None, &mut values);
-        let (records, ..) = outcome.map_err(|error| self.malformed(&error))?;
+        let outcome = unpanicked(|| rows.read_records(Self::ROWS_AT_ONCE, levels_to, None, &mut values));
+        let (records, ..) = outcome.map_err(|reason| self.malformed(reason))?;
         let ready: Vec<_> = if self.nullable {
             // A row whose definition level is 0 is null and has no value.
             let mut values = values.into_iter();
@@ -539,7 +540,287 @@ impl ParquetReader {
         format!("row group {}, row {}", self.group, self.row)
     }
 
-    fn malformed(&self, reason: &dyn std::fmt::Display) -> Error {
-        Error::MalformedParquet { path: self.path.clone(), place: self.place(), reason: reason.to_string() }
+    fn malformed(&self, reason: String) -> Error {
+        Error::MalformedParquet { path: self.path.clone(), place: self.place(), reason }
+    }
+}
+
+/// Runs a part of the crate `parquet`, some of whose decoders panic on damaged bytes. After a failure the
+/// reader is not used again, so a half-changed state is never seen.
+fn unpanicked<T>(run: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, String> {
+    match std::panic::catch_unwind(AssertUnwindSafe(run)) {
+        Ok(outcome) => outcome.map_err(|error| error.to_string()),
+        Err(_) => Err("its data are damaged: the decoder stopped".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use parquet::data_type::Int64Type;
+    use parquet::file::properties::WriterProperties;
+    use parquet::file::writer::SerializedFileWriter;
+    use parquet::schema::parser::parse_message_type;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const LINES: &str =
+        "{\"text\": \"One\\nline \\u00e9\", \"source\": \"a\"}\n\n{\"id\": 7, \"text\": \"zwei\"}";
+
+    fn folder(files: &[(&str, &[u8])]) -> TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, bytes) in files {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        }
+        folder
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn zst(bytes: &[u8]) -> Vec<u8> {
+        zstd::encode_all(bytes, 3).unwrap()
+    }
+
+    /// A file with two row groups, a column of numbers before the text.
+    fn parquet(schema: &str, groups: &[&[Option<&[u8]>]]) -> Vec<u8> {
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let mut bytes = Vec::new();
+        let properties = Arc::new(WriterProperties::builder().build());
+        let mut writer = SerializedFileWriter::new(&mut bytes, schema, properties).unwrap();
+        for rows in groups {
+            let mut group = writer.next_row_group().unwrap();
+            let mut ids = group.next_column().unwrap().unwrap();
+            let numbers: Vec<_> = (0..rows.len() as i64).collect();
+            ids.typed::<Int64Type>().write_batch(&numbers, None, None).unwrap();
+            ids.close().unwrap();
+            let values: Vec<_> = rows.iter().flatten().map(|text| ByteArray::from(text.to_vec())).collect();
+            let levels: Vec<_> = rows.iter().map(|text| i16::from(text.is_some())).collect();
+            let mut texts = group.next_column().unwrap().unwrap();
+            texts.typed::<ByteArrayType>().write_batch(&values, Some(&levels), None).unwrap();
+            texts.close().unwrap();
+            group.close().unwrap();
+        }
+        writer.close().unwrap();
+        bytes
+    }
+
+    const SCHEMA: &str = "message schema { required int64 id; optional binary text (UTF8); }";
+
+    fn read(corpus: &Corpus) -> Result<Vec<String>> {
+        corpus.documents().collect()
+    }
+
+    fn read_one(name: &str, bytes: &[u8]) -> Result<Vec<String>> {
+        let folder = folder(&[(name, bytes)]);
+        read(&Corpus::open(&[folder.path().join(name)])?)
+    }
+
+    /// The message with the name of the file in place of its path.
+    fn failure(name: &str, bytes: &[u8]) -> String {
+        let message = read_one(name, bytes).unwrap_err().to_string();
+        let at = message.find(name).unwrap_or_else(|| panic!("no file name in: {message}"));
+        message[at..].to_owned()
+    }
+
+    #[test]
+    fn every_format_gives_its_documents() {
+        let two = ["One\nline é", "zwei"];
+        for (name, bytes) in [
+            ("a.jsonl", LINES.as_bytes().to_vec()),
+            ("a.ndjson", LINES.as_bytes().to_vec()),
+            ("A.JSONL.zst", zst(LINES.as_bytes())),
+            ("a.jsonl.gz", gzip(LINES.as_bytes())),
+            // Two compressed streams in one file are one text.
+            ("b.jsonl.gz", [gzip(&LINES.as_bytes()[..20]), gzip(&LINES.as_bytes()[20..])].concat()),
+            ("b.jsonl.zst", [zst(&LINES.as_bytes()[..20]), zst(&LINES.as_bytes()[20..])].concat()),
+            ("a.parquet", parquet(SCHEMA, &[&[Some("One\nline é".as_bytes())], &[Some(b"zwei")]])),
+        ] {
+            assert_eq!(read_one(name, &bytes).unwrap(), two, "{name}");
+        }
+        let text = "a\r\n\n b\n";
+        for (name, bytes) in [
+            ("a.txt", text.as_bytes().to_vec()),
+            ("a.txt.zst", zst(text.as_bytes())),
+            ("a.txt.gz", gzip(text.as_bytes())),
+        ] {
+            assert_eq!(read_one(name, &bytes).unwrap(), [text], "{name}");
+        }
+    }
+
+    #[test]
+    fn many_parquet_rows_keep_their_order() {
+        let texts: Vec<_> = (0..300).map(|row| format!("row {row}")).collect();
+        let rows: Vec<_> = texts.iter().map(|text| Some(text.as_bytes())).collect();
+        let bytes = parquet(SCHEMA, &[&rows[..130], &rows[130..130], &rows[130..]]);
+        assert_eq!(read_one("a.parquet", &bytes).unwrap(), texts);
+        let folder = folder(&[("a.parquet", &bytes)]);
+        let corpus = Corpus::open(&[folder.path()]).unwrap();
+        assert_eq!(corpus.text_bytes().unwrap(), texts.iter().map(|text| text.len() as u64).sum::<u64>());
+    }
+
+    #[test]
+    fn a_folder_is_its_files_in_the_order_of_their_paths() {
+        let folder = folder(&[
+            ("b.txt", b"2"),
+            ("a/z.txt", b"1"),
+            ("c.jsonl", b"{\"text\":\"3\"}"),
+            ("README.md", b""),
+        ]);
+        let corpus = Corpus::open(&[folder.path()]).unwrap();
+        assert_eq!(read(&corpus).unwrap(), ["1", "2", "3"]);
+        assert_eq!(corpus.skipped(), [folder.path().join("README.md")]);
+        assert_eq!(corpus.files().count(), 3);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_that_holds_itself_ends() {
+        let folder = folder(&[("a/b.txt", b"1")]);
+        std::os::unix::fs::symlink(folder.path(), folder.path().join("a/loop")).unwrap();
+        let corpus = Corpus::open(&[folder.path()]).unwrap();
+        assert_eq!(read(&corpus).unwrap(), ["1"]);
+        assert_eq!(corpus.skipped(), [folder.path().join("a/loop")]);
+    }
+
+    #[test]
+    fn the_bytes_read_end_at_the_bytes_there_are() {
+        let table = parquet(SCHEMA, &[&[Some(b"x")]]);
+        let folder = folder(&[
+            ("a.txt", b"12"),
+            ("b.jsonl.zst", &zst(LINES.as_bytes())),
+            ("c.parquet", &table),
+            ("d.txt", b"34"),
+        ]);
+        let corpus = Corpus::open(&[folder.path()]).unwrap();
+        let mut documents = corpus.documents();
+        let mut last = 0;
+        while documents.next().is_some() {
+            assert!((last..=corpus.bytes()).contains(&documents.bytes_read()));
+            last = documents.bytes_read();
+        }
+        assert_eq!(documents.bytes_read(), corpus.bytes());
+    }
+
+    #[test]
+    fn embedded_bytes_and_another_field() {
+        let corpus = Corpus::embedded("built-in.jsonl", br#"{"body": "x", "text": "y"}"#).unwrap();
+        assert_eq!(read(&corpus.clone().with_field("body")).unwrap(), ["x"]);
+        assert_eq!(read(&corpus).unwrap(), ["y"]);
+        assert!(Corpus::embedded("built-in", b"").is_err());
+        let table: &'static [u8] = parquet(SCHEMA, &[&[Some(b"z")]]).leak();
+        assert_eq!(read(&Corpus::embedded("built-in.parquet", table).unwrap()).unwrap(), ["z"]);
+    }
+
+    #[test]
+    fn what_is_not_there_is_named() {
+        let message = Corpus::open(&["no/such/file.txt"]).unwrap_err().to_string();
+        assert!(message.starts_with("cannot read no/such/file.txt: "), "{message}");
+        let folder = folder(&[("notes.md", b"x")]);
+        let message = Corpus::open(&[folder.path()]).unwrap_err().to_string();
+        assert!(
+            message.starts_with("the corpus is empty: no .txt, .jsonl or .parquet file in ["),
+            "{message}"
+        );
+        let message = Corpus::open(&[folder.path().join("notes.md")]).unwrap_err().to_string();
+        assert!(message.contains("notes.md: unknown format"), "{message}");
+        let nothing = Corpus::embedded("a.jsonl", b"{\"text\": \"\"}\n").unwrap();
+        let message = nothing.text_bytes().unwrap_err().to_string();
+        assert_eq!(message, "the corpus is empty: no text in 1 file(s): a.jsonl");
+    }
+
+    #[test]
+    fn malformed_lines_are_named_with_their_number() {
+        let json = |line: &str| failure("a.jsonl", format!("{{\"text\": \"x\"}}\n{line}\n").as_bytes());
+        assert_eq!(
+            json("{\"text\": \"x\""),
+            "a.jsonl: line 2: malformed JSON: EOF while parsing an object at column 12"
+        );
+        assert_eq!(
+            json("{\"body\": 1, \"id\": 2}"),
+            "a.jsonl: line 2: no field \"text\"; the fields are [body, id]"
+        );
+        assert_eq!(json("{\"text\": null}"), "a.jsonl: line 2: field \"text\" holds null, not a string");
+        assert_eq!(json("[1]"), "a.jsonl: line 2: an array in place of an object with a field \"text\"");
+        assert!(json("{\"text\": \"\\ud800\"}").starts_with("a.jsonl: line 2: malformed JSON: "));
+    }
+
+    #[test]
+    fn invalid_utf8_is_named_with_its_offset() {
+        assert_eq!(failure("a.txt", b"abc\xff"), "a.txt: invalid UTF-8 at byte 3; convert the text to UTF-8");
+        let bytes = b"{\"text\": \"x\"}\n{\"text\": \"\xe9t\xe9\"}\n";
+        let expected = "line 2: invalid UTF-8 at byte 24; convert the text to UTF-8";
+        assert_eq!(failure("a.jsonl", bytes), format!("a.jsonl: {expected}"));
+        assert_eq!(failure("a.jsonl.zst", &zst(bytes)), format!("a.jsonl.zst: {expected}"));
+        let table = parquet(SCHEMA, &[&[Some(b"x")], &[Some(b"x"), Some(b"ab\xc3")]]);
+        assert_eq!(
+            failure("a.parquet", &table),
+            "a.parquet: row group 1, row 1: invalid UTF-8 at byte 2; convert the text to UTF-8"
+        );
+    }
+
+    #[test]
+    fn cut_or_damaged_compression_is_refused() {
+        let text: String =
+            (0..20_000).map(|number| format!("{{\"text\": \"{}\"}}\n", number * 7919)).collect();
+        for (name, bytes) in [("a.jsonl.zst", zst(text.as_bytes())), ("a.jsonl.gz", gzip(text.as_bytes()))] {
+            let message = failure(name, &bytes[..bytes.len() / 2]);
+            assert!(message.contains("compressed data is cut off after "), "{message}");
+            let mut damaged = bytes.clone();
+            damaged[0] ^= 0xff;
+            let message = failure(name, &damaged);
+            assert!(message.contains("compressed data is damaged after 0 bytes of text: "), "{message}");
+        }
+        // gzip's checksum tells a change that the decoder cannot see.
+        let mut bytes = gzip(text.as_bytes());
+        let end = bytes.len();
+        bytes[end - 6] ^= 1;
+        assert!(failure("a.jsonl.gz", &bytes).contains("compressed data is damaged"));
+    }
+
+    #[test]
+    fn the_first_error_ends_the_documents() {
+        let corpus = Corpus::embedded("a.jsonl", b"{\"text\": \"x\"}\n{\n{\"text\": \"y\"}\n").unwrap();
+        let found: Vec<_> = corpus.documents().map(|document| document.is_ok()).collect();
+        assert_eq!(found, [true, false]);
+    }
+
+    #[test]
+    fn unfit_parquet_is_named_with_its_place() {
+        let table = |schema, text| parquet(schema, &[&[text]]);
+        let null = table(SCHEMA, None);
+        assert_eq!(failure("a.parquet", &null), "a.parquet: row group 0, row 0: column \"text\" is null");
+        let other = table("message schema { required int64 id; optional binary body (UTF8); }", Some(b"x"));
+        let message = failure("a.parquet", &other);
+        assert_eq!(message, "a.parquet: schema: no column \"text\"; the columns are [id, body]");
+        let corpus =
+            Corpus::embedded("a.parquet", table(SCHEMA, Some(b"x")).leak()).unwrap().with_field("id");
+        let message = read(&corpus).unwrap_err().to_string();
+        assert_eq!(message, "a.parquet: schema: column \"id\" holds INT64, not text");
+        assert!(failure("a.parquet", b"PAR1 and no more").starts_with("a.parquet: footer: "));
+        assert!(failure("a.parquet", b"").starts_with("a.parquet: footer: "));
+    }
+
+    #[test]
+    fn damaged_parquet_is_refused_without_a_panic() {
+        let texts: Vec<_> = (0..100).map(|row| format!("text of row {row}")).collect();
+        let rows: Vec<_> = texts.iter().map(|text| Some(text.as_bytes())).collect();
+        let whole = parquet(SCHEMA, &[&rows]);
+        let read = |bytes: Vec<u8>| read(&Corpus::embedded("a.parquet", bytes.leak()).unwrap());
+        let mut refused = 0;
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1 << (at % 8);
+            refused += usize::from(read(damaged).is_err());
+            assert!(read(whole[..at].to_vec()).is_err());
+        }
+        assert!(refused > 0);
     }
 }

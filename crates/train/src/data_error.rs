@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 /// A result whose error is [`Error`].
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A failure of corpora, tokenizers, token shards, samplers or schedules: what was wrong, where, and what to do.
+/// A failure of corpora, tokenizers, token shards, samplers or schedules: what was wrong, where, and what to
+/// do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -57,7 +58,8 @@ pub enum Error {
         path: PathBuf,
         /// "line 3: " or "row group 0, row 7: "; empty when the document is the file.
         place: String,
-        /// Offset of the first bad byte in the file's text (after decompression), or in the text of a Parquet row.
+        /// Offset of the first bad byte in the file's text (after decompression), or in the text of a Parquet
+        /// row.
         offset: u64,
     },
     /// A line that is not JSON.
@@ -81,7 +83,7 @@ pub enum Error {
         reason: String,
     },
     /// A compressed file that ends before its contents do.
-    #[error("{}: compressed data is cut off after {offset} bytes of text; the file is incomplete", path.display())]
+    #[error("{}: compressed data is cut off after {offset} bytes of text: it is incomplete", path.display())]
     TruncatedCompression {
         /// The file.
         path: PathBuf,
@@ -134,7 +136,8 @@ pub enum Error {
     },
     /// Token shards made with another tokenizer.
     #[error(
-        "{}: its tokens were made with tokenizer {found}, not with {expected}; prepare the data again", path.display()
+        "{}: its tokens were made with tokenizer {found}, not with {expected}; prepare the data again",
+        path.display()
     )]
     WrongTokenizer {
         /// The shards.

@@ -91,6 +91,20 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the cause is in what was given (usage, configuration, input), not in the machine.
+    pub fn is_input(&self) -> bool {
+        match self {
+            Self::File { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            Self::Diverged { .. } | Self::Interrupted => false,
+            Self::Data(error) => error.is_input(),
+            Self::Store(error) => {
+                use engram_store::StoreError::{Io, Memory};
+                !matches!(error, Io { .. } | Memory { .. })
+            }
+            _ => true,
+        }
+    }
+
     pub(crate) fn file(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
         let path = path.as_ref().to_owned();
         move |source| Self::File { action, path, source }

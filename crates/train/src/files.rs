@@ -11,7 +11,7 @@ pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = folder_of(path);
     let mut file = tempfile::Builder::new()
         .prefix(".writing-")
-        .permissions(permissions())
+        .permissions(permissions(0o666))
         .tempfile_in(folder)
         .map_err(Error::write(path))?;
     file.write_all(bytes).map_err(Error::write(path))?;
@@ -30,8 +30,9 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::write(folder))
 }
 
-/// What a file made in the ordinary way would have (a temporary one is the owner's alone); the umask applies.
-fn permissions() -> std::fs::Permissions {
+/// Permissions as of what is made in the ordinary way (temporary files and folders are the owner's alone);
+/// the umask still applies.
+pub(crate) fn permissions(mode: u32) -> std::fs::Permissions {
     use std::os::unix::fs::PermissionsExt;
-    std::fs::Permissions::from_mode(0o666)
+    std::fs::Permissions::from_mode(mode)
 }

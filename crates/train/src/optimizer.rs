@@ -175,7 +175,10 @@ impl Optimizer {
                 *gradient = clip * *gradient + mu * *momentum;
             }
             let update = engram_kernels::newton_schulz(&update, rows, columns);
-            weight.iter_mut().zip(&update).for_each(|(weight, update)| *weight = *weight * keep - scale * update);
+            weight
+                .iter_mut()
+                .zip(&update)
+                .for_each(|(weight, update)| *weight = *weight * keep - scale * update);
             self.put(name, "momentum", device_tensor(momentum, &self.device));
             return device_tensor(weight, &self.device);
         }
@@ -239,15 +242,18 @@ impl Optimizer {
 
     /// The whole state, by name and moment.
     pub fn export(&self) -> BTreeMap<String, HostTensor> {
-        let tensor = |tensor: &Tensor<1>| HostTensor { shape: tensor.dims().to_vec(), values: host(tensor.clone()) };
+        let tensor =
+            |tensor: &Tensor<1>| HostTensor { shape: tensor.dims().to_vec(), values: host(tensor.clone()) };
         self.state.iter().map(|(name, state)| (name.clone(), tensor(state))).collect()
     }
 
     /// Takes up where [`export`](Self::export) was called, after `step` steps.
     pub fn import(&mut self, state: BTreeMap<String, HostTensor>, step: u64) {
         self.step = step;
-        self.state =
-            state.into_iter().map(|(name, tensor)| (name, device_tensor(tensor.values, &self.device))).collect();
+        self.state = state
+            .into_iter()
+            .map(|(name, tensor)| (name, device_tensor(tensor.values, &self.device)))
+            .collect();
     }
 }
 

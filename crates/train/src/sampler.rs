@@ -1,9 +1,9 @@
 //! Training windows in a random order that is a formula: any window of any epoch is known from a few numbers.
 //!
-//! An epoch cuts the tokens into windows of `context + 1` tokens that overlap by one (the last target of one is the
-//! first input of the next), from an offset that differs per epoch, and goes through them in the order of a
-//! pseudo-random permutation. No list of windows is kept, so the state of a sampler is two numbers, and going on from
-//! them is going on as if nothing had happened.
+//! An epoch cuts the tokens into windows of `context + 1` tokens that overlap by one (the last target of one
+//! is the first input of the next), from an offset that differs per epoch, and goes through them in the order
+//! of a pseudo-random permutation. No list of windows is kept, so the state of a sampler is two numbers, and
+//! going on from them is going on as if nothing had happened.
 
 use serde::{Deserialize, Serialize};
 
@@ -44,7 +44,8 @@ pub struct Sampler {
 /// Windows of tokens, one after another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
-    /// `[windows, context + 1]`: a window's first `context` tokens are inputs, its last `context` are their targets.
+    /// `[windows, context + 1]`: a window's first `context` tokens are inputs, its last `context` are their
+    /// targets.
     pub tokens: Vec<u32>,
     /// Position of each window's first token in the data.
     pub starts: Vec<u64>,
@@ -89,7 +90,8 @@ impl Sampler {
         (self.tokens - 1 - self.offset(epoch)) / self.context
     }
 
-    /// Positions of the first tokens of the next batch's windows. A batch may end one epoch and begin the next.
+    /// Positions of the first tokens of the next batch's windows. A batch may end one epoch and begin the
+    /// next.
     pub fn next_starts(&mut self) -> Vec<u64> {
         (0..self.batch).map(|_| self.next_start()).collect()
     }
@@ -150,8 +152,8 @@ impl Batch {
     }
 }
 
-/// Positions of validation windows of `context + 1` tokens, in order, overlapping by one token only. With a `limit`,
-/// that many of them, spread evenly over the data; a rest shorter than a window is left out.
+/// Positions of validation windows of `context + 1` tokens, in order, overlapping by one token only. With a
+/// `limit`, that many of them, spread evenly over the data; a rest shorter than a window is left out.
 ///
 /// # Errors
 /// A context or limit of 0, or fewer tokens than one window has.
@@ -179,9 +181,9 @@ fn checked_context(context: usize, tokens: u64) -> Result<u64> {
     }
 }
 
-/// The image of `index` under a pseudo-random permutation of `0..count`: a Feistel network permutes the smallest
-/// square of a power of two that holds `count`, and is applied again until the image is inside (fewer than four times
-/// on average).
+/// The image of `index` under a pseudo-random permutation of `0..count`: a Feistel network permutes the
+/// smallest square of a power of two that holds `count`, and is applied again until the image is inside
+/// (fewer than four times on average).
 fn permute(index: u64, count: u64, key: u64) -> u64 {
     const ROUNDS: u64 = 6;
     let half = (u64::BITS - (count - 1).leading_zeros()).div_ceil(2).max(1);
@@ -205,4 +207,123 @@ fn mix(value: u64) -> u64 {
     let value = (value ^ value >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let value = (value ^ value >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     value ^ value >> 31
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_order_is_fixed_for_good() {
+        // A change of these numbers changes every training that is resumed.
+        let mut sampler = Sampler::new(42, 16, 4, 1000).unwrap();
+        assert_eq!(sampler.windows(0), 62);
+        assert_eq!(sampler.next_starts(), [305, 529, 673, 481]);
+        assert_eq!(sampler.next_starts(), [369, 209, 321, 561]);
+    }
+
+    #[test]
+    fn seeds_and_epochs_differ() {
+        let starts = |seed| Sampler::new(seed, 8, 100, 1000).unwrap().next_starts();
+        assert_ne!(starts(1), starts(2));
+        let mut sampler = Sampler::new(1, 8, sampler_windows(1, 8, 1000), 1000).unwrap();
+        let (mut one, mut two) = (sampler.next_starts(), sampler.next_starts());
+        assert_ne!(one, two);
+        one.sort();
+        two.sort();
+        assert_ne!(one[0], two[0], "the offset of this seed's second epoch is another");
+    }
+
+    fn sampler_windows(seed: u64, context: usize, tokens: u64) -> usize {
+        Sampler::new(seed, context, 1, tokens).unwrap().windows(0) as usize
+    }
+
+    #[test]
+    fn an_order_looks_random() {
+        // The mean distance between neighbours of a random permutation of n is n/3.
+        let count = 10_000;
+        let order: Vec<_> = (0..count).map(|index| permute(index, count, 7)).collect();
+        let distance: u64 = order.windows(2).map(|pair| pair[0].abs_diff(pair[1])).sum();
+        let mean = distance as f64 / (count - 1) as f64;
+        assert!((mean / (count as f64 / 3.0) - 1.0).abs() < 0.03, "{mean}");
+        let fixed = order.iter().enumerate().filter(|(index, image)| *index as u64 == **image).count();
+        assert!(fixed < 10, "{fixed}");
+    }
+
+    #[test]
+    fn what_cannot_be_sampled_is_refused() {
+        let refused = |result: Result<Sampler>, expected: &str| {
+            let message = result.unwrap_err().to_string();
+            assert!(message.starts_with(expected), "{message}");
+        };
+        refused(Sampler::new(0, 0, 1, 10), "context = 0: ");
+        refused(Sampler::new(0, 8, 0, 10), "batch = 0: ");
+        refused(Sampler::new(0, 10, 1, 10), "context = 10: the data have 10 tokens");
+        let beyond = SamplerState { epoch: 0, position: 1000 };
+        refused(Sampler::new(0, 9, 1, 10).unwrap().at(beyond), "position = 1000: epoch 0 has 1 windows");
+        assert!(validation_windows(10, 10, None).is_err());
+        assert!(validation_windows(10, 4, Some(0)).is_err());
+    }
+
+    #[test]
+    fn validation_goes_through_the_data_in_order() {
+        assert_eq!(validation_windows(41, 10, None).unwrap(), [0, 10, 20, 30]);
+        assert_eq!(validation_windows(40, 10, None).unwrap(), [0, 10, 20]);
+        assert_eq!(validation_windows(41, 10, Some(2)).unwrap(), [0, 20]);
+        assert_eq!(validation_windows(41, 10, Some(3)).unwrap(), [0, 10, 20]);
+        assert_eq!(validation_windows(41, 10, Some(9)).unwrap(), [0, 10, 20, 30]);
+    }
+
+    #[test]
+    fn the_state_is_two_numbers() {
+        let state = SamplerState { epoch: 3, position: 9 };
+        let json = serde_json::to_string(&state).unwrap();
+        assert_eq!(json, r#"{"epoch":3,"position":9}"#);
+        assert_eq!(serde_json::from_str::<SamplerState>(&json).unwrap(), state);
+    }
+
+    proptest! {
+        #[test]
+        fn a_permutation_hits_everything_once(count in 1..3000u64, key: u64) {
+            let mut images: Vec<_> = (0..count).map(|index| permute(index, count, key)).collect();
+            images.sort();
+            prop_assert_eq!(images, (0..count).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn an_epoch_has_every_window_once(
+            seed: u64,
+            epoch in 0..5u64,
+            context in 1..40usize,
+            rest in 1..2000u64,
+        ) {
+            let tokens = context as u64 + rest;
+            let at = SamplerState { epoch, position: 0 };
+            let sampler = Sampler::new(seed, context, 1, tokens).unwrap().at(at).unwrap();
+            let windows = sampler.windows(epoch);
+            let mut one = sampler.clone();
+            let mut starts: Vec<_> = (0..windows).flat_map(|_| one.next_starts()).collect();
+            prop_assert_eq!(one.state(), SamplerState { epoch, position: windows });
+            starts.sort();
+            // Windows lie one after another from an offset below the context, and no further one would fit.
+            prop_assert!(starts[0] < context as u64);
+            prop_assert!(starts.windows(2).all(|pair| pair[1] - pair[0] == context as u64));
+            let end = starts[starts.len() - 1] + context as u64 + 1;
+            prop_assert!(end <= tokens && end + context as u64 > tokens);
+        }
+
+        #[test]
+        fn going_on_is_going_on(seed: u64, batch in 1..7usize, tokens in 20..400u64, stop in 0..60usize) {
+            let fresh = Sampler::new(seed, 8, batch, tokens).unwrap();
+            let mut whole = fresh.clone();
+            let all: Vec<_> = (0..80).map(|_| whole.next_starts()).collect();
+            let mut first = fresh.clone();
+            (0..stop).for_each(|_| _ = first.next_starts());
+            let mut resumed = fresh.at(first.state()).unwrap();
+            let rest: Vec<_> = (stop..80).map(|_| resumed.next_starts()).collect();
+            prop_assert_eq!(&all[stop..], &rest[..]);
+        }
+    }
 }

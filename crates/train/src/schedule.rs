@@ -21,8 +21,8 @@ pub struct Schedule {
     pub decay: Decay,
 }
 
-/// The course of the rate after the warm-up. "Progress" is the share of the steps after the warm-up that are done: 0
-/// at the first of them, 1 when training ends.
+/// The course of the rate after the warm-up. "Progress" is the share of the steps after the warm-up that are
+/// done: 0 at the first of them, 1 when training ends.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Decay {
@@ -95,8 +95,8 @@ impl Schedule {
         }
     }
 
-    /// The share of the peak rate for step `step`, counted from 0, of `total`. Steps at or after `total` have the rate
-    /// that the schedule ends on.
+    /// The share of the peak rate for step `step`, counted from 0, of `total`. Steps at or after `total` have
+    /// the rate that the schedule ends on.
     pub fn rate(&self, step: u64, total: u64) -> f32 {
         let step = step.min(total);
         if step < self.warmup {

@@ -29,7 +29,7 @@
 //! | 128 | 32 | blake3 of the 128 bytes before |
 //! | 160 | tokens · width | the tokens, documents one after another |
 //! | then | up to 7 | zeros, to a multiple of 8 |
-//! | then | documents · 16 | per document: its first token's position in this shard, and its bytes of text (u64 each) |
+//! | then | documents · 16 | per document: its first token's place in this shard, and its bytes of text |
 
 use std::fmt;
 use std::fs::File;
@@ -44,7 +44,7 @@ use tempfile::TempDir;
 
 use crate::corpus::Corpus;
 use crate::data_error::{Error, Result};
-use crate::files::{folder_of, sync_folder};
+use crate::files::{folder_of, permissions, sync_folder};
 use crate::tokenizer::{Tokenizer, TokenizerHash, pieces};
 
 const MAGIC: [u8; 8] = *b"ENGRTOKS";
@@ -94,11 +94,12 @@ struct Header {
 }
 
 impl TokenShards {
-    /// Opens a shard, or the folder of all shards of a split, and checks that every file is whole: the header's own
-    /// hash, the file's length, and that no shard of the folder is missing. [`verify`](Self::verify) checks the rest.
+    /// Opens a shard, or the folder of all shards of a split, and checks that every file is whole: the
+    /// header's own hash, the file's length, and that no shard of the folder is missing.
+    /// [`verify`](Self::verify) checks the rest.
     ///
-    /// The files are mapped, not read. Nothing may cut them short while they are open: the operating system would end
-    /// the program.
+    /// The files are mapped, not read. Nothing may cut them short while they are open: the operating system
+    /// would end the program.
     ///
     /// # Errors
     /// [`Error::MalformedShard`], naming the file and what is wrong with it, and [`Error::Read`].
@@ -118,8 +119,8 @@ impl TokenShards {
         Ok(Self { path: path.to_owned(), shards, starts })
     }
 
-    /// Reads everything and compares it with the checksums made when it was written; that every token is in the
-    /// vocabulary and that documents lie one after another is checked as well.
+    /// Reads everything and compares it with the checksums made when it was written; that every token is in
+    /// the vocabulary and that documents lie one after another is checked as well.
     ///
     /// # Errors
     /// [`Error::MalformedShard`] with the first file that differs.
@@ -197,7 +198,9 @@ impl TokenShards {
     /// # Errors
     /// A range beyond the end, or a damaged file.
     pub fn tokens(&self, range: Range<u64>) -> Result<Vec<u32>> {
-        let mut tokens = vec![0; range.end.saturating_sub(range.start) as usize];
+        let count = range.end.saturating_sub(range.start);
+        self.check_range(range.start, count)?;
+        let mut tokens = vec![0; count as usize];
         self.read(range.start, &mut tokens)?;
         Ok(tokens)
     }
@@ -207,11 +210,7 @@ impl TokenShards {
     /// # Errors
     /// A range beyond the end, or a token outside the vocabulary (a damaged file).
     pub fn read(&self, start: u64, out: &mut [u32]) -> Result<()> {
-        let end = start.checked_add(out.len() as u64).filter(|end| *end <= self.len());
-        if end.is_none() {
-            let reason = format!("{} tokens from {start} on go beyond its {} tokens", out.len(), self.len());
-            return Err(Error::MalformedShard { path: self.path.clone(), reason });
-        }
+        self.check_range(start, out.len() as u64)?;
         let (mut position, mut out) = (start, out);
         while !out.is_empty() {
             // The last shard that starts at or before the position: shards are not empty.
@@ -222,6 +221,14 @@ impl TokenShards {
             (position, out) = (position + count, later);
         }
         Ok(())
+    }
+
+    fn check_range(&self, start: u64, count: u64) -> Result<()> {
+        if start.checked_add(count).is_some_and(|end| end <= self.len()) {
+            return Ok(());
+        }
+        let reason = format!("{count} tokens from {start} on go beyond its {} tokens", self.len());
+        Err(Error::MalformedShard { path: self.path.clone(), reason })
     }
 }
 
@@ -295,9 +302,9 @@ impl Shard {
                 "{length} bytes are too few for a token shard's header of {HEADER}"
             )));
         }
-        // SAFETY: the map is only read, and only within `length`, which is the file's now. Another process changing the
-        // file would change the values read, all of which are checked or harmless; cutting it short would end this
-        // process, which `TokenShards::open` states.
+        // SAFETY: the map is only read, and only within `length`, which is the file's now. Another process
+        // changing the file would change the values read, all of which are checked or harmless; cutting it
+        // short would end this process, which `TokenShards::open` states.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::read(path))?;
         let header = Header::read(&map[..HEADER]).map_err(malformed)?;
         match header.file_length() {
@@ -440,8 +447,9 @@ impl Header {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PrepareOptions {
-    /// Share of the documents held out for validation, 0 ≤ share < 1. Whether a document is among them depends on its
-    /// text alone, so two copies are never on both sides, and a corpus that grows keeps its sides.
+    /// Share of the documents held out for validation, 0 ≤ share < 1. Whether a document is among them
+    /// depends on its text alone, so two copies are never on both sides, and a corpus that grows keeps its
+    /// sides.
     pub hold_out: f64,
     /// A shard ends with the document that brings it to this many tokens.
     pub shard_tokens: u64,
@@ -490,15 +498,17 @@ pub struct SplitSummary {
     pub shards: u32,
 }
 
-/// Turns a corpus into token shards in the new folder `out`, which appears when all of it is written and on disk.
+/// Turns a corpus into token shards in the new folder `out`, which appears when all of it is written and on
+/// disk.
 ///
-/// Documents keep their order; their tokens are made by all threads of rayon's pool, and are the same at any number
-/// of threads. Memory holds the documents of one round (a few MiB, or one document that is longer) and their tokens.
-/// A document longer than 256 KiB is turned into tokens in stretches that end at a line end before a letter.
+/// Documents keep their order; their tokens are made by all threads of rayon's pool, and are the same at any
+/// number of threads. Memory holds the documents of one round (a few MiB, or one document that is longer) and
+/// their tokens. A document longer than 256 KiB is turned into tokens in stretches that end at a line end
+/// before a letter.
 ///
 /// # Errors
-/// An `out` that exists, a share outside [0, 1), a split that would be empty, the errors of the corpus and of writing,
-/// and [`Error::Interrupted`] if `progress` breaks. After an error nothing is left.
+/// An `out` that exists, a share outside [0, 1), a split that would be empty, the errors of the corpus and of
+/// writing, and [`Error::Interrupted`] if `progress` breaks. After an error nothing is left.
 pub fn prepare(
     corpus: &Corpus,
     tokenizer: &Tokenizer,
@@ -514,7 +524,7 @@ pub fn prepare(
     std::fs::create_dir_all(folder).map_err(Error::write(folder))?;
     let work = tempfile::Builder::new()
         .prefix(".preparing-")
-        .permissions(permissions())
+        .permissions(permissions(0o777))
         .tempdir_in(folder)
         .map_err(Error::write(out))?;
 
@@ -634,7 +644,8 @@ fn held_out(document: &str, share: f64) -> bool {
     ((hash >> 11) as f64) / ((1u64 << 53) as f64) < share
 }
 
-/// The shards of one split: files of tokens whose headers are written last, when the number of shards is known.
+/// The shards of one split: files of tokens whose headers are written last, when the number of shards is
+/// known.
 struct SplitWriter {
     folder: PathBuf,
     /// What is the same in every header.
@@ -770,8 +781,318 @@ impl ShardWriter {
     }
 }
 
-/// What a folder made in the ordinary way would have; the umask applies.
-fn permissions() -> std::fs::Permissions {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::Permissions::from_mode(0o777)
+#[cfg(test)]
+mod tests {
+    use std::sync::OnceLock;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tokenizer::TokenizerTraining;
+
+    fn texts() -> Vec<String> {
+        (0..60)
+            .map(|number| format!("Document {number}: the whale, the whale!\n").repeat(1 + number % 5))
+            .collect()
+    }
+
+    fn corpus(texts: &[String]) -> Corpus {
+        let lines: String =
+            texts.iter().map(|text| serde_json::json!({ "text": text }).to_string() + "\n").collect();
+        Corpus::embedded("test.jsonl", lines.leak().as_bytes()).unwrap()
+    }
+
+    fn tokenizer() -> &'static Tokenizer {
+        static ONCE: OnceLock<Tokenizer> = OnceLock::new();
+        ONCE.get_or_init(|| train(290))
+    }
+
+    fn train(vocabulary: usize) -> Tokenizer {
+        let options = TokenizerTraining { vocabulary, byte_budget: 1 << 20 };
+        Tokenizer::train(&corpus(&texts()), &options, &mut |_| ControlFlow::Continue(())).unwrap()
+    }
+
+    /// A tokenizer whose ids need four bytes: ours, with one more token far away.
+    fn wide() -> Tokenizer {
+        let mut json: serde_json::Value = serde_json::from_slice(tokenizer().json()).unwrap();
+        let mut token = json["added_tokens"][0].clone();
+        (token["id"], token["content"]) = (70_000.into(), "<|far|>".into());
+        json["added_tokens"].as_array_mut().unwrap().push(token);
+        json["model"]["vocab"]["<|far|>"] = 70_000.into();
+        Tokenizer::from_json(json.to_string().as_bytes(), "wide", None).unwrap()
+    }
+
+    fn go_on(_: PrepareProgress) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
+    fn prepared(options: &PrepareOptions) -> (TempDir, PathBuf, PrepareSummary) {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("data");
+        let summary = prepare(&corpus(&texts()), tokenizer(), &out, options, &mut go_on).unwrap();
+        (folder, out, summary)
+    }
+
+    fn expected(tokenizer: &Tokenizer, texts: &[String]) -> Vec<u32> {
+        let document =
+            |text: &String| [tokenizer.encode(text).unwrap(), vec![tokenizer.end_of_text()]].concat();
+        texts.iter().flat_map(document).collect()
+    }
+
+    #[test]
+    fn shards_hold_the_documents_in_order() {
+        let everything = PrepareOptions::default();
+        let several = PrepareOptions { shard_tokens: 300, ..Default::default() };
+        for (options, least) in [(everything, 1), (several, 5)] {
+            let (_folder, out, summary) = prepared(&options);
+            let shards = TokenShards::open(&out.join("train")).unwrap();
+            shards.verify().unwrap();
+            shards.check_tokenizer(tokenizer()).unwrap();
+            let tokens = expected(tokenizer(), &texts());
+            assert_eq!(shards.tokens(0..shards.len()).unwrap(), tokens);
+            assert!(summary.train.shards >= least && summary.train.shards as usize == shards.shards.len());
+            let bytes: usize = texts().iter().map(String::len).sum();
+            assert_eq!((shards.text_bytes(), summary.train.text_bytes), (bytes as u64, bytes as u64));
+            assert_eq!((shards.document_count(), summary.train.documents), (60, 60));
+            assert_eq!((shards.vocabulary(), shards.end_of_text()), (290, 0));
+            assert!(!out.join("valid").exists() && summary.valid == SplitSummary::default());
+            let mut next = 0;
+            for (document, text) in shards.documents().zip(texts()) {
+                assert_eq!((document.tokens.start, document.bytes), (next, text.len() as u64));
+                next = document.tokens.end;
+                let tokens = shards.tokens(document.tokens).unwrap();
+                assert_eq!(tokenizer().decode(&tokens).unwrap(), text);
+                assert_eq!(tokens.last(), Some(&0));
+            }
+            assert_eq!(next, shards.len());
+        }
+    }
+
+    #[test]
+    fn a_large_vocabulary_takes_four_bytes_a_token() {
+        let (folder, tokenizer) = (tempfile::tempdir().unwrap(), wide());
+        let out = folder.path().join("data");
+        prepare(&corpus(&texts()), &tokenizer, &out, &Default::default(), &mut go_on).unwrap();
+        let shards = TokenShards::open(&out.join("train/00000.tokens")).unwrap();
+        shards.verify().unwrap();
+        assert_eq!((shards.shards[0].header.width, shards.vocabulary()), (4, 70_001));
+        assert_eq!(shards.tokens(0..shards.len()).unwrap(), expected(&tokenizer, &texts()));
+    }
+
+    #[test]
+    fn held_out_documents_are_the_same_at_every_preparation() {
+        let options = PrepareOptions { hold_out: 0.3, ..Default::default() };
+        let (_folder, out, summary) = prepared(&options);
+        assert_eq!(summary.train.documents + summary.valid.documents, 60);
+        assert!((8..28).contains(&summary.valid.documents), "{}", summary.valid.documents);
+        let (held, kept): (Vec<_>, Vec<_>) = texts().into_iter().partition(|text| held_out(text, 0.3));
+        for (name, texts) in [("train", kept), ("valid", held)] {
+            let shards = TokenShards::open(&out.join(name)).unwrap();
+            assert_eq!(shards.tokens(0..shards.len()).unwrap(), expected(tokenizer(), &texts));
+        }
+        // What a smaller share holds out, a larger one holds out too.
+        assert!(texts().iter().all(|text| !held_out(text, 0.1) || held_out(text, 0.3)));
+    }
+
+    #[test]
+    fn two_preparations_are_equal_at_any_number_of_threads() {
+        let bytes = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let (_folder, out, _) = pool.install(|| prepared(&PrepareOptions::default()));
+            std::fs::read(out.join("train/00000.tokens")).unwrap()
+        };
+        assert_eq!(bytes(1), bytes(3));
+    }
+
+    #[test]
+    fn a_document_longer_than_a_piece_has_the_tokens_of_the_whole() {
+        let text = texts().concat().repeat(100);
+        assert!(text.len() > 2 * crate::tokenizer::PIECE);
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("data");
+        let documents = [text, "short".to_owned()];
+        prepare(&corpus(&documents), tokenizer(), &out, &Default::default(), &mut go_on).unwrap();
+        let shards = TokenShards::open(&out.join("train")).unwrap();
+        assert_eq!(shards.tokens(0..shards.len()).unwrap(), expected(tokenizer(), &documents));
+        assert_eq!(shards.document_count(), 2);
+    }
+
+    #[test]
+    fn progress_is_reported_and_stops_without_a_trace() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("data");
+        let corpus = corpus(&texts());
+        let mut last = None;
+        let mut stop = |progress| {
+            last = Some(progress);
+            ControlFlow::Break(())
+        };
+        let stopped = prepare(&corpus, tokenizer(), &out, &Default::default(), &mut stop);
+        assert!(matches!(stopped, Err(Error::Interrupted)));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        let last = last.unwrap();
+        assert_eq!((last.done, last.total), (corpus.bytes(), corpus.bytes()));
+        assert_eq!(last.text_bytes, texts().iter().map(|text| text.len() as u64).sum::<u64>());
+    }
+
+    #[test]
+    fn errors_leave_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("data");
+        let run = |corpus: &Corpus, options: &PrepareOptions| {
+            prepare(corpus, tokenizer(), &out, options, &mut go_on).unwrap_err().to_string()
+        };
+        let usual = PrepareOptions::default();
+        let hold_out = |hold_out| PrepareOptions { hold_out, ..Default::default() };
+        let bad = Corpus::embedded("bad.jsonl", b"{\"text\": \"x\"}\n{\"tex\": \"x\"}\n").unwrap();
+        assert!(run(&bad, &usual).contains("bad.jsonl: line 2: no field \"text\""));
+        let empty = Corpus::embedded("empty.jsonl", b"{\"text\": \"\"}\n").unwrap();
+        assert_eq!(run(&empty, &usual), "the corpus is empty: no text in 1 file(s): empty.jsonl");
+        assert!(run(&bad, &hold_out(1.0)).starts_with("hold_out = 1: "));
+        assert!(run(&bad, &hold_out(f64::NAN)).starts_with("hold_out = NaN: "));
+        let one = corpus(&texts()[..1]);
+        assert!(
+            run(&one, &hold_out(0.999999))
+                .contains("leaves nothing for training of the corpus's 1 documents")
+        );
+        assert!(run(&one, &hold_out(1e-9)).contains("leaves nothing for validation"));
+        let none = PrepareOptions { shard_tokens: 0, ..Default::default() };
+        assert!(run(&one, &none).starts_with("shard_tokens = 0: "));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        std::fs::create_dir(&out).unwrap();
+        assert!(run(&one, &usual).contains("already exists; remove it"));
+    }
+
+    #[test]
+    fn documents_without_text_are_counted() {
+        let (folder, mut texts) = (tempfile::tempdir().unwrap(), texts());
+        texts[3].clear();
+        let out = folder.path().join("data");
+        let summary = prepare(&corpus(&texts), tokenizer(), &out, &Default::default(), &mut go_on).unwrap();
+        assert_eq!((summary.empty_documents, summary.train.documents), (1, 59));
+    }
+
+    #[test]
+    fn another_tokenizer_is_refused_by_name() {
+        let (_folder, out, _) = prepared(&PrepareOptions::default());
+        let other = train(289);
+        let message =
+            TokenShards::open(&out.join("train")).unwrap().check_tokenizer(&other).unwrap_err().to_string();
+        assert!(message.contains(&format!(
+            "made with tokenizer {}, not with {}",
+            tokenizer().hash(),
+            other.hash()
+        )));
+    }
+
+    #[test]
+    fn a_changed_bit_or_a_missing_end_is_found() {
+        let (folder, out, _) = prepared(&PrepareOptions { shard_tokens: u64::MAX, ..Default::default() });
+        let whole = std::fs::read(out.join("train/00000.tokens")).unwrap();
+        let path = folder.path().join("damaged.tokens");
+        let try_all = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            TokenShards::open(&path).and_then(|shards| shards.verify())
+        };
+        try_all(&whole).unwrap();
+        for at in (0..whole.len()).step_by(7).chain(0..HEADER) {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1 << (at % 8);
+            let message = try_all(&damaged).unwrap_err().to_string();
+            assert!(message.contains("damaged.tokens: "), "byte {at}: {message}");
+            // Reading without having verified may give other tokens, but none that has no meaning, and never
+            // fails otherwise.
+            if let Ok(shards) = TokenShards::open(&path) {
+                let tokens = shards.tokens(0..shards.len());
+                assert!(
+                    tokens.is_err() || tokens.is_ok_and(|tokens| tokens.iter().all(|token| *token < 290))
+                );
+            }
+        }
+        for length in [0, 1, HEADER - 1, HEADER, whole.len() / 2, whole.len() - 1] {
+            std::fs::write(&path, &whole[..length]).unwrap();
+            assert!(matches!(TokenShards::open(&path), Err(Error::MalformedShard { .. })), "{length} bytes");
+        }
+        std::fs::write(&path, [&whole[..], b"x"].concat()).unwrap();
+        let message = TokenShards::open(&path).unwrap_err().to_string();
+        let expected = format!("has {} bytes instead of {}", whole.len() + 1, whole.len());
+        assert!(message.contains(&expected), "{message}");
+    }
+
+    #[test]
+    fn other_files_and_incomplete_folders_are_refused() {
+        let (_folder, out, _) = prepared(&PrepareOptions { shard_tokens: 300, ..Default::default() });
+        let refused = |path: &Path, expected: &str| {
+            let message = TokenShards::open(path).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        };
+        refused(&out, "no .tokens file in this folder");
+        refused(&out.join("nothing"), "cannot read ");
+        let train = out.join("train");
+        let (second, hidden) = (train.join("00001.tokens"), train.join("hidden"));
+        std::fs::rename(&second, &hidden).unwrap();
+        refused(&train, "is shard 2, and shard 1 is missing");
+        let (_other_folder, other, _) = prepared(&PrepareOptions::default());
+        std::fs::copy(other.join("train/00000.tokens"), &second).unwrap();
+        refused(&train, "belongs to another preparation");
+        std::fs::write(&second, b"{}".repeat(200)).unwrap();
+        refused(&train, "00001.tokens: is not a token shard");
+        std::fs::rename(&hidden, &second).unwrap();
+        let count = std::fs::read_dir(&train).unwrap().count();
+        std::fs::remove_file(train.join(format!("{:05}.tokens", count - 1))).unwrap();
+        refused(&train, &format!("has {} of {count} shards", count - 1));
+    }
+
+    #[test]
+    fn a_range_beyond_the_end_is_refused() {
+        let (_folder, out, _) = prepared(&PrepareOptions::default());
+        let shards = TokenShards::open(&out.join("train")).unwrap();
+        let end = shards.len();
+        assert!(shards.tokens(end - 1..end).is_ok());
+        let message = shards.tokens(end - 1..end + 1).unwrap_err().to_string();
+        assert!(
+            message.contains(&format!("2 tokens from {} on go beyond its {end} tokens", end - 1)),
+            "{message}"
+        );
+        assert!(shards.read(u64::MAX, &mut [0; 2]).is_err());
+        assert!(shards.tokens(0..u64::MAX).is_err());
+    }
+
+    #[test]
+    fn sampled_batches_hold_the_tokens_of_their_windows() {
+        let (_folder, out, _) = prepared(&PrepareOptions { shard_tokens: 300, ..Default::default() });
+        let shards = TokenShards::open(&out.join("train")).unwrap();
+        let mut sampler = crate::Sampler::new(3, 32, 5, shards.len()).unwrap();
+        let batch = sampler.next_batch(&shards).unwrap();
+        assert_eq!((batch.len(), batch.tokens.len()), (5, 5 * 33));
+        for (start, window) in batch.starts.iter().zip(batch.tokens.chunks(33)) {
+            assert_eq!(window, shards.tokens(*start..start + 33).unwrap());
+        }
+        let message = crate::Sampler::new(3, 32, 5, 99).unwrap().next_batch(&shards).unwrap_err().to_string();
+        assert!(message.starts_with("tokens = 99: "), "{message}");
+    }
+
+    #[test]
+    fn other_data_have_another_identity() {
+        let identity = |out: &Path| TokenShards::open(&out.join("train")).unwrap().identity();
+        let (_one, one, _) = prepared(&PrepareOptions::default());
+        let (_same, same, _) = prepared(&PrepareOptions::default());
+        let (_other, other, _) = prepared(&PrepareOptions { hold_out: 0.3, ..Default::default() });
+        assert_eq!(identity(&one), identity(&same));
+        assert_ne!(identity(&one), identity(&other));
+    }
+
+    proptest! {
+        #[test]
+        fn any_range_over_any_shards_is_the_slice(start in 0..2000usize, count in 0..1500usize) {
+            static DATA: OnceLock<(TempDir, TokenShards, Vec<u32>)> = OnceLock::new();
+            let (_, shards, tokens) = DATA.get_or_init(|| {
+                let (folder, out, _) = prepared(&PrepareOptions { shard_tokens: 200, ..Default::default() });
+                (folder, TokenShards::open(&out.join("train")).unwrap(), expected(tokenizer(), &texts()))
+            });
+            let start = start.min(tokens.len());
+            let end = (start + count).min(tokens.len());
+            prop_assert_eq!(&shards.tokens(start as u64..end as u64).unwrap(), &tokens[start..end]);
+        }
+    }
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor, TensorData};
 use engram_address::{Addressing, Vocabulary};
 use engram_model::{Compression, MemoryConfig, MemoryRows};
-use engram_store::{DistinctRows, RowInit, RowOptimizer, RowSource, Storage, Table, TableOrigin, TrainableTable};
+use engram_store::{
+    DistinctRows, RowInit, RowOptimizer, RowSource, Storage, Table, TableOrigin, TrainableTable,
+};
 use serde::{Deserialize, Serialize};
 use tokenizers::Tokenizer;
 
@@ -105,7 +107,12 @@ impl Fetched {
     }
 
     /// What the model takes for sequences `range` of the `batch` that was fetched, reading from `leaves`.
-    pub fn memory_rows(&self, leaves: &[Tensor<2>], batch: usize, range: std::ops::Range<usize>) -> Vec<MemoryRows> {
+    pub fn memory_rows(
+        &self,
+        leaves: &[Tensor<2>],
+        batch: usize,
+        range: std::ops::Range<usize>,
+    ) -> Vec<MemoryRows> {
         let rows = |(layer, leaf): (&FetchedLayer, &Tensor<2>)| {
             let index = layer.distinct.index();
             let per_sequence = index.len() / batch;
@@ -120,7 +127,12 @@ impl Fetched {
 ///
 /// # Errors
 /// When a token is outside the vocabulary, or a table cannot be read.
-pub fn fetch<T: RowSource>(addressing: &Addressing, tables: &[T], tokens: &[u32], batch: usize) -> Result<Fetched> {
+pub fn fetch<T: RowSource>(
+    addressing: &Addressing,
+    tables: &[T],
+    tokens: &[u32],
+    batch: usize,
+) -> Result<Fetched> {
     let time = tokens.len() / batch;
     let layer = |(index, table): (usize, &T)| {
         let slots = addressing.layers()[index].slots();
@@ -178,7 +190,12 @@ impl MemoryTables {
     ///
     /// # Errors
     /// When a file is missing, damaged, or of another addressing.
-    pub fn load(training: &RowTraining, addressing: Addressing, folder: &Path, scratch: &Path) -> Result<Self> {
+    pub fn load(
+        training: &RowTraining,
+        addressing: Addressing,
+        folder: &Path,
+        scratch: &Path,
+    ) -> Result<Self> {
         let storage = storage(training, scratch);
         let table = |layer: &engram_address::LayerAddress| {
             TrainableTable::load(folder.join(file_name(layer.layer())), &origin(&addressing, layer), &storage)

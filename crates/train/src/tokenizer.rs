@@ -1,8 +1,9 @@
 //! Tokenizers: byte-level BPE trained from a corpus, kept as a Hugging Face `tokenizer.json`.
 //!
-//! Any `tokenizer.json` can be loaded. One that is trained here splits text by a GPT-4-like rule (words with the sign
-//! or space before them, numbers two digits at a time so that they do not fill a small vocabulary, line ends) and
-//! merges bytes within the pieces, so that every text has tokens and every text comes back from its tokens unchanged.
+//! Any `tokenizer.json` can be loaded. One that is trained here splits text by a GPT-4-like rule (words with
+//! the sign or space before them, numbers two digits at a time so that they do not fill a small vocabulary,
+//! line ends) and merges bytes within the pieces, so that every text has tokens and every text comes back
+//! from its tokens unchanged.
 
 use std::fmt;
 use std::ops::ControlFlow;
@@ -37,8 +38,8 @@ const SPLIT: &str = concat!(
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 );
 
-/// Longest stretch of text, in bytes, that is turned into tokens at once: it bounds memory, and a longer document
-/// keeps all cores busy. See [`pieces`].
+/// Longest stretch of text, in bytes, that is turned into tokens at once: it bounds memory, and a longer
+/// document keeps all cores busy. See [`pieces`].
 pub(crate) const PIECE: usize = 1 << 18;
 
 /// A loaded or trained tokenizer, with the bytes that each of its tokens stands for.
@@ -91,8 +92,8 @@ impl Tokenizer {
     /// The same corpus and options give the same tokenizer, byte for byte.
     ///
     /// # Errors
-    /// A vocabulary of fewer than 258 tokens or of more than the text has pairs for, a byte budget of 0 or above
-    /// 16 GiB, any error of the corpus, or [`Error::Interrupted`] if `progress` breaks.
+    /// A vocabulary of fewer than 258 tokens or of more than the text has pairs for, a byte budget of 0 or
+    /// above 16 GiB, any error of the corpus, or [`Error::Interrupted`] if `progress` breaks.
     pub fn train(
         corpus: &Corpus,
         options: &TokenizerTraining,
@@ -136,8 +137,8 @@ impl Tokenizer {
         Self::from_json(&json, &path.display().to_string(), None)
     }
 
-    /// Reads the bytes of a `tokenizer.json`; `origin` names them in messages. `end_of_text` is the token that ends a
-    /// document; `None` looks for one of the usual names.
+    /// Reads the bytes of a `tokenizer.json`; `origin` names them in messages. `end_of_text` is the token
+    /// that ends a document; `None` looks for one of the usual names.
     ///
     /// # Errors
     /// Bytes that are not a tokenizer, or a tokenizer without the end-of-text token.
@@ -208,8 +209,8 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The text of tokens, special tokens left out. Bytes that are not UTF-8, as where a character is cut in two,
-    /// become U+FFFD.
+    /// The text of tokens, special tokens left out. Bytes that are not UTF-8, as where a character is cut in
+    /// two, become U+FFFD.
     ///
     /// # Errors
     /// An id outside the vocabulary.
@@ -329,9 +330,9 @@ impl Iterator for Sample<'_> {
     }
 }
 
-/// A text in stretches of at most [`PIECE`] bytes, each ending where a line ends and a letter follows: there, the
-/// split rules in use (ours, GPT-2's, GPT-4's) end a word too, so the tokens are those of the whole. A stretch without
-/// such a place ends where it must, at a character.
+/// A text in stretches of at most [`PIECE`] bytes, each ending where a line ends and a letter follows: there,
+/// the split rules in use (ours, GPT-2's, GPT-4's) end a word too, so the tokens are those of the whole. A
+/// stretch without such a place ends where it must, at a character.
 pub(crate) fn pieces(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -352,7 +353,7 @@ fn piece_end(text: &str, limit: usize) -> usize {
     (1..=limit)
         .rev()
         .find(|&end| bytes[end - 1] == b'\n' && bytes[end].is_ascii_alphabetic())
-        .unwrap_or_else(|| text.floor_char_boundary(limit))
+        .unwrap_or_else(|| text.floor_char_boundary(limit).max(text.ceil_char_boundary(1)))
 }
 
 /// The bytes of all tokens, one after another.
@@ -408,8 +409,8 @@ fn is_byte_level(decoder: Option<&DecoderWrapper>) -> bool {
     }
 }
 
-/// Byte-level vocabularies write a byte as one printable character: itself where it is printable in Latin-1, else the
-/// next free one from U+0100 on.
+/// Byte-level vocabularies write a byte as one printable character: itself where it is printable in Latin-1,
+/// else the next free one from U+0100 on.
 fn byte_level_bytes(character: char, to: &mut Vec<u8>) {
     const fn printable(byte: u8) -> bool {
         matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF)
@@ -461,4 +462,228 @@ fn special_tokens() -> Vec<AddedToken> {
 
 fn tokenize(error: tokenizers::Error) -> Error {
     Error::Tokenize { reason: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TEXT: &str =
+        "{\"text\": \"In 1984 the quick brown fox jumped over the lazy dog's 12345 bones.\\n\"}\n";
+
+    fn corpus() -> Corpus {
+        let mut lines = String::new();
+        for word in ["fox", "dog", "whale", "president", "fellow-citizens", "naïveté", "日本語"] {
+            let line = TEXT.replace("fox", word).replace("lazy", &format!("very {word}"));
+            (0..3).for_each(|_| lines.push_str(&line));
+        }
+        Corpus::embedded("test.jsonl", lines.leak().as_bytes()).unwrap()
+    }
+
+    fn train(vocabulary: usize, byte_budget: u64) -> Result<Tokenizer> {
+        let options = TokenizerTraining { vocabulary, byte_budget };
+        Tokenizer::train(&corpus(), &options, &mut |_| ControlFlow::Continue(()))
+    }
+
+    fn tokenizer() -> &'static Tokenizer {
+        static ONCE: std::sync::OnceLock<Tokenizer> = std::sync::OnceLock::new();
+        ONCE.get_or_init(|| train(320, 1 << 20).unwrap())
+    }
+
+    #[test]
+    fn the_same_corpus_gives_the_same_file() {
+        let (one, other) = (train(320, 1 << 20).unwrap(), train(320, 1 << 20).unwrap());
+        assert_eq!(one.json(), other.json());
+        assert_eq!(one.hash(), other.hash());
+        assert_ne!(one.hash(), train(319, 1 << 20).unwrap().hash());
+    }
+
+    #[test]
+    fn special_tokens_come_first_and_stand_for_no_text() {
+        let tokenizer = tokenizer();
+        assert_eq!((tokenizer.vocabulary(), tokenizer.end_of_text(), tokenizer.pad()), (320, 0, Some(1)));
+        assert_eq!(tokenizer.token_bytes(0), b"");
+        assert_eq!(tokenizer.decode(&[0, 1]).unwrap(), "");
+        // The names are text like any other: a document cannot end itself.
+        let tokens = tokenizer.encode("a<|endoftext|>b").unwrap();
+        assert!(!tokens.contains(&0));
+        assert_eq!(tokenizer.decode(&tokens).unwrap(), "a<|endoftext|>b");
+    }
+
+    #[test]
+    fn words_and_numbers_split_as_stated() {
+        let pieces = |text: &str| -> Vec<String> {
+            let tokens = tokenizer().encode(text).unwrap();
+            tokens
+                .iter()
+                .map(|id| String::from_utf8(tokenizer().token_bytes(*id).to_vec()).unwrap())
+                .collect()
+        };
+        assert_eq!(
+            pieces(" the dog's 12345 dog\n"),
+            [" the", " dog", "'s", " ", "12", "34", "5", " dog", "\n"]
+        );
+    }
+
+    #[test]
+    fn save_and_load() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        tokenizer().save(&path).unwrap();
+        let loaded = Tokenizer::load(&path).unwrap();
+        assert_eq!((loaded.hash(), loaded.json()), (tokenizer().hash(), tokenizer().json()));
+        assert_eq!(loaded.encode(TEXT).unwrap(), tokenizer().encode(TEXT).unwrap());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        let missing = tokenizer().save(&folder.path().join("no/folder.json")).unwrap_err().to_string();
+        assert!(missing.contains("cannot write") && missing.contains("no/folder.json"), "{missing}");
+    }
+
+    #[test]
+    fn truncation_and_padding_of_a_file_are_ignored() {
+        let mut json: serde_json::Value = serde_json::from_slice(tokenizer().json()).unwrap();
+        json["truncation"] = serde_json::json!({
+            "direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0
+        });
+        json["padding"] = serde_json::json!({
+            "strategy": {"Fixed": 99}, "direction": "Right", "pad_to_multiple_of": null,
+            "pad_id": 1, "pad_type_id": 0, "pad_token": "<|pad|>"
+        });
+        let loaded = Tokenizer::from_json(json.to_string().as_bytes(), "test", None).unwrap();
+        assert_eq!(loaded.encode(TEXT).unwrap(), tokenizer().encode(TEXT).unwrap());
+    }
+
+    #[test]
+    fn unusable_files_are_named() {
+        let refused = |json: &[u8], name: Option<&str>| {
+            let message = Tokenizer::from_json(json, "a/tokenizer.json", name).unwrap_err().to_string();
+            assert!(message.starts_with("a/tokenizer.json: not a usable tokenizer.json: "), "{message}");
+            message
+        };
+        refused(b"", None);
+        refused(b"{\"model\": 1}", None);
+        let cut = &tokenizer().json()[..1000];
+        refused(cut, None);
+        assert!(refused(tokenizer().json(), Some("<stop>")).ends_with("it has no token \"<stop>\""));
+        let json = String::from_utf8(tokenizer().json().to_vec()).unwrap().replace(END_OF_TEXT, "<|other|>");
+        assert!(refused(json.as_bytes(), None).contains("none of its tokens is a usual end of text"));
+        let named = Tokenizer::from_json(json.as_bytes(), "x", Some("<|other|>")).unwrap();
+        assert_eq!(named.end_of_text(), 0);
+        let missing = Tokenizer::load(Path::new("no/tokenizer.json")).unwrap_err().to_string();
+        assert!(missing.starts_with("cannot read no/tokenizer.json: "), "{missing}");
+    }
+
+    #[test]
+    fn options_outside_their_range_are_refused() {
+        let refused = |vocabulary, budget, expected: &str| {
+            let message = train(vocabulary, budget).unwrap_err().to_string();
+            assert!(message.starts_with(expected), "{message}");
+        };
+        refused(257, 1000, "vocabulary = 257: at least 258");
+        refused(320, 0, "byte_budget = 0: ");
+        refused(320, u64::MAX, "byte_budget = 18446744073709551615: ");
+        refused(5000, 1 << 20, "vocabulary = 5000: the text has only ");
+    }
+
+    #[test]
+    fn a_budget_takes_from_all_of_the_corpus() {
+        let mut lines: String = "{\"text\": \"alpha alpha alpha\"}\n".repeat(50);
+        lines.push_str(&"{\"text\": \"omega omega omega\"}\n".repeat(50));
+        let corpus = Corpus::embedded("test.jsonl", lines.leak().as_bytes()).unwrap();
+        let mut seen = Vec::new();
+        let options = TokenizerTraining { vocabulary: 258 + 4, byte_budget: 17 * 20 };
+        let trained = Tokenizer::train(&corpus, &options, &mut |progress| {
+            seen.push(progress);
+            ControlFlow::Continue(())
+        });
+        // Pairs of both halves are equally frequent: had the budget gone to the first, none of "omega" were
+        // merged.
+        let trained = trained.unwrap();
+        let tokens = |text| trained.encode(text).unwrap().len();
+        assert!(tokens("alpha") < 5 && tokens("omega") < 5, "{} {}", tokens("alpha"), tokens("omega"));
+        assert_eq!(seen.last(), Some(&TokenizerProgress::Merging));
+        assert_eq!(seen[seen.len() - 2], TokenizerProgress::Reading { done: 1700, total: 1700 });
+    }
+
+    #[test]
+    fn training_stops_when_asked_and_says_what_is_wrong_with_the_corpus() {
+        let options = TokenizerTraining { vocabulary: 300, byte_budget: 1 << 20 };
+        let stopped = Tokenizer::train(&corpus(), &options, &mut |_| ControlFlow::Break(()));
+        assert!(matches!(stopped, Err(Error::Interrupted)));
+        let bad = Corpus::embedded("bad.jsonl", b"{\"text\": \"x\"}\n{\"text\": 1}\n").unwrap();
+        let failed = Tokenizer::train(&bad, &options, &mut |_| ControlFlow::Continue(()));
+        assert!(matches!(failed, Err(Error::MissingText { .. })));
+        let empty = Corpus::embedded("empty.jsonl", b"\n").unwrap();
+        let failed = Tokenizer::train(&empty, &options, &mut |_| ControlFlow::Continue(()));
+        assert!(matches!(failed, Err(Error::EmptyCorpus { .. })));
+    }
+
+    #[test]
+    fn tokens_outside_the_vocabulary_are_refused() {
+        let message = tokenizer().decode(&[5, 320]).unwrap_err().to_string();
+        assert!(message.contains("token id 320 is outside the vocabulary of 320"), "{message}");
+        assert_eq!(tokenizer().token_bytes(320), b"");
+    }
+
+    #[test]
+    fn every_byte_has_a_token() {
+        let mut bytes: Vec<u8> = (2..258).flat_map(|id| tokenizer().token_bytes(id)).copied().collect();
+        bytes.sort();
+        assert_eq!(bytes, (0..=255).collect::<Vec<u8>>());
+    }
+
+    #[test]
+    fn other_vocabularies_write_bytes_in_other_ways() {
+        assert_eq!(sentencepiece_bytes("▁the"), b" the");
+        assert_eq!(sentencepiece_bytes("<0x0A>"), b"\n");
+        assert_eq!(sentencepiece_bytes("<0xZZ>"), b"<0xZZ>");
+    }
+
+    #[test]
+    fn a_long_text_is_cut_where_a_line_ends_before_a_letter() {
+        let text = "abc def.\n  two\n1\nabc\n\nxyz";
+        assert_eq!(piece_end(text, 100), text.len());
+        assert_eq!(piece_end(text, 24), 22);
+        assert_eq!(piece_end(text, 21), 17);
+        assert_eq!(piece_end(text, 16), 16, "no place to cut before");
+        assert_eq!(piece_end("ééé", 3), 2);
+        let long = "No end. ".repeat(PIECE / 4);
+        assert_eq!(pieces(&long).collect::<String>(), long);
+        assert_eq!(pieces("").count(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_comes_back_from_its_tokens(
+            text in "\\PC*|[\\x00-\\x7f]*|(<\\|endoftext\\|>|é|\u{1F600}|\\s)*",
+        ) {
+            let tokens = tokenizer().encode(&text).unwrap();
+            prop_assert_eq!(&tokenizer().decode(&tokens).unwrap(), &text);
+            let bytes: Vec<u8> = tokens.iter().flat_map(|id| tokenizer().token_bytes(*id)).copied().collect();
+            prop_assert_eq!(&bytes, text.as_bytes());
+            let lengths = tokenizer().byte_lengths();
+            let sum: u32 = tokens.iter().map(|id| lengths[*id as usize]).sum();
+            prop_assert_eq!(sum as usize, text.len());
+        }
+
+        #[test]
+        fn tokens_of_pieces_are_tokens_of_the_whole(
+            text in "([a-zé0-9.,' \r\t-]{0,9}\n)*",
+            limit in 1..40usize,
+        ) {
+            let whole = tokenizer().encode(&text).unwrap();
+            let (mut rest, mut tokens) = (text.as_str(), Vec::new());
+            while !rest.is_empty() {
+                let end = piece_end(rest, limit);
+                // A cut where there is no such place is not promised to keep the tokens.
+                let (before, after) = rest.split_at(end);
+                let kept = before.ends_with('\n') && after.starts_with(char::is_alphabetic);
+                let end = if kept { end } else { rest.len() };
+                tokens.extend(tokenizer().encode(&rest[..end]).unwrap());
+                rest = &rest[end..];
+            }
+            prop_assert_eq!(tokens, whole);
+        }
+    }
 }

@@ -107,7 +107,8 @@ impl Trainer {
             None => None,
         };
         let precision = config.train.precision.resolve(is_gpu(device));
-        let model = LanguageModel::new(&config.model, &device.clone().autodiff(), config.train.seed, precision)?;
+        let model =
+            LanguageModel::new(&config.model, &device.clone().autodiff(), config.train.seed, precision)?;
         let optimizer = Optimizer::new(config.train.optimizer.clone(), device);
         let data = parts.train.identity().to_string();
         let state = State { step: 0, tokens: 0, sampler: SamplerState::default(), data };
@@ -224,7 +225,8 @@ impl Trainer {
             (computed, next.join())
         });
         let Computed { loss, gradients, row_gradients, loads } = computed?;
-        let mut next = next.map_err(|_| Error::Mismatch("the thread that fetches ahead panicked".into()))??;
+        let mut next =
+            next.map_err(|_| Error::Mismatch("the thread that fetches ahead panicked".into()))??;
         if !loss.is_finite() {
             return Err(Error::Diverged { step: self.state.step });
         }
@@ -263,7 +265,14 @@ impl Trainer {
         };
         let model = self.model().valid();
         let (context, limit) = (self.config.model.context, self.config.train.evaluate_tokens);
-        held_out_loss(&model, &self.device, (&self.valid, &self.tokenizer), (context, limit), fetch, &mut |_, _| true)
+        held_out_loss(
+            &model,
+            &self.device,
+            (&self.valid, &self.tokenizer),
+            (context, limit),
+            fetch,
+            &mut |_, _| true,
+        )
     }
 
     /// Writes a checkpoint and removes those beyond the ones to keep.
@@ -298,7 +307,10 @@ impl Trainer {
         let windows = sampler.next_batch(&self.train)?.tokens;
         let width = self.config.model.context + 1;
         let part = |range: std::ops::Range<usize>| {
-            windows.chunks_exact(width).flat_map(|window| window[range.clone()].iter().copied()).collect::<Vec<_>>()
+            windows
+                .chunks_exact(width)
+                .flat_map(|window| window[range.clone()].iter().copied())
+                .collect::<Vec<_>>()
         };
         let (inputs, targets) = (part(0..width - 1), part(1..width));
         let rows = match &self.memory {
@@ -316,7 +328,8 @@ impl Trainer {
         let mut total = Computed::default();
         let device = self.device.clone().autodiff();
         for part in 0..parts {
-            let leaves: Vec<_> = batch.rows.leaves(&device).into_iter().map(|leaf| leaf.require_grad()).collect();
+            let leaves: Vec<_> =
+                batch.rows.leaves(&device).into_iter().map(|leaf| leaf.require_grad()).collect();
             let sequences_here = part * per_part..(part + 1) * per_part;
             let tokens_here = sequences_here.start * context..sequences_here.end * context;
             let memory: Vec<MemoryRows> = batch.rows.memory_rows(&leaves, sequences, sequences_here);
