@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 
 use unicode_width::UnicodeWidthStr;
 
-use crate::gate_text::{GateLayer, GateText, visible};
+use crate::gate_text::{GateLayer, GateText, Scale, visible};
 
 /// How a map is drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub(crate) fn draw(texts: &[GateText], stream: Option<usize>, canvas: Canvas) ->
     for index in 0..texts.first().map_or(0, |text| text.layers.len()) {
         let gates: Vec<Vec<f32>> = texts.iter().map(|text| shown(&text.layers[index], stream)).collect();
         let scale = Scale::of(gates.iter().flatten());
-        let _ = writeln!(out, "layer {}   {}", texts[0].layers[index].layer, scale.legend(canvas.colour));
+        let _ = writeln!(out, "layer {}   {}", texts[0].layers[index].layer, legend(&scale, canvas.colour));
         for (text, gates) in texts.iter().zip(&gates) {
             for line in lines(&text.tokens, canvas.width) {
                 draw_line(&mut out, &text.tokens, gates, line, &scale, canvas.colour);
@@ -51,49 +51,35 @@ fn shown(layer: &GateLayer, stream: Option<usize>) -> Vec<f32> {
     }
 }
 
-/// From the smallest to the largest gate shown.
-#[derive(Debug, Clone, Copy)]
-struct Scale {
-    low: f32,
-    high: f32,
+fn legend(scale: &Scale, colour: bool) -> String {
+    let steps = (0..8).map(|step| step as f32 / 7.0);
+    let bar: String = match colour {
+        true => steps.map(|heat| coloured("  ", heat)).collect(),
+        false => steps.map(block).collect(),
+    };
+    format!("gate ≤ {:.2} {bar} ≥ {:.2}", scale.low, scale.high)
 }
 
-impl Scale {
-    fn of<'a>(gates: impl Iterator<Item = &'a f32>) -> Self {
-        let begin = (f32::INFINITY, f32::NEG_INFINITY);
-        let (low, high) = gates.fold(begin, |(low, high), &gate| (low.min(gate), high.max(gate)));
-        Self { low, high }
-    }
-
-    /// `gate` in 0..=1.
-    fn heat(&self, gate: f32) -> f32 {
-        let span = self.high - self.low;
-        if span > 0.0 { ((gate - self.low) / span).clamp(0.0, 1.0) } else { 0.0 }
-    }
-
-    fn legend(&self, colour: bool) -> String {
-        let steps = (0..8).map(|step| step as f32 / 7.0);
-        let bar: String = match colour {
-            true => steps.map(|heat| coloured("  ", heat)).collect(),
-            false => steps.map(block).collect(),
-        };
-        format!("gate {:.2} {bar} {:.2}", self.low, self.high)
-    }
-}
-
-/// Ranges of tokens that fit on a line; a line also ends where the text has one end.
+/// Ranges of tokens that fit on a line, broken between words where that is possible; a line also ends where the text
+/// has one end.
 fn lines(tokens: &[String], width: usize) -> Vec<std::ops::Range<usize>> {
     let (mut lines, mut start, mut used) = (Vec::new(), 0, 0);
+    // Where the last word on the line begins, and the columns before it.
+    let mut word = None;
     for (index, token) in tokens.iter().enumerate() {
         let needed = visible(token).width();
+        if index > start && token.starts_with(' ') {
+            word = Some((index, used));
+        }
         if index > start && used + needed > width {
-            lines.push(start..index);
-            (start, used) = (index, 0);
+            let (end, before) = word.take().unwrap_or((index, used));
+            lines.push(start..end);
+            (start, used) = (end, used - before);
         }
         used += needed;
         if token.ends_with('\n') {
             lines.push(start..index + 1);
-            (start, used) = (index + 1, 0);
+            (start, used, word) = (index + 1, 0, None);
         }
     }
     if start < tokens.len() {
@@ -111,12 +97,13 @@ fn draw_line(
     colour: bool,
 ) {
     let (mut text, mut bars) = (String::new(), String::new());
-    for index in line {
+    for index in line.clone() {
         let (token, heat) = (visible(&tokens[index]), scale.heat(gates[index]));
+        let token = if index == line.start { token.trim_start_matches(' ') } else { &token };
         if colour {
-            text.push_str(&coloured(&token, heat));
+            text.push_str(&coloured(token, heat));
         } else {
-            text.push_str(&token);
+            text.push_str(token);
             bars.extend(std::iter::repeat_n(block(heat), token.width()));
         }
     }
@@ -157,7 +144,7 @@ mod tests {
     #[test]
     fn plain_text_has_bars_below_it() {
         let map = draw(&[text()], None, Canvas { width: 40, colour: false });
-        let expected = "layer 1   gate 0.10 ▁▂▃▄▅▆▇█ 0.80\n\
+        let expected = "layer 1   gate ≤ 0.10 ▁▂▃▄▅▆▇█ ≥ 0.80\n\
                         By the way,↵\n\
                         ▁▁▅▅▅▅████▁▁\n\
                         he\n\
@@ -166,8 +153,15 @@ mod tests {
     }
 
     #[test]
-    fn lines_break_between_tokens() {
-        assert_eq!(lines(&text().tokens, 6), [0..2, 2..4, 4..5]);
+    fn lines_break_between_words() {
+        let tokens = ["Bel", "g", "ium", " and", " Lux", "em", "bourg", ".\n", "Unbreakable", "word"];
+        let lines = |width| {
+            let tokens = tokens.map(String::from);
+            lines(&tokens, width).into_iter().map(|line| tokens[line].concat()).collect::<Vec<_>>()
+        };
+        assert_eq!(lines(20), ["Belgium and", " Luxembourg.\n", "Unbreakableword"]);
+        assert_eq!(lines(24), ["Belgium and Luxembourg.\n", "Unbreakableword"]);
+        assert_eq!(lines(8), ["Belgium", " and", " Luxem", "bourg.\n", "Unbreakable", "word"]);
     }
 
     #[test]
@@ -175,11 +169,5 @@ mod tests {
         let map = draw(&[text()], Some(1), Canvas { width: 40, colour: true });
         assert!(map.contains("m way\x1b[0m"), "{map:?}");
         assert!(!map.contains('█'));
-    }
-
-    #[test]
-    fn equal_gates_are_no_division_by_zero() {
-        let scale = Scale::of([0.5, 0.5].iter());
-        assert_eq!(scale.heat(0.5), 0.0);
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::json;
 
-use crate::gate_text::GateText;
+use crate::gate_text::{GateText, Scale};
 
 const TEMPLATE: &str = include_str!("../assets/gates.html");
 
@@ -12,14 +12,12 @@ const TEMPLATE: &str = include_str!("../assets/gates.html");
 pub(crate) fn page(title: &str, lead: &str, texts: &[GateText]) -> String {
     let means: Vec<Vec<f32>> =
         texts.iter().map(|text| text.layers.first().map(|layer| layer.means()).unwrap_or_default()).collect();
-    let low = means.iter().flatten().copied().fold(1.0, f32::min);
-    let high = means.iter().flatten().copied().fold(0.0, f32::max);
-    let span = (high - low).max(f32::MIN_POSITIVE);
+    let scale = Scale::of(means.iter().flatten());
     let mut spans = String::new();
     for (text, means) in texts.iter().zip(&means) {
         spans.push_str("<p class=\"text\">");
         for (token, mean) in text.tokens.iter().zip(means) {
-            let _ = write!(spans, "<span style=\"--h:{:.3}\">{}</span>", (mean - low) / span, escape(token));
+            let _ = write!(spans, "<span style=\"--h:{:.3}\">{}</span>", scale.heat(*mean), escape(token));
         }
         spans.push_str("</p>\n");
     }
@@ -27,8 +25,8 @@ pub(crate) fn page(title: &str, lead: &str, texts: &[GateText]) -> String {
     let fill = |name: &str| match name {
         "title" => escape(title),
         "lead" => escape(lead),
-        "low" => format!("{low:.2}"),
-        "high" => format!("{high:.2}"),
+        "low" => format!("{:.2}", scale.low),
+        "high" => format!("{:.2}", scale.high),
         "texts" => spans.clone(),
         "data" => data(texts),
         other => format!("{{{{{other}}}}}"),

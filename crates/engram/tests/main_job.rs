@@ -80,7 +80,7 @@ fn gates_are_shown() {
     let text = "Queen Anne <b>sailed</b> to New York.";
     let arguments = ["inspect", "gates", "run", text, "--html", "gates.html"];
     let map = workshop.ok_arguments(arguments);
-    assert!(map.starts_with("layer 1   gate "), "{map}");
+    assert!(map.starts_with("layer 1   gate ≤ "), "{map}");
     assert!(map.contains(text), "a pipe gets plain text: {map}");
     assert!(!map.contains('\u{1b}'), "no colours in a pipe");
     let page = workshop.read("gates.html");

@@ -5,12 +5,10 @@ use anyhow::Context;
 use burn::tensor::Device;
 use clap::Args;
 use engram_model::Account;
-use engram_train::{
-    Corpus, DataConfig, HeldOut, RunConfig, Sampling, TokenShards, Tokenizer, TokenizerTraining, Trained,
-};
+use engram_train::{Corpus, DataConfig, HeldOut, RunConfig, Sampling, Tokenizer, TokenizerTraining, Trained};
 use serde::Serialize;
 
-use super::{data, eval, generate, inspect, params, print, tokenizer};
+use super::{data, generate, inspect, params, print, tokenizer};
 use crate::device::DeviceKind;
 use crate::failure::{Interrupted, refuse};
 use crate::files::write_file;
@@ -66,7 +64,7 @@ pub(crate) struct Quickstart {
     /// Seed of both models and of the order of the data.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Train fewer steps, for a glance.
+    /// Train so many steps, for a glance; the course of the rates is squeezed into them.
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
     /// What to compute on.
@@ -103,7 +101,7 @@ impl Quickstart {
             .map(|(name, text)| self.config(text, &data).with_context(|| format!("the {name} configuration")))
             .collect::<anyhow::Result<Vec<_>>>()?;
         self.train(&configs, &device)?;
-        self.show(&configs, &data, &device)?;
+        self.show(&configs, &device)?;
         eprintln!("done in {}", duration(begun.elapsed()));
         Ok(())
     }
@@ -145,7 +143,10 @@ impl Quickstart {
         config.data = data.clone();
         config.train.seed = self.seed;
         if let Some(steps) = self.steps {
-            config.train.steps = steps;
+            // The whole course of the rates in fewer steps.
+            let train = &mut config.train;
+            train.schedule.warmup = train.schedule.warmup * steps / train.steps;
+            train.steps = steps;
         }
         config.validate().map_err(engram_train::Error::from)?;
         Ok(config)
@@ -197,20 +198,15 @@ impl Quickstart {
         Run::resume(config.clone(), folder, device)
     }
 
-    fn show(&self, configs: &[RunConfig], data: &DataConfig, device: &Device) -> anyhow::Result<()> {
-        let shards = TokenShards::open(&data.valid)?;
-        let models = CONFIGS
+    fn show(&self, configs: &[RunConfig], device: &Device) -> anyhow::Result<()> {
+        let outcomes = CONFIGS
             .iter()
-            .map(|(name, _)| Ok(Trained::open(&self.folder(name), device)?))
+            .zip(configs)
+            .map(|((name, _), config)| Outcome::of(name, config, &metrics::read(&self.folder(name))?))
             .collect::<anyhow::Result<Vec<_>>>()?;
-        let mut outcomes = Vec::new();
-        for (((name, _), config), model) in CONFIGS.iter().zip(configs).zip(&models) {
-            let held_out = eval::measure(model, &shards, None)?;
-            outcomes.push(self.outcome(name, config, held_out)?);
-        }
         print(format!("\n{}\n{}\n", table(&outcomes), verdict(&outcomes)))?;
 
-        let memory = &models[0];
+        let memory = &Trained::open(&self.folder("memory"), device)?;
         print(format!("A sample of the memory model:\n\n{PROMPT}"))?;
         let sampling = Sampling { temperature: 0.7, top_k: None, top_p: 0.9, seed: self.seed };
         generate::proceed(memory, PROMPT, 80, sampling, &mut |text| print(text))?;
@@ -236,30 +232,6 @@ impl Quickstart {
         ))
     }
 
-    fn outcome(&self, name: &'static str, config: &RunConfig, held_out: HeldOut) -> anyhow::Result<Outcome> {
-        let account = Account::of(&config.model, &params::table_rows(&config.model)?);
-        let reports: Vec<_> = metrics::read(&self.folder(name))?
-            .into_iter()
-            .filter_map(|metric| match metric {
-                Metric::Step(report) => Some(report),
-                Metric::HeldOut { .. } => None,
-            })
-            .collect();
-        let last = &reports[reports.len() - reports.len().div_ceil(20)..];
-        Ok(Outcome {
-            name,
-            total_parameters: account.total,
-            active_parameters: account.active,
-            memory_parameters: account.memory,
-            training_flops_per_token: account.training_flops(),
-            steps: reports.len() as u64,
-            tokens: last.last().map_or(0, |report| report.tokens),
-            seconds: reports.iter().map(|report| report.seconds).sum(),
-            training_loss: last.iter().map(|report| f64::from(report.loss)).sum::<f64>() / last.len() as f64,
-            held_out,
-        })
-    }
-
     fn chart(&self) -> anyhow::Result<String> {
         let curve = |name: &str| -> anyhow::Result<Curve> {
             let mut curve = Curve { name: name.to_owned(), ..Curve::default() };
@@ -273,6 +245,33 @@ impl Quickstart {
         };
         let curves = CONFIGS.iter().map(|(name, _)| curve(name)).collect::<anyhow::Result<Vec<_>>>()?;
         Ok(loss_chart::draw(&curves))
+    }
+}
+
+impl Outcome {
+    /// Of a run that is done, from its metrics.
+    fn of(name: &'static str, config: &RunConfig, metrics: &[Metric]) -> anyhow::Result<Self> {
+        let account = Account::of(&config.model, &params::table_rows(&config.model)?);
+        let (mut reports, mut held_out) = (Vec::new(), None);
+        for metric in metrics {
+            match *metric {
+                Metric::Step(report) => reports.push(report),
+                Metric::HeldOut { loss, .. } => held_out = Some(loss),
+            }
+        }
+        let last = &reports[reports.len() - reports.len().div_ceil(20)..];
+        Ok(Self {
+            name,
+            total_parameters: account.total,
+            active_parameters: account.active,
+            memory_parameters: account.memory,
+            training_flops_per_token: account.training_flops(),
+            steps: reports.len() as u64,
+            tokens: last.last().map_or(0, |report| report.tokens),
+            seconds: reports.iter().map(|report| report.seconds).sum(),
+            training_loss: last.iter().map(|report| f64::from(report.loss)).sum::<f64>() / last.len() as f64,
+            held_out: held_out.context("a run that is done has no held-out loss")?,
+        })
     }
 }
 
@@ -362,6 +361,13 @@ mod tests {
         close(memory.total, baseline.total, "parameters");
         close(memory.active, baseline.active, "active parameters");
         close(memory.forward_flops, baseline.forward_flops, "operations");
+    }
+
+    #[test]
+    fn the_last_held_out_loss_is_that_of_all_tokens() {
+        for (name, text) in CONFIGS {
+            assert_eq!(parse(text).unwrap().train.evaluate_tokens, None, "{name}");
+        }
     }
 
     #[test]

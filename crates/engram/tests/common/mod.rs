@@ -1,5 +1,5 @@
 //! A folder with a small corpus, its tokenizer and shards, and the command to be run in it.
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(dead_code, clippy::unwrap_used, reason = "each test file uses its part, and a panic is its failure")]
 
 use std::ffi::OsStr;
 use std::fmt::Write;
@@ -15,7 +15,7 @@ pub(crate) const CONFIG: &str = r#"
 vocabulary = 320
 width = 32
 blocks = 2
-context = 16
+context = 32
 
 [model.attention]
 kind = "latent"
