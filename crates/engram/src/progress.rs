@@ -20,7 +20,7 @@ impl Progress {
     /// A job of `total` units.
     pub(crate) fn new(total: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{bar:24.cyan/black.bright} {percent:>3}%  {wide_msg}")
+            let style = ProgressStyle::with_template("{bar:16.cyan/black.bright} {percent:>3}%  {wide_msg}")
                 .expect("a valid template")
                 .progress_chars("━━─");
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(8));

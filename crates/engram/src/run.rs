@@ -111,6 +111,9 @@ impl Run {
     /// How it is going, on a line.
     pub(crate) fn status(&self) -> String {
         let mut status = format!("step {}/{}", self.step_count(), self.steps());
+        if let Some(left) = self.time_left() {
+            status += &format!("  {} left", duration(left));
+        }
         if let (Some(loss), Some(seconds)) = (self.recent_loss(), self.mean(|report| report.seconds)) {
             let config = self.trainer.config();
             let speed = (config.train.batch * config.model.context) as f64 / seconds;
@@ -118,9 +121,6 @@ impl Run {
         }
         if let Some(held_out) = &self.held_out {
             status += &format!("  held-out {:.3} bits/byte", held_out.bits_per_byte);
-        }
-        if let Some(left) = self.time_left() {
-            status += &format!("  {} left", duration(left));
         }
         status
     }

@@ -1,5 +1,7 @@
 //! A run that is killed goes on as if it had never stopped.
 
+#![allow(clippy::unwrap_used, reason = "a panic is a test's failure")]
+
 mod common;
 
 use std::time::{Duration, Instant};

@@ -6,7 +6,7 @@ use common::{CONFIG, Workshop};
 use serde_json::Value;
 
 fn json(text: &str) -> Value {
-    serde_json::from_str(text).unwrap()
+    serde_json::from_str(text).expect("JSON")
 }
 
 #[test]
@@ -142,9 +142,11 @@ fn rows_of_a_text_are_listed() {
             }
         }
     }
-    // Case does not matter to a memory over normalised classes, if the tokens are as long.
     let text = workshop.ok_arguments(["rows", "--tokenizer", "tokenizer.json", "--preset", "v41", "Queen"]);
-    assert!(text.contains("layer 14: 384016682 rows") || text.contains("layer 14:"), "{text}");
+    // Primes do not depend on the vocabulary: these are V4.1's tables.
+    for table in ["layer 1: 384006168 rows", "layer 14: 384016682 rows"] {
+        assert!(text.contains(table), "{text}");
+    }
 }
 
 #[test]

@@ -12,11 +12,10 @@ use crate::table::Table;
 /// What can be done with data.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Data {
-    /// Turn a corpus into shards of tokens to train on, and hold some out.
     Prepare(Prepare),
 }
 
-/// Turns a corpus into shards of tokens: `OUT/train`, and `OUT/valid` with the documents held out.
+/// Turn a corpus into shards of tokens: `OUT/train`, and `OUT/valid` with the documents held out.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram data prepare corpus.jsonl.zst --tokenizer tokenizer.json --out data

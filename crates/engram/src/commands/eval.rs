@@ -13,11 +13,10 @@ use crate::table::Table;
 /// What a checkpoint can be measured by.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Eval {
-    /// Loss on token shards, in nats per token and bits per byte.
     Loss(Loss),
 }
 
-/// Measures a checkpoint's loss on token shards, in nats per token and bits per byte.
+/// Measure a checkpoint's loss on token shards, in nats per token and bits per byte.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram eval loss runs/small data/valid

@@ -10,7 +10,7 @@ use crate::failure::Interrupted;
 use crate::interrupt;
 use crate::text_stream::TextStream;
 
-/// Continues a text, as it comes.
+/// Continue a text, as it comes.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram generate runs/quickstart/memory --prompt 'The President of the United States'

@@ -14,11 +14,10 @@ use crate::gate_text::{GateLayer, GateText};
 /// What of a checkpoint can be looked at.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Inspect {
-    /// Where in a text the memory opens: a heat map of its gates.
     Gates(Gates),
 }
 
-/// Shows where in a text the memory opens: a heat map of its gates, on the terminal or as an HTML page.
+/// Show where in a text the memory opens: a heat map of its gates, on the terminal or as an HTML page.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram inspect gates runs/quickstart/memory 'Only Alexander the Great could tame the horse Bucephalus.'

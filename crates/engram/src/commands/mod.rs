@@ -18,10 +18,9 @@ use serde::Serialize;
 
 use crate::failure::refuse;
 
-/// What `engram` can do.
+/// What `engram` can do. A command's own file describes it.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Train a small model with memory beside its baseline, and show what the memory does.
     Quickstart(quickstart::Quickstart),
     /// Train a tokenizer.
     #[command(subcommand)]
@@ -29,16 +28,12 @@ pub(crate) enum Command {
     /// Turn a corpus into token shards.
     #[command(subcommand)]
     Data(data::Data),
-    /// Train a model from a configuration file.
     Train(train::Train),
-    /// Parameters and operations per token of configurations, side by side.
     Params(params::Params),
-    /// Memory rows that a text reads.
     Rows(rows::Rows),
     /// Evaluate a checkpoint.
     #[command(subcommand)]
     Eval(eval::Eval),
-    /// Continue a text.
     Generate(generate::Generate),
     /// Look inside a checkpoint.
     #[command(subcommand)]

@@ -11,7 +11,7 @@ use super::{print, print_json};
 use crate::number::short;
 use crate::table::Table;
 
-/// Shows parameters and operations per token of configurations, side by side.
+/// Show parameters and operations per token of configurations, side by side.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram params configs/engram-27b.toml

@@ -1,5 +1,5 @@
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Context;
 use burn::tensor::Device;
@@ -47,7 +47,7 @@ const PASSAGES: [&str; 6] = [
 /// What the sample continues.
 const PROMPT: &str = "The President of the United States";
 
-/// Trains a small model with memory beside its baseline, and shows what the memory does.
+/// Train a small model with memory beside its baseline, and show what the memory does.
 ///
 /// The corpus is part of the program: speeches, plays, a novel and an almanac, all in the public domain. Both models
 /// have the same number of parameters in all, the same number active per token, and see the same tokens in the same
@@ -280,17 +280,16 @@ fn parse(text: &str) -> anyhow::Result<RunConfig> {
 }
 
 fn status(runs: &[Run]) -> String {
-    let left: Option<Duration> = runs.iter().filter_map(Run::time_left).max();
     let mut status = format!("step {}/{}", runs[0].step_count(), runs[0].steps());
+    if let Some(left) = runs.iter().filter_map(Run::time_left).max() {
+        status += &format!("  {} left", duration(left));
+    }
     for ((name, _), run) in CONFIGS.iter().zip(runs) {
         if let Some(loss) = run.recent_loss() {
             status += &format!("  {name} {loss:.3}");
         }
     }
-    match left {
-        Some(left) => status + &format!("  {} left", duration(left)),
-        None => status,
-    }
+    status
 }
 
 fn table(outcomes: &[Outcome]) -> Table {

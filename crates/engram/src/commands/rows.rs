@@ -11,7 +11,7 @@ use super::{print, print_json, text_or_stdin};
 use crate::failure::refuse;
 use crate::gate_text::visible;
 
-/// Shows which memory rows a text reads: per token its class, and per layer, order and head a row.
+/// Show which memory rows a text reads: per token its class, and per layer, order and head a row.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram rows --tokenizer tokenizer.json --preset v41 'Only Alexander the Great could tame the horse'

@@ -13,11 +13,10 @@ use crate::progress::Progress;
 /// What can be done with tokenizers.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Tokenizer {
-    /// Train a byte-level BPE tokenizer on a corpus.
     Train(Train),
 }
 
-/// Trains a byte-level BPE tokenizer on a corpus, as a Hugging Face `tokenizer.json`.
+/// Train a byte-level BPE tokenizer on a corpus, as a Hugging Face `tokenizer.json`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram tokenizer train corpus.jsonl.zst --vocabulary 32768 --out tokenizer.json

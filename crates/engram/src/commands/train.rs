@@ -10,7 +10,7 @@ use crate::interrupt;
 use crate::progress::Progress;
 use crate::run::{Run, checkpoints, held_out_line};
 
-/// Trains a model from a configuration file.
+/// Train a model from a configuration file.
 ///
 /// The run's folder holds `metrics.jsonl`, with a line per step and per held-out loss, and `checkpoints/`. A run that
 /// was interrupted or killed goes on with --resume as if it had never stopped.

@@ -1,5 +1,5 @@
 //! A folder with a small corpus, its tokenizer and shards, and the command to be run in it.
-#![allow(dead_code, clippy::unwrap_used, reason = "each test file uses its part, and a panic is its failure")]
+#![allow(dead_code, clippy::unwrap_used, reason = "each test file uses its part; a panic is a failure")]
 
 use std::ffi::OsStr;
 use std::fmt::Write;
