@@ -40,6 +40,7 @@ pub struct ExpertsInput<'a> {
 }
 
 /// What [`experts`] computes.
+#[derive(Debug, Clone)]
 pub struct Experts {
     /// y `[rows, width]`.
     pub output: Vec<f32>,
@@ -48,7 +49,7 @@ pub struct Experts {
 }
 
 /// What [`experts_backward`] needs besides the input.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ExpertsSaved {
     /// Positions of `choice`, sorted by expert.
     order: Occurrences,
@@ -78,11 +79,12 @@ pub struct ExpertsGradients {
     pub w_out: Vec<f32>,
 }
 
-/// Rows multiplied at once: their operands stay in a core's second-level cache.
-const CHUNK_ROWS: usize = 256;
+/// Rows multiplied at once: few enough for the caches, and enough that packing an expert's weights for
+/// each product costs little.
+const CHUNK_ROWS: usize = 512;
 /// Rows of one expert in a task of the backward pass. Experts with more are split, at the price of
 /// adding up gradients as large as their weights.
-const TASK_ROWS: usize = 4 * CHUNK_ROWS;
+const TASK_ROWS: usize = 2 * CHUNK_ROWS;
 
 /// Each token's sum over its experts, weighted by their gates, in the order of its choices.
 ///
@@ -504,7 +506,9 @@ mod tests {
             assert_gradient("x", &case.x, &found.x, |x| loss(ExpertsInput { x, ..input }));
             assert_gradient("gate", &case.gate, &found.gate, |gate| loss(ExpertsInput { gate, ..input }));
             assert_gradient("w_in", &case.w_in, &found.w_in, |w_in| loss(ExpertsInput { w_in, ..input }));
-            assert_gradient("w_out", &case.w_out, &found.w_out, |w_out| loss(ExpertsInput { w_out, ..input }));
+            assert_gradient("w_out", &case.w_out, &found.w_out, |w_out| {
+                loss(ExpertsInput { w_out, ..input })
+            });
             for expert in (0..experts_).filter(|&e| forward.saved.load(e) == 0) {
                 let size = width * hidden;
                 prop_assert!(found.w_in[expert * 2 * size..][..2 * size].iter().all(|&g| g == 0.0));

@@ -235,11 +235,11 @@ impl<'a> Group<'a> {
     fn forward(&mut self, z: &[f32], output: &mut [f32]) {
         let (n, count) = (self.streams, self.bias_grad.len());
         for (z, output) in z.chunks_exact(count).zip(output.chunks_exact_mut(count)) {
-            for i in 0..n {
-                output[i] = sigmoid(self.logit(0, z, i));
+            for (i, output) in output[..n].iter_mut().enumerate() {
+                *output = sigmoid(self.logit(0, z, i));
             }
-            for i in n..2 * n {
-                output[i] = 2.0 * sigmoid(self.logit(1, z, i));
+            for (i, output) in output[n..2 * n].iter_mut().enumerate() {
+                *output = 2.0 * sigmoid(self.logit(1, z, n + i));
             }
         }
         self.exponentiate(z);
@@ -699,7 +699,8 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(48))]
         #[test]
         fn coefficients_and_gradients(
-            streams in 1_usize..=8, width in 1_usize..12, rows in 1_usize..20, iterations in 1_usize..21, seed: u64,
+            streams in 1_usize..=8, width in 1_usize..12, rows in 1_usize..20,
+            iterations in 1_usize..21, seed: u64,
         ) {
             let shape = HyperShape { streams, width, epsilon: 0.1, iterations };
             let case = Case::new(shape, rows, seed);
@@ -707,18 +708,23 @@ mod tests {
             assert_close(&forward.output, &naive(&case, shape), 1e-5);
             let grad = random(forward.output.len(), seed ^ 3);
             let found = hyper_coefficients_backward(&grad, &case.x, case.weights(), shape, &forward);
-            let loss = |x: &[f32], w: HyperWeights<'_>| weighted(&hyper_coefficients(x, w, shape).output, &grad);
+            let output = |x: &[f32], w: HyperWeights<'_>| hyper_coefficients(x, w, shape).output;
+            let loss = |x: &[f32], w: HyperWeights<'_>| weighted(&output(x, w), &grad);
             let w = case.weights();
             assert_gradient("x", &case.x, &found.input, |x| loss(x, w));
             assert_gradient("phi", &case.phi, &found.phi, |phi| loss(&case.x, HyperWeights { phi, ..w }));
-            assert_gradient("bias", &case.bias, &found.bias, |bias| loss(&case.x, HyperWeights { bias, ..w }));
+            assert_gradient("bias", &case.bias, &found.bias, |bias| {
+                loss(&case.x, HyperWeights { bias, ..w })
+            });
             assert_gradient("alpha", &case.alpha, &found.alpha, |alpha| {
                 loss(&case.x, HyperWeights { alpha: from_fn(|i| alpha[i]), ..w })
             });
         }
 
         #[test]
-        fn read_write_and_gradients(streams in 1_usize..=8, width in 1_usize..40, rows in 1_usize..6, seed: u64) {
+        fn read_write_and_gradients(
+            streams in 1_usize..=8, width in 1_usize..40, rows in 1_usize..6, seed: u64,
+        ) {
             let count = coefficient_count(streams);
             let x = random(rows * streams * width, seed);
             let c = random(rows * count, seed ^ 1);
@@ -733,7 +739,8 @@ mod tests {
                     let expected: f32 = (0..streams).map(|m| c[m] * x(m, i)).sum();
                     prop_assert!((read[row * width + i] - expected).abs() < 1e-5);
                     for m in 0..streams {
-                        let mixed: f32 = (0..streams).map(|j| c[2 * streams + m * streams + j] * x(j, i)).sum();
+                        let res = |j: usize| c[2 * streams + m * streams + j];
+                        let mixed: f32 = (0..streams).map(|j| res(j) * x(j, i)).sum();
                         let expected = mixed + c[streams + m] * f[row * width + i];
                         prop_assert!((write[(row * streams + m) * width + i] - expected).abs() < 1e-5);
                     }
@@ -747,8 +754,12 @@ mod tests {
 
             let grad = random(write.len(), seed ^ 4);
             let found = hyper_write_backward(&grad, &x, &f, &c, streams);
-            assert_gradient("write x", &x, &found.input, |x| weighted(&hyper_write(x, &f, &c, streams), &grad));
-            assert_gradient("write f", &f, &found.block, |f| weighted(&hyper_write(&x, f, &c, streams), &grad));
+            assert_gradient("write x", &x, &found.input, |x| {
+                weighted(&hyper_write(x, &f, &c, streams), &grad)
+            });
+            assert_gradient("write f", &f, &found.block, |f| {
+                weighted(&hyper_write(&x, f, &c, streams), &grad)
+            });
             assert_gradient("write c", &c, &found.coefficients, |c| {
                 weighted(&hyper_write(&x, &f, c, streams), &grad)
             });

@@ -312,9 +312,13 @@ mod tests {
             }
             let gradients = memory_gate_backward(&grad, &input, &found);
             let loss = |input: MemoryGateInput<'_>| weighted(&memory_gate(&input).output, &grad);
-            assert_gradient("hidden", &hidden, &gradients.hidden, |hidden| loss(MemoryGateInput { hidden, ..input }));
+            assert_gradient("hidden", &hidden, &gradients.hidden, |hidden| {
+                loss(MemoryGateInput { hidden, ..input })
+            });
             assert_gradient("key", &key, &gradients.key, |key| loss(MemoryGateInput { key, ..input }));
-            assert_gradient("value", &value, &gradients.value, |value| loss(MemoryGateInput { value, ..input }));
+            assert_gradient("value", &value, &gradients.value, |value| {
+                loss(MemoryGateInput { value, ..input })
+            });
             assert_gradient("query weight", &query_weight, &gradients.query_weight, |query_weight| {
                 loss(MemoryGateInput { query_weight, ..input })
             });

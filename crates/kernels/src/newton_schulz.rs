@@ -104,7 +104,9 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn follows_the_published_steps(count in 1_usize..4, rows in 1_usize..20, columns in 1_usize..20, seed: u64) {
+        fn follows_the_published_steps(
+            count in 1_usize..4, rows in 1_usize..20, columns in 1_usize..20, seed: u64,
+        ) {
             let matrices = random(count * rows * columns, seed);
             let found = newton_schulz(&matrices, rows, columns);
             for (found, matrix) in found.chunks(rows * columns).zip(matrices.chunks(rows * columns)) {

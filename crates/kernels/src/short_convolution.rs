@@ -228,12 +228,11 @@ impl ShortConvolutionShape {
         let (row, width) = (self.row(), self.width);
         let end = start + output.len() / row;
         let first = start.saturating_sub((self.kernel - 1) * self.dilation);
-        let inverses: Vec<f32> = (u[first * row..end * row].chunks_exact(width))
-            .map(
-                #[inline(always)]
-                |u| 1.0 / (dot(u, u) / width as f32 + self.epsilon).sqrt(),
-            )
-            .collect();
+        let mut inverses = vec![0.0; (end - first) * self.streams];
+        // A loop, not an iterator's `collect`: that would not be compiled for the wide vectors.
+        for (inverse, u) in inverses.iter_mut().zip(u[first * row..end * row].chunks_exact(width)) {
+            *inverse = 1.0 / (dot(u, u) / width as f32 + self.epsilon).sqrt();
+        }
         inverse_rms.copy_from_slice(&inverses[(start - first) * self.streams..]);
         for (index, output) in output.chunks_exact_mut(width).enumerate() {
             let (t, stream) = (start + index / self.streams, index % self.streams);
@@ -365,14 +364,17 @@ mod tests {
         ) {
             let shape = ShortConvolutionShape { time, streams, width, kernel, dilation, epsilon: 0.1 };
             let u = random(batch * time * streams * width, seed);
-            let (norm, filter) = (random(streams * width, seed ^ 1), random(streams * width * kernel, seed ^ 2));
+            let norm = random(streams * width, seed ^ 1);
+            let filter = random(streams * width * kernel, seed ^ 2);
             let weights = ShortConvolutionWeights { norm: &norm, filter: &filter };
             let found = short_convolution(&u, weights, shape);
             assert_close(&found.output, &naive(&u, weights, shape), 1e-5);
 
             let grad = random(u.len(), seed ^ 3);
             let gradients = short_convolution_backward(&grad, &u, weights, shape, &found.inverse_rms);
-            let loss = |u: &[f32], weights: ShortConvolutionWeights<'_>| weighted(&short_convolution(u, weights, shape).output, &grad);
+            let loss = |u: &[f32], weights: ShortConvolutionWeights<'_>| {
+                weighted(&short_convolution(u, weights, shape).output, &grad)
+            };
             assert_gradient("u", &u, &gradients.input, |u| loss(u, weights));
             assert_gradient("norm", &norm, &gradients.norm, |norm| {
                 loss(&u, ShortConvolutionWeights { norm, ..weights })

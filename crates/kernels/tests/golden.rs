@@ -4,6 +4,8 @@
 //! The files hold what the published code computed (PyTorch, f32). The smallest is in `tests/golden`;
 //! set `ENGRAM_GOLDEN` to a folder with more `module_*.safetensors` to check those as well.
 
+#![allow(clippy::unwrap_used, reason = "all of this is a test")]
+
 use engram_kernels::{
     MemoryGateInput, ShortConvolutionShape, ShortConvolutionWeights, memory_gate, memory_gate_backward,
     short_convolution, short_convolution_backward,

@@ -92,11 +92,12 @@ impl Trainer {
     /// When the folder holds a run, data or tokenizer cannot be read or do not fit the configuration, or memory
     /// cannot be had.
     pub fn new(config: RunConfig, folder: &Path, device: &Device) -> Result<Self> {
-        if Checkpoint::open(folder).is_ok() {
+        // A damaged checkpoint is still somebody's run.
+        if !matches!(Checkpoint::open(folder), Err(Error::NoCheckpoint { .. })) {
             return Err(Error::RunExists { path: folder.to_owned() });
         }
-        std::fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
         let parts = Parts::open(&config)?;
+        std::fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
         let memory = match &config.model.memory {
             Some(memory) => {
                 let addressing = tables::addressing(memory, parts.tokenizer.inner())?;

@@ -1,0 +1,102 @@
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use engram_train::{Corpus, PrepareOptions, PrepareProgress, PrepareSummary, Tokenizer};
+
+use super::print;
+use crate::interrupt;
+use crate::number::short;
+use crate::progress::Progress;
+use crate::table::Table;
+
+/// What can be done with data.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Data {
+    /// Turn a corpus into shards of tokens to train on, and hold some out.
+    Prepare(Prepare),
+}
+
+/// Turns a corpus into shards of tokens: `OUT/train`, and `OUT/valid` with the documents held out.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  engram data prepare corpus.jsonl.zst --tokenizer tokenizer.json --out data
+  engram data prepare books/ --tokenizer tokenizer.json --hold-out 0.05 --out data
+  engram data prepare valid.parquet --tokenizer tokenizer.json --hold-out 0 --out valid")]
+pub(crate) struct Prepare {
+    /// Files (.txt, .jsonl, each also .zst or .gz; .parquet) and folders of them.
+    #[arg(value_name = "CORPUS", required = true)]
+    corpus: Vec<PathBuf>,
+    /// Tokenizer, a Hugging Face `tokenizer.json`.
+    #[arg(long, value_name = "FILE")]
+    tokenizer: PathBuf,
+    /// Folder to make.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Share of the documents to hold out, chosen by their text alone.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
+    hold_out: f64,
+    /// Field of JSON lines, or column of Parquet files, that holds the text.
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    field: String,
+}
+
+impl Data {
+    /// Runs the command.
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Prepare(command) => command.run(),
+        }
+    }
+}
+
+impl Prepare {
+    fn run(self) -> anyhow::Result<()> {
+        let tokenizer = Tokenizer::load(&self.tokenizer)?;
+        let corpus = open_corpus(&self.corpus, &self.field)?;
+        interrupt::listen()?;
+        let summary = prepare(&corpus, &tokenizer, &self.out, self.hold_out)?;
+        print(table(&summary).to_string())
+    }
+}
+
+/// Opens a corpus and says which files of its folders are left out.
+pub(super) fn open_corpus(paths: &[PathBuf], field: &str) -> anyhow::Result<Corpus> {
+    let corpus = Corpus::open(paths)?.with_field(field);
+    for path in corpus.skipped() {
+        eprintln!("left out, its name says no known format: {}", path.display());
+    }
+    Ok(corpus)
+}
+
+/// Prepares shards in the new folder `out`, with progress.
+pub(super) fn prepare(
+    corpus: &Corpus,
+    tokenizer: &Tokenizer,
+    out: &Path,
+    hold_out: f64,
+) -> anyhow::Result<PrepareSummary> {
+    let mut progress = Progress::new(corpus.bytes());
+    let mut report = |reached: PrepareProgress| {
+        progress.show(reached.done, || format!("tokens: {}", short(reached.tokens)));
+        interrupt::flow()
+    };
+    let options = PrepareOptions { hold_out, ..PrepareOptions::default() };
+    Ok(engram_train::prepare(corpus, tokenizer, out, &options, &mut report)?)
+}
+
+fn table(summary: &PrepareSummary) -> Table {
+    let mut table = Table::new(["split", "documents", "bytes", "tokens", "bytes/token", "shards"]);
+    for (name, split) in [("train", &summary.train), ("valid", &summary.valid)] {
+        if split.tokens > 0 {
+            table.row([
+                name.to_owned(),
+                split.documents.to_string(),
+                split.text_bytes.to_string(),
+                split.tokens.to_string(),
+                format!("{:.2}", split.text_bytes as f64 / split.tokens as f64),
+                split.shards.to_string(),
+            ]);
+        }
+    }
+    table
+}

@@ -1,0 +1,80 @@
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use engram_train::{HeldOut, TokenShards, Trained};
+
+use super::{print, print_json};
+use crate::device::DeviceKind;
+use crate::interrupt;
+use crate::number::short;
+use crate::progress::Progress;
+use crate::table::Table;
+
+/// What a checkpoint can be measured by.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Eval {
+    /// Loss on token shards, in nats per token and bits per byte.
+    Loss(Loss),
+}
+
+/// Measures a checkpoint's loss on token shards, in nats per token and bits per byte.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  engram eval loss runs/small data/valid
+  engram eval loss runs/small/checkpoints/step-00001000 data/valid --tokens 100000 --json")]
+pub(crate) struct Loss {
+    /// A checkpoint, or a run's folder, whose newest is taken.
+    checkpoint: PathBuf,
+    /// Prepared shards: one file, or the folder of one split.
+    shards: PathBuf,
+    /// Evaluate on the first tokens only.
+    #[arg(long, value_name = "N")]
+    tokens: Option<usize>,
+    /// What to compute on.
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: DeviceKind,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Eval {
+    /// Runs the command.
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Loss(command) => command.run(),
+        }
+    }
+}
+
+impl Loss {
+    fn run(self) -> anyhow::Result<()> {
+        let model = Trained::open(&self.checkpoint, &self.device.open()?)?;
+        let shards = TokenShards::open(&self.shards)?;
+        interrupt::listen()?;
+        let loss = measure(&model, &shards, self.tokens)?;
+        if self.json {
+            return print_json(&loss);
+        }
+        let mut table = Table::new(["held-out loss", ""]);
+        table.row(["nats per token".to_owned(), format!("{:.4}", loss.nats_per_token)]);
+        table.row(["bits per byte".to_owned(), format!("{:.4}", loss.bits_per_byte)]);
+        table.row(["tokens predicted".to_owned(), loss.tokens.to_string()]);
+        table.row(["bytes of text".to_owned(), loss.bytes.to_string()]);
+        print(table.to_string())
+    }
+}
+
+/// Measures the loss, with progress.
+pub(super) fn measure(
+    model: &Trained,
+    shards: &TokenShards,
+    limit: Option<usize>,
+) -> anyhow::Result<HeldOut> {
+    let mut progress = Progress::new(shards.len());
+    let mut report = |done: u64, total: u64| {
+        progress.show(done, || format!("evaluating: {} of {} tokens", short(done), short(total)));
+        !interrupt::asked()
+    };
+    Ok(model.evaluate(shards, limit, &mut report)?)
+}

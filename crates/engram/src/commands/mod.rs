@@ -1,0 +1,97 @@
+//! One file per command.
+
+mod data;
+mod eval;
+mod generate;
+mod inspect;
+mod params;
+mod quickstart;
+mod rows;
+mod tokenizer;
+mod train;
+
+use std::io::{IsTerminal, Read, Write};
+
+use anyhow::Context;
+use clap::Subcommand;
+use serde::Serialize;
+
+use crate::failure::refuse;
+
+/// What `engram` can do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Train a small model with memory beside its baseline, and show what the memory does.
+    Quickstart(quickstart::Quickstart),
+    /// Train a tokenizer.
+    #[command(subcommand)]
+    Tokenizer(tokenizer::Tokenizer),
+    /// Turn a corpus into token shards.
+    #[command(subcommand)]
+    Data(data::Data),
+    /// Train a model from a configuration file.
+    Train(train::Train),
+    /// Parameters and operations per token of configurations, side by side.
+    Params(params::Params),
+    /// Memory rows that a text reads.
+    Rows(rows::Rows),
+    /// Evaluate a checkpoint.
+    #[command(subcommand)]
+    Eval(eval::Eval),
+    /// Continue a text.
+    Generate(generate::Generate),
+    /// Look inside a checkpoint.
+    #[command(subcommand)]
+    Inspect(inspect::Inspect),
+}
+
+impl Command {
+    /// Runs the command.
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Quickstart(command) => command.run(),
+            Self::Tokenizer(command) => command.run(),
+            Self::Data(command) => command.run(),
+            Self::Train(command) => command.run(),
+            Self::Params(command) => command.run(),
+            Self::Rows(command) => command.run(),
+            Self::Eval(command) => command.run(),
+            Self::Generate(command) => command.run(),
+            Self::Inspect(command) => command.run(),
+        }
+    }
+}
+
+/// The text of an argument, or of standard input where it is `-` or not there.
+fn text_or_stdin(argument: Option<&str>) -> anyhow::Result<String> {
+    let mut input = std::io::stdin();
+    match argument {
+        Some(text) if text != "-" => return Ok(text.to_owned()),
+        None if input.is_terminal() => {
+            return refuse("no text: give it as an argument, or on standard input");
+        }
+        _ => {}
+    }
+    let mut bytes = Vec::new();
+    input.read_to_end(&mut bytes).context("cannot read standard input")?;
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(text),
+        Err(error) => refuse(format!(
+            "standard input: invalid UTF-8 at byte {}; convert the text to UTF-8",
+            error.utf8_error().valid_up_to()
+        )),
+    }
+}
+
+/// Writes to standard output.
+fn print(text: impl AsRef<[u8]>) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_ref()).and_then(|()| out.flush()).context("cannot write to standard output")
+}
+
+/// Writes `value` to standard output as JSON.
+fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    let mut text = serde_json::to_string_pretty(value)?;
+    text.push('\n');
+    print(text)
+}

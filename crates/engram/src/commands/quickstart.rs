@@ -1,0 +1,385 @@
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use burn::tensor::Device;
+use clap::Args;
+use engram_model::Account;
+use engram_train::{
+    Corpus, DataConfig, HeldOut, RunConfig, Sampling, TokenShards, Tokenizer, TokenizerTraining, Trained,
+};
+use serde::Serialize;
+
+use super::{data, eval, generate, inspect, params, print, tokenizer};
+use crate::device::DeviceKind;
+use crate::failure::{Interrupted, refuse};
+use crate::files::write_file;
+use crate::gate_map::{self, Canvas};
+use crate::gate_page;
+use crate::interrupt;
+use crate::loss_chart::{self, Curve};
+use crate::metrics::{self, Metric};
+use crate::number::{duration, short};
+use crate::progress::Progress;
+use crate::run::Run;
+use crate::table::Table;
+
+const TRAIN: &[u8] = include_bytes!("../../../../data/quickstart.train.jsonl.zst");
+const VALID: &[u8] = include_bytes!("../../../../data/quickstart.valid.jsonl.zst");
+/// The two models: one with memory, and one of the same size and cost with more experts in its place.
+const CONFIGS: [(&str, &str); 2] = [
+    ("memory", include_str!("../../../../configs/quickstart-memory.toml")),
+    ("baseline", include_str!("../../../../configs/quickstart-baseline.toml")),
+];
+
+/// Held-out passages to look at: names and set phrases that also occur elsewhere, in sentences that do not.
+const PASSAGES: [&str; 6] = [
+    "After World War I and the dissolution of the Ottoman Empire, the League of Nations awarded Britain the mandate \
+     to govern much of the Middle East.",
+    "After World War II, Bosnia and Herzegovina joined the Socialist Federal Republic of Yugoslavia (SFRY).",
+    "The following year, the European Coal and Steel Community (ECSC) was set up when six members -- Belgium, \
+     France, West Germany, Italy, Luxembourg, and the Netherlands -- signed the Treaty of Paris.",
+    "With regard to one of its items, the increase in the efficiency of the Interstate Commerce Commission, the \
+     House of Representatives has already acted;",
+    "The Vladivostok negotiations with the Soviet Union represent a major step in moderating strategic arms \
+     competition.",
+    "As both steel and curse sank to the socket, as if sucked into a morass, Moby Dick sideways writhed;",
+];
+
+/// What the sample continues.
+const PROMPT: &str = "The President of the United States";
+
+/// Trains a small model with memory beside its baseline, and shows what the memory does.
+///
+/// The corpus is part of the program: speeches, plays, a novel and an almanac, all in the public domain. Both models
+/// have the same number of parameters in all, the same number active per token, and see the same tokens in the same
+/// order. What was interrupted goes on when run again.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  engram quickstart
+  engram quickstart --seed 1 --out runs/quickstart-1
+  engram quickstart --steps 50 --out runs/glance")]
+pub(crate) struct Quickstart {
+    /// Folder for everything that comes of it.
+    #[arg(long, value_name = "DIR", default_value = "runs/quickstart")]
+    out: PathBuf,
+    /// Seed of both models and of the order of the data.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Train fewer steps, for a glance.
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
+    /// What to compute on.
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: DeviceKind,
+}
+
+/// What one of the two came to.
+#[derive(Debug, Serialize)]
+struct Outcome {
+    name: &'static str,
+    total_parameters: u64,
+    active_parameters: u64,
+    memory_parameters: u64,
+    training_flops_per_token: u64,
+    steps: u64,
+    tokens: u64,
+    /// Seconds of the training steps alone.
+    seconds: f64,
+    /// Mean over the last twentieth of the steps, in nats per token.
+    training_loss: f64,
+    held_out: HeldOut,
+}
+
+impl Quickstart {
+    /// Runs the command.
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        interrupt::listen()?;
+        let device = self.device.open()?;
+        let data = self.prepare()?;
+        let configs = CONFIGS
+            .iter()
+            .map(|(name, text)| self.config(text, &data).with_context(|| format!("the {name} configuration")))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        self.train(&configs, &device)?;
+        self.show(&configs, &data, &device)?;
+        eprintln!("done in {}", duration(begun.elapsed()));
+        Ok(())
+    }
+
+    /// Makes what is not yet there: tokenizer and shards.
+    fn prepare(&self) -> anyhow::Result<DataConfig> {
+        let out = &self.out;
+        std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+        let [train, valid] = [("quickstart.train.jsonl.zst", TRAIN), ("quickstart.valid.jsonl.zst", VALID)]
+            .map(|(name, bytes)| Corpus::embedded(name, bytes));
+        let (train, valid) = (train?, valid?);
+        let path = out.join("tokenizer.json");
+        let tokenizer = if path.exists() {
+            Tokenizer::load(&path)?
+        } else {
+            let vocabulary = parse(CONFIGS[0].1)?.model.vocabulary;
+            let options = TokenizerTraining { vocabulary, ..TokenizerTraining::default() };
+            let tokenizer = tokenizer::train(&train, &options)?;
+            tokenizer.save(&path)?;
+            tokenizer
+        };
+        let shards = |corpus: &Corpus, name: &str| -> anyhow::Result<PathBuf> {
+            let folder = out.join("data").join(name);
+            if !folder.exists() {
+                data::prepare(corpus, &tokenizer, &folder, 0.0)?;
+            }
+            Ok(folder.join("train"))
+        };
+        Ok(DataConfig {
+            train: shards(&train, "train")?,
+            valid: shards(&valid, "held-out")?,
+            tokenizer: path,
+        })
+    }
+
+    /// An embedded configuration over the prepared data.
+    fn config(&self, text: &str, data: &DataConfig) -> anyhow::Result<RunConfig> {
+        let mut config = parse(text)?;
+        config.data = data.clone();
+        config.train.seed = self.seed;
+        if let Some(steps) = self.steps {
+            config.train.steps = steps;
+        }
+        config.validate().map_err(engram_train::Error::from)?;
+        Ok(config)
+    }
+
+    fn folder(&self, name: &str) -> PathBuf {
+        self.out.join(name)
+    }
+
+    /// Trains the two in turn, a step each, so that both see the same machine and the time left is that of both.
+    fn train(&self, configs: &[RunConfig], device: &Device) -> anyhow::Result<()> {
+        let mut runs = Vec::new();
+        for ((name, _), config) in CONFIGS.iter().zip(configs) {
+            runs.push(self.begin_or_go_on(config, &self.folder(name), device)?);
+        }
+        let total: u64 = runs.iter().map(Run::steps).sum();
+        let done = |runs: &[Run]| runs.iter().map(Run::step_count).sum::<u64>();
+        let mut progress = Progress::new(total);
+        while let Some(behind) =
+            runs.iter_mut().filter(|run| !run.is_done()).min_by_key(|run| run.step_count())
+        {
+            if interrupt::asked() {
+                runs.iter_mut().try_for_each(Run::save)?;
+                drop(progress);
+                return Err(Interrupted(" and saved; run the same command again to go on".to_owned()).into());
+            }
+            behind.step()?;
+            progress.show(done(&runs), || status(&runs));
+        }
+        Ok(())
+    }
+
+    /// What is in `folder` must be of the same configuration, so that a table never compares apples and pears.
+    fn begin_or_go_on(&self, config: &RunConfig, folder: &Path, device: &Device) -> anyhow::Result<Run> {
+        let newest = match engram_train::Checkpoint::open(folder) {
+            Ok(checkpoint) => checkpoint,
+            Err(engram_train::Error::NoCheckpoint { .. }) => {
+                return Run::begin(config.clone(), folder, device);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let found = RunConfig::load(&newest.folder().join("run.toml"))?;
+        if (&found.model, &found.train) != (&config.model, &config.train) {
+            return refuse(format!(
+                "{}: holds a quickstart of another seed, length or version; name another folder with --out",
+                self.out.display()
+            ));
+        }
+        Run::resume(config.clone(), folder, device)
+    }
+
+    fn show(&self, configs: &[RunConfig], data: &DataConfig, device: &Device) -> anyhow::Result<()> {
+        let shards = TokenShards::open(&data.valid)?;
+        let models = CONFIGS
+            .iter()
+            .map(|(name, _)| Ok(Trained::open(&self.folder(name), device)?))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let mut outcomes = Vec::new();
+        for (((name, _), config), model) in CONFIGS.iter().zip(configs).zip(&models) {
+            let held_out = eval::measure(model, &shards, None)?;
+            outcomes.push(self.outcome(name, config, held_out)?);
+        }
+        print(format!("\n{}\n{}\n", table(&outcomes), verdict(&outcomes)))?;
+
+        let memory = &models[0];
+        print(format!("A sample of the memory model:\n\n{PROMPT}"))?;
+        let sampling = Sampling { temperature: 0.7, top_k: None, top_p: 0.9, seed: self.seed };
+        generate::proceed(memory, PROMPT, 80, sampling, &mut |text| print(text))?;
+
+        print("\n\nWhere the memory opens, in sentences neither model has seen:\n\n")?;
+        let gates =
+            PASSAGES.iter().map(|text| inspect::gates(memory, text)).collect::<anyhow::Result<Vec<_>>>()?;
+        print(gate_map::draw(&gates, None, Canvas::of_stdout()))?;
+
+        let page = gate_page::page("Where the memory opens", &lead(&outcomes), &gates);
+        write_file(&self.out.join("gates.html"), &page)?;
+        write_file(&self.out.join("loss.svg"), &self.chart()?)?;
+        let mut summary = serde_json::to_string_pretty(&outcomes)?;
+        summary.push('\n');
+        write_file(&self.out.join("summary.json"), &summary)?;
+        let out = self.out.display();
+        print(format!(
+            "{out}/gates.html    the gates of every layer and stream, to open in a browser\n\
+             {out}/loss.svg      both loss curves\n\
+             {out}/summary.json  the table above\n\
+             {out}/memory, {out}/baseline    checkpoints and metrics\n\n\
+             Try: engram generate {out}/memory --prompt 'The Atlantic Ocean'\n"
+        ))
+    }
+
+    fn outcome(&self, name: &'static str, config: &RunConfig, held_out: HeldOut) -> anyhow::Result<Outcome> {
+        let account = Account::of(&config.model, &params::table_rows(&config.model)?);
+        let reports: Vec<_> = metrics::read(&self.folder(name))?
+            .into_iter()
+            .filter_map(|metric| match metric {
+                Metric::Step(report) => Some(report),
+                Metric::HeldOut { .. } => None,
+            })
+            .collect();
+        let last = &reports[reports.len() - reports.len().div_ceil(20)..];
+        Ok(Outcome {
+            name,
+            total_parameters: account.total,
+            active_parameters: account.active,
+            memory_parameters: account.memory,
+            training_flops_per_token: account.training_flops(),
+            steps: reports.len() as u64,
+            tokens: last.last().map_or(0, |report| report.tokens),
+            seconds: reports.iter().map(|report| report.seconds).sum(),
+            training_loss: last.iter().map(|report| f64::from(report.loss)).sum::<f64>() / last.len() as f64,
+            held_out,
+        })
+    }
+
+    fn chart(&self) -> anyhow::Result<String> {
+        let curve = |name: &str| -> anyhow::Result<Curve> {
+            let mut curve = Curve { name: name.to_owned(), ..Curve::default() };
+            for metric in metrics::read(&self.folder(name))? {
+                match metric {
+                    Metric::Step(report) => curve.training.push((report.step, f64::from(report.loss))),
+                    Metric::HeldOut { step, loss } => curve.held_out.push((step, loss.nats_per_token)),
+                }
+            }
+            Ok(curve)
+        };
+        let curves = CONFIGS.iter().map(|(name, _)| curve(name)).collect::<anyhow::Result<Vec<_>>>()?;
+        Ok(loss_chart::draw(&curves))
+    }
+}
+
+fn parse(text: &str) -> anyhow::Result<RunConfig> {
+    toml::from_str(text).context("an embedded configuration")
+}
+
+fn status(runs: &[Run]) -> String {
+    let left: Option<Duration> = runs.iter().filter_map(Run::time_left).max();
+    let mut status = format!("step {}/{}", runs[0].step_count(), runs[0].steps());
+    for ((name, _), run) in CONFIGS.iter().zip(runs) {
+        if let Some(loss) = run.recent_loss() {
+            status += &format!("  {name} {loss:.3}");
+        }
+    }
+    match left {
+        Some(left) => status + &format!("  {} left", duration(left)),
+        None => status,
+    }
+}
+
+fn table(outcomes: &[Outcome]) -> Table {
+    let names = outcomes.iter().map(|outcome| outcome.name);
+    let mut table = Table::new(std::iter::once("").chain(names));
+    let mut row = |label: &str, value: &dyn Fn(&Outcome) -> String| {
+        table.row(std::iter::once(label.to_owned()).chain(outcomes.iter().map(value)));
+    };
+    row("parameters", &|outcome| short(outcome.total_parameters));
+    row("  in memory tables", &|outcome| short(outcome.memory_parameters));
+    row("  active per token", &|outcome| short(outcome.active_parameters));
+    row("training FLOPs per token", &|outcome| short(outcome.training_flops_per_token));
+    row("steps", &|outcome| outcome.steps.to_string());
+    row("tokens seen", &|outcome| short(outcome.tokens));
+    row("seconds of training", &|outcome| format!("{:.0}", outcome.seconds));
+    row("training loss at the end, nats/token", &|outcome| format!("{:.4}", outcome.training_loss));
+    row("held-out loss, nats/token", &|outcome| format!("{:.4}", outcome.held_out.nats_per_token));
+    row("held-out loss, bits/byte", &|outcome| format!("{:.4}", outcome.held_out.bits_per_byte));
+    table
+}
+
+/// The difference, in words.
+fn verdict(outcomes: &[Outcome]) -> String {
+    let [memory, baseline] = [0, 1].map(|index| outcomes[index].held_out.bits_per_byte);
+    let percent = (memory / baseline - 1.0).abs() * 100.0;
+    let relation = if memory < baseline { "less" } else { "more" };
+    let difference = (memory - baseline).abs();
+    format!(
+        "On held-out text the memory model needs {difference:.4} bits per byte {relation} ({percent:.2} %).\n"
+    )
+}
+
+/// The sentence above the page of gates.
+fn lead(outcomes: &[Outcome]) -> String {
+    let [memory, baseline] = [0, 1].map(|index| outcomes[index].held_out.bits_per_byte);
+    format!(
+        "Held-out sentences; the more colour, the more a token takes from memory. Held-out loss: {memory:.4} bits per \
+         byte with memory, {baseline:.4} without, at equal size and cost."
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passages_are_held_out() {
+        let texts = |name, bytes| -> Vec<String> {
+            Corpus::embedded(name, bytes).unwrap().documents().map(Result::unwrap).collect()
+        };
+        let (train, valid) = (texts("train.jsonl.zst", TRAIN), texts("valid.jsonl.zst", VALID));
+        for passage in PASSAGES {
+            assert!(valid.iter().any(|text| text.contains(passage)), "not held out: {passage}");
+            assert!(!train.iter().any(|text| text.contains(passage)), "trained on: {passage}");
+        }
+    }
+
+    #[test]
+    fn the_two_are_of_equal_size_and_cost() {
+        let [memory, baseline] = CONFIGS.map(|(_, text)| {
+            let model = parse(text).unwrap().model;
+            model.validate().unwrap();
+            Account::of(&model, &params::table_rows(&model).unwrap())
+        });
+        let close = |a: u64, b: u64, what| {
+            assert!((a as f64 / b as f64 - 1.0).abs() < 0.02, "{what}: {a} and {b}");
+        };
+        close(memory.total, baseline.total, "parameters");
+        close(memory.active, baseline.active, "active parameters");
+        close(memory.forward_flops, baseline.forward_flops, "operations");
+    }
+
+    #[test]
+    fn the_verdict_says_who_won() {
+        let outcome = |name, bits_per_byte| Outcome {
+            name,
+            total_parameters: 1,
+            active_parameters: 1,
+            memory_parameters: 0,
+            training_flops_per_token: 1,
+            steps: 1,
+            tokens: 1,
+            seconds: 1.0,
+            training_loss: 1.0,
+            held_out: HeldOut { nats_per_token: 1.0, bits_per_byte, tokens: 1, bytes: 1 },
+        };
+        let won = verdict(&[outcome("memory", 1.98), outcome("baseline", 2.0)]);
+        assert_eq!(won, "On held-out text the memory model needs 0.0200 bits per byte less (1.00 %).\n");
+        assert!(verdict(&[outcome("memory", 2.0), outcome("baseline", 1.98)]).contains("more"));
+    }
+}

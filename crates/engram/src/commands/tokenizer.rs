@@ -1,0 +1,93 @@
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use engram_train::{Corpus, Tokenizer as Trained, TokenizerProgress, TokenizerTraining};
+
+use super::data::open_corpus;
+use super::print;
+use crate::failure::refuse;
+use crate::interrupt;
+use crate::number::short;
+use crate::progress::Progress;
+
+/// What can be done with tokenizers.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Tokenizer {
+    /// Train a byte-level BPE tokenizer on a corpus.
+    Train(Train),
+}
+
+/// Trains a byte-level BPE tokenizer on a corpus, as a Hugging Face `tokenizer.json`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  engram tokenizer train corpus.jsonl.zst --vocabulary 32768 --out tokenizer.json
+  engram tokenizer train books/ notes.txt --vocabulary 4096 --out tokenizer.json")]
+pub(crate) struct Train {
+    /// Files (.txt, .jsonl, each also .zst or .gz; .parquet) and folders of them.
+    #[arg(value_name = "CORPUS", required = true)]
+    corpus: Vec<PathBuf>,
+    /// File to write.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Tokens, the 256 bytes and two special tokens among them.
+    #[arg(long, value_name = "N")]
+    vocabulary: usize,
+    /// Most bytes of text to learn from; a longer corpus is sampled evenly.
+    #[arg(long, value_name = "BYTES", default_value_t = TokenizerTraining::default().byte_budget)]
+    byte_budget: u64,
+    /// Field of JSON lines, or column of Parquet files, that holds the text.
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    field: String,
+}
+
+impl Tokenizer {
+    /// Runs the command.
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Train(command) => command.run(),
+        }
+    }
+}
+
+impl Train {
+    fn run(self) -> anyhow::Result<()> {
+        refuse_unwritable(&self.out)?;
+        let corpus = open_corpus(&self.corpus, &self.field)?;
+        interrupt::listen()?;
+        let options = TokenizerTraining { vocabulary: self.vocabulary, byte_budget: self.byte_budget };
+        let tokenizer = train(&corpus, &options)?;
+        tokenizer.save(&self.out)?;
+        print(format!("{}: {} tokens, {}\n", self.out.display(), tokenizer.vocabulary(), tokenizer.hash()))
+    }
+}
+
+/// Trains a tokenizer, with progress.
+pub(super) fn train(corpus: &Corpus, options: &TokenizerTraining) -> anyhow::Result<Trained> {
+    let mut progress = Progress::new(100);
+    let mut report = |reached: TokenizerProgress| {
+        match reached {
+            TokenizerProgress::Reading { done, total } => {
+                let percent = done * 90 / total.max(1);
+                progress
+                    .show(percent, || format!("tokenizer: {} of {} bytes read", short(done), short(total)));
+            }
+            TokenizerProgress::Merging => progress.show(90, || "tokenizer: merging".into()),
+        }
+        interrupt::flow()
+    };
+    Ok(Trained::train(corpus, options, &mut report)?)
+}
+
+/// Refuses an output that exists, or whose folder does not, before work is done for it.
+fn refuse_unwritable(out: &Path) -> anyhow::Result<()> {
+    if out.symlink_metadata().is_ok() {
+        return refuse(format!("{} already exists; remove it or choose another name", out.display()));
+    }
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
+    match folder {
+        Some(folder) if !folder.is_dir() => {
+            refuse(format!("{}: there is no folder {}; make it first", out.display(), folder.display()))
+        }
+        _ => Ok(()),
+    }
+}

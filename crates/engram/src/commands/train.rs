@@ -1,0 +1,81 @@
+use std::path::PathBuf;
+
+use clap::Args;
+use engram_train::RunConfig;
+
+use super::print;
+use crate::device::DeviceKind;
+use crate::failure::Interrupted;
+use crate::interrupt;
+use crate::progress::Progress;
+use crate::run::{Run, checkpoints, held_out_line};
+
+/// Trains a model from a configuration file.
+///
+/// The run's folder holds `metrics.jsonl`, with a line per step and per held-out loss, and `checkpoints/`. A run that
+/// was interrupted or killed goes on with --resume as if it had never stopped.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  engram train configs/small.toml --out runs/small
+  engram train configs/small.toml --out runs/small --resume
+  engram train configs/small.toml --out runs/small-gpu --device cuda")]
+pub(crate) struct Train {
+    /// Configuration: `[model]`, `[data]` and `[train]`.
+    config: PathBuf,
+    /// Folder of the run.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Go on from the newest checkpoint in the run's folder.
+    #[arg(long)]
+    resume: bool,
+    /// What to compute on.
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: DeviceKind,
+    /// Steps of the whole run, in place of the configuration's.
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
+}
+
+impl Train {
+    /// Runs the command.
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        let mut config = RunConfig::load(&self.config)?;
+        if let Some(steps) = self.steps {
+            config.train.steps = steps;
+            config.validate().map_err(engram_train::Error::from)?;
+        }
+        interrupt::listen()?;
+        let device = self.device.open()?;
+        let mut run = match self.resume {
+            true => Run::resume(config, &self.out, &device)?,
+            false => Run::begin(config, &self.out, &device)?,
+        };
+        self.go_on(&mut run)?;
+        let checkpoints = checkpoints(&self.out);
+        print(format!("{} steps done; checkpoints are in {}\n", run.step_count(), checkpoints.display()))
+    }
+
+    fn go_on(&self, run: &mut Run) -> anyhow::Result<()> {
+        let mut progress = Progress::new(run.steps());
+        while !run.is_done() {
+            if interrupt::asked() {
+                run.save()?;
+                drop(progress);
+                return Err(Interrupted(self.how_to_go_on(run)).into());
+            }
+            if let Some(held_out) = run.step()? {
+                progress.line(&held_out_line(run.step_count(), &held_out));
+            }
+            progress.show(run.step_count(), || run.status());
+        }
+        Ok(())
+    }
+
+    fn how_to_go_on(&self, run: &Run) -> String {
+        let (step, config, out) = (run.step_count(), self.config.display(), self.out.display());
+        let steps = self.steps.map(|steps| format!(" --steps {steps}")).unwrap_or_default();
+        format!(
+            " at step {step}, which is saved; go on with\n  engram train {config} --out {out}{steps} --resume"
+        )
+    }
+}

@@ -1,0 +1,121 @@
+//! How the command ends when something is wrong: a message and an exit status.
+//!
+//! | status | when |
+//! |---|---|
+//! | 0 | all went well, or whoever read the output had read enough |
+//! | 1 | the machine refused: a full disk, no memory, a device that is not there |
+//! | 2 | what was asked for cannot be: an option, a configuration, a file that is missing or damaged |
+//! | 130 | interrupted (Ctrl-C) |
+
+use std::io;
+
+use engram_address::AddressError;
+use engram_store::StoreError;
+use engram_train::DataError;
+
+/// Something was asked for that cannot be.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Refused(pub(crate) String);
+
+/// Interrupted, with what is left behind and how to go on.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted{0}")]
+pub(crate) struct Interrupted(pub(crate) String);
+
+/// An error of exit status 2.
+pub(crate) fn refuse<T>(problem: impl Into<String>) -> anyhow::Result<T> {
+    Err(Refused(problem.into()).into())
+}
+
+/// The exit status that `error` calls for.
+pub(crate) fn status(error: &anyhow::Error) -> u8 {
+    for cause in error.chain() {
+        if let Some(io) = cause.downcast_ref::<io::Error>()
+            && io.kind() == io::ErrorKind::BrokenPipe
+        {
+            return 0;
+        }
+        if cause.is::<Interrupted>() {
+            return 130;
+        }
+        if cause.is::<Refused>() || cause.is::<AddressError>() {
+            return 2;
+        }
+        if let Some(error) = cause.downcast_ref::<DataError>() {
+            return of_data(error);
+        }
+        if let Some(error) = cause.downcast_ref::<engram_train::Error>() {
+            return of_training(error);
+        }
+    }
+    1
+}
+
+fn of_training(error: &engram_train::Error) -> u8 {
+    use engram_train::Error;
+    match error {
+        Error::Interrupted => 130,
+        Error::Diverged { .. } => 1,
+        Error::File { source, .. } => of_input(names_no_input(source)),
+        Error::Data(error) => of_data(error),
+        Error::Store(StoreError::Io { source, .. }) => of_input(names_no_input(source)),
+        Error::Store(StoreError::Memory { .. }) => 1,
+        _ => 2,
+    }
+}
+
+fn of_data(error: &DataError) -> u8 {
+    match error {
+        DataError::Interrupted => 130,
+        error => of_input(error.is_input()),
+    }
+}
+
+fn of_input(input: bool) -> u8 {
+    if input { 2 } else { 1 }
+}
+
+/// Whether the system refused because a name leads to nothing, or to something that cannot be read as asked.
+fn names_no_input(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidData, IsADirectory, NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | NotADirectory | IsADirectory | InvalidData)
+}
+
+/// The message of `error`: what happened, then each cause that the text before it does not already tell.
+pub(crate) fn message(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context, anyhow};
+
+    use super::*;
+
+    #[test]
+    fn statuses() {
+        assert_eq!(status(&anyhow!("the machine refused")), 1);
+        assert_eq!(status(&refuse::<()>("no such layer").unwrap_err()), 2);
+        assert_eq!(status(&refuse::<()>("no such layer").context("while looking").unwrap_err()), 2);
+        assert_eq!(status(&Interrupted(String::new()).into()), 130);
+        let closed = || Err::<(), _>(io::Error::from(io::ErrorKind::BrokenPipe));
+        assert_eq!(status(&closed().context("writing").unwrap_err()), 0);
+        let full = || Err::<(), _>(io::Error::from(io::ErrorKind::StorageFull));
+        assert_eq!(status(&full().context("writing").unwrap_err()), 1);
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow!("disk full").context("cannot write x: disk full").context("saving");
+        assert_eq!(message(&error), "saving: cannot write x: disk full");
+    }
+}

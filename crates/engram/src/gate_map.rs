@@ -1,0 +1,185 @@
+//! Heat maps of gates on a terminal, or in plain text.
+
+use std::fmt::Write;
+use std::io::IsTerminal;
+
+use unicode_width::UnicodeWidthStr;
+
+use crate::gate_text::{GateLayer, GateText, visible};
+
+/// How a map is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Canvas {
+    /// Columns.
+    pub(crate) width: usize,
+    /// Whether 24-bit colours are understood; else bars below the text tell the same.
+    pub(crate) colour: bool,
+}
+
+impl Canvas {
+    /// What standard output can show. `NO_COLOR` is respected (<https://no-color.org>).
+    pub(crate) fn of_stdout() -> Self {
+        let terminal = std::io::stdout().is_terminal();
+        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let width = terminal_size::terminal_size_of(std::io::stdout()).map(|(width, _)| usize::from(width.0));
+        Self { width: width.unwrap_or(100).max(20), colour: terminal && !refused }
+    }
+}
+
+/// The maps of texts of one model, on one scale per memory layer: per token the mean gate over the streams, or the
+/// gate of one stream.
+pub(crate) fn draw(texts: &[GateText], stream: Option<usize>, canvas: Canvas) -> String {
+    let mut out = String::new();
+    for index in 0..texts.first().map_or(0, |text| text.layers.len()) {
+        let gates: Vec<Vec<f32>> = texts.iter().map(|text| shown(&text.layers[index], stream)).collect();
+        let scale = Scale::of(gates.iter().flatten());
+        let _ = writeln!(out, "layer {}   {}", texts[0].layers[index].layer, scale.legend(canvas.colour));
+        for (text, gates) in texts.iter().zip(&gates) {
+            for line in lines(&text.tokens, canvas.width) {
+                draw_line(&mut out, &text.tokens, gates, line, &scale, canvas.colour);
+            }
+            out.push('\n');
+        }
+    }
+    out
+}
+
+fn shown(layer: &GateLayer, stream: Option<usize>) -> Vec<f32> {
+    match stream {
+        Some(stream) => layer.gates.iter().map(|streams| streams[stream]).collect(),
+        None => layer.means(),
+    }
+}
+
+/// From the smallest to the largest gate shown.
+#[derive(Debug, Clone, Copy)]
+struct Scale {
+    low: f32,
+    high: f32,
+}
+
+impl Scale {
+    fn of<'a>(gates: impl Iterator<Item = &'a f32>) -> Self {
+        let begin = (f32::INFINITY, f32::NEG_INFINITY);
+        let (low, high) = gates.fold(begin, |(low, high), &gate| (low.min(gate), high.max(gate)));
+        Self { low, high }
+    }
+
+    /// `gate` in 0..=1.
+    fn heat(&self, gate: f32) -> f32 {
+        let span = self.high - self.low;
+        if span > 0.0 { ((gate - self.low) / span).clamp(0.0, 1.0) } else { 0.0 }
+    }
+
+    fn legend(&self, colour: bool) -> String {
+        let steps = (0..8).map(|step| step as f32 / 7.0);
+        let bar: String = match colour {
+            true => steps.map(|heat| coloured("  ", heat)).collect(),
+            false => steps.map(block).collect(),
+        };
+        format!("gate {:.2} {bar} {:.2}", self.low, self.high)
+    }
+}
+
+/// Ranges of tokens that fit on a line; a line also ends where the text has one end.
+fn lines(tokens: &[String], width: usize) -> Vec<std::ops::Range<usize>> {
+    let (mut lines, mut start, mut used) = (Vec::new(), 0, 0);
+    for (index, token) in tokens.iter().enumerate() {
+        let needed = visible(token).width();
+        if index > start && used + needed > width {
+            lines.push(start..index);
+            (start, used) = (index, 0);
+        }
+        used += needed;
+        if token.ends_with('\n') {
+            lines.push(start..index + 1);
+            (start, used) = (index + 1, 0);
+        }
+    }
+    if start < tokens.len() {
+        lines.push(start..tokens.len());
+    }
+    lines
+}
+
+fn draw_line(
+    out: &mut String,
+    tokens: &[String],
+    gates: &[f32],
+    line: std::ops::Range<usize>,
+    scale: &Scale,
+    colour: bool,
+) {
+    let (mut text, mut bars) = (String::new(), String::new());
+    for index in line {
+        let (token, heat) = (visible(&tokens[index]), scale.heat(gates[index]));
+        if colour {
+            text.push_str(&coloured(&token, heat));
+        } else {
+            text.push_str(&token);
+            bars.extend(std::iter::repeat_n(block(heat), token.width()));
+        }
+    }
+    let _ = writeln!(out, "{}", text.trim_end_matches(' '));
+    if !colour {
+        let _ = writeln!(out, "{bars}");
+    }
+}
+
+fn block(heat: f32) -> char {
+    const BLOCKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    BLOCKS[(heat * 7.0).round() as usize]
+}
+
+/// `text` on a background from dark blue over red to yellow. Both colours are set, so that it reads on any terminal.
+fn coloured(text: &str, heat: f32) -> String {
+    const STOPS: [[f32; 3]; 4] =
+        [[28.0, 30.0, 48.0], [104.0, 38.0, 98.0], [214.0, 73.0, 62.0], [253.0, 208.0, 92.0]];
+    let position = heat * (STOPS.len() - 1) as f32;
+    let index = (position as usize).min(STOPS.len() - 2);
+    let part = position - index as f32;
+    let [r, g, b] =
+        std::array::from_fn(|c| (STOPS[index][c] * (1.0 - part) + STOPS[index + 1][c] * part).round() as u8);
+    let ink = if heat > 0.7 { "20;20;20" } else { "240;240;240" };
+    format!("\x1b[48;2;{r};{g};{b}m\x1b[38;2;{ink}m{text}\x1b[0m")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text() -> GateText {
+        let tokens = ["By", " the", " way", ",\n", "he"].map(String::from).to_vec();
+        let gates = [0.1, 0.45, 0.8, 0.1, 0.2].map(|gate| vec![gate, gate]).to_vec();
+        GateText { tokens, max_order: 3, layers: vec![GateLayer { layer: 1, gates }] }
+    }
+
+    #[test]
+    fn plain_text_has_bars_below_it() {
+        let map = draw(&[text()], None, Canvas { width: 40, colour: false });
+        let expected = "layer 1   gate 0.10 ▁▂▃▄▅▆▇█ 0.80\n\
+                        By the way,↵\n\
+                        ▁▁▅▅▅▅████▁▁\n\
+                        he\n\
+                        ▂▂\n\n";
+        assert_eq!(map, expected);
+    }
+
+    #[test]
+    fn lines_break_between_tokens() {
+        assert_eq!(lines(&text().tokens, 6), [0..2, 2..4, 4..5]);
+    }
+
+    #[test]
+    fn colour_is_set_and_reset_per_token() {
+        let map = draw(&[text()], Some(1), Canvas { width: 40, colour: true });
+        assert!(map.contains("m way\x1b[0m"), "{map:?}");
+        assert!(!map.contains('█'));
+    }
+
+    #[test]
+    fn equal_gates_are_no_division_by_zero() {
+        let scale = Scale::of([0.5, 0.5].iter());
+        assert_eq!(scale.heat(0.5), 0.0);
+    }
+}

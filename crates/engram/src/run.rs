@@ -1,0 +1,143 @@
+//! A training run in its folder: steps, held-out losses, metrics and checkpoints when they are due.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use burn::tensor::Device;
+use engram_train::{HeldOut, Pace, RunConfig, StepReport, Trainer};
+
+use crate::metrics::{Metric, MetricsLog};
+use crate::number::{duration, short};
+
+/// A run that goes on step by step.
+#[derive(Debug)]
+pub(crate) struct Run {
+    trainer: Trainer,
+    metrics: MetricsLog,
+    pace: Pace,
+    /// The last few steps.
+    recent: VecDeque<StepReport>,
+    held_out: Option<HeldOut>,
+    /// Step of the newest checkpoint.
+    saved: u64,
+}
+
+/// Steps that speed and loss are averaged over for people.
+const RECENT: usize = 20;
+
+impl Run {
+    /// Begins a run in `folder`, with a checkpoint of its beginning.
+    pub(crate) fn begin(config: RunConfig, folder: &Path, device: &Device) -> anyhow::Result<Self> {
+        let run = Self::of(Trainer::new(config, folder, device)?, folder)?;
+        run.trainer.save()?;
+        Ok(run)
+    }
+
+    /// Goes on from the newest checkpoint in `folder`.
+    pub(crate) fn resume(config: RunConfig, folder: &Path, device: &Device) -> anyhow::Result<Self> {
+        Self::of(Trainer::resume(Some(config), folder, device)?, folder)
+    }
+
+    fn of(trainer: Trainer, folder: &Path) -> anyhow::Result<Self> {
+        let step = trainer.step_count();
+        let metrics = MetricsLog::open(folder, step)?;
+        let pace = Pace::new(step);
+        Ok(Self { trainer, metrics, pace, recent: VecDeque::new(), held_out: None, saved: step })
+    }
+
+    /// Steps taken.
+    pub(crate) fn step_count(&self) -> u64 {
+        self.trainer.step_count()
+    }
+
+    /// Steps of the whole run.
+    pub(crate) fn steps(&self) -> u64 {
+        self.trainer.config().train.steps
+    }
+
+    /// Whether all steps are taken.
+    pub(crate) fn is_done(&self) -> bool {
+        self.step_count() >= self.steps()
+    }
+
+    /// One step, and what is due after it. Returns the held-out loss if that was.
+    pub(crate) fn step(&mut self) -> anyhow::Result<Option<HeldOut>> {
+        let report = self.trainer.step()?;
+        self.metrics.add(Metric::Step(report))?;
+        self.recent.push_back(report);
+        if self.recent.len() > RECENT {
+            self.recent.pop_front();
+        }
+        let (train, step) = (&self.trainer.config().train, report.step);
+        let due = |every: u64| step.is_multiple_of(every) || step == train.steps;
+        let (evaluate, save) = (due(train.evaluate_every), due(train.checkpoint_every));
+        let mut held_out = None;
+        if evaluate {
+            let loss = self.trainer.evaluate()?;
+            self.metrics.add(Metric::HeldOut { step, loss })?;
+            held_out = Some(loss);
+            self.held_out = held_out;
+        }
+        if save {
+            self.save()?;
+        }
+        Ok(held_out)
+    }
+
+    /// Writes a checkpoint of this step, if there is none.
+    pub(crate) fn save(&mut self) -> anyhow::Result<()> {
+        let step = self.step_count();
+        if self.saved < step {
+            // What the checkpoint says has happened must be in the log.
+            self.metrics.flush()?;
+            self.trainer.save().with_context(|| format!("step {step}: no checkpoint was written"))?;
+            self.saved = step;
+        }
+        Ok(())
+    }
+
+    /// The mean loss of the last steps, in nats per token; none before the first.
+    pub(crate) fn recent_loss(&self) -> Option<f64> {
+        self.mean(|report| f64::from(report.loss))
+    }
+
+    /// Time left at the pace so far; none before the first step.
+    pub(crate) fn time_left(&self) -> Option<Duration> {
+        self.pace.left(self.step_count(), self.steps())
+    }
+
+    /// How it is going, on a line.
+    pub(crate) fn status(&self) -> String {
+        let mut status = format!("step {}/{}", self.step_count(), self.steps());
+        if let (Some(loss), Some(seconds)) = (self.recent_loss(), self.mean(|report| report.seconds)) {
+            let config = self.trainer.config();
+            let speed = (config.train.batch * config.model.context) as f64 / seconds;
+            status += &format!("  loss {loss:.3}  {} tokens/s", short(speed as u64));
+        }
+        if let Some(held_out) = &self.held_out {
+            status += &format!("  held-out {:.3} bits/byte", held_out.bits_per_byte);
+        }
+        if let Some(left) = self.time_left() {
+            status += &format!("  {} left", duration(left));
+        }
+        status
+    }
+
+    fn mean(&self, value: impl Fn(&StepReport) -> f64) -> Option<f64> {
+        let sum: f64 = self.recent.iter().map(value).sum();
+        (!self.recent.is_empty()).then(|| sum / self.recent.len() as f64)
+    }
+}
+
+/// A held-out loss on a line.
+pub(crate) fn held_out_line(step: u64, loss: &HeldOut) -> String {
+    let HeldOut { nats_per_token, bits_per_byte, .. } = loss;
+    format!("step {step}: held-out {nats_per_token:.4} nats/token, {bits_per_byte:.4} bits/byte")
+}
+
+/// Where the checkpoints of the run in `folder` are.
+pub(crate) fn checkpoints(folder: &Path) -> PathBuf {
+    folder.join("checkpoints")
+}
