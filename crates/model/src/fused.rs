@@ -4,6 +4,7 @@
 //! of [`engram_kernels`] with its own backward is one node of the graph instead. [`apply`] takes tensors that live
 //! on `flex`, tracked or not; on any other backend callers compose the operation from Burn's primitives.
 
+use std::cell::Cell;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -62,7 +63,25 @@ impl Input {
 
 /// Whether fused operations run where `tensor` lives.
 pub(crate) fn available<const D: usize>(tensor: &Tensor<D>) -> bool {
-    tensor.device() == Device::flex() || tensor.device() == Device::flex().autodiff()
+    let device = tensor.device();
+    !COMPOSED.get() && (device == Device::flex() || device == Device::flex().autodiff())
+}
+
+thread_local! {
+    static COMPOSED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Does `work` with every operation composed of Burn's primitives on this thread, as on all backends but `flex`:
+/// the model in its plainest form, to check the fused operations against.
+pub fn composed<T>(work: impl FnOnce() -> T) -> T {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            COMPOSED.set(self.0);
+        }
+    }
+    let _restore = Restore(COMPOSED.replace(true));
+    work()
 }
 
 /// Takes a tensor out of its wrapper.

@@ -69,6 +69,7 @@ pub use cross_entropy::{cross_entropy, token_losses};
 pub use embedding::embed;
 pub use experts::{Choice, Experts};
 pub use feed_forward::FeedForward;
+pub use fused::composed;
 pub use hyper_connection::{Coefficients, HyperConnection};
 pub use init::Init;
 pub use linear::{Linear, Precision};

@@ -99,7 +99,9 @@ const CONVOLUTION_EPSILON: f64 = 1e-5;
 
 impl Memory {
     /// A module for `streams` streams of `width`. The convolution starts at zero, as in the paper.
-    pub(crate) fn new(
+    ///
+    /// `config` must be valid. To give it other weights, set its parameters.
+    pub fn new(
         config: &MemoryConfig,
         streams: usize,
         width: usize,

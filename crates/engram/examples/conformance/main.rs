@@ -1,0 +1,131 @@
+//! Checks Engram against what its published demonstration code computed.
+//!
+//! ```text
+//! cargo run --release --example conformance -- DIR
+//! ```
+//!
+//! DIR holds files of the demonstration's values, any of these kinds:
+//!
+//! * `module_*.safetensors`: a memory module with its weights, input, output and every gradient. Floats must agree
+//!   within 1e-5 + 1e-4·|x| in f32, row ids exactly. Each module runs twice: as one graph of fused operations, and
+//!   composed of Burn's primitives.
+//! * `addressing_*.json`: multipliers, primes and row ids of a configuration, exactly.
+//! * `*_compression.npy`: the class of every token id. Token ids are mapped with it; and when DIR also holds the
+//!   `tokenizer.json` that it was made from, it is checked itself.
+//!
+//! Prints a line per tensor with its largest error. Exits with 0 if all agree, 1 if something does not, and 2 if
+//! the files cannot be used.
+
+mod addressing;
+mod module;
+mod report;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use engram_address::Vocabulary;
+
+use crate::report::Report;
+
+const USAGE: &str = "usage: conformance DIR
+  DIR holds module_*.safetensors, addressing_*.json or *_compression.npy files of the demonstration code's values";
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let [folder] = &arguments[..] else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    };
+    if folder == "--help" || folder == "-h" {
+        println!("{USAGE}");
+        return ExitCode::SUCCESS;
+    }
+    let mut report = Report::default();
+    match check(Path::new(folder), &mut report) {
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+        Ok(()) if report.misses() > 0 => {
+            println!("{} of {} tensors miss", report.misses(), report.lines());
+            ExitCode::FAILURE
+        }
+        Ok(()) => {
+            println!("all {} tensors agree", report.lines());
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+/// Checks every file of `folder` that this example knows.
+///
+/// # Errors
+/// When the folder holds none, or one of them cannot be read as what its name says.
+fn check(folder: &Path, report: &mut Report) -> Result<()> {
+    let files = Files::of(folder)?;
+    let vocabulary = match &files.compression {
+        Some(path) => Some(compression(path, folder, report).with_context(|| path.display().to_string())?),
+        None => None,
+    };
+    for path in &files.addressings {
+        addressing::check(path, vocabulary.as_ref(), report).with_context(|| path.display().to_string())?;
+    }
+    for path in &files.modules {
+        module::check(path, vocabulary.as_ref(), report).with_context(|| path.display().to_string())?;
+    }
+    if report.lines() == 0 {
+        bail!("{}: its files hold nothing to check", folder.display());
+    }
+    Ok(())
+}
+
+/// The classes of the compression file, checked against the folder's tokenizer if it has one.
+fn compression(path: &Path, folder: &Path, report: &mut Report) -> Result<Vocabulary> {
+    let classes = addressing::npy_i32(path)?;
+    report.file(path);
+    let tokenizer = folder.join("tokenizer.json");
+    if tokenizer.exists() {
+        let found = Vocabulary::from_tokenizer_file(&tokenizer).context("tokenizer.json")?;
+        report.integers("classes", found.as_slice(), &classes);
+    } else {
+        report.note("classes", "no tokenizer.json beside it: taken as they are");
+    }
+    Ok(Vocabulary::from_classes(classes)?)
+}
+
+/// What a folder holds, sorted by name.
+#[derive(Default)]
+struct Files {
+    compression: Option<PathBuf>,
+    addressings: Vec<PathBuf>,
+    modules: Vec<PathBuf>,
+}
+
+impl Files {
+    fn of(folder: &Path) -> Result<Self> {
+        let entries = std::fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
+        let mut paths = entries
+            .map(|entry| Ok(entry?.path()))
+            .collect::<std::io::Result<Vec<_>>>()
+            .with_context(|| format!("cannot list {}", folder.display()))?;
+        paths.sort();
+        let mut files = Self::default();
+        for path in paths {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with("module_") && name.ends_with(".safetensors") {
+                files.modules.push(path);
+            } else if name.starts_with("addressing_") && name.ends_with(".json") {
+                files.addressings.push(path);
+            } else if name.ends_with("_compression.npy")
+                && let Some(first) = files.compression.replace(path)
+            {
+                bail!("{} holds two compressions, {} being one: leave one", folder.display(), first.display());
+            }
+        }
+        if files.compression.is_none() && files.addressings.is_empty() && files.modules.is_empty() {
+            bail!("{} holds no module_*.safetensors, addressing_*.json or *_compression.npy", folder.display());
+        }
+        Ok(files)
+    }
+}
