@@ -19,7 +19,8 @@ fn config(steps: u64) -> String {
 /// only a run that cannot go on would take.
 fn run_and_kill(workshop: &Workshop, line: &str, lines: u64, moment: Duration) {
     let logged = || {
-        std::fs::read_to_string(workshop.path("run/metrics.jsonl")).map_or(0, |text| text.lines().count()) as u64
+        std::fs::read_to_string(workshop.path("run/metrics.jsonl")).map_or(0, |text| text.lines().count())
+            as u64
     };
     let target = logged() + lines;
     let mut child = workshop.start(line);

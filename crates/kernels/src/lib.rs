@@ -31,7 +31,7 @@
 //! assert_eq!(attention.output[..2], hidden[..2]); // the first position sees itself only
 //!
 //! // The loss "sum of the outputs" has gradient 1 everywhere.
-//! let gradients = causal_attention_backward(&[1.0; 6], &x, &x, &hidden, &attention, shape, 1.0);
+//! let gradients = causal_attention_backward(&[1.0; 6], &x, &x, &hidden, attention.view(), shape, 1.0);
 //! let total: f32 = gradients.v.iter().sum();
 //! assert!((total - 6.0).abs() < 1e-5); // each output is a weighted mean of values
 //! ```

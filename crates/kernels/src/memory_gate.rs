@@ -308,7 +308,7 @@ mod tests {
             // Differences across the kink at 0 mean nothing: the loss leaves such streams out.
             let mut grad = random(rows * row, seed ^ 5);
             for (grad, saved) in grad.chunks_mut(width).zip(found.saved.chunks(3)) {
-                if saved[0].abs() < 0.3 { grad.fill(0.0); }
+                if saved[0].abs() < 0.7 { grad.fill(0.0); }
             }
             let gradients = memory_gate_backward(&grad, &input, &found);
             let loss = |input: MemoryGateInput<'_>| weighted(&memory_gate(&input).output, &grad);

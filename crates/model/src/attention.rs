@@ -13,6 +13,7 @@ use crate::rotary::Rotary;
 
 /// Attention of one block.
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant, reason = "one per block; a few hundred bytes do not matter")]
 pub enum Attention {
     /// A low-rank joint latent of keys and values.
     Latent(LatentAttention),

@@ -35,6 +35,7 @@ pub struct Block {
 
 /// The feed-forward of a block.
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant, reason = "one per block; a few hundred bytes do not matter")]
 pub enum BlockFeedForward {
     /// One for all tokens.
     Dense(FeedForward),

@@ -50,6 +50,7 @@ pub struct Memory {
 
 /// From the concatenated rows to the keys of M streams and one value.
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant, reason = "one per block; a few hundred bytes do not matter")]
 pub enum Projection {
     /// Separate projections with biases (the paper's demonstration).
     Separate(SeparateProjection),

@@ -10,7 +10,8 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use common::{Batch, Options, PAPER, PLAIN, assert_close, changed, combinations, normal, values, weights};
 use engram_model::{
-    Block, BlockFeedForward, LanguageModel, MemoryForm, MemoryRows, Rotary, Trace, composed, cross_entropy, embed,
+    Block, BlockFeedForward, LanguageModel, MemoryForm, MemoryRows, Rotary, Trace, composed, cross_entropy,
+    embed,
 };
 
 const TOKENS: usize = 14;
@@ -29,7 +30,7 @@ fn run<M: Module>(
     for (index, input) in inputs.iter().enumerate() {
         all.insert(format!("input {index}"), values(input.grad(&gradients).unwrap()));
     }
-    all.insert("output".to_owned(), values(output));
+    all.insert("result".to_owned(), values(output));
     all
 }
 
@@ -103,7 +104,8 @@ fn experts_and_the_gates_of_their_router() {
 #[test]
 fn experts_of_which_some_see_no_token() {
     let BlockFeedForward::Experts(experts) = block(PAPER).feed_forward else { unreachable!() };
-    let experts = changed(experts, "balance", &|balance| balance.copy_from_slice(&[9.0, -9.0, 8.0, -9.0, -9.0]));
+    let experts =
+        changed(experts, "balance", &|balance| balance.copy_from_slice(&[9.0, -9.0, 8.0, -9.0, -9.0]));
     let (_, choice) = experts.forward(hidden(4));
     assert_eq!(choice.loads(), [TOKENS as u64, 0, TOKENS as u64, 0, 0]);
     let found = agree(&experts, &[hidden(4)], |experts, x| experts.forward(x[0].clone()).0);
@@ -155,7 +157,7 @@ fn embedding() {
     let operation = |x: &[Tensor<2>]| embed(x[0].clone(), ids.clone());
     let found = run(&block(PLAIN).attention_norm, &x, &|_, x| operation(x));
     let expected = composed(|| run(&block(PLAIN).attention_norm, &x, &|_, x| operation(x)));
-    assert_eq!(found["output"], expected["output"]);
+    assert_eq!(found["result"], expected["result"]);
     assert_close("gradient", &found["input 0"], &expected["input 0"]);
     assert!(found["input 0"].chunks(16).nth(2).unwrap().iter().all(|&g| g == 0.0), "row 2 was not read");
 }
@@ -181,7 +183,10 @@ fn whole_models() {
                 all.insert(format!("rows {layer}"), values(memory.rows.grad(&gradients).unwrap()));
             }
             all.insert("loss".to_owned(), values(loss));
-            all.insert("losses".to_owned(), model.token_losses(batch.tokens(), &batch.targets, &mut Trace::default()));
+            all.insert(
+                "losses".to_owned(),
+                model.token_losses(batch.tokens(), &batch.targets, &mut Trace::default()),
+            );
             all.insert("logits".to_owned(), model.next_logits(batch.tokens(), &mut Trace::default()));
             all
         };

@@ -144,13 +144,13 @@ impl Optimizer {
         self.step += 1;
         let clip = (self.config.clip / norm.max(f32::MIN_POSITIVE)).min(1.0);
         parameters::update(model, &mut |name, shape, weight| {
-            let gradient = gradients.remove(name)?;
-            Some(match matrix_shape(name, shape) {
+            let Some(gradient) = gradients.remove(name) else { return weight };
+            match matrix_shape(name, shape) {
                 // Orthogonalisation forgets the gradient's scale, so that clipping it would change nothing but the
                 // mixture with earlier steps; it is clipped all the same, as one vector with the rest.
                 Some(matrices) => self.muon(name, matrices, weight, gradient, clip, schedule),
                 None => self.adam(name, weight, gradient, clip, schedule),
-            })
+            }
         })
     }
 

@@ -119,31 +119,24 @@ pub(crate) fn take_gradients<M: Module>(
     take.taken
 }
 
+/// What becomes of a weight: from its name, shape and flat value, the only reference to it, to its new value.
+type UpdateWeight<'a> = dyn FnMut(&str, &[usize], Tensor<1>) -> Tensor<1> + 'a;
+
 /// Replaces each weight by what `update` makes of its name, shape and flat value, outside of autodiff.
-pub(crate) fn update<M: Module>(
-    module: M,
-    update: &mut dyn FnMut(&str, &[usize], Tensor<1>) -> Option<Tensor<1>>,
-) -> M {
+pub(crate) fn update<M: Module>(module: M, update: &mut UpdateWeight<'_>) -> M {
     struct Update<'a> {
         path: Path,
-        update: &'a mut dyn FnMut(&str, &[usize], Tensor<1>) -> Option<Tensor<1>>,
+        update: &'a mut UpdateWeight<'a>,
     }
     impl ModuleMapper for Update<'_> {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
             let name = self.path.name();
             param.map(|old| {
                 let (shape, tracked, grad) = (old.dims(), old.is_autodiff(), old.is_require_grad());
-                let keep = old.clone();
                 let flat = if tracked { old.inner() } else { old }.reshape([shape.iter().product::<usize>()]);
-                match (self.update)(&name, &shape, flat) {
-                    None => keep,
-                    Some(new) => {
-                        drop(keep);
-                        let new = new.reshape(shape);
-                        let new = if tracked { Tensor::from_inner(new) } else { new };
-                        if grad { new.require_grad() } else { new }
-                    }
-                }
+                let new = (self.update)(&name, &shape, flat).reshape(shape);
+                let new = if tracked { Tensor::from_inner(new) } else { new };
+                if grad { new.require_grad() } else { new }
             })
         }
         fn enter_module(&mut self, name: &str, container: &str) {

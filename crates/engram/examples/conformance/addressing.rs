@@ -40,7 +40,11 @@ fn demonstration(golden: &Value, vocabulary: Option<&Vocabulary>, report: &mut R
         for (index, layer) in addressing.layers().iter().enumerate() {
             let expected: Vec<Vec<u64>> = get(&case["head_ids"], &layer.layer().to_string())?;
             let found = head_ids(layer, &row_ids(&addressing, index, Tokens::from(&tokens))?);
-            report.integers(&format!("case {number}: layer{}.head_ids", layer.layer()), &found, &expected.concat());
+            report.integers(
+                &format!("case {number}: layer{}.head_ids", layer.layer()),
+                &found,
+                &expected.concat(),
+            );
         }
     }
     Ok(())
@@ -81,14 +85,14 @@ fn v41(golden: &Value, vocabulary: Option<&Vocabulary>, report: &mut Report) -> 
         let classes: Vec<u32> = get(case, "compressed")?;
         let dead: Vec<bool> = get::<Vec<u8>>(case, "dead")?.iter().map(|&dead| dead != 0).collect();
         let expected: Vec<Vec<Vec<u64>>> = get(case, "hash_ids[T][layer][24]")?;
-        for index in 0..layers.len() {
+        for (index, layer) in layers.iter().enumerate() {
             let found = row_ids(&addressing, index, Tokens::from(&classes).dead(&dead))?;
             let expected = expected
                 .iter()
                 .map(|of_layer| of_layer.get(index).map(Vec::as_slice))
                 .collect::<Option<Vec<_>>>()
                 .context("hash_ids of fewer layers than the configuration has")?;
-            let name = format!("{}: layer{}.row_ids", get::<String>(case, "name")?, layers[index].layer());
+            let name = format!("{}: layer{}.row_ids", get::<String>(case, "name")?, layer.layer());
             report.integers(&name, &found, &expected.concat());
         }
     }

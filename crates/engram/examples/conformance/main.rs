@@ -104,7 +104,8 @@ struct Files {
 
 impl Files {
     fn of(folder: &Path) -> Result<Self> {
-        let entries = std::fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
+        let entries =
+            std::fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
         let mut paths = entries
             .map(|entry| Ok(entry?.path()))
             .collect::<std::io::Result<Vec<_>>>()
@@ -120,11 +121,18 @@ impl Files {
             } else if name.ends_with("_compression.npy")
                 && let Some(first) = files.compression.replace(path)
             {
-                bail!("{} holds two compressions, {} being one: leave one", folder.display(), first.display());
+                bail!(
+                    "{} holds two compressions, {} being one: leave one",
+                    folder.display(),
+                    first.display()
+                );
             }
         }
         if files.compression.is_none() && files.addressings.is_empty() && files.modules.is_empty() {
-            bail!("{} holds no module_*.safetensors, addressing_*.json or *_compression.npy", folder.display());
+            bail!(
+                "{} holds no module_*.safetensors, addressing_*.json or *_compression.npy",
+                folder.display()
+            );
         }
         Ok(files)
     }

@@ -9,8 +9,8 @@ use burn::module::Param;
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use engram_address::{Addressing, Tokens, Vocabulary, assign_primes, draw_multipliers};
 use engram_model::{
-    Compression, Init, Memory, MemoryConfig, MemoryForm, MemoryRows, Precision, Projection, SeparateProjection,
-    composed,
+    Compression, Init, Memory, MemoryConfig, MemoryForm, MemoryRows, Precision, Projection,
+    SeparateProjection, composed,
 };
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -138,9 +138,8 @@ impl Published<'_> {
         let streams = [batch * time, self.shape.streams * self.shape.width];
         let hidden = self.tensor("hidden_in", streams, &device)?.require_grad();
         let ids = self.file.integers(&self.name("unique_row_ids"))?.0;
-        let rows = self
-            .tensor("unique_rows", [ids.len(), self.shape.config.row_width], &device)?
-            .require_grad();
+        let rows =
+            self.tensor("unique_rows", [ids.len(), self.shape.config.row_width], &device)?.require_grad();
         let memory = MemoryRows { rows, index: self.index(ids, batch * time)?, dead: None };
 
         let out = module.forward(hidden.clone(), batch, &memory);
@@ -167,7 +166,7 @@ impl Published<'_> {
         let weight = |name: &str, outputs: usize| {
             Ok(self.tensor(&format!("param.{name}"), [outputs, memory], device)?.transpose())
         };
-        let each = |name: fn(usize) -> String| (0..streams).map(move |m| name(m));
+        let each = |name: fn(usize) -> String| (0..streams).map(name);
         let stack = |name: fn(usize) -> String| {
             let rows = each(name).map(|name| self.tensor(&format!("param.{name}"), [1, width], device));
             Ok::<_, anyhow::Error>(parameter(Tensor::cat(rows.collect::<Result<Vec<_>>>()?, 0)))

@@ -49,7 +49,11 @@ impl Report {
             share = share.max(error / tolerance(expected));
         }
         let percent = share * 100.0;
-        self.line(name, share <= 1.0, format!("largest error {largest:8.1e}, {percent:3.0} % of the tolerance"));
+        self.line(
+            name,
+            share <= 1.0,
+            format!("largest error {largest:8.1e}, {percent:3.0} % of the tolerance"),
+        );
     }
 
     /// Integers, exactly.
