@@ -121,7 +121,7 @@ fn hyper_connections() {
     for streams in [2, 3, 4] {
         let connection = block(Options { streams, ..PAPER }).attention_streams.unwrap();
         let x = normal([TOKENS, streams * 16], 6);
-        agree(&connection, &[x.clone()], |connection, x| {
+        agree(&connection, std::slice::from_ref(&x), |connection, x| {
             let coefficients = connection.coefficients(x[0].clone());
             connection.read(x[0].clone(), &coefficients)
         });
