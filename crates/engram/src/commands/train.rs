@@ -16,9 +16,9 @@ use crate::run::{Run, checkpoints, held_out_line};
 /// was interrupted or killed goes on with --resume as if it had never stopped.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  engram train configs/small.toml --out runs/small
-  engram train configs/small.toml --out runs/small --resume
-  engram train configs/small.toml --out runs/small-gpu --device cuda")]
+  engram train my.toml --out runs/small
+  engram train my.toml --out runs/small --resume
+  engram train my.toml --out runs/small-gpu --device cuda")]
 pub(crate) struct Train {
     /// Configuration: `[model]`, `[data]` and `[train]`.
     config: PathBuf,
