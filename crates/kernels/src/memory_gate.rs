@@ -8,7 +8,7 @@
 //! ```
 
 use crate::parallel::{self, block_rows};
-use crate::simd::{LANES, dot, sigmoid, vectorized};
+use crate::simd::{dot, sigmoid, vectorized};
 
 /// Below this the root of a score is taken of a constant, which has no gradient.
 const SMALLEST_SCORE: f32 = 1e-6;
@@ -65,7 +65,6 @@ pub struct MemoryGateGradients {
 pub fn memory_gate(input: &MemoryGateInput<'_>) -> MemoryGate {
     let (rows, width) = input.shape();
     let (streams, row) = (input.streams, input.streams * width);
-    let weight = input.joint_weight();
     let mut output = vec![0.0; rows * row];
     let mut gates = vec![0.0; rows * streams];
     let mut saved = vec![0.0; rows * streams * SAVED];
@@ -81,9 +80,9 @@ pub fn memory_gate(input: &MemoryGateInput<'_>) -> MemoryGate {
                     .zip(output.chunks_exact_mut(width))
                     .zip(gates.iter_mut().zip(saved.chunks_exact_mut(SAVED)));
                 for (index, (((h, k), u), (gate, saved))) in heads.enumerate() {
-                    let w = &weight[index % streams * width..][..width];
-                    let (agreement, inverse_h, inverse_k) = compare(h, k, w, input.epsilon);
-                    let score = agreement * inverse_h * inverse_k / (width as f32).sqrt();
+                    let stream = index % streams * width..(index % streams + 1) * width;
+                    let (query, key) = (&input.query_weight[stream.clone()], &input.key_weight[stream]);
+                    let [score, inverse_h, inverse_k] = compare(h, k, query, key, input.epsilon);
                     saved.copy_from_slice(&[score, inverse_h, inverse_k]);
                     *gate = sigmoid(signed_root(score));
                     let value = &value[index / streams * width..][..width];
@@ -163,26 +162,56 @@ impl MemoryGateInput<'_> {
         (rows, width)
     }
 
-    /// Only the product of both weights matters to the score: `[streams, width]`.
+    /// Only the product of both weights matters to the gradients of h and k: `[streams, width]`.
     fn joint_weight(&self) -> Vec<f32> {
         self.query_weight.iter().zip(self.key_weight).map(|(q, k)| q * k).collect()
     }
 }
 
-/// Σ h·k·w and the inverse root mean squares of h and k, in one pass.
+/// The score s and the inverse root mean squares of h and k.
+///
+/// Near s = 0 the root is so steep that the last bits of s decide its gradient. So each operation rounds, and
+/// each sum runs, as in the published code on a CPU.
 #[inline(always)]
-fn compare(h: &[f32], k: &[f32], w: &[f32], epsilon: f32) -> (f32, f32, f32) {
-    let ((h_whole, h_tail), (k_whole, k_tail)) = (h.as_chunks::<LANES>(), k.as_chunks::<LANES>());
-    let (w_whole, w_tail) = w.as_chunks::<LANES>();
-    let mut agreement = [0.0; LANES];
-    for ((h, k), w) in h_whole.iter().zip(k_whole).zip(w_whole) {
-        for lane in 0..LANES {
-            agreement[lane] = (h[lane] * k[lane]).mul_add(w[lane], agreement[lane]);
+fn compare(h: &[f32], k: &[f32], query_weight: &[f32], key_weight: &[f32], epsilon: f32) -> [f32; 3] {
+    let width = h.len();
+    let (k, query_weight, key_weight) = (&k[..width], &query_weight[..width], &key_weight[..width]);
+    let inverse = |x: &[f32]| 1.0 / (sum_as_published(width, |i| x[i] * x[i]) / width as f32 + epsilon).sqrt();
+    let (inverse_h, inverse_k) = (inverse(h), inverse(k));
+    let agreement = sum_as_published(width, |i| {
+        let (query, key) = (h[i] * inverse_h * query_weight[i], k[i] * inverse_k * key_weight[i]);
+        query * key
+    });
+    [agreement / (width as f32).sqrt(), inverse_h, inverse_k]
+}
+
+/// Sum of `term(i)` for i in 0..len: 32 partial sums, which fold to 8, which are added one after another to what
+/// the tail makes. PyTorch's order for up to 512 terms; beyond, its partial sums cascade.
+#[inline(always)]
+fn sum_as_published(len: usize, term: impl Fn(usize) -> f32) -> f32 {
+    const VECTOR: usize = 8;
+    let mut partial = [0.0; 4 * VECTOR];
+    let mut start = 0;
+    while start + partial.len() <= len {
+        for (lane, sum) in partial.iter_mut().enumerate() {
+            *sum += term(start + lane);
         }
+        start += partial.len();
     }
-    let tail: f32 = h_tail.iter().zip(k_tail).zip(w_tail).map(|((h, k), w)| h * k * w).sum();
-    let inverse = |x: &[f32]| 1.0 / (dot(x, x) / x.len() as f32 + epsilon).sqrt();
-    (agreement.iter().sum::<f32>() + tail, inverse(h), inverse(k))
+    while start + VECTOR <= len {
+        for (lane, sum) in partial[..VECTOR].iter_mut().enumerate() {
+            *sum += term(start + lane);
+        }
+        start += VECTOR;
+    }
+    let mut total = 0.0;
+    for i in start..len {
+        total += term(i);
+    }
+    for lane in 0..VECTOR {
+        total += (1..4).fold(partial[lane], |sum, vector| sum + partial[vector * VECTOR + lane]);
+    }
+    total
 }
 
 /// sign(s)·√max(|s|, 1e-6), 0 at 0.

@@ -1,14 +1,15 @@
 //! Checks Engram against what its published demonstration code computed.
 //!
 //! ```text
-//! cargo run --release --example conformance -- DIR
+//! cargo run --release --example conformance -- [--composed] DIR
 //! ```
 //!
 //! DIR holds files of the demonstration's values, any of these kinds:
 //!
 //! * `module_*.safetensors`: a memory module with its weights, input, output and every gradient. Floats must agree
-//!   within 1e-5 + 1e-4·|x| in f32, row ids exactly. Each module runs twice: as one graph of fused operations, and
-//!   composed of Burn's primitives.
+//!   within 1e-5 + 1e-4·|x| in f32, row ids exactly. The modules run as they train on a CPU, in fused operations;
+//!   with `--composed`, as on other devices, in Burn's primitives. Those add in an order of their own, which shows
+//!   where a gate's score is so near 0 that the last bits of a sum decide the slope of its root.
 //! * `addressing_*.json`: multipliers, primes and row ids of a configuration, exactly.
 //! * `*_compression.npy`: the class of every token id. Token ids are mapped with it; and when DIR also holds the
 //!   `tokenizer.json` that it was made from, it is checked itself.
@@ -26,23 +27,29 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use engram_address::Vocabulary;
 
+use crate::module::ComputePath;
 use crate::report::Report;
 
-const USAGE: &str = "usage: conformance DIR
-  DIR holds module_*.safetensors, addressing_*.json or *_compression.npy files of the demonstration code's values";
+const USAGE: &str = "usage: conformance [--composed] DIR
+  DIR holds module_*.safetensors, addressing_*.json or *_compression.npy files of the demonstration code's values
+  --composed  compute modules in Burn's primitives, not in the fused operations of a CPU";
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    let [folder] = &arguments[..] else {
-        eprintln!("{USAGE}");
-        return ExitCode::from(2);
+    let (path, folder) = match &arguments[..] {
+        [help] if help == "--help" || help == "-h" => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        [folder] => (ComputePath::Fused, folder),
+        [option, folder] if option == "--composed" => (ComputePath::Composed, folder),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
     };
-    if folder == "--help" || folder == "-h" {
-        println!("{USAGE}");
-        return ExitCode::SUCCESS;
-    }
     let mut report = Report::default();
-    match check(Path::new(folder), &mut report) {
+    match check(Path::new(folder), path, &mut report) {
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::from(2)
@@ -62,7 +69,7 @@ fn main() -> ExitCode {
 ///
 /// # Errors
 /// When the folder holds none, or one of them cannot be read as what its name says.
-fn check(folder: &Path, report: &mut Report) -> Result<()> {
+fn check(folder: &Path, compute: ComputePath, report: &mut Report) -> Result<()> {
     let files = Files::of(folder)?;
     let vocabulary = match &files.compression {
         Some(path) => Some(compression(path, folder, report).with_context(|| path.display().to_string())?),
@@ -72,7 +79,7 @@ fn check(folder: &Path, report: &mut Report) -> Result<()> {
         addressing::check(path, vocabulary.as_ref(), report).with_context(|| path.display().to_string())?;
     }
     for path in &files.modules {
-        module::check(path, vocabulary.as_ref(), report).with_context(|| path.display().to_string())?;
+        module::check(path, vocabulary.as_ref(), compute, report).with_context(|| path.display().to_string())?;
     }
     if report.lines() == 0 {
         bail!("{}: its files hold nothing to check", folder.display());
