@@ -5,7 +5,8 @@
 //! model runs. This crate knows rows and nothing of tensors or models. It is useful for any large embedding
 //! table.
 //!
-//! * [`RowFormat`]: how a row lies in bytes: `f32`, `bf16`, or eight-bit floats with a scale per 32 values.
+//! * [`RowFormat`]: how a row lies in bytes: floats of 32, 16 or 8 bits, or integers of 8 or 4, with their
+//!   scales beside them.
 //! * [`Table`]: rows to read, in RAM on huge pages or mapped from a file. A random row costs a cache miss in
 //!   every level; [`RowSource::gather`] keeps many of them in flight.
 //! * [`DistinctRows`]: about half of the rows that a batch of text asks for are duplicates. Each is fetched,
@@ -64,7 +65,9 @@ compile_error!(
 
 mod distinct_rows;
 mod error;
+mod float16;
 pub mod fp8;
+mod grouped_int;
 mod memory;
 mod row_format;
 mod row_init;
@@ -76,7 +79,7 @@ mod trainable_table;
 pub use distinct_rows::DistinctRows;
 pub use error::{Result, StoreError};
 pub use memory::Storage;
-pub use row_format::{RowFormat, VALUES_PER_SCALE};
+pub use row_format::{RowFormat, TableScale, VALUES_PER_SCALE};
 pub use row_init::RowInit;
 pub use row_optimizer::RowOptimizer;
 pub use table::{RowSource, Table};

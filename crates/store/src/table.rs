@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::error::{Result, check_length, check_rows};
 use crate::memory::{Region, Storage, prefetch, rows_ahead};
-use crate::row_format::RowFormat;
+use crate::row_format::{DecodeLoop, RowFormat};
 use crate::table_file::{self, TableFile, TableHeader, TableOrigin};
 
 /// Anything that turns row ids into rows.
@@ -177,18 +177,8 @@ pub(crate) fn gather(
     let row_bytes = format.bytes_per_row(width);
     check_length("gathered rows", ids.len() * width, out.len())?;
     check_rows(ids, (table.len() / row_bytes) as u64)?;
-    // One loop per format, so that the choice is not made again for every row.
-    let here = |(ids, out): (&[u64], &mut [f32])| match format {
-        RowFormat::F32 => {
-            gather_here(table, row_bytes, ids, out, |row, out| RowFormat::F32.decode_row(row, out))
-        }
-        RowFormat::Bf16 => {
-            gather_here(table, row_bytes, ids, out, |row, out| RowFormat::Bf16.decode_row(row, out))
-        }
-        RowFormat::Fp8E4m3 => {
-            gather_here(table, row_bytes, ids, out, |row, out| RowFormat::Fp8E4m3.decode_row(row, out));
-        }
-    };
+    let here =
+        |(ids, out): (&[u64], &mut [f32])| format.decode_loop(GatherHere { table, row_bytes, ids, out });
     let rows = (BYTES_PER_TASK / row_bytes).max(1);
     if ids.len() <= rows || rayon::current_num_threads() == 1 {
         here((ids, out));
@@ -200,23 +190,27 @@ pub(crate) fn gather(
 
 /// The loop everything waits for. A random row is a miss in every cache; asking for rows well ahead keeps
 /// many such misses in flight at once instead of one after another.
-#[inline(always)]
-fn gather_here(
-    table: &[u8],
+struct GatherHere<'a> {
+    table: &'a [u8],
     row_bytes: usize,
-    ids: &[u64],
-    out: &mut [f32],
-    decode: impl Fn(&[u8], &mut [f32]),
-) {
-    let width = out.len() / ids.len().max(1);
-    let ahead = rows_ahead(row_bytes);
-    for &id in ids.iter().take(ahead) {
-        prefetch(table, id as usize * row_bytes, row_bytes);
-    }
-    for (i, (&id, out)) in ids.iter().zip(out.chunks_exact_mut(width.max(1))).enumerate() {
-        if let Some(&next) = ids.get(i + ahead) {
-            prefetch(table, next as usize * row_bytes, row_bytes);
+    ids: &'a [u64],
+    out: &'a mut [f32],
+}
+
+impl DecodeLoop for GatherHere<'_> {
+    #[inline(always)]
+    fn run(self, decode: impl Fn(&[u8], &mut [f32])) {
+        let Self { table, row_bytes, ids, out } = self;
+        let width = out.len() / ids.len().max(1);
+        let ahead = rows_ahead(row_bytes);
+        for &id in ids.iter().take(ahead) {
+            prefetch(table, id as usize * row_bytes, row_bytes);
         }
-        decode(&table[id as usize * row_bytes..][..row_bytes], out);
+        for (i, (&id, out)) in ids.iter().zip(out.chunks_exact_mut(width.max(1))).enumerate() {
+            if let Some(&next) = ids.get(i + ahead) {
+                prefetch(table, next as usize * row_bytes, row_bytes);
+            }
+            decode(&table[id as usize * row_bytes..][..row_bytes], out);
+        }
     }
 }

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! 0      header, 4096 bytes, little-endian:
-//!          0  magic "ENGRAMTB"    8  version u32        12  row format u32 (0 f32, 1 bf16, 2 fp8 e4m3)
+//!          0  magic "ENGRAMTB"    8  version u32        12  row format u32 (see docs)
 //!         16  rows u64           24  width u64          32  layer u64           40  identity, 32 bytes
 //!         72  step u64           80  optimiser u32 (0 none, 1 Adam, 2 row-wise Adam), u32 zero
 //!         88  β1 f64             96  β2 f64            104  ε f64
 //!        112  bytes per checksum block u64             120  BLAKE3 of the list of checksums, 32 bytes
-//!        152  zeros            4064  BLAKE3 of the header's first 4064 bytes
+//!        152  the table's scale f32, or zero                156  zeros
+//!       4064  BLAKE3 of the header's first 4064 bytes
 //! 4096   sections, each padded with zeros to a multiple of 4096 bytes: the rows one after another;
 //!        with an optimiser, its first and (Adam) second kind of state
 //! then   the list of checksums: BLAKE3 of every block of every section with its padding, 32 bytes each
@@ -114,11 +115,7 @@ impl TableHeader {
             Some((RowOptimizer::Adam { beta1, beta2, epsilon }, _)) => (1, beta1, beta2, epsilon),
             Some((RowOptimizer::RowWiseAdam { beta2, epsilon }, _)) => (2, 0.0, beta2, epsilon),
         };
-        let format: u32 = match self.format {
-            RowFormat::F32 => 0,
-            RowFormat::Bf16 => 1,
-            RowFormat::Fp8E4m3 => 2,
-        };
+        let (format, scale) = self.format.to_code();
         let step = self.training.map_or(0, |(_, step)| step);
         let mut bytes = [0; HEADER_BYTES];
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
@@ -136,6 +133,7 @@ impl TableHeader {
         put(104, &epsilon.to_le_bytes());
         put(112, &BLOCK_BYTES.to_le_bytes());
         put(120, list_hash);
+        put(152, &scale.to_le_bytes());
         let hash = blake3::hash(&bytes[..HEADER_HASHED]);
         bytes[HEADER_HASHED..].copy_from_slice(hash.as_bytes());
         bytes
@@ -160,11 +158,10 @@ impl TableHeader {
             return Err(StoreError::damaged(path, 0, "the header does not match its checksum"));
         }
         // From here on the bytes are those that were written, but not necessarily by a sane program.
-        let format = match u32::from_le_bytes(field(bytes, 12)) {
-            0 => RowFormat::F32,
-            1 => RowFormat::Bf16,
-            2 => RowFormat::Fp8E4m3,
-            code => return refuse(12, format!("unknown row format {code}; use the program that wrote it")),
+        let (code, scale) = (u32::from_le_bytes(field(bytes, 12)), f32::from_le_bytes(field(bytes, 152)));
+        let format = match RowFormat::from_code(code, scale) {
+            Ok(format) => format,
+            Err(problem) => return refuse(12, problem),
         };
         let [beta1, beta2, epsilon] = [88, 96, 104].map(|at| f64::from_le_bytes(field(bytes, at)));
         let step = u64::from_le_bytes(field(bytes, 72));
