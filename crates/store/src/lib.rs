@@ -63,25 +63,33 @@ compile_error!(
     "rows are kept little-endian, as they are on disk; big-endian machines would need to swap them"
 );
 
+mod convert;
 mod distinct_rows;
 mod error;
 mod float16;
 pub mod fp8;
 mod grouped_int;
 mod memory;
+mod new_file;
 mod row_format;
 mod row_init;
 mod row_optimizer;
 mod table;
 pub mod table_file;
+mod table_reader;
+mod table_writer;
 mod trainable_table;
 
+pub use convert::{Quality, QualityMeter, convert, save_rows, table_scale};
 pub use distinct_rows::DistinctRows;
 pub use error::{Result, StoreError};
 pub use memory::Storage;
+pub use new_file::Progress;
 pub use row_format::{RowFormat, TableScale, VALUES_PER_SCALE};
 pub use row_init::RowInit;
 pub use row_optimizer::RowOptimizer;
 pub use table::{RowSource, Table};
-pub use table_file::{TableHeader, TableOrigin};
+pub use table_file::{ContentHash, TableHeader, TableOrigin};
+pub use table_reader::TableReader;
+pub use table_writer::TableWriter;
 pub use trainable_table::TrainableTable;
