@@ -63,6 +63,7 @@ compile_error!(
     "rows are kept little-endian, as they are on disk; big-endian machines would need to swap them"
 );
 
+mod checkpoint;
 mod convert;
 mod distinct_rows;
 mod error;
@@ -71,6 +72,7 @@ pub mod fp8;
 mod grouped_int;
 mod memory;
 mod new_file;
+mod published;
 mod row_format;
 mod row_init;
 mod row_optimizer;
@@ -80,11 +82,13 @@ mod table_reader;
 mod table_writer;
 mod trainable_table;
 
+pub use checkpoint::Checkpoint;
 pub use convert::{Quality, QualityMeter, convert, save_rows, table_scale};
 pub use distinct_rows::DistinctRows;
 pub use error::{Result, StoreError};
 pub use memory::Storage;
 pub use new_file::Progress;
+pub use published::{TableTensors, export, import};
 pub use row_format::{RowFormat, TableScale, VALUES_PER_SCALE};
 pub use row_init::RowInit;
 pub use row_optimizer::RowOptimizer;
