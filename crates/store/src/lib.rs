@@ -18,6 +18,9 @@
 //! * [`Storage`]: values and state in RAM, or in a mapped file where RAM is too small.
 //! * The [table file](table_file): one checked file per table, written whole or not at all. It names the
 //!   addressing that its rows belong to, [`TableOrigin`], and is refused under any other.
+//! * [`TableWriter`] and [`TableReader`]: a table as a stream, in memory that does not depend on its size;
+//!   [`convert`] from one format to another with a report of its [`Quality`]; [`import`] and [`export`]
+//!   between table files and the safetensors files of published models.
 //!
 //! ```
 //! use engram_address::AddressIdentity;
