@@ -1,14 +1,14 @@
 //! Tables of rows, and gathering from them.
 
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
 use crate::error::{Result, check_length, check_rows};
 use crate::memory::{Region, Storage, prefetch, rows_ahead};
-use crate::row_format::RowFormat;
+use crate::row_format::{DecodeLoop, RowFormat};
 use crate::table_file::{self, TableFile, TableHeader, TableOrigin};
+use crate::table_reader::CheckedBlocks;
 
 /// Anything that turns row ids into rows.
 pub trait RowSource: Send + Sync {
@@ -41,7 +41,9 @@ pub struct Table {
     /// Where the rows begin in the region.
     start: usize,
     /// The file that the region maps, held open: its path may meanwhile name another.
-    file: Option<Mutex<TableFile>>,
+    file: Option<TableFile>,
+    /// Which blocks have been checked, if rows are to be checked when they are first read.
+    checked: Option<CheckedBlocks>,
 }
 
 impl Table {
@@ -69,7 +71,7 @@ impl Table {
         };
         let rows = region.bytes_mut().par_chunks_exact_mut(row_bytes).enumerate().with_min_len(256);
         rows.for_each_init(|| vec![0.0; width], encode);
-        Ok(Self { header, region, start: 0, file: None })
+        Ok(Self { header, region, start: 0, file: None, checked: None })
     }
 
     /// Maps the table file at `path`, a trained table's too, without reading its rows: memory is used only
@@ -87,7 +89,19 @@ impl Table {
         let region = Region::map(&file.file, &file.path)?;
         let header = TableHeader { training: None, ..file.header.clone() };
         let start = file.sections[0].offset as usize;
-        Ok(Self { header, region, start, file: Some(Mutex::new(file)) })
+        Ok(Self { header, region, start, file: Some(file), checked: None })
+    }
+
+    /// As [`open`](Self::open); and whenever a row is looked up in a block of which none was before, that block
+    /// (1 MiB) is read and checked first. A damaged row is then an error, never a wrong row, and the table
+    /// opens at once; the price is that cold lookups read 1 MiB each until most blocks are checked.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_checked(path: impl AsRef<Path>, expected: &TableOrigin) -> Result<Self> {
+        let table = Self::open(path, expected)?;
+        let checked = table.file.as_ref().map(CheckedBlocks::none);
+        Ok(Self { checked, ..table })
     }
 
     /// Reads the rows of the table file at `path`, a trained table's too, into `storage`, checking every
@@ -96,11 +110,12 @@ impl Table {
     /// # Errors
     /// As [`open`](Self::open), and if the memory cannot be had.
     pub fn read(path: impl AsRef<Path>, expected: &TableOrigin, storage: &Storage) -> Result<Self> {
-        let mut file = TableFile::open(path.as_ref())?;
+        let file = TableFile::open(path.as_ref())?;
         file.require(expected)?;
         let mut region = Region::zeroed(file.sections[0].bytes, storage)?;
         file.read_section(0, region.bytes_mut())?;
-        Ok(Self { header: TableHeader { training: None, ..file.header }, region, start: 0, file: None })
+        let header = TableHeader { training: None, ..file.header };
+        Ok(Self { header, region, start: 0, file: None, checked: None })
     }
 
     /// Writes the table to `path`: streamed, checksummed, and put in place in one step when complete.
@@ -117,11 +132,14 @@ impl Table {
     /// # Errors
     /// If a block differs (named with its offset), or the file cannot be read.
     pub fn verify(&self) -> Result<()> {
-        match &self.file {
-            // A panic in between cannot have left the file in a bad state: every read says where.
-            Some(file) => file.lock().unwrap_or_else(PoisonError::into_inner).verify(),
-            None => Ok(()),
-        }
+        self.file.as_ref().map_or(Ok(()), |file| file.verify(&mut |_| ()))
+    }
+
+    /// Checks the blocks of rows that are looked up for the first time, if asked to.
+    fn check_blocks(&self, ids: &[u64]) -> Result<()> {
+        let (Some(file), Some(checked)) = (&self.file, &self.checked) else { return Ok(()) };
+        check_rows(ids, self.header.rows)?;
+        checked.check(file, ids)
     }
 
     /// What the rows belong to.
@@ -132,9 +150,10 @@ impl Table {
     /// Row `id` as it is stored.
     ///
     /// # Errors
-    /// If there is no such row.
+    /// If there is no such row, or its block is damaged (if opened to be checked).
     pub fn row_bytes(&self, id: u64) -> Result<&[u8]> {
         check_rows(&[id], self.header.rows)?;
+        self.check_blocks(&[id])?;
         let row_bytes = self.header.format.bytes_per_row(self.header.width);
         Ok(&self.bytes()[id as usize * row_bytes..][..row_bytes])
     }
@@ -159,6 +178,7 @@ impl RowSource for Table {
     }
 
     fn gather(&self, ids: &[u64], out: &mut [f32]) -> Result<()> {
+        self.check_blocks(ids)?;
         gather(self.bytes(), self.header.format, self.header.width, ids, out)
     }
 }
@@ -177,18 +197,8 @@ pub(crate) fn gather(
     let row_bytes = format.bytes_per_row(width);
     check_length("gathered rows", ids.len() * width, out.len())?;
     check_rows(ids, (table.len() / row_bytes) as u64)?;
-    // One loop per format, so that the choice is not made again for every row.
-    let here = |(ids, out): (&[u64], &mut [f32])| match format {
-        RowFormat::F32 => {
-            gather_here(table, row_bytes, ids, out, |row, out| RowFormat::F32.decode_row(row, out))
-        }
-        RowFormat::Bf16 => {
-            gather_here(table, row_bytes, ids, out, |row, out| RowFormat::Bf16.decode_row(row, out))
-        }
-        RowFormat::Fp8E4m3 => {
-            gather_here(table, row_bytes, ids, out, |row, out| RowFormat::Fp8E4m3.decode_row(row, out));
-        }
-    };
+    let here =
+        |(ids, out): (&[u64], &mut [f32])| format.decode_loop(GatherHere { table, row_bytes, ids, out });
     let rows = (BYTES_PER_TASK / row_bytes).max(1);
     if ids.len() <= rows || rayon::current_num_threads() == 1 {
         here((ids, out));
@@ -200,23 +210,27 @@ pub(crate) fn gather(
 
 /// The loop everything waits for. A random row is a miss in every cache; asking for rows well ahead keeps
 /// many such misses in flight at once instead of one after another.
-#[inline(always)]
-fn gather_here(
-    table: &[u8],
+struct GatherHere<'a> {
+    table: &'a [u8],
     row_bytes: usize,
-    ids: &[u64],
-    out: &mut [f32],
-    decode: impl Fn(&[u8], &mut [f32]),
-) {
-    let width = out.len() / ids.len().max(1);
-    let ahead = rows_ahead(row_bytes);
-    for &id in ids.iter().take(ahead) {
-        prefetch(table, id as usize * row_bytes, row_bytes);
-    }
-    for (i, (&id, out)) in ids.iter().zip(out.chunks_exact_mut(width.max(1))).enumerate() {
-        if let Some(&next) = ids.get(i + ahead) {
-            prefetch(table, next as usize * row_bytes, row_bytes);
+    ids: &'a [u64],
+    out: &'a mut [f32],
+}
+
+impl DecodeLoop for GatherHere<'_> {
+    #[inline(always)]
+    fn run(self, decode: impl Fn(&[u8], &mut [f32])) {
+        let Self { table, row_bytes, ids, out } = self;
+        let width = out.len() / ids.len().max(1);
+        let ahead = rows_ahead(row_bytes);
+        for &id in ids.iter().take(ahead) {
+            prefetch(table, id as usize * row_bytes, row_bytes);
         }
-        decode(&table[id as usize * row_bytes..][..row_bytes], out);
+        for (i, (&id, out)) in ids.iter().zip(out.chunks_exact_mut(width.max(1))).enumerate() {
+            if let Some(&next) = ids.get(i + ahead) {
+                prefetch(table, next as usize * row_bytes, row_bytes);
+            }
+            decode(&table[id as usize * row_bytes..][..row_bytes], out);
+        }
     }
 }

@@ -93,7 +93,7 @@ impl TrainableTable {
     /// If the file cannot be read, is damaged anywhere, holds a table without optimiser state, belongs to
     /// another origin than `expected`, or if the memory cannot be had.
     pub fn load(path: impl AsRef<Path>, expected: &TableOrigin, storage: &Storage) -> Result<Self> {
-        let mut file = TableFile::open(path.as_ref())?;
+        let file = TableFile::open(path.as_ref())?;
         file.require(expected)?;
         let (RowFormat::F32, Some((optimizer, step))) = (file.header.format, file.header.training) else {
             let problem = format!(
