@@ -64,11 +64,14 @@ compile_error!(
 
 mod distinct_rows;
 mod error;
+mod file_stamp;
 pub mod fp8;
+mod mapping;
 mod memory;
 mod row_format;
 mod row_init;
 mod row_optimizer;
+mod row_source;
 mod table;
 pub mod table_file;
 mod trainable_table;
@@ -79,6 +82,7 @@ pub use memory::Storage;
 pub use row_format::{RowFormat, VALUES_PER_SCALE};
 pub use row_init::RowInit;
 pub use row_optimizer::RowOptimizer;
-pub use table::{RowSource, Table};
+pub use row_source::RowSource;
+pub use table::Table;
 pub use table_file::{TableHeader, TableOrigin};
 pub use trainable_table::TrainableTable;
