@@ -2,7 +2,7 @@
 //!
 //! Touching a page of a mapped file that the file no longer has (somebody shortened it), or that the disk cannot
 //! deliver, raises SIGBUS, which ends the process. No check beforehand helps, as the file may change right after
-//! it; and reading by system calls instead is ten times slower for rows that are in memory (docs/results/store.md).
+//! it; and a system call for every row (pread, process_vm_readv) costs many times a row that is in memory.
 //! So the signal itself is handled. A process-wide handler knows every [`Watched`] mapping. A fault inside one of
 //! them is noted, and zeros are put in place of the whole mapping, on which the interrupted read continues. Whoever
 //! read asks [`Watched::fault`] *afterwards* and throws the zeros away. A faulted mapping stays so for good.
@@ -258,6 +258,7 @@ mod handler {
 }
 
 #[cfg(all(test, unix))]
+#[allow(clippy::unwrap_used)] // clippy counts only functions marked #[test] as tests
 mod tests {
     use super::*;
     use memmap2::{Mmap, MmapMut};
@@ -266,6 +267,7 @@ mod tests {
     fn mapped(bytes: u64) -> (std::fs::File, Watched<Mmap>) {
         let file = tempfile::tempfile().unwrap();
         file.set_len(bytes).unwrap();
+        // SAFETY: read through `Watched::copy` only.
         let map = unsafe { Mmap::map(&file) }.unwrap();
         (file, Watched::new(map).unwrap())
     }
@@ -300,7 +302,9 @@ mod tests {
     fn writing_to_what_is_gone_does_not_end_the_process_either() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(8192).unwrap();
-        let mut map = Watched::new(unsafe { MmapMut::map_mut(&file) }.unwrap()).unwrap();
+        // SAFETY: the file has no name, and is shortened before its one mapping is used.
+        let map = unsafe { MmapMut::map_mut(&file) }.unwrap();
+        let mut map = Watched::new(map).unwrap();
         file.set_len(0).unwrap();
         map[5000] = 1;
         assert_eq!(map.fault(), Some(4096 + 904));
@@ -331,6 +335,7 @@ mod tests {
         let (_file, _map) = mapped(4096);
         let file = tempfile::tempfile().unwrap();
         file.set_len(4096).unwrap();
+        // SAFETY: reading it is meant to end the process.
         let foreign = unsafe { Mmap::map(&file) }.unwrap();
         file.set_len(0).unwrap();
         std::hint::black_box(foreign[7]);
