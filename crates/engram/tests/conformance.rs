@@ -58,7 +58,12 @@ fn composed_modules_are_reproduced_where_no_score_is_near_zero() {
 
 #[test]
 fn one_changed_value_is_a_miss() {
-    for name in ["layer2.out", "layer2.grad.norm1.0.weight", "layer2.grad_unique_rows", "layer2.param.value_proj.bias"] {
+    for name in [
+        "layer2.out",
+        "layer2.grad.norm1.0.weight",
+        "layer2.grad_unique_rows",
+        "layer2.param.value_proj.bias",
+    ] {
         let folder = damaged(|bytes| {
             let at = range(bytes, name).start;
             let value = f32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) + 1e-2;

@@ -176,7 +176,8 @@ impl MemoryGateInput<'_> {
 fn compare(h: &[f32], k: &[f32], query_weight: &[f32], key_weight: &[f32], epsilon: f32) -> [f32; 3] {
     let width = h.len();
     let (k, query_weight, key_weight) = (&k[..width], &query_weight[..width], &key_weight[..width]);
-    let inverse = |x: &[f32]| 1.0 / (sum_as_published(width, |i| x[i] * x[i]) / width as f32 + epsilon).sqrt();
+    let inverse =
+        |x: &[f32]| 1.0 / (sum_as_published(width, |i| x[i] * x[i]) / width as f32 + epsilon).sqrt();
     let (inverse_h, inverse_k) = (inverse(h), inverse(k));
     let agreement = sum_as_published(width, |i| {
         let (query, key) = (h[i] * inverse_h * query_weight[i], k[i] * inverse_k * key_weight[i]);

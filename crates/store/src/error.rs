@@ -166,6 +166,17 @@ pub enum StoreError {
         problem: String,
     },
 
+    /// The safetensors file or its index is malformed, or has not the tensors that are needed.
+    #[error("{}: not a readable checkpoint, at byte {offset}: {problem}", path.display())]
+    NotACheckpoint {
+        /// The file or folder.
+        path: PathBuf,
+        /// Where in the file.
+        offset: u64,
+        /// What is wrong, and what is needed.
+        problem: String,
+    },
+
     /// The table's rows were placed by another addressing, or belong to another layer.
     #[error(
         "{}: holds rows of {found}, but {expected} is needed; use the table that was made with this \
@@ -190,6 +201,10 @@ impl StoreError {
 
     pub(crate) fn not_a_table(path: &Path, offset: u64, problem: impl Into<String>) -> Self {
         Self::NotATable { path: path.to_owned(), offset, problem: problem.into() }
+    }
+
+    pub(crate) fn not_a_checkpoint(path: &Path, offset: u64, problem: impl Into<String>) -> Self {
+        Self::NotACheckpoint { path: path.to_owned(), offset, problem: problem.into() }
     }
 
     pub(crate) fn damaged(path: &Path, offset: u64, problem: impl Into<String>) -> Self {

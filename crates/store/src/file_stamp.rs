@@ -10,7 +10,7 @@ use crate::error::{Result, StoreError};
 /// leaves them, and the reader, alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FileStamp {
-    bytes: u64,
+    pub(crate) bytes: u64,
     modified: Option<SystemTime>,
 }
 

@@ -5,7 +5,8 @@
 //! model runs. This crate knows rows and nothing of tensors or models. It is useful for any large embedding
 //! table.
 //!
-//! * [`RowFormat`]: how a row lies in bytes: `f32`, `bf16`, or eight-bit floats with a scale per 32 values.
+//! * [`RowFormat`]: how a row lies in bytes: floats of 32, 16 or 8 bits, or integers of 8 or 4, with their
+//!   scales beside them.
 //! * [`Table`]: rows to read, in RAM on huge pages or mapped from a file. A random row costs a cache miss in
 //!   every level; [`RowSource::gather`] keeps many of them in flight.
 //! * [`DistinctRows`]: about half of the rows that a batch of text asks for are duplicates. Each is fetched,
@@ -17,6 +18,9 @@
 //! * [`Storage`]: values and state in RAM, or in a mapped file where RAM is too small.
 //! * The [table file](table_file): one checked file per table, written whole or not at all. It names the
 //!   addressing that its rows belong to, [`TableOrigin`], and is refused under any other.
+//! * [`TableWriter`] and [`TableReader`]: a table as a stream, in memory that does not depend on its size;
+//!   [`convert`] from one format to another with a report of its [`Quality`]; [`import`] and [`export`]
+//!   between table files and the safetensors files of published models.
 //!
 //! ```
 //! use engram_address::AddressIdentity;
@@ -62,27 +66,41 @@ compile_error!(
     "rows are kept little-endian, as they are on disk; big-endian machines would need to swap them"
 );
 
+mod checkpoint;
+mod convert;
 mod distinct_rows;
 mod error;
 mod file_stamp;
+mod float16;
 pub mod fp8;
+mod grouped_int;
 mod mapping;
 mod memory;
+mod new_file;
+mod published;
 mod row_format;
 mod row_init;
 mod row_optimizer;
 mod row_source;
 mod table;
 pub mod table_file;
+mod table_reader;
+mod table_writer;
 mod trainable_table;
 
+pub use checkpoint::Checkpoint;
+pub use convert::{Quality, QualityMeter, convert, save_rows, table_scale};
 pub use distinct_rows::DistinctRows;
 pub use error::{Result, StoreError};
 pub use memory::Storage;
-pub use row_format::{RowFormat, VALUES_PER_SCALE};
+pub use new_file::Progress;
+pub use published::{TableTensors, export, import};
+pub use row_format::{RowFormat, TableScale, VALUES_PER_SCALE};
 pub use row_init::RowInit;
 pub use row_optimizer::RowOptimizer;
 pub use row_source::RowSource;
 pub use table::Table;
-pub use table_file::{TableHeader, TableOrigin};
+pub use table_file::{ContentHash, TableHeader, TableOrigin};
+pub use table_reader::TableReader;
+pub use table_writer::TableWriter;
 pub use trainable_table::TrainableTable;

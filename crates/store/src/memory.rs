@@ -69,6 +69,27 @@ impl Region {
         }
     }
 
+    /// The row at `start`, as long as `scratch`. A mapped file's is copied there first: see [`Watched::copy`].
+    #[inline(always)]
+    pub(crate) fn row<'a>(&'a self, start: usize, scratch: &'a mut [u8]) -> &'a [u8] {
+        match self {
+            Self::File(map) => {
+                map.copy(start, scratch);
+                scratch
+            }
+            _ => &self.bytes()[start..][..scratch.len()],
+        }
+    }
+
+    /// Copies the bytes from `start` on to `out`.
+    #[inline]
+    pub(crate) fn copy(&self, start: usize, out: &mut [u8]) {
+        match self {
+            Self::File(map) => map.copy(start, out),
+            _ => out.copy_from_slice(&self.bytes()[start..][..out.len()]),
+        }
+    }
+
     /// The bytes to write to; none where the region is read-only.
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         match self {

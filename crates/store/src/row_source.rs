@@ -43,8 +43,7 @@ pub trait RowSource: Send + Sync {
     /// # Errors
     /// As [`read`](Self::read), `out` being \[ids, width\].
     fn gather(&self, ids: &[u64], out: &mut [f32]) -> Result<()> {
-        check_length("gathered rows", ids.len() * self.width(), out.len())?;
-        check_rows(ids, self.rows())?;
+        check_gather(self, ids, out)?;
         with_scratch(ids.len() * self.bytes_per_row(), |stored| {
             self.read(ids, stored)?;
             decode_rows(self.format(), self.width(), stored, out);
@@ -86,8 +85,14 @@ macro_rules! forward {
 forward!(&S, Box<S>, Arc<S>);
 
 /// Fails unless `ids` are rows of `source` and `out` has room for them as they are stored.
-pub(crate) fn check_read(source: &impl RowSource, ids: &[u64], out: &[u8]) -> Result<()> {
+pub(crate) fn check_read(source: &(impl RowSource + ?Sized), ids: &[u64], out: &[u8]) -> Result<()> {
     check_length("rows to read", ids.len() * source.bytes_per_row(), out.len())?;
+    check_rows(ids, source.rows())
+}
+
+/// Fails unless `ids` are rows of `source` and `out` has room for them decoded.
+pub(crate) fn check_gather(source: &(impl RowSource + ?Sized), ids: &[u64], out: &[f32]) -> Result<()> {
+    check_length("gathered rows", ids.len() * source.width(), out.len())?;
     check_rows(ids, source.rows())
 }
 
@@ -102,10 +107,7 @@ pub(crate) fn worth_sharing(bytes: usize) -> bool {
 /// Decodes stored rows: `stored` \[n, bytes per row\] → `out` \[n, width\].
 pub(crate) fn decode_rows(format: RowFormat, width: usize, stored: &[u8], out: &mut [f32]) {
     let row_bytes = format.bytes_per_row(width);
-    let here = |(stored, out): (&[u8], &mut [f32])| {
-        let rows = stored.chunks_exact(row_bytes).zip(out.chunks_exact_mut(width));
-        rows.for_each(|(stored, out)| format.decode_row(stored, out));
-    };
+    let here = |(stored, out): (&[u8], &mut [f32])| format.decode_rows(stored, width, out);
     if worth_sharing(stored.len()) {
         let rows = (BYTES_PER_TASK / row_bytes).max(1);
         stored.par_chunks(rows * row_bytes).zip(out.par_chunks_mut(rows * width)).for_each(here);

@@ -1,17 +1,16 @@
 //! Tables of rows, and gathering from them.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::path::Path;
 
 use rayon::prelude::*;
 
-use crate::error::{Result, StoreError, check_length, check_rows};
-use crate::file_stamp::FileStamp;
+use crate::error::{Result, StoreError};
 use crate::memory::{Region, Storage, prefetch, rows_ahead};
-use crate::row_format::RowFormat;
-use crate::row_source::{BYTES_PER_TASK, RowSource, check_read, with_scratch, worth_sharing};
-use crate::table_file::{self, TableFile, TableHeader, TableOrigin};
+use crate::row_format::{DecodeLoop, RowFormat};
+use crate::row_source::{BYTES_PER_TASK, RowSource, check_gather, check_read, with_scratch, worth_sharing};
+use crate::table_file::{TableFile, TableHeader, TableOrigin};
+use crate::table_reader::CheckedBlocks;
+use crate::table_writer::TableWriter;
 
 /// A table that is read, not trained: built in place, read from a file, or mapped from one.
 #[derive(Debug)]
@@ -21,18 +20,10 @@ pub struct Table {
     region: Region,
     /// Where the rows begin in the region.
     start: usize,
-    /// The file that the region maps.
-    source: Option<Source>,
-}
-
-/// A mapped file, held open: its path may meanwhile name another.
-#[derive(Debug)]
-struct Source {
-    path: PathBuf,
-    file: File,
-    opened: FileStamp,
-    /// For verifying, which seeks.
-    table: Mutex<TableFile>,
+    /// The file that the region maps, held open: its path may meanwhile name another.
+    file: Option<TableFile>,
+    /// Which blocks have been checked, if rows are to be checked when they are first read.
+    checked: Option<CheckedBlocks>,
 }
 
 impl Table {
@@ -60,7 +51,7 @@ impl Table {
         };
         let rows = region.bytes_mut().par_chunks_exact_mut(row_bytes).enumerate().with_min_len(256);
         rows.for_each_init(|| vec![0.0; width], encode);
-        Ok(Self { header, region, start: 0, source: None })
+        Ok(Self { header, region, start: 0, file: None, checked: None })
     }
 
     /// Maps the table file at `path`, a trained table's too, without reading its rows: memory is used only
@@ -74,16 +65,24 @@ impl Table {
     /// # Errors
     /// If the file cannot be read, is no table, is damaged, or belongs to another origin than `expected`.
     pub fn open(path: impl AsRef<Path>, expected: &TableOrigin) -> Result<Self> {
-        let table = TableFile::open(path.as_ref())?;
-        table.require(expected)?;
-        let path = table.path.clone();
-        let file = table.file.try_clone().map_err(StoreError::io(&path, "open the table", 0))?;
-        let opened = FileStamp::of(&file, &path)?;
-        let region = Region::map(&file, &path)?;
-        let header = TableHeader { training: None, ..table.header.clone() };
-        let start = table.sections[0].offset as usize;
-        let source = Some(Source { path, file, opened, table: Mutex::new(table) });
-        Ok(Self { header, region, start, source })
+        let file = TableFile::open(path.as_ref())?;
+        file.require(expected)?;
+        let region = Region::map(&file.file, &file.path)?;
+        let header = TableHeader { training: None, ..file.header.clone() };
+        let start = file.sections[0].offset as usize;
+        Ok(Self { header, region, start, file: Some(file), checked: None })
+    }
+
+    /// As [`open`](Self::open); and whenever a row is looked up in a block of which none was before, that block
+    /// (1 MiB) is read and checked first. A damaged row is then an error, never a wrong row, and the table
+    /// opens at once; the price is that cold lookups read 1 MiB each until most blocks are checked.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_checked(path: impl AsRef<Path>, expected: &TableOrigin) -> Result<Self> {
+        let table = Self::open(path, expected)?;
+        let checked = table.file.as_ref().map(CheckedBlocks::none);
+        Ok(Self { checked, ..table })
     }
 
     /// Reads the rows of the table file at `path`, a trained table's too, into `storage`, checking every
@@ -92,11 +91,12 @@ impl Table {
     /// # Errors
     /// As [`open`](Self::open), and if the memory cannot be had.
     pub fn read(path: impl AsRef<Path>, expected: &TableOrigin, storage: &Storage) -> Result<Self> {
-        let mut file = TableFile::open(path.as_ref())?;
+        let file = TableFile::open(path.as_ref())?;
         file.require(expected)?;
         let mut region = Region::zeroed(file.sections[0].bytes, storage)?;
         file.read_section(0, region.bytes_mut())?;
-        Ok(Self { header: TableHeader { training: None, ..file.header }, region, start: 0, source: None })
+        let header = TableHeader { training: None, ..file.header };
+        Ok(Self { header, region, start: 0, file: None, checked: None })
     }
 
     /// Writes the table to `path`: streamed, checksummed, and put in place in one step when complete.
@@ -104,24 +104,11 @@ impl Table {
     /// # Errors
     /// If the file system refuses, or the table's own file fails; `path` then is as it was.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
-        if self.source.is_none() {
-            table_file::write(path, &self.header, &[self.bytes()])?;
-            return self.check();
-        }
+        let mut writer = TableWriter::with_header(path.as_ref(), self.header.clone())?;
+        writer.put(self.bytes())?;
         // What a failing mapping gives must never be found under the final name.
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let staged = tempfile::Builder::new()
-            .prefix(".table-")
-            .suffix(".tmp")
-            .tempfile_in(folder.unwrap_or(Path::new(".")))
-            .map_err(StoreError::io(path, "create a file", 0))?
-            .into_temp_path();
-        table_file::write(&staged, &self.header, &[self.bytes()])?;
         self.check()?;
-        staged
-            .persist(path)
-            .map_err(|refused| StoreError::io(path, "put the table in place", 0)(refused.error))
+        writer.finish().map(drop)
     }
 
     /// Checks every block of the mapped file, state included, against its checksum. A table that is not
@@ -130,11 +117,13 @@ impl Table {
     /// # Errors
     /// If a block differs (named with its offset), or the file cannot be read.
     pub fn verify(&self) -> Result<()> {
-        match &self.source {
-            // A panic in between cannot have left the file in a bad state: every read says where.
-            Some(source) => source.table.lock().unwrap_or_else(PoisonError::into_inner).verify(),
-            None => Ok(()),
-        }
+        self.file.as_ref().map_or(Ok(()), |file| file.verify(&mut |_| ()))
+    }
+
+    /// Checks the blocks of rows (all inside the table) that are looked up for the first time, if asked to.
+    fn check_blocks(&self, ids: &[u64]) -> Result<()> {
+        let (Some(file), Some(checked)) = (&self.file, &self.checked) else { return Ok(()) };
+        checked.check(file, ids)
     }
 
     /// What the rows belong to.
@@ -145,7 +134,7 @@ impl Table {
     /// Row `id` as it is stored.
     ///
     /// # Errors
-    /// If there is no such row, or it cannot be had.
+    /// If there is no such row, it cannot be had, or its block is damaged (if opened to be checked).
     pub fn row_bytes(&self, id: u64) -> Result<Vec<u8>> {
         let mut row = vec![0; self.bytes_per_row()];
         self.read(&[id], &mut row)?;
@@ -157,24 +146,24 @@ impl Table {
         &self.region.bytes()[self.start..self.start + bytes]
     }
 
+    /// Its rows, to look up.
+    fn stored(&self) -> StoredRows<'_> {
+        StoredRows { region: &self.region, start: self.start, row_bytes: self.bytes_per_row() }
+    }
+
     /// Fails if what was read until now may be wrong.
     fn check(&self) -> Result<()> {
-        let Some(source) = &self.source else {
+        let Some(file) = &self.file else {
             return self.region.check();
         };
         // Of a file that was changed and faulted, the change is the cause.
-        source.opened.check(&source.file, &source.path)?;
+        file.check_unchanged()?;
         match self.region.fault() {
             None => Ok(()),
             Some(offset) => {
                 let row = offset.saturating_sub(self.start as u64) / self.bytes_per_row() as u64;
-                let problem = "the disk failed to deliver it, or the file was shortened for a while";
-                Err(StoreError::RowUnreadable {
-                    path: source.path.clone(),
-                    row,
-                    offset,
-                    problem: problem.into(),
-                })
+                let problem = "the disk failed to deliver it, or the file was shortened for a while".into();
+                Err(StoreError::RowUnreadable { path: file.path.clone(), row, offset, problem })
             }
         }
     }
@@ -195,69 +184,98 @@ impl RowSource for Table {
 
     fn read(&self, ids: &[u64], out: &mut [u8]) -> Result<()> {
         check_read(self, ids, out)?;
-        let (rows, row_bytes) = (self.bytes(), self.bytes_per_row());
-        match &self.region {
-            Region::File(map) => visit(rows, row_bytes, ids, out, row_bytes, |id, out| {
-                map.copy(self.start + id * row_bytes, out);
-            }),
-            _ => visit(rows, row_bytes, ids, out, row_bytes, |id, out| {
-                out.copy_from_slice(&rows[id * row_bytes..][..row_bytes]);
-            }),
-        }
+        self.check_blocks(ids)?;
+        self.stored().read(ids, out);
         self.check()
     }
 
     fn gather(&self, ids: &[u64], out: &mut [f32]) -> Result<()> {
-        check_length("gathered rows", ids.len() * self.width(), out.len())?;
-        check_rows(ids, self.rows())?;
-        let (rows, row_bytes, format) = (self.bytes(), self.bytes_per_row(), self.format());
-        match &self.region {
-            // Copied before it is looked at: see `Watched::copy`.
-            Region::File(map) => visit(rows, row_bytes, ids, out, self.width(), |id, out| {
-                with_scratch(row_bytes, |row| {
-                    map.copy(self.start + id * row_bytes, row);
-                    format.decode_row(row, out);
-                });
-            }),
-            _ => visit(rows, row_bytes, ids, out, self.width(), |id, out| {
-                format.decode_row(&rows[id * row_bytes..][..row_bytes], out);
-            }),
-        }
+        check_gather(self, ids, out)?;
+        self.check_blocks(ids)?;
+        self.stored().gather(self.format(), self.width(), ids, out);
         self.check()
     }
 }
 
-/// Calls `each(id, part)` for every id of a batch and its part of `out`, `per_id` long, sharing large batches
-/// between threads.
-///
-/// This is the loop everything waits for. A random row of `table`, which holds nothing but rows, is a miss in
-/// every cache; asking for rows well ahead keeps many such misses in flight at once instead of one after
-/// another.
-#[inline(always)]
-pub(crate) fn visit<T: Send>(
-    table: &[u8],
-    row_bytes: usize,
-    ids: &[u64],
-    out: &mut [T],
-    per_id: usize,
-    each: impl Fn(usize, &mut [T]) + Sync,
-) {
-    let ahead = rows_ahead(row_bytes);
-    let here = |(ids, out): (&[u64], &mut [T])| {
+/// Rows that lie one after another in a region, from its byte `start` on.
+pub(crate) struct StoredRows<'a> {
+    pub(crate) region: &'a Region,
+    pub(crate) start: usize,
+    pub(crate) row_bytes: usize,
+}
+
+impl StoredRows<'_> {
+    /// Copies the rows `ids`, all inside the table, to `out` \[ids, bytes per row\].
+    pub(crate) fn read(&self, ids: &[u64], out: &mut [u8]) {
+        self.share(ids, out, self.row_bytes, |ids, out| {
+            self.visit(ids, out, self.row_bytes, |start, out| self.region.copy(start, out));
+        });
+    }
+
+    /// Decodes the rows `ids`, all inside the table, to `out` \[ids, width\].
+    pub(crate) fn gather(&self, format: RowFormat, width: usize, ids: &[u64], out: &mut [f32]) {
+        self.share(ids, out, width, |ids, out| {
+            with_scratch(self.row_bytes, |scratch| {
+                format.decode_loop(GatherHere { stored: self, ids, width, out, scratch });
+            });
+        });
+    }
+
+    /// Hands large batches to several threads.
+    fn share<T: Send>(
+        &self,
+        ids: &[u64],
+        out: &mut [T],
+        per_id: usize,
+        here: impl Fn(&[u64], &mut [T]) + Sync,
+    ) {
+        if worth_sharing(ids.len() * self.row_bytes) {
+            let rows = (BYTES_PER_TASK / self.row_bytes).max(1);
+            ids.par_chunks(rows).zip(out.par_chunks_mut(rows * per_id)).for_each(|(ids, out)| here(ids, out));
+        } else {
+            here(ids, out);
+        }
+    }
+
+    /// Calls `each(start, part)` with every row's place in the region and its part of `out`.
+    ///
+    /// This is the loop everything waits for. A random row is a miss in every cache; asking for rows well ahead
+    /// keeps many such misses in flight at once instead of one after another.
+    #[inline(always)]
+    fn visit<T>(&self, ids: &[u64], out: &mut [T], per_id: usize, mut each: impl FnMut(usize, &mut [T])) {
+        let Self { region, start, row_bytes } = *self;
+        let (bytes, ahead) = (region.bytes(), rows_ahead(row_bytes));
+        let place = |id: u64| start + id as usize * row_bytes;
         for &id in ids.iter().take(ahead) {
-            prefetch(table, id as usize * row_bytes, row_bytes);
+            prefetch(bytes, place(id), row_bytes);
         }
         for (i, (&id, out)) in ids.iter().zip(out.chunks_exact_mut(per_id)).enumerate() {
             if let Some(&next) = ids.get(i + ahead) {
-                prefetch(table, next as usize * row_bytes, row_bytes);
+                prefetch(bytes, place(next), row_bytes);
             }
-            each(id as usize, out);
+            each(place(id), out);
         }
-    };
-    if worth_sharing(ids.len() * row_bytes) {
-        let rows = (BYTES_PER_TASK / row_bytes).max(1);
-        ids.par_chunks(rows).zip(out.par_chunks_mut(rows * per_id)).for_each(here);
-    } else {
-        here((ids, out));
+    }
+}
+
+struct GatherHere<'a> {
+    stored: &'a StoredRows<'a>,
+    ids: &'a [u64],
+    width: usize,
+    out: &'a mut [f32],
+    scratch: &'a mut [u8],
+}
+
+impl DecodeLoop for GatherHere<'_> {
+    #[inline(always)]
+    fn run(self, decode: impl Fn(&[u8], &mut [f32])) {
+        let Self { stored, ids, width, out, scratch } = self;
+        stored.visit(
+            ids,
+            out,
+            width,
+            #[inline(always)]
+            |start, out| decode(stored.region.row(start, scratch), out),
+        );
     }
 }

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! 0      header, 4096 bytes, little-endian:
-//!          0  magic "ENGRAMTB"    8  version u32        12  row format u32 (0 f32, 1 bf16, 2 fp8 e4m3)
+//!          0  magic "ENGRAMTB"    8  version u32        12  row format u32
 //!         16  rows u64           24  width u64          32  layer u64           40  identity, 32 bytes
 //!         72  step u64           80  optimiser u32 (0 none, 1 Adam, 2 row-wise Adam), u32 zero
 //!         88  β1 f64             96  β2 f64            104  ε f64
 //!        112  bytes per checksum block u64             120  BLAKE3 of the list of checksums, 32 bytes
-//!        152  zeros            4064  BLAKE3 of the header's first 4064 bytes
+//!        152  the table's scale f32, or zero           156  zeros
+//!       4064  BLAKE3 of the header's first 4064 bytes: the file's ContentHash
 //! 4096   sections, each padded with zeros to a multiple of 4096 bytes: the rows one after another;
 //!        with an optimiser, its first and (Adam) second kind of state
 //! then   the list of checksums: BLAKE3 of every block of every section with its padding, 32 bytes each
@@ -18,23 +19,26 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use engram_address::AddressIdentity;
+use rayon::prelude::*;
 
 use crate::error::{Result, StoreError};
+use crate::file_stamp::FileStamp;
+use crate::new_file::{Progress, read_exact_at};
 use crate::row_format::RowFormat;
 use crate::row_optimizer::RowOptimizer;
+use crate::table_writer::TableWriter;
 
 /// The version of the layout that this crate writes and reads.
 pub const VERSION: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"ENGRAMTB";
-const HEADER_BYTES: usize = 4096;
+pub(crate) const HEADER_BYTES: usize = 4096;
 const HEADER_HASHED: usize = HEADER_BYTES - 32;
 const PAGE: u64 = 4096;
-const BLOCK_BYTES: u64 = 1 << 20;
+pub(crate) const BLOCK_BYTES: u64 = 1 << 20;
 
 /// Which addressing placed a table's rows, and for which layer: rows mean nothing under any other.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -54,6 +58,39 @@ impl fmt::Display for TableOrigin {
 impl fmt::Debug for TableOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "TableOrigin({self})")
+    }
+}
+
+/// The hash of all that a table file holds: of its header, which holds the hash of the list of checksums, which
+/// holds those of all blocks. Files with equal bytes have equal hashes, and nobody can make others that do.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ContentHash([u8; 32]);
+
+impl ContentHash {
+    /// The hash of these bytes.
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its bytes.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    pub(crate) fn of_header(header: &[u8; HEADER_BYTES]) -> Self {
+        Self(field(header, HEADER_HASHED))
+    }
+}
+
+impl fmt::Display for ContentHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ContentHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ContentHash({self})")
     }
 }
 
@@ -108,17 +145,13 @@ impl TableHeader {
         per_row.map(|bytes| self.rows * bytes as u64).collect()
     }
 
-    fn to_bytes(&self, list_hash: &[u8; 32]) -> [u8; HEADER_BYTES] {
+    pub(crate) fn to_bytes(&self, list_hash: &[u8; 32]) -> [u8; HEADER_BYTES] {
         let (kind, beta1, beta2, epsilon) = match self.training {
             None => (0u32, 0.0, 0.0, 0.0),
             Some((RowOptimizer::Adam { beta1, beta2, epsilon }, _)) => (1, beta1, beta2, epsilon),
             Some((RowOptimizer::RowWiseAdam { beta2, epsilon }, _)) => (2, 0.0, beta2, epsilon),
         };
-        let format: u32 = match self.format {
-            RowFormat::F32 => 0,
-            RowFormat::Bf16 => 1,
-            RowFormat::Fp8E4m3 => 2,
-        };
+        let (format, scale) = self.format.to_code();
         let step = self.training.map_or(0, |(_, step)| step);
         let mut bytes = [0; HEADER_BYTES];
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
@@ -136,6 +169,7 @@ impl TableHeader {
         put(104, &epsilon.to_le_bytes());
         put(112, &BLOCK_BYTES.to_le_bytes());
         put(120, list_hash);
+        put(152, &scale.to_le_bytes());
         let hash = blake3::hash(&bytes[..HEADER_HASHED]);
         bytes[HEADER_HASHED..].copy_from_slice(hash.as_bytes());
         bytes
@@ -160,11 +194,10 @@ impl TableHeader {
             return Err(StoreError::damaged(path, 0, "the header does not match its checksum"));
         }
         // From here on the bytes are those that were written, but not necessarily by a sane program.
-        let format = match u32::from_le_bytes(field(bytes, 12)) {
-            0 => RowFormat::F32,
-            1 => RowFormat::Bf16,
-            2 => RowFormat::Fp8E4m3,
-            code => return refuse(12, format!("unknown row format {code}; use the program that wrote it")),
+        let (code, scale) = (u32::from_le_bytes(field(bytes, 12)), f32::from_le_bytes(field(bytes, 152)));
+        let format = match RowFormat::from_code(code, scale) {
+            Ok(format) => format,
+            Err(problem) => return refuse(12, problem),
         };
         let [beta1, beta2, epsilon] = [88, 96, 104].map(|at| f64::from_le_bytes(field(bytes, at)));
         let step = u64::from_le_bytes(field(bytes, 72));
@@ -192,7 +225,7 @@ impl TableHeader {
     }
 }
 
-fn field<const N: usize>(bytes: &[u8; HEADER_BYTES], at: usize) -> [u8; N] {
+pub(crate) fn field<const N: usize>(bytes: &[u8; HEADER_BYTES], at: usize) -> [u8; N] {
     std::array::from_fn(|i| bytes[at + i])
 }
 
@@ -210,13 +243,13 @@ impl Section {
         self.bytes.next_multiple_of(PAGE)
     }
 
-    fn blocks(&self) -> u64 {
+    pub(crate) fn blocks(&self) -> u64 {
         self.padded().div_ceil(BLOCK_BYTES)
     }
 }
 
 /// Where everything lies in a file with this header: the sections, and the checksums (offset, entries).
-fn layout(header: &TableHeader) -> (Vec<Section>, u64, u64) {
+pub(crate) fn layout(header: &TableHeader) -> (Vec<Section>, u64, u64) {
     let (mut offset, mut first_block) = (HEADER_BYTES as u64, 0);
     let place = |bytes| {
         let section = Section { offset, bytes, first_block };
@@ -227,60 +260,20 @@ fn layout(header: &TableHeader) -> (Vec<Section>, u64, u64) {
     (header.section_bytes().into_iter().map(place).collect(), offset, first_block)
 }
 
-/// Writes a table file: under a temporary name, flushed to disk, then renamed to `path`. Whatever happens on
-/// the way,
-/// `path` is afterwards either what it was before or the whole new table.
+/// Writes a table file from sections that are at hand. Whatever happens on the way, `path` is afterwards either
+/// what it was before or the whole new table.
 pub(crate) fn write(path: &Path, header: &TableHeader, sections: &[&[u8]]) -> Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".table-").suffix(".tmp");
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666)); // less the process's mask
-    let mut temporary = builder.tempfile_in(folder).map_err(StoreError::io(folder, "create a file", 0))?;
-    write_content(temporary.as_file_mut(), path, header, sections)?;
-    temporary.as_file().sync_all().map_err(StoreError::io(path, "flush the table to disk", 0))?;
-    temporary
-        .persist(path)
-        .map_err(|refused| StoreError::io(path, "put the table in place", 0)(refused.error))?;
-    // The new name reaches the disk with its folder. Only Unix lets a folder be flushed.
-    #[cfg(unix)]
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(StoreError::io(
-        folder,
-        "flush the folder to disk",
-        0,
-    ))?;
-    Ok(())
+    let mut writer = TableWriter::with_header(path, header.clone())?;
+    sections.iter().try_for_each(|section| writer.put(section))?;
+    writer.finish().map(drop)
 }
 
-fn write_content(file: &mut File, path: &Path, header: &TableHeader, sections: &[&[u8]]) -> Result<()> {
-    let (mut offset, mut list) = (0, Vec::new());
-    let mut put = |bytes: &[u8]| {
-        let result = file.write_all(bytes).map_err(StoreError::io(path, "write the table", offset));
-        offset += bytes.len() as u64;
-        result
-    };
-    put(&[0; HEADER_BYTES])?;
-    for section in sections {
-        for block in section.chunks(BLOCK_BYTES as usize) {
-            let padding = &[0; PAGE as usize][..block.len().next_multiple_of(PAGE as usize) - block.len()];
-            list.extend_from_slice(hash_block(block, padding).as_bytes());
-            put(block)?;
-            put(padding)?;
-        }
-    }
-    put(&list)?;
-    let head = header.to_bytes(blake3::hash(&list).as_bytes());
-    file.seek(SeekFrom::Start(0)).and_then(|_| file.write_all(&head)).map_err(StoreError::io(
-        path,
-        "write the header",
-        0,
-    ))
+/// The zeros that follow `bytes` bytes up to the next page.
+pub(crate) fn padding(bytes: usize) -> &'static [u8] {
+    &[0; PAGE as usize][..bytes.next_multiple_of(PAGE as usize) - bytes]
 }
 
-fn hash_block(block: &[u8], padding: &[u8]) -> blake3::Hash {
+pub(crate) fn hash_block(block: &[u8], padding: &[u8]) -> blake3::Hash {
     blake3::Hasher::new().update(block).update(padding).finalize()
 }
 
@@ -291,6 +284,8 @@ pub(crate) struct TableFile {
     pub(crate) file: File,
     pub(crate) header: TableHeader,
     pub(crate) sections: Vec<Section>,
+    pub(crate) content: ContentHash,
+    opened: FileStamp,
     /// BLAKE3 of every block, section after section.
     list: Vec<u8>,
 }
@@ -298,15 +293,16 @@ pub(crate) struct TableFile {
 impl TableFile {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let read = |offset| StoreError::io(path, "read the table", offset);
-        let mut file = File::open(path).map_err(StoreError::io(path, "open the table", 0))?;
-        let found = file.metadata().map_err(read(0))?.len();
+        let file = File::open(path).map_err(StoreError::io(path, "open the table", 0))?;
+        let opened = FileStamp::of(&file, path)?;
+        let found = opened.bytes;
         if found < HEADER_BYTES as u64 {
             let problem =
                 format!("it ends within the header of {HEADER_BYTES} bytes: truncated, or no table");
             return Err(StoreError::not_a_table(path, found, problem));
         }
         let mut head = [0; HEADER_BYTES];
-        file.read_exact(&mut head).map_err(read(0))?;
+        read_exact_at(&file, &mut head, 0).map_err(read(0))?;
         let (header, list_hash) = TableHeader::from_bytes(&head, path)?;
         let (sections, list_offset, blocks) = layout(&header);
         let expected = list_offset + 32 * blocks;
@@ -315,8 +311,7 @@ impl TableFile {
             return Err(StoreError::damaged(path, found.min(expected), problem));
         }
         let mut list = vec![0; 32 * blocks as usize];
-        file.seek(SeekFrom::Start(list_offset)).map_err(read(list_offset))?;
-        file.read_exact(&mut list).map_err(read(list_offset))?;
+        read_exact_at(&file, &mut list, list_offset).map_err(read(list_offset))?;
         if blake3::hash(&list) != list_hash {
             return Err(StoreError::damaged(
                 path,
@@ -324,7 +319,8 @@ impl TableFile {
                 "the list of checksums does not match the header",
             ));
         }
-        Ok(Self { path: path.to_owned(), file, header, sections, list })
+        let content = ContentHash::of_header(&head);
+        Ok(Self { path: path.to_owned(), file, header, sections, content, opened, list })
     }
 
     /// Fails unless the file's rows belong to `expected`.
@@ -336,8 +332,14 @@ impl TableFile {
         Err(StoreError::WrongOrigin { path: self.path.clone(), expected: *expected, found })
     }
 
+    /// Fails if the file was written to or changed its length since it was opened: what was read until now may
+    /// be wrong.
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        self.opened.check(&self.file, &self.path)
+    }
+
     /// Reads section `index` into `out` (its exact length), checking every block.
-    pub(crate) fn read_section(&mut self, index: usize, out: &mut [u8]) -> Result<()> {
+    pub(crate) fn read_section(&self, index: usize, out: &mut [u8]) -> Result<()> {
         let section = self.sections[index];
         debug_assert_eq!(section.bytes, out.len() as u64);
         for (i, block) in (0..).zip(out.chunks_mut(BLOCK_BYTES as usize)) {
@@ -346,34 +348,63 @@ impl TableFile {
         Ok(())
     }
 
-    /// Reads everything, checking every block and keeping nothing.
-    pub(crate) fn verify(&mut self) -> Result<()> {
-        let mut buffer = vec![0; BLOCK_BYTES as usize];
-        for section in self.sections.clone() {
-            for i in 0..section.blocks() {
-                let bytes = BLOCK_BYTES.min(section.bytes - i * BLOCK_BYTES);
-                self.read_block(&section, i, &mut buffer[..bytes as usize])?;
+    /// Reads everything from several threads, checking every block and keeping nothing.
+    pub(crate) fn verify(&self, progress: &mut dyn FnMut(Progress)) -> Result<()> {
+        /// Blocks between reports of progress.
+        const BLOCKS_AT_A_TIME: u64 = 64;
+        let total = self.sections.iter().map(|section| section.bytes).sum();
+        let mut done = 0;
+        for section in &self.sections {
+            for first in (0..section.blocks()).step_by(BLOCKS_AT_A_TIME as usize) {
+                let end = section.blocks().min(first + BLOCKS_AT_A_TIME);
+                (first..end)
+                    .into_par_iter()
+                    .try_for_each_init(Vec::new, |buffer, i| self.check_block(section, i, buffer))?;
+                let bytes = section.bytes.min(end * BLOCK_BYTES) - first * BLOCK_BYTES;
+                done += bytes;
+                progress(Progress { done, total });
             }
         }
         Ok(())
     }
 
-    /// Reads a section's block number `i`, which has `block.len()` bytes without its padding.
-    fn read_block(&mut self, section: &Section, i: u64, block: &mut [u8]) -> Result<()> {
+    /// Checks a section's block number `i`, reading it through `buffer`.
+    pub(crate) fn check_block(&self, section: &Section, i: u64, buffer: &mut Vec<u8>) -> Result<()> {
+        buffer.resize(BLOCK_BYTES.min(section.bytes - i * BLOCK_BYTES) as usize, 0);
+        self.read_block(section, i, buffer)
+    }
+
+    /// Reads a section's block number `i`, which has `block.len()` bytes without its padding, and checks it.
+    pub(crate) fn read_block(&self, section: &Section, i: u64, block: &mut [u8]) -> Result<()> {
         let offset = section.offset + i * BLOCK_BYTES;
-        let mut padding = [0; PAGE as usize];
-        let padding = &mut padding[..block.len().next_multiple_of(PAGE as usize) - block.len()];
-        self.file
-            .seek(SeekFrom::Start(offset))
-            .and_then(|_| self.file.read_exact(block))
-            .and_then(|()| self.file.read_exact(padding))
-            .map_err(StoreError::io(&self.path, "read the table", offset))?;
+        let mut zeros = [0; PAGE as usize];
+        let zeros = &mut zeros[..padding(block.len()).len()];
+        read_exact_at(&self.file, block, offset)
+            .and_then(|()| read_exact_at(&self.file, zeros, offset + block.len() as u64))
+            .map_err(|error| self.read_failed(offset, error))?;
         let at = 32 * (section.first_block + i) as usize;
-        if hash_block(block, padding).as_bytes()[..] != self.list[at..at + 32] {
-            let end = offset + (block.len() + padding.len()) as u64;
-            let problem = format!("the block up to byte {end} does not match its checksum");
+        if hash_block(block, zeros).as_bytes()[..] != self.list[at..at + 32] {
+            let end = offset + (block.len() + zeros.len()) as u64;
+            let what = self.content_of(section, i, block.len() as u64);
+            let problem = format!("the block up to byte {end}, {what}, does not match its checksum");
             return Err(StoreError::damaged(&self.path, offset, problem));
         }
         Ok(())
+    }
+
+    /// The file had its right length when it was opened.
+    fn read_failed(&self, offset: u64, error: std::io::Error) -> StoreError {
+        if error.kind() == std::io::ErrorKind::UnexpectedEof {
+            return StoreError::damaged(&self.path, offset, "the file was shortened after it was opened");
+        }
+        StoreError::io(&self.path, "read the table", offset)(error)
+    }
+
+    /// What a block holds, in words.
+    fn content_of(&self, section: &Section, i: u64, bytes: u64) -> String {
+        let row_bytes = section.bytes / self.header.rows;
+        let rows = i * BLOCK_BYTES / row_bytes..=(i * BLOCK_BYTES + bytes - 1) / row_bytes;
+        let kind = if section.first_block == 0 { "rows" } else { "the state of rows" };
+        format!("which holds {kind} {} to {}", rows.start(), rows.end())
     }
 }

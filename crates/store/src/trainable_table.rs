@@ -10,7 +10,7 @@ use crate::row_format::RowFormat;
 use crate::row_init::RowInit;
 use crate::row_optimizer::{RowOptimizer, RowsMut};
 use crate::row_source::{RowSource, check_read};
-use crate::table::visit;
+use crate::table::StoredRows;
 use crate::table_file::{self, TableFile, TableHeader, TableOrigin};
 
 /// A table of `f32` rows with the state of a row-sparse optimiser.
@@ -94,7 +94,7 @@ impl TrainableTable {
     /// If the file cannot be read, is damaged anywhere, holds a table without optimiser state, belongs to
     /// another origin than `expected`, or if the memory cannot be had.
     pub fn load(path: impl AsRef<Path>, expected: &TableOrigin, storage: &Storage) -> Result<Self> {
-        let mut file = TableFile::open(path.as_ref())?;
+        let file = TableFile::open(path.as_ref())?;
         file.require(expected)?;
         let (RowFormat::F32, Some((optimizer, step))) = (file.header.format, file.header.training) else {
             let problem = format!(
@@ -206,10 +206,8 @@ impl RowSource for TrainableTable {
 
     fn read(&self, ids: &[u64], out: &mut [u8]) -> Result<()> {
         check_read(self, ids, out)?;
-        let (rows, row_bytes) = (self.values.bytes(), self.bytes_per_row());
-        visit(rows, row_bytes, ids, out, row_bytes, |id, out| {
-            out.copy_from_slice(&rows[id * row_bytes..][..row_bytes]);
-        });
+        let stored = StoredRows { region: &self.values, start: 0, row_bytes: self.bytes_per_row() };
+        stored.read(ids, out);
         self.values.check()
     }
 

@@ -2,15 +2,29 @@
 #![allow(clippy::unwrap_used)] // clippy counts only functions marked #[test] as tests
 
 use engram_address::AddressIdentity;
-use engram_store::{DistinctRows, RowFormat, RowSource, Storage, StoreError, Table, TableOrigin, fp8};
+use engram_store::{
+    DistinctRows, RowFormat, RowSource, Storage, StoreError, Table, TableOrigin, TableScale, fp8,
+};
 use proptest::prelude::*;
 
 fn origin() -> TableOrigin {
     TableOrigin { identity: AddressIdentity::from_bytes([3; 32]), layer: 2 }
 }
-const FORMATS: [RowFormat; 3] = [RowFormat::F32, RowFormat::Bf16, RowFormat::Fp8E4m3];
 
-/// Small halves: representable in every format, different for every row and column nearby.
+fn formats() -> [RowFormat; 7] {
+    let one_scale = RowFormat::Fp8E4m3OneScale(TableScale::new(0.5).unwrap());
+    [
+        RowFormat::F32,
+        RowFormat::Bf16,
+        RowFormat::F16,
+        RowFormat::Fp8E4m3,
+        one_scale,
+        RowFormat::Int8,
+        RowFormat::Int4,
+    ]
+}
+
+/// Small halves: representable in every format but the integers, different for every row and column nearby.
 fn value(id: u64, column: usize) -> f32 {
     ((id * 7 + column as u64 * 3) % 29) as f32 * 0.5 - 7.0
 }
@@ -29,8 +43,18 @@ fn gathered(source: &dyn RowSource, ids: &[u64]) -> Vec<f32> {
     out
 }
 
-fn wanted(ids: &[u64], width: usize) -> Vec<f32> {
-    ids.iter().flat_map(|&id| (0..width).map(move |column| value(id, column))).collect()
+/// The rows as the format keeps them, one at a time.
+fn wanted(ids: &[u64], width: usize, format: RowFormat) -> Vec<f32> {
+    let mut out = vec![0.0; ids.len() * width];
+    let mut bytes = vec![0; format.bytes_per_row(width)];
+    for (&id, row) in ids.iter().zip(out.chunks_mut(width)) {
+        fill(id, row);
+        format.encode_row(row, &mut bytes);
+        let exact = row.to_vec();
+        format.decode_row(&bytes, row);
+        assert!(matches!(format, RowFormat::Int8 | RowFormat::Int4) || row == exact);
+    }
+    out
 }
 
 proptest! {
@@ -40,12 +64,12 @@ proptest! {
     fn each_row_arrives_at_its_place(
         rows in 1..300u64,
         width in 1..100usize,
-        format in prop::sample::select(&FORMATS),
+        format in prop::sample::select(formats().to_vec()),
         ids in prop::collection::vec(any::<u64>(), 0..400),
     ) {
         let table = table(rows, width, format, &Storage::Ram);
         let ids: Vec<u64> = ids.into_iter().map(|id| id % rows).collect();
-        prop_assert_eq!(gathered(&table, &ids), wanted(&ids, width));
+        prop_assert_eq!(gathered(&table, &ids), wanted(&ids, width, format));
     }
 
     #[test]
@@ -66,9 +90,9 @@ proptest! {
 fn ram_mapped_and_file_give_the_same_rows_at_any_number_of_threads() {
     let folder = tempfile::tempdir().unwrap();
     let ids: Vec<u64> = (0..20_000u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 5_003).collect();
-    for format in FORMATS {
+    for format in formats() {
         let width = 72;
-        let wanted = wanted(&ids, width);
+        let wanted = wanted(&ids, width, format);
         let path = folder.path().join(format.to_string());
         let ram = table(5_003, width, format, &Storage::Ram);
         let mapped = table(5_003, width, format, &Storage::MappedIn(folder.path().to_owned()));

@@ -189,7 +189,7 @@ fn a_failed_save_leaves_the_old_table() {
     // A folder in the way cannot be replaced by a file.
     let blocked = folder.path().join("blocked");
     fs::create_dir(&blocked).unwrap();
-    assert!(table.save(&blocked).unwrap_err().to_string().contains("put the table in place"));
+    assert!(table.save(&blocked).unwrap_err().to_string().contains("put the file in place"));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "the temporary file is gone");
 }
 

@@ -79,7 +79,8 @@ fn check(folder: &Path, compute: ComputePath, report: &mut Report) -> Result<()>
         addressing::check(path, vocabulary.as_ref(), report).with_context(|| path.display().to_string())?;
     }
     for path in &files.modules {
-        module::check(path, vocabulary.as_ref(), compute, report).with_context(|| path.display().to_string())?;
+        module::check(path, vocabulary.as_ref(), compute, report)
+            .with_context(|| path.display().to_string())?;
     }
     if report.lines() == 0 {
         bail!("{}: its files hold nothing to check", folder.display());

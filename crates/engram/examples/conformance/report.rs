@@ -44,9 +44,10 @@ impl Report {
         let (mut largest, mut share) = (0.0_f64, 0.0_f64);
         for (&found, &expected) in found.iter().zip(expected) {
             let error = (f64::from(found) - f64::from(expected)).abs();
-            let error = if error.is_nan() { f64::INFINITY } else { error };
-            largest = largest.max(error);
-            share = share.max(error / tolerance(expected));
+            // `max` passes NaN over, which either value may bring.
+            let or_infinite = |x: f64| if x.is_nan() { f64::INFINITY } else { x };
+            largest = largest.max(or_infinite(error));
+            share = share.max(or_infinite(error / tolerance(expected)));
         }
         let percent = share * 100.0;
         self.line(

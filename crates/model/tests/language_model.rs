@@ -1,0 +1,278 @@
+//! What holds for every model: its gradients are the loss's, it cannot see ahead, sequences do not touch, and memory
+//! that says nothing changes nothing.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::sync::Arc;
+
+use burn::tensor::{Tensor, TensorData};
+use common::{Batch, Options, PAPER, PLAIN, changed, combinations, device, values, weights};
+use engram_model::{
+    Account, BlockFeedForward, LanguageModel, MemoryForm, MemoryRows, Precision, Projection, Tokens, Trace,
+};
+use proptest::prelude::*;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
+
+/// By about how much a step of the finite differences changes the loss: enough to stand out from its rounding.
+const CHANGE: f64 = 1e-3;
+/// Largest error of a directional derivative, as a share of the gradient's length.
+const SHARE: f64 = 5e-3;
+/// Least distance of a gate from 1/2, where the root of its score is too steep for differences.
+const GATE_DISTANCE: f32 = 0.07;
+
+/// The slope of the loss along `direction`, by differences of fourth order: losses two steps either way.
+fn slope(step: f32, mut loss: impl FnMut(f32) -> f64) -> f64 {
+    let difference = |loss: &mut dyn FnMut(f32) -> f64, step: f32| loss(step) - loss(-step);
+    let (near, far) = (difference(&mut loss, step), difference(&mut loss, 2.0 * step));
+    (8.0 * near - far) / (12.0 * f64::from(step))
+}
+
+/// The gradient's own direction, and one at random, both of length 1.
+fn directions(gradient: &[f32], seed: u64) -> [Vec<f32>; 2] {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let noise: Vec<f32> = gradient.iter().map(|_| random.sample(StandardNormal)).collect();
+    [gradient.to_vec(), noise].map(|direction| {
+        let length = length(&direction) as f32;
+        direction.iter().map(|value| value / length).collect()
+    })
+}
+
+fn length(vector: &[f32]) -> f64 {
+    vector.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt()
+}
+
+fn product(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+}
+
+/// How far the slopes of `loss`, which takes a weight's values, are from its gradient, as a share of its length.
+/// None where `loss` is not smooth.
+fn error(at: &[f32], gradient: &[f32], mut loss: impl FnMut(&[f32]) -> Option<f64>) -> Option<f64> {
+    assert!(length(gradient) > 1e-6, "the loss does not depend on it");
+    let mut smooth = true;
+    let step = (CHANGE / length(gradient)).clamp(5e-4, 2e-2) as f32;
+    let errors = directions(gradient, 9).map(|direction| {
+        let found = slope(step, |step| {
+            let moved: Vec<f32> = at.iter().zip(&direction).map(|(value, d)| value + step * d).collect();
+            loss(&moved).unwrap_or_else(|| {
+                smooth = false;
+                0.0
+            })
+        });
+        (found - product(gradient, &direction)).abs() / length(gradient)
+    });
+    smooth.then(|| errors[0].max(errors[1]))
+}
+
+/// The [`error`] of every weight and of the memory's rows. None where the loss is not smooth: where a gate's score
+/// is near 0, or a step makes a token change its experts.
+fn gradient_errors(options: Options, seed: u64) -> Option<Vec<(String, f64)>> {
+    let (mut model, config) = (options.model(seed), options.config());
+    for layer in config.memory.iter().flat_map(|memory| &memory.layers) {
+        // Larger scores, few of them near 0.
+        let name = format!("blocks.{layer}.memory.norms.query");
+        model = changed(model, &name, &|weight| weight.iter_mut().for_each(|weight| *weight *= 5.0));
+    }
+    let batch = Batch::random(&config, 2, 3, seed);
+    let gradients = model.loss(batch.tokens(), batch.targets.clone(), &mut Trace::default()).backward();
+    let mut trace = Trace::with_gates();
+    model.hidden(batch.tokens(), &mut trace);
+    let gates = trace.gates.unwrap().into_iter().flat_map(|(_, gates)| gates);
+    let choices = trace.loads;
+    if gates.into_iter().any(|gate| (gate - 0.5).abs() < GATE_DISTANCE) {
+        return None;
+    }
+    let loss_of = |model: &LanguageModel, rows: &[MemoryRows]| {
+        let mut trace = Trace::default();
+        let tokens = Tokens { memory: rows, ..batch.tokens() };
+        let losses = model.token_losses(tokens, &batch.targets, &mut trace);
+        let mean = losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / losses.len() as f64;
+        (trace.loads == choices).then_some(mean)
+    };
+    let mut errors = Vec::new();
+    for (name, (at, gradient)) in weights(&model, |weight| {
+        let gradient = weight.gradient(&gradients);
+        (weight.values, gradient)
+    }) {
+        let error = error(&at, &gradient, |moved| {
+            loss_of(&changed(model.clone(), &name, &|values| values.copy_from_slice(moved)), &batch.memory)
+        });
+        errors.push((name, error?));
+    }
+    for (layer, memory) in batch.memory.iter().enumerate() {
+        let gradient = values(memory.rows.grad(&gradients).unwrap());
+        let error = error(&values(memory.rows.clone()), &gradient, |moved| {
+            let mut rows = batch.memory.clone();
+            let shape = rows[layer].rows.dims();
+            rows[layer].rows = Tensor::from_data(TensorData::new(moved.to_vec(), shape), &device());
+            loss_of(&model, &rows)
+        });
+        errors.push((format!("rows {layer}"), error?));
+    }
+    Some(errors)
+}
+
+#[test]
+fn gradients_are_the_slopes_of_the_loss() {
+    for options in combinations() {
+        let errors = (0..500).find_map(|seed| gradient_errors(options, seed)).expect("a smooth loss");
+        for (name, error) in errors {
+            assert!(error < SHARE, "{options:?}: {name}: {error} of its length");
+        }
+    }
+}
+
+/// The model with values of zero behind its gates.
+fn with_silent_memory(mut model: LanguageModel, streams: usize, width: usize) -> LanguageModel {
+    for block in &mut model.blocks {
+        let memory = block.memory.as_mut().unwrap();
+        match &mut memory.projection {
+            Projection::Separate(separate) => {
+                separate.value = separate.value.clone().map(|value| value.zeros_like());
+                separate.value_bias = separate.value_bias.clone().map(|bias| bias.zeros_like());
+            }
+            Projection::Fused(both) => {
+                *both = both.clone().map(|both| {
+                    let rows = both.dims()[0];
+                    let keys = both.narrow(1, 0, streams * width);
+                    let value = Tensor::zeros([rows, width], &keys.device());
+                    Tensor::cat(vec![keys, value], 1)
+                });
+            }
+        }
+    }
+    model
+}
+
+#[test]
+fn memory_that_says_nothing_changes_nothing() {
+    for form in [MemoryForm::Paper, MemoryForm::V41] {
+        for streams in [1, 4] {
+            let options = Options { memory: Some(form), streams, ..PAPER };
+            let batch = Batch::random(&options.config(), 2, 9, 4);
+            let model = with_silent_memory(options.model(3), streams, 16);
+            let mut without = model.clone();
+            without.blocks.iter_mut().for_each(|block| block.memory = None);
+            let tokens = Tokens { memory: &[], ..batch.tokens() };
+            let expected = without.hidden(tokens, &mut Trace::default());
+            let found = model.hidden(batch.tokens(), &mut Trace::default());
+            assert_eq!(bits(found), bits(expected), "{options:?}");
+            // And memory that speaks is heard.
+            let heard = options.model(3).hidden(batch.tokens(), &mut Trace::default());
+            assert_ne!(bits(heard), bits(without.hidden(tokens, &mut Trace::default())), "{options:?}");
+        }
+    }
+}
+
+fn bits(tensor: Tensor<2>) -> Vec<u32> {
+    values(tensor).into_iter().map(f32::to_bits).collect()
+}
+
+#[test]
+fn accounts_are_what_models_hold() {
+    for options in combinations() {
+        let config = options.config();
+        let table_rows = [29, 31];
+        let layers = config.memory.as_ref().map_or(0, |memory| memory.layers.len());
+        let account = Account::of(&config, &table_rows[..layers]);
+        let sizes = weights(&options.model(0), |weight| weight.values.len() as u64);
+        assert_eq!(account.total - account.memory, sizes.values().sum::<u64>(), "{options:?}");
+        let of = |part: &str| -> u64 {
+            sizes.iter().filter(|(name, _)| name.contains(part)).map(|(_, size)| size).sum()
+        };
+        assert_eq!(account.vocabulary, of("embedding") + of("head"), "{options:?}");
+        let routed = |name: &str| of(&format!("feed_forward.Experts.{name}"));
+        assert_eq!(account.experts, routed("input") + routed("output"), "{options:?}");
+        let memory = config.memory.as_ref();
+        assert_eq!(account.memory, memory.map_or(0, |memory| 60 * memory.row_width as u64), "{options:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// A token is not seen before it comes.
+    #[test]
+    fn nothing_is_seen_ahead(which in 0..combinations().len(), seed: u64, at in 1_usize..9) {
+        let options = combinations()[which];
+        let config = options.config();
+        let model = options.model(seed);
+        let batch = Batch::random(&config, 1, 9, seed);
+        let mut ids = batch.ids.clone();
+        ids[at] = (ids[at] + 1) % config.vocabulary as u32;
+        let other = Batch::of(&config, ids, 1);
+        let hidden = |batch: &Batch| {
+            let hidden = values(model.hidden(batch.tokens(), &mut Trace::default()));
+            hidden.chunks(config.width).map(<[f32]>::to_vec).collect::<Vec<_>>()
+        };
+        let (before, after) = (hidden(&batch), hidden(&other));
+        for (t, (before, after)) in before.iter().zip(&after).enumerate() {
+            let difference = before.iter().zip(after).map(|(b, a)| (b - a).abs()).fold(0.0, f32::max);
+            if t < at {
+                prop_assert!(difference < 1e-5, "token {t} sees token {at}: {difference}");
+            } else if t == at {
+                prop_assert!(difference > 1e-5, "token {at} does not see itself");
+            }
+        }
+    }
+
+    /// A sequence's losses are the same alone and beside any others.
+    #[test]
+    fn sequences_do_not_touch(which in 0..combinations().len(), seed: u64) {
+        let options = combinations()[which];
+        let config = options.config();
+        let model = options.model(seed);
+        let together = Batch::random(&config, 3, 8, seed);
+        let losses = model.token_losses(together.tokens(), &together.targets, &mut Trace::default());
+        for (ids, expected) in together.ids.chunks(8).zip(losses.chunks(8)) {
+            let alone = Batch::of(&config, ids.to_vec(), 1);
+            let found = model.token_losses(alone.tokens(), &alone.targets, &mut Trace::default());
+            for (found, expected) in found.iter().zip(expected) {
+                prop_assert!((found - expected).abs() < 1e-5, "{found} alone, {expected} beside others");
+            }
+        }
+    }
+}
+
+#[test]
+fn dead_positions_read_no_memory() {
+    let options = Options { memory: Some(MemoryForm::V41), ..PAPER };
+    let (model, config) = (options.model(2), options.config());
+    let mut batch = Batch::random(&config, 1, 9, 3);
+    let dead: Arc<[bool]> = vec![true; 9].into();
+    batch.memory.iter_mut().for_each(|memory| memory.dead = Some(dead.clone()));
+    let mut without = model.clone();
+    without.blocks.iter_mut().for_each(|block| block.memory = None);
+    let expected = without.hidden(Tokens { memory: &[], ..batch.tokens() }, &mut Trace::default());
+    assert_eq!(bits(model.hidden(batch.tokens(), &mut Trace::default())), bits(expected));
+}
+
+#[test]
+fn balancing_moves_tokens_to_experts_that_rest() {
+    let options = Options { experts: true, ..PLAIN };
+    let config = options.config();
+    let mut model = LanguageModel::new(&config, &device(), 1, Precision::F32).unwrap();
+    let batch = Batch::random(&config, 6, 16, 2);
+    let loads = |model: &LanguageModel| batch.loss(model).1.loads;
+    let busiest = |loads: &[(usize, Vec<u64>)]| *loads[0].1.iter().max().unwrap();
+    let first = loads(&model);
+    model.rebalance(&first, 0.01);
+    let BlockFeedForward::Experts(experts) = &model.blocks[first[0].0].feed_forward else { unreachable!() };
+    let mean = first[0].1.iter().sum::<u64>() as f64 / first[0].1.len() as f64;
+    for (bias, &load) in values(experts.balance.val()).into_iter().zip(&first[0].1) {
+        let direction = mean - load as f64;
+        assert_eq!(bias, if direction == 0.0 { 0.0 } else { 0.01 * direction.signum() as f32 });
+    }
+    for _ in 0..100 {
+        let now = loads(&model);
+        model.rebalance(&now, 0.01);
+    }
+    let last = loads(&model);
+    assert!(
+        (busiest(&last) as f64) < 0.5 * (busiest(&first) as f64 + mean),
+        "loads {first:?} at first, {last:?} after balancing"
+    );
+}

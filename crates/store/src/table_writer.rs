@@ -1,0 +1,207 @@
+//! Writing a table file as a stream of rows.
+
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use crate::error::{Result, StoreError, check_length};
+use crate::new_file::{NewFile, Progress};
+use crate::row_format::RowFormat;
+use crate::table_file::{
+    BLOCK_BYTES, ContentHash, HEADER_BYTES, Section, TableHeader, TableOrigin, hash_block, layout, padding,
+};
+
+/// Writes a [table file](crate::table_file) from its first row to its last, in memory that does not depend on
+/// the table's size. The file appears at its path when [`finish`](Self::finish) succeeds, whole and flushed to
+/// disk; dropped before, nothing is left of it.
+///
+/// ```
+/// # use engram_address::AddressIdentity;
+/// # use engram_store::{RowFormat, RowSource, Table, TableOrigin, TableWriter};
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("table");
+/// let origin = TableOrigin { identity: AddressIdentity::from_bytes([7; 32]), layer: 1 };
+/// let mut writer = TableWriter::create(&path, 1000, 4, RowFormat::Bf16, origin)?;
+/// for id in 0..1000 {
+///     writer.push(&[id as f32; 4])?;
+/// }
+/// writer.finish()?;
+///
+/// let mut row = [0.0; 4];
+/// Table::open(&path, &origin)?.gather(&[256], &mut row)?;
+/// assert_eq!(row, [256.0; 4]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct TableWriter {
+    file: NewFile,
+    header: TableHeader,
+    sections: Vec<Section>,
+    /// The section being written, and its bytes so far.
+    section: usize,
+    written: u64,
+    /// The block being filled.
+    block: Vec<u8>,
+    /// Where it begins in the file.
+    offset: u64,
+    /// BLAKE3 of every block before it.
+    list: Vec<u8>,
+    /// Encoded rows on their way to blocks.
+    encoded: Vec<u8>,
+}
+
+impl TableWriter {
+    /// Begins a table of `rows` rows of `width` values. `path` is not touched before [`finish`](Self::finish).
+    ///
+    /// # Errors
+    /// If the table cannot exist (no rows, no width), or its folder takes no new file.
+    pub fn create(
+        path: impl AsRef<Path>,
+        rows: u64,
+        width: usize,
+        format: RowFormat,
+        origin: TableOrigin,
+    ) -> Result<Self> {
+        Self::with_header(path.as_ref(), TableHeader { rows, width, format, origin, training: None })
+    }
+
+    pub(crate) fn with_header(path: &Path, header: TableHeader) -> Result<Self> {
+        header.check()?;
+        let file = NewFile::create(path)?;
+        let (sections, ..) = layout(&header);
+        let block = Vec::with_capacity(BLOCK_BYTES as usize);
+        let offset = HEADER_BYTES as u64;
+        let (list, encoded) = (Vec::new(), Vec::new());
+        Ok(Self { file, header, sections, section: 0, written: 0, block, offset, list, encoded })
+    }
+
+    /// What the table will say about itself.
+    pub fn header(&self) -> &TableHeader {
+        &self.header
+    }
+
+    /// Rows written so far: the id of the next.
+    pub fn rows_written(&self) -> u64 {
+        let row_bytes = self.header.format.bytes_per_row(self.header.width) as u64;
+        if self.section == 0 { self.written / row_bytes } else { self.header.rows }
+    }
+
+    /// Writes the next rows, `rows` \[any number, width\], encoding them in the table's format. Returns them as
+    /// they are stored.
+    ///
+    /// # Errors
+    /// If `rows` are not whole rows, are more than the table has left, or the file system refuses.
+    pub fn push(&mut self, rows: &[f32]) -> Result<&[u8]> {
+        let TableHeader { width, format, .. } = self.header;
+        check_length("values of rows to write", rows.len().next_multiple_of(width), rows.len())?;
+        let row_bytes = format.bytes_per_row(width);
+        let mut encoded = std::mem::take(&mut self.encoded);
+        encoded.resize(rows.len() / width * row_bytes, 0);
+        let pairs = rows.par_chunks_exact(width).zip(encoded.par_chunks_exact_mut(row_bytes));
+        pairs.with_min_len(64).for_each(|(row, bytes)| format.encode_row(row, bytes));
+        let result = self.push_encoded(&encoded);
+        self.encoded = encoded;
+        result.map(|()| self.encoded.as_slice())
+    }
+
+    /// Writes the next rows, which are already encoded in the table's format, one after another.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push).
+    pub fn push_encoded(&mut self, rows: &[u8]) -> Result<()> {
+        let row_bytes = self.header.format.bytes_per_row(self.header.width);
+        check_length("bytes of rows to write", rows.len().next_multiple_of(row_bytes), rows.len())?;
+        let left = if self.section == 0 { self.sections[0].bytes - self.written } else { 0 };
+        if rows.len() as u64 > left {
+            let found = self.rows_written() + (rows.len() / row_bytes) as u64;
+            return Err(StoreError::setting(
+                "rows written",
+                found,
+                "no more than the table was created with",
+            ));
+        }
+        self.put(rows)
+    }
+
+    /// Writes all rows that are left by calling `fill(id, row)` for each, from several threads; `row` starts
+    /// zeroed. Progress is in rows.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn fill(
+        &mut self,
+        fill: impl Fn(u64, &mut [f32]) + Sync,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<()> {
+        let TableHeader { rows: total, width, format, .. } = self.header;
+        let row_bytes = format.bytes_per_row(width);
+        let rows = rows_per_chunk(width);
+        let mut encoded = vec![0; rows * row_bytes];
+        while self.rows_written() < total {
+            let first = self.rows_written();
+            let count = (total - first).min(rows as u64) as usize;
+            let encode = |row: &mut Vec<f32>, (id, bytes): (usize, &mut [u8])| {
+                row.fill(0.0);
+                fill(first + id as u64, row);
+                format.encode_row(row, bytes);
+            };
+            let chunk = &mut encoded[..count * row_bytes];
+            let rows = chunk.par_chunks_exact_mut(row_bytes).enumerate().with_min_len(64);
+            rows.for_each_init(|| vec![0.0; width], encode);
+            self.push_encoded(chunk)?;
+            progress(Progress { done: first + count as u64, total });
+        }
+        Ok(())
+    }
+
+    /// Completes the file: the list of checksums, then the header, then the disk, and last its name.
+    ///
+    /// # Errors
+    /// If rows are missing, or the file system refuses; the path then is as it was.
+    pub fn finish(mut self) -> Result<ContentHash> {
+        if self.section < self.sections.len() {
+            let rule = "all rows of the table before it is finished";
+            return Err(StoreError::setting("rows written", self.rows_written(), rule));
+        }
+        self.file.write_all_at(&self.list, self.offset)?;
+        let head = self.header.to_bytes(blake3::hash(&self.list).as_bytes());
+        self.file.write_all_at(&head, 0)?;
+        self.list.clear();
+        self.file.persist()?;
+        Ok(ContentHash::of_header(&head))
+    }
+
+    /// The next bytes of the sections, which may not go past the end of the one being written.
+    pub(crate) fn put(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            let room = BLOCK_BYTES as usize - self.block.len();
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.block.extend_from_slice(now);
+            self.written += now.len() as u64;
+            bytes = later;
+            let section_ends = self.written == self.sections[self.section].bytes;
+            if section_ends || self.block.len() as u64 == BLOCK_BYTES {
+                self.flush_block()?;
+            }
+            if section_ends {
+                (self.section, self.written) = (self.section + 1, 0);
+            }
+        }
+        Ok(())
+    }
+
+    fn flush_block(&mut self) -> Result<()> {
+        let padding = padding(self.block.len());
+        self.list.extend_from_slice(hash_block(&self.block, padding).as_bytes());
+        self.block.extend_from_slice(padding);
+        self.file.write_all_at(&self.block, self.offset)?;
+        self.offset += self.block.len() as u64;
+        self.block.clear();
+        Ok(())
+    }
+}
+
+/// Rows that are worked on at a time where a table is streamed: about 4 MiB of `f32`, and at least one.
+pub(crate) fn rows_per_chunk(width: usize) -> usize {
+    ((1 << 20) / width.max(1)).max(1)
+}

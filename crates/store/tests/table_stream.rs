@@ -1,0 +1,235 @@
+//! Tables are written, read through, checked and converted as streams, and nothing of them is lost or torn.
+#![allow(clippy::unwrap_used)] // clippy counts only functions marked #[test] as tests
+
+use std::fs;
+
+use engram_address::AddressIdentity;
+use engram_store::{
+    Progress, RowFormat, RowInit, RowSource, Storage, StoreError, Table, TableOrigin, TableReader,
+    TableScale, TableWriter, convert, save_rows, table_scale,
+};
+use proptest::prelude::*;
+
+fn origin() -> TableOrigin {
+    TableOrigin { identity: AddressIdentity::from_bytes([5; 32]), layer: 1 }
+}
+
+const NORMAL: RowInit = RowInit::Normal { deviation: 0.02, seed: 3 };
+
+fn formats() -> [RowFormat; 7] {
+    ["f32", "bf16", "f16", "fp8e4m3", "int8", "int4", "fp8e4m3:0.0003"].map(|name| name.parse().unwrap())
+}
+
+fn create(path: &std::path::Path, rows: u64, width: usize, format: RowFormat) {
+    let mut writer = TableWriter::create(path, rows, width, format, origin()).unwrap();
+    writer.fill(|id, row| NORMAL.fill(id, row), &mut |_| ()).unwrap();
+    writer.finish().unwrap();
+}
+
+#[test]
+fn however_a_table_is_written_its_file_is_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    for format in formats() {
+        // Several blocks, none of which holds whole rows.
+        let (rows, width) = (9_001, 72);
+        let table =
+            Table::from_fn(rows, width, format, origin(), &Storage::Ram, |id, row| NORMAL.fill(id, row))
+                .unwrap();
+        table.save(path("saved")).unwrap();
+        create(&path("filled"), rows, width, format);
+        let saved = fs::read(path("saved")).unwrap();
+        assert!(fs::read(path("filled")).unwrap() == saved);
+
+        let mut writer = TableWriter::create(path("pushed"), rows, width, format, origin()).unwrap();
+        let mut some = vec![0.0; 700 * width];
+        while writer.rows_written() < rows {
+            let first = writer.rows_written();
+            let count = (rows - first).min(1 + first % 700) as usize;
+            let some = &mut some[..count * width];
+            (first..).zip(some.chunks_mut(width)).for_each(|(id, row)| NORMAL.fill(id, row));
+            writer.push(some).unwrap();
+        }
+        let content = writer.finish().unwrap();
+        assert!(fs::read(path("pushed")).unwrap() == saved);
+
+        // And read through, every row once, in order.
+        let mut reader = TableReader::open_for(path("pushed"), &origin()).unwrap();
+        assert_eq!(reader.content(), content);
+        assert_eq!(content.as_bytes()[..], saved[4064..4096]);
+        let (mut next, mut bytes) = (0, Vec::new());
+        while let Some((first, rows)) = reader.next().unwrap() {
+            assert_eq!(first, next);
+            next += (rows.len() / format.bytes_per_row(width)) as u64;
+            bytes.extend_from_slice(rows);
+        }
+        assert_eq!(next, rows);
+        assert!((0..rows).all(|id| {
+            let at = id as usize * format.bytes_per_row(width);
+            table.row_bytes(id).unwrap() == bytes[at..][..format.bytes_per_row(width)]
+        }));
+    }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3, "no temporary file is left");
+}
+
+#[test]
+fn rows_longer_than_what_is_read_at_a_time_are_read_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("table");
+    let width = (9 << 20) / 4 + 1;
+    let mut writer = TableWriter::create(&path, 3, width, RowFormat::F32, origin()).unwrap();
+    for id in 0..3 {
+        writer.push(&vec![id as f32; width]).unwrap();
+    }
+    writer.finish().unwrap();
+    let (mut reader, mut values, mut found) = (TableReader::open(&path).unwrap(), Vec::new(), Vec::new());
+    while reader.next_values(&mut values).unwrap().is_some() {
+        found.extend_from_slice(&values);
+    }
+    assert!(
+        found.len() == 3 * width
+            && (0..3).all(|id| found[id * width..][..width].iter().all(|&v| v == id as f32))
+    );
+}
+
+#[test]
+fn a_table_that_is_not_finished_never_appears() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("table");
+    fs::write(&path, "what was there").unwrap();
+    let mut writer = TableWriter::create(&path, 10, 4, RowFormat::Int8, origin()).unwrap();
+    writer.push(&[1.0; 8]).unwrap();
+    let refused = writer.push(&[1.0; 7]).unwrap_err();
+    assert!(matches!(refused, StoreError::WrongLength { expected: 8, found: 7, .. }), "{refused}");
+    let refused = writer.push(&[1.0; 36]).unwrap_err().to_string();
+    assert!(refused.contains("rows written is 11"), "{refused}");
+    assert_eq!(writer.rows_written(), 2, "a refused push writes nothing");
+    let refused = writer.finish().unwrap_err().to_string();
+    assert!(refused.contains("rows written is 2, but must be all rows"), "{refused}");
+    drop(TableWriter::create(&path, 10, 4, RowFormat::Int8, origin()).unwrap());
+    assert_eq!(fs::read_to_string(&path).unwrap(), "what was there");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    let mut whole = TableWriter::create(&path, 1, 4, RowFormat::Int8, origin()).unwrap();
+    whole.push(&[1.0; 4]).unwrap();
+    assert!(whole.push(&[1.0; 4]).unwrap_err().to_string().contains("rows written is 2"));
+    whole.finish().unwrap();
+}
+
+#[test]
+fn verifying_reports_progress_and_names_the_rows_of_a_damaged_block() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("table");
+    let format = RowFormat::Fp8E4m3;
+    create(&path, 9_001, 256, format);
+    let mut reports = Vec::new();
+    TableReader::open(&path).unwrap().verify(&mut |progress| reports.push(progress)).unwrap();
+    let total = 9_001 * 264;
+    assert_eq!(reports.last(), Some(&Progress { done: total, total }));
+    assert!(reports.is_sorted_by_key(|progress| progress.done));
+
+    let damaged_row = 4_500u64;
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[4096 + (damaged_row * 264) as usize + 100] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    // Row 4500 lies in block 1, bytes 1048576 to 2097151 of the rows: rows 3971 to 7943.
+    let check = |result: Result<(), StoreError>| {
+        let said = result.unwrap_err().to_string();
+        assert!(said.contains("at byte 1052672") && said.contains("rows 3971 to 7943"), "{said}");
+        assert!(said.contains(path.to_str().unwrap()), "{said}");
+    };
+    check(TableReader::open(&path).unwrap().verify(&mut |_| ()));
+    check(convert(&path, folder.path().join("other"), RowFormat::F32, &mut |_| ()).map(drop));
+    assert!(!folder.path().join("other").exists());
+
+    // Checked when first read: the other blocks serve, the damaged one never does.
+    let table = Table::open_checked(&path, &origin()).unwrap();
+    let good = [0, 3_970, 7_944, 9_000];
+    let (mut rows, mut wanted) = (vec![0.0; 4 * 256], vec![0.0; 4 * 256]);
+    for _ in 0..2 {
+        table.gather(&good, &mut rows).unwrap();
+        check(table.gather(&[0, damaged_row], &mut [0.0; 512]));
+        check(table.row_bytes(7_000).map(drop));
+        // Row 3971 begins in a good block and ends in the damaged one.
+        check(table.gather(&[3_971], &mut [0.0; 256]));
+        assert!(matches!(table.gather(&[9_001], &mut [0.0; 256]), Err(StoreError::RowOutOfRange { .. })));
+    }
+    Table::open(&path, &origin()).unwrap().gather(&good, &mut wanted).unwrap();
+    assert_eq!(rows, wanted);
+}
+
+#[test]
+fn a_file_shortened_while_it_is_read_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("table");
+    create(&path, 9_001, 256, RowFormat::Bf16);
+    let reader = TableReader::open(&path).unwrap();
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 20).unwrap();
+    let said = reader.verify(&mut |_| ()).unwrap_err().to_string();
+    assert!(said.contains("shortened after it was opened"), "{said}");
+}
+
+#[test]
+fn any_format_becomes_any_other_with_a_report_of_its_quality() {
+    let folder = tempfile::tempdir().unwrap();
+    let (rows, width) = (5_000, 160);
+    let path = |format: RowFormat| folder.path().join(format.to_string());
+    create(&path(RowFormat::F32), rows, width, RowFormat::F32);
+    // From normal values: relative RMS errors by arithmetic. bf16 and f16 round a mantissa of 8 and 11 bits,
+    // e4m3 of 4; int8 and int4 have steps of the group's largest of 32, about 2.1 deviations, over 127 and 8.
+    let expected = [0.0, 1.7e-3, 2.1e-4, 2.6e-2, 5.3e-3, 8.2e-2, 2.6e-2];
+    for (format, expected) in formats().into_iter().zip(expected) {
+        let mut last = None;
+        let quality =
+            convert(path(RowFormat::F32), path(format), format, &mut |progress| last = Some(progress))
+                .unwrap();
+        println!("{format}\n{quality}\n");
+        assert_eq!(last, Some(Progress { done: rows, total: rows }));
+        assert_eq!((quality.rows, quality.lost, quality.not_finite), (rows, 0, 0));
+        let ratio = quality.relative_rms_error / expected;
+        assert!(
+            expected == 0.0 && quality.mean_cosine == 1.0 || (0.8..1.25).contains(&ratio),
+            "{format} {quality}"
+        );
+        assert!(quality.least_cosine.0 > 0.97 && quality.mean_cosine >= quality.least_cosine.0);
+        // A second time nothing is lost any more, by file and by source.
+        let table = Table::open(path(format), &origin()).unwrap();
+        let exact = folder.path().join("exact");
+        let quality = convert(path(format), &exact, RowFormat::F32, &mut |_| ()).unwrap();
+        assert_eq!((quality.relative_rms_error, quality.mean_cosine > 0.999_999_999), (0.0, true));
+        let again = folder.path().join("again");
+        let quality = save_rows(&table, origin(), &again, format, &mut |_| ()).unwrap();
+        assert_eq!(quality.relative_rms_error, 0.0);
+        let copy = folder.path().join("copy");
+        convert(path(format), &copy, format, &mut |_| ()).unwrap();
+        assert!(fs::read(copy).unwrap() == fs::read(path(format)).unwrap(), "the same format is a copy");
+    }
+    let scale = table_scale(path(RowFormat::F32), &mut |_| ()).unwrap();
+    let format = RowFormat::Fp8E4m3OneScale(scale);
+    assert_eq!(convert(path(RowFormat::F32), path(format), format, &mut |_| ()).unwrap().lost, 0);
+    let half = RowFormat::Fp8E4m3OneScale(TableScale::new(scale.get() / 2.0).unwrap());
+    assert!(convert(path(RowFormat::F32), path(half), half, &mut |_| ()).unwrap().lost > 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn converting_is_what_encoding_each_row_gives(
+        rows in 1..40u64,
+        width in 1..80usize,
+        from in prop::sample::select(formats().to_vec()),
+        to in prop::sample::select(formats().to_vec()),
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let (source, target) = (folder.path().join("source"), folder.path().join("target"));
+        create(&source, rows, width, from);
+        convert(&source, &target, to, &mut |_| ()).unwrap();
+        let (source, target) = (Table::open(source, &origin()).unwrap(), Table::open(target, &origin()).unwrap());
+        let (mut values, mut bytes) = (vec![0.0; width], vec![0; to.bytes_per_row(width)]);
+        for id in 0..rows {
+            source.gather(&[id], &mut values).unwrap();
+            to.encode_row(&values, &mut bytes);
+            let wanted = if from == to { source.row_bytes(id).unwrap() } else { bytes.clone() };
+            prop_assert_eq!(target.row_bytes(id).unwrap(), wanted);
+        }
+    }
+}
