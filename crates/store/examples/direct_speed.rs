@@ -1,17 +1,20 @@
-//! Random 4 KiB rows of a table on disk through `DirectTable`, next to the same reads by `fio`, in pairs.
+//! Random rows of a table on disk through `DirectTable`, each inside one page of 4 KiB, next to random reads of
+//! 4 KiB of the same file by `fio`, in pairs.
 //!
 //! ```text
 //! cargo run --release -p engram-store --example direct_speed -- create FILE GIB
 //! cargo run --release -p engram-store --example direct_speed -- compare FILE [SECONDS [PAIRS]]
 //! ```
 //!
-//! Make the file larger than the machine's memory. `compare` needs `fio` 3 on the path.
+//! Any table file will do for `compare`, if it is larger than the machine's memory; it needs `fio` 3 on the path.
 
 use std::process::Command;
 use std::time::Instant;
 
 use engram_address::AddressIdentity;
-use engram_store::{DirectOptions, DirectTable, RowFormat, RowSource, TableOrigin, TableWriter};
+use engram_store::{
+    DirectOptions, DirectTable, RowFormat, RowSource, Table, TableHeader, TableOrigin, TableWriter,
+};
 
 const WIDTH: usize = 1024;
 const ROW_BYTES: usize = 4 * WIDTH;
@@ -49,16 +52,18 @@ fn create(path: &str, gib: u64) -> Result<(), Error> {
 }
 
 fn compare(path: &str, seconds: f64, pairs: usize) -> Result<(), Error> {
-    let mut state = 0x9E37_79B9_7F4A_7C15 ^ u64::from(std::process::id());
+    let origin = TableHeader::read(path)?.origin;
+    let mut random = Random(0x9E37_79B9_7F4A_7C15 ^ u64::from(std::process::id()));
     for depth in [1, 32, 128] {
         let options = DirectOptions { depth, ..DirectOptions::default() };
-        let table = DirectTable::open(path, &origin(), &options)?;
+        let table = DirectTable::open(path, &origin, &options)?;
         if depth == 1 {
-            println!("{} rows of {ROW_BYTES} bytes, by {}", table.rows(), table.path_in_use());
+            println!("{} rows of {} bytes, by {}", table.rows(), table.bytes_per_row(), table.path_in_use());
+            check(&table, &Table::open(path, &origin)?, &mut random)?;
         }
         let mut ratios = Vec::new();
         for _ in 0..pairs {
-            let ours = reads_per_second(&table, depth, seconds, &mut state)?;
+            let ours = reads_per_second(&table, depth, seconds, &mut random)?;
             let fio = fio(path, depth, seconds)?;
             println!("depth {depth}: {ours:.0} reads/s, fio {fio:.0}, ratio {:.3}", ours / fio);
             ratios.push(ours / fio);
@@ -69,21 +74,45 @@ fn compare(path: &str, seconds: f64, pairs: usize) -> Result<(), Error> {
     Ok(())
 }
 
-fn reads_per_second(table: &DirectTable, depth: usize, seconds: f64, state: &mut u64) -> Result<f64, Error> {
+struct Random(u64);
+
+impl Random {
+    /// A random row that lies inside one page.
+    fn row(&mut self, table: &impl RowSource) -> u64 {
+        let row_bytes = table.bytes_per_row() as u64;
+        loop {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            let id = self.0 % table.rows();
+            if id * row_bytes / 4096 == ((id + 1) * row_bytes - 1) / 4096 {
+                return id;
+            }
+        }
+    }
+}
+
+fn check(direct: &DirectTable, mapped: &Table, random: &mut Random) -> Result<(), Error> {
+    let ids: Vec<u64> = (0..1000).map(|_| random.row(direct)).collect();
+    let mut rows = [0, 1].map(|byte| vec![byte; ids.len() * direct.bytes_per_row()]);
+    direct.read(&ids, &mut rows[0])?;
+    mapped.read(&ids, &mut rows[1])?;
+    assert!(rows[0] == rows[1], "rows of the mapped table");
+    Ok(())
+}
+
+fn reads_per_second(
+    table: &DirectTable,
+    depth: usize,
+    seconds: f64,
+    random: &mut Random,
+) -> Result<f64, Error> {
     let batch = 64 * depth;
-    let (mut ids, mut out) = (vec![0; batch], vec![0; batch * ROW_BYTES]);
+    let (mut ids, mut out) = (vec![0; batch], vec![0; batch * table.bytes_per_row()]);
     let (start, mut reads) = (Instant::now(), 0);
     while start.elapsed().as_secs_f64() < seconds {
-        for id in &mut ids {
-            *state ^= *state << 13;
-            *state ^= *state >> 7;
-            *state ^= *state << 17;
-            *id = *state % table.rows();
-        }
+        ids.fill_with(|| random.row(table));
         table.read(&ids, &mut out)?;
-        for (id, row) in ids.iter().zip(out.chunks(ROW_BYTES)) {
-            assert!(row[..8] == id.to_le_bytes() && row[ROW_BYTES - 8..] == id.to_le_bytes(), "row {id}");
-        }
         reads += batch;
     }
     Ok(reads as f64 / start.elapsed().as_secs_f64())

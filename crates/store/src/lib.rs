@@ -66,6 +66,7 @@ compile_error!(
     "rows are kept little-endian, as they are on disk; big-endian machines would need to swap them"
 );
 
+mod cached;
 mod checkpoint;
 mod convert;
 mod direct_table;
@@ -92,6 +93,7 @@ mod trainable_table;
 #[cfg(target_os = "linux")]
 mod uring;
 
+pub use cached::{CacheCounts, Cached};
 pub use checkpoint::Checkpoint;
 pub use convert::{Quality, QualityMeter, convert, save_rows, table_scale};
 pub use direct_table::{DirectOptions, DirectTable, QueueKind, ReadPath};
