@@ -141,6 +141,26 @@ pub enum StoreError {
         offset: u64,
     },
 
+    /// Something took longer than it may.
+    #[error("{what}: not there within {limit:?}; find out what is slow, or allow it more time")]
+    TooSlow {
+        /// What was waited for.
+        what: &'static str,
+        /// How long.
+        limit: std::time::Duration,
+    },
+
+    /// The code that reads rows panicked on a thread that fetched ahead.
+    #[error("reading rows panicked: {message}; this is an error in the program, not in its data")]
+    SourcePanicked {
+        /// What the panic said.
+        message: String,
+    },
+
+    /// Rows were still waiting to be fetched when their prefetcher went.
+    #[error("the prefetcher was dropped before these rows were fetched; keep it as long as its tickets")]
+    PrefetcherDropped,
+
     /// The file is not a table that this version can read.
     #[error("{}: not a readable table, at byte {offset}: {problem}", path.display())]
     NotATable {

@@ -9,6 +9,9 @@
 //!   scales beside them.
 //! * [`Table`]: rows to read, in RAM on huge pages or mapped from a file. A random row costs a cache miss in
 //!   every level; [`RowSource::gather`] keeps many of them in flight.
+//! * [`DirectTable`]: rows straight from the disk, with many reads in flight, for tables larger than memory.
+//!   [`Cached`] keeps what is asked for often in front of it, or of any other [`RowSource`].
+//! * [`Prefetcher`]: ids submitted now, rows taken when they are needed.
 //! * [`DistinctRows`]: about half of the rows that a batch of text asks for are duplicates. Each is fetched,
 //!   and learns, once.
 //! * [`TrainableTable`] and [`RowOptimizer`]: rows that learn. Memory rows live outside automatic
@@ -79,6 +82,7 @@ mod grouped_int;
 mod mapping;
 mod memory;
 mod new_file;
+mod prefetch;
 mod published;
 mod read_queue;
 mod row_format;
@@ -101,6 +105,7 @@ pub use distinct_rows::DistinctRows;
 pub use error::{Result, StoreError};
 pub use memory::Storage;
 pub use new_file::Progress;
+pub use prefetch::{FetchedRows, PrefetchOptions, Prefetcher, Ticket};
 pub use published::{TableTensors, export, import};
 pub use row_format::{RowFormat, TableScale, VALUES_PER_SCALE};
 pub use row_init::RowInit;
