@@ -8,6 +8,7 @@ use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::sync::PoisonError;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -292,7 +293,7 @@ impl Exchange {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing between locking and unlocking can panic half-way.
-        self.state.lock().unwrap_or_else(sync::PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn room(exchange: &Arc<Self>, bytes: u64) -> Option<Lease> {
@@ -329,7 +330,7 @@ impl Exchange {
             if state.closed {
                 return false;
             }
-            state = self.work.wait(state).unwrap_or_else(sync::PoisonError::into_inner);
+            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
         };
         drop(state);
         let outcome = fetch(&request.ids);
@@ -401,7 +402,7 @@ impl Request {
     }
 
     fn lock(&self) -> MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(sync::PoisonError::into_inner)
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn complete(&self, outcome: Result<Vec<u8>>) {
@@ -456,7 +457,7 @@ fn left(deadline: Instant) -> Option<Duration> {
 }
 
 fn wait<'a, T>(condition: &Condvar, guard: MutexGuard<'a, T>, limit: Duration) -> MutexGuard<'a, T> {
-    condition.wait_timeout(guard, limit).unwrap_or_else(sync::PoisonError::into_inner).0
+    condition.wait_timeout(guard, limit).unwrap_or_else(PoisonError::into_inner).0
 }
 
 #[cfg(all(test, not(loom)))]
@@ -667,7 +668,7 @@ mod tests {
     }
 }
 
-/// Every schedule of the exchange's threads:
+/// Every schedule of the exchange's threads with at most three preemptions, which is where errors are:
 /// `RUSTFLAGS="--cfg loom" cargo test --release -p engram-store --lib prefetch`.
 #[cfg(all(test, loom))]
 mod models {
@@ -675,6 +676,12 @@ mod models {
     use loom::thread;
 
     const LIMIT: Duration = Duration::from_secs(3600);
+
+    fn model(threads: impl Fn() + Send + Sync + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(threads);
+    }
 
     fn submit(exchange: &Arc<Exchange>, id: u64) -> Arc<Request> {
         let lease = Exchange::wait_for_room(exchange, 1, LIMIT).unwrap();
@@ -694,7 +701,7 @@ mod models {
 
     #[test]
     fn everyone_gets_their_rows_through_room_for_one() {
-        loom::model(|| {
+        model(|| {
             let exchange = Arc::new(Exchange::new(1));
             let server = serving(&exchange);
             for id in [1, 9, 2] {
@@ -712,7 +719,7 @@ mod models {
 
     #[test]
     fn cancelling_at_any_moment_gives_the_room_back_to_who_waits_for_it() {
-        loom::model(|| {
+        model(|| {
             let exchange = Arc::new(Exchange::new(1));
             let server = serving(&exchange);
             let request = submit(&exchange, 1);
@@ -734,7 +741,7 @@ mod models {
 
     #[test]
     fn closing_at_any_moment_leaves_nobody_waiting() {
-        loom::model(|| {
+        model(|| {
             let exchange = Arc::new(Exchange::new(2));
             let server = serving(&exchange);
             let requests = [submit(&exchange, 1), submit(&exchange, 2)];
