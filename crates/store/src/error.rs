@@ -102,6 +102,65 @@ pub enum StoreError {
         source: std::io::Error,
     },
 
+    /// A row could not be read.
+    #[error(
+        "{}: cannot read row {row}, at byte {offset}: {problem}; restore the file from a copy and open it again",
+        path.display()
+    )]
+    RowUnreadable {
+        /// The file.
+        path: PathBuf,
+        /// The row, or the first of several that are read together.
+        row: u64,
+        /// Where in the file.
+        offset: u64,
+        /// What is wrong.
+        problem: String,
+    },
+
+    /// The file is no longer the one that was opened.
+    #[error(
+        "{}: changed while it was in use ({change}); rows read from it are not to be trusted: put the file back \
+         and open it again. Replace tables by renaming a new file over them",
+        path.display()
+    )]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// What is different.
+        change: String,
+    },
+
+    /// The disk under a scratch file failed.
+    #[error(
+        "the disk no longer holds byte {offset} of a table in a mapped scratch file; load the last checkpoint, \
+         with Storage::MappedIn on another disk"
+    )]
+    LostMemory {
+        /// Where in the scratch file.
+        offset: u64,
+    },
+
+    /// Something took longer than it may.
+    #[error("{what}: not there within {limit:?}; find out what is slow, or allow it more time")]
+    TooSlow {
+        /// What was waited for.
+        what: &'static str,
+        /// How long.
+        limit: std::time::Duration,
+    },
+
+    /// The code that reads rows panicked on a thread that fetched ahead.
+    #[error("reading rows panicked: {message}; this is an error in the program, not in its data")]
+    SourcePanicked {
+        /// What the panic said.
+        message: String,
+    },
+
+    /// Rows were still waiting to be fetched when their prefetcher went.
+    #[error("the prefetcher was dropped before these rows were fetched; keep it as long as its tickets")]
+    PrefetcherDropped,
+
     /// The file is not a table that this version can read.
     #[error("{}: not a readable table, at byte {offset}: {problem}", path.display())]
     NotATable {

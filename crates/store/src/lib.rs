@@ -9,6 +9,9 @@
 //!   scales beside them.
 //! * [`Table`]: rows to read, in RAM on huge pages or mapped from a file. A random row costs a cache miss in
 //!   every level; [`RowSource::gather`] keeps many of them in flight.
+//! * [`DirectTable`]: rows straight from the disk, with many reads in flight, for tables larger than memory.
+//!   [`Cached`] keeps what is asked for often in front of it, or of any other [`RowSource`].
+//! * [`Prefetcher`]: ids submitted now, rows taken when they are needed.
 //! * [`DistinctRows`]: about half of the rows that a batch of text asks for are duplicates. Each is fetched,
 //!   and learns, once.
 //! * [`TrainableTable`] and [`RowOptimizer`]: rows that learn. Memory rows live outside automatic
@@ -66,36 +69,49 @@ compile_error!(
     "rows are kept little-endian, as they are on disk; big-endian machines would need to swap them"
 );
 
+mod cached;
 mod checkpoint;
 mod convert;
+mod direct_table;
 mod distinct_rows;
 mod error;
+mod file_stamp;
 mod float16;
 pub mod fp8;
 mod grouped_int;
+mod mapping;
 mod memory;
 mod new_file;
+mod prefetch;
 mod published;
+mod read_queue;
 mod row_format;
 mod row_init;
 mod row_optimizer;
+mod row_source;
 mod table;
 pub mod table_file;
 mod table_reader;
 mod table_writer;
 mod trainable_table;
+#[cfg(target_os = "linux")]
+mod uring;
 
+pub use cached::{CacheCounts, Cached};
 pub use checkpoint::Checkpoint;
 pub use convert::{Quality, QualityMeter, convert, save_rows, table_scale};
+pub use direct_table::{DirectOptions, DirectTable, QueueKind, ReadPath};
 pub use distinct_rows::DistinctRows;
 pub use error::{Result, StoreError};
 pub use memory::Storage;
 pub use new_file::Progress;
+pub use prefetch::{FetchedRows, PrefetchOptions, Prefetcher, Ticket};
 pub use published::{TableTensors, export, import};
 pub use row_format::{RowFormat, TableScale, VALUES_PER_SCALE};
 pub use row_init::RowInit;
 pub use row_optimizer::RowOptimizer;
-pub use table::{RowSource, Table};
+pub use row_source::RowSource;
+pub use table::Table;
 pub use table_file::{ContentHash, TableHeader, TableOrigin};
 pub use table_reader::TableReader;
 pub use table_writer::TableWriter;
