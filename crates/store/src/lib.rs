@@ -78,6 +78,10 @@ mod mapping;
 mod memory;
 mod new_file;
 mod published;
+#[cfg(feature = "redis")]
+mod redis_cluster;
+#[cfg(feature = "redis")]
+mod redis_table;
 mod row_format;
 mod row_init;
 mod row_optimizer;
@@ -95,6 +99,8 @@ pub use error::{Result, StoreError};
 pub use memory::Storage;
 pub use new_file::Progress;
 pub use published::{TableTensors, export, import};
+#[cfg(feature = "redis")]
+pub use redis_table::RedisTable;
 pub use row_format::{RowFormat, TableScale, VALUES_PER_SCALE};
 pub use row_init::RowInit;
 pub use row_optimizer::RowOptimizer;
