@@ -197,6 +197,15 @@ pub enum StoreError {
         problem: String,
     },
 
+    /// A cluster that holds rows, or one of its nodes, did not do its part.
+    #[error("{place}: {problem}")]
+    Cluster {
+        /// The node, or the nodes that were named when the cluster was opened.
+        place: String,
+        /// What is wrong, with the row and key if there is one, and what to do.
+        problem: String,
+    },
+
     /// The table's rows were placed by another addressing, or belong to another layer.
     #[error(
         "{}: holds rows of {found}, but {expected} is needed; use the table that was made with this \
@@ -229,6 +238,11 @@ impl StoreError {
 
     pub(crate) fn damaged(path: &Path, offset: u64, problem: impl Into<String>) -> Self {
         Self::Damaged { path: path.to_owned(), offset, problem: problem.into() }
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) fn cluster(place: impl ToString, problem: impl Into<String>) -> Self {
+        Self::Cluster { place: place.to_string(), problem: problem.into() }
     }
 
     pub(crate) fn setting(setting: &'static str, value: impl ToString, rule: &'static str) -> Self {

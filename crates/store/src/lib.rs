@@ -85,6 +85,10 @@ mod new_file;
 mod prefetch;
 mod published;
 mod read_queue;
+#[cfg(feature = "redis")]
+mod redis_cluster;
+#[cfg(feature = "redis")]
+mod redis_table;
 mod row_format;
 mod row_init;
 mod row_optimizer;
@@ -107,6 +111,8 @@ pub use memory::Storage;
 pub use new_file::Progress;
 pub use prefetch::{FetchedRows, PrefetchOptions, Prefetcher, Ticket};
 pub use published::{TableTensors, export, import};
+#[cfg(feature = "redis")]
+pub use redis_table::RedisTable;
 pub use row_format::{RowFormat, TableScale, VALUES_PER_SCALE};
 pub use row_init::RowInit;
 pub use row_optimizer::RowOptimizer;

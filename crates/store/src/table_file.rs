@@ -176,7 +176,7 @@ impl TableHeader {
     }
 
     /// The header and the hash of the list of checksums.
-    fn from_bytes(bytes: &[u8; HEADER_BYTES], path: &Path) -> Result<(Self, [u8; 32])> {
+    pub(crate) fn from_bytes(bytes: &[u8; HEADER_BYTES], path: &Path) -> Result<(Self, [u8; 32])> {
         let refuse = |at: usize, problem: String| Err(StoreError::not_a_table(path, at as u64, problem));
         if bytes[..8] != MAGIC {
             return refuse(
@@ -321,6 +321,12 @@ impl TableFile {
         }
         let content = ContentHash::of_header(&head);
         Ok(Self { path: path.to_owned(), file, header, sections, content, opened, list })
+    }
+
+    /// The hash of the list of checksums.
+    #[cfg(feature = "redis")]
+    pub(crate) fn list_hash(&self) -> [u8; 32] {
+        *blake3::hash(&self.list).as_bytes()
     }
 
     /// Fails unless the file's rows belong to `expected`.

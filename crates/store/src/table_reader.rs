@@ -59,6 +59,12 @@ impl TableReader {
         self.file.content
     }
 
+    /// The header as the file has it.
+    #[cfg(feature = "redis")]
+    pub(crate) fn header_bytes(&self) -> [u8; crate::table_file::HEADER_BYTES] {
+        self.file.header.to_bytes(&self.file.list_hash())
+    }
+
     /// The file.
     pub fn path(&self) -> &Path {
         &self.file.path
