@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use crate::error::Result;
 use crate::new_file::Progress;
 use crate::row_format::{RowFormat, TableScale};
-use crate::table::RowSource;
+use crate::row_source::RowSource;
 use crate::table_file::TableOrigin;
 use crate::table_reader::{TableReader, decode};
 use crate::table_writer::{TableWriter, rows_per_chunk};

@@ -102,6 +102,45 @@ pub enum StoreError {
         source: std::io::Error,
     },
 
+    /// A row could not be read.
+    #[error(
+        "{}: cannot read row {row}, at byte {offset}: {problem}; restore the file from a copy and open it again",
+        path.display()
+    )]
+    RowUnreadable {
+        /// The file.
+        path: PathBuf,
+        /// The row, or the first of several that are read together.
+        row: u64,
+        /// Where in the file.
+        offset: u64,
+        /// What is wrong.
+        problem: String,
+    },
+
+    /// The file is no longer the one that was opened.
+    #[error(
+        "{}: changed while it was in use ({change}); rows read from it are not to be trusted: put the file back \
+         and open it again. Replace tables by renaming a new file over them",
+        path.display()
+    )]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// What is different.
+        change: String,
+    },
+
+    /// The disk under a scratch file failed.
+    #[error(
+        "the disk no longer holds byte {offset} of a table in a mapped scratch file; load the last checkpoint, \
+         with Storage::MappedIn on another disk"
+    )]
+    LostMemory {
+        /// Where in the scratch file.
+        offset: u64,
+    },
+
     /// The file is not a table that this version can read.
     #[error("{}: not a readable table, at byte {offset}: {problem}", path.display())]
     NotATable {

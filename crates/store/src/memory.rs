@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use memmap2::{Mmap, MmapMut, MmapOptions};
 
 use crate::error::{Result, StoreError};
+use crate::mapping::Watched;
 
 /// Where to put a table that is built or read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,10 +23,12 @@ pub enum Storage {
 /// A stretch of bytes that starts on a page boundary.
 #[derive(Debug)]
 pub(crate) enum Region {
-    /// Zeroed on first touch; private to this process.
-    Writable(MmapMut),
+    /// RAM of this process; zeroed on first touch.
+    Ram(MmapMut),
+    /// A file without a name; zeroed at first.
+    Scratch(Watched<MmapMut>),
     /// A finished file, from its first byte.
-    ReadOnly(Mmap),
+    File(Watched<Mmap>),
     /// No bytes at all, which no system maps.
     Empty,
 }
@@ -37,41 +40,80 @@ impl Region {
         if bytes == 0 {
             return Ok(Self::Empty);
         }
-        let mapped = match storage {
-            Storage::Ram => anonymous(bytes),
-            Storage::MappedIn(folder) => unnamed_file(bytes, folder),
+        let region = match storage {
+            Storage::Ram => anonymous(bytes).map(Self::Ram),
+            Storage::MappedIn(folder) => {
+                unnamed_file(bytes, folder).and_then(Watched::new).map(Self::Scratch)
+            }
         };
-        mapped.map(Self::Writable).map_err(|source| StoreError::Memory {
-            bytes,
-            place: storage.to_string(),
-            source,
-        })
+        region.map_err(|source| StoreError::Memory { bytes, place: storage.to_string(), source })
     }
 
     /// The whole of `file`, read-only.
     pub(crate) fn map(file: &File, path: &Path) -> Result<Self> {
-        // SAFETY: the mapping is only read. Table files are replaced by renaming, which leaves a mapped one
-        // as it was; rewriting or shortening a table's file in place while it is mapped is outside what any
-        // process that maps files can be protected from, and is documented at `Table::open`.
+        // SAFETY: rows are copied out of the mapping before they are looked at (`Watched::copy`), so that a
+        // file that is rewritten meanwhile cannot break what the compiler believes of `&[u8]`; one that is
+        // shortened becomes a fault that is reported.
         let map = unsafe { Mmap::map(file) }.map_err(StoreError::io(path, "map the table", 0))?;
         #[cfg(unix)]
         map.advise(memmap2::Advice::Random).map_err(StoreError::io(path, "advise on the mapping", 0))?;
-        Ok(Self::ReadOnly(map))
+        Watched::new(map).map(Self::File).map_err(StoreError::io(path, "guard the mapping", 0))
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
         match self {
-            Self::Writable(map) => map,
-            Self::ReadOnly(map) => map,
+            Self::Ram(map) => map,
+            Self::Scratch(map) => map,
+            Self::File(map) => map,
             Self::Empty => &[],
+        }
+    }
+
+    /// The row at `start`, as long as `scratch`. A mapped file's is copied there first: see [`Watched::copy`].
+    #[inline(always)]
+    pub(crate) fn row<'a>(&'a self, start: usize, scratch: &'a mut [u8]) -> &'a [u8] {
+        match self {
+            Self::File(map) => {
+                map.copy(start, scratch);
+                scratch
+            }
+            _ => &self.bytes()[start..][..scratch.len()],
+        }
+    }
+
+    /// Copies the bytes from `start` on to `out`.
+    #[inline]
+    pub(crate) fn copy(&self, start: usize, out: &mut [u8]) {
+        match self {
+            Self::File(map) => map.copy(start, out),
+            _ => out.copy_from_slice(&self.bytes()[start..][..out.len()]),
         }
     }
 
     /// The bytes to write to; none where the region is read-only.
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         match self {
-            Self::Writable(map) => map,
-            Self::ReadOnly(_) | Self::Empty => &mut [],
+            Self::Ram(map) => map,
+            Self::Scratch(map) => map,
+            Self::File(_) | Self::Empty => &mut [],
+        }
+    }
+
+    /// The first byte that the disk or a shortened file failed to deliver, once there was one. To be asked
+    /// after reading and before using what was read.
+    pub(crate) fn fault(&self) -> Option<u64> {
+        match self {
+            Self::Ram(_) | Self::Empty => None,
+            Self::Scratch(map) => map.fault(),
+            Self::File(map) => map.fault(),
+        }
+    }
+
+    /// Fails if a scratch file's disk did.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.fault() {
+            None => Ok(()),
+            Some(offset) => Err(StoreError::LostMemory { offset }),
         }
     }
 
@@ -85,8 +127,8 @@ impl Region {
 
     pub(crate) fn values_mut(&mut self) -> &mut [f32] {
         match self {
-            Self::Writable(map) => bytemuck::cast_slice_mut(map),
-            Self::ReadOnly(_) | Self::Empty => &mut [],
+            Self::Empty | Self::File(_) => &mut [],
+            _ => bytemuck::cast_slice_mut(self.bytes_mut()),
         }
     }
 }

@@ -4,33 +4,13 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use crate::error::{Result, check_length, check_rows};
+use crate::error::{Result, StoreError};
 use crate::memory::{Region, Storage, prefetch, rows_ahead};
 use crate::row_format::{DecodeLoop, RowFormat};
-use crate::table_file::{self, TableFile, TableHeader, TableOrigin};
+use crate::row_source::{BYTES_PER_TASK, RowSource, check_gather, check_read, with_scratch, worth_sharing};
+use crate::table_file::{TableFile, TableHeader, TableOrigin};
 use crate::table_reader::CheckedBlocks;
-
-/// Anything that turns row ids into rows.
-pub trait RowSource: Send + Sync {
-    /// Number of rows: ids run from 0 to one less.
-    fn rows(&self) -> u64;
-
-    /// Values per row.
-    fn width(&self) -> usize;
-
-    /// The layout in which rows are kept.
-    fn format(&self) -> RowFormat;
-
-    /// Reads row `ids[i]` into `out[i * width..][..width]`, decoded to `f32`. Ids may repeat and have any
-    /// order.
-    ///
-    /// Large batches are shared between the threads of the current rayon pool; the result is the same.
-    ///
-    /// # Errors
-    /// If an id is not a row (named with its position), or `out` is not \[ids, width\]. `out` is then
-    /// untouched.
-    fn gather(&self, ids: &[u64], out: &mut [f32]) -> Result<()>;
-}
+use crate::table_writer::TableWriter;
 
 /// A table that is read, not trained: built in place, read from a file, or mapped from one.
 #[derive(Debug)]
@@ -78,8 +58,9 @@ impl Table {
     /// for what is looked up, and the system may take it back. Header, length and list of checksums are
     /// checked here, the rows by [`verify`](Self::verify).
     ///
-    /// While mapped, the file may be replaced by renaming another over it (this table keeps the old one), but
-    /// must not be rewritten or shortened in place.
+    /// While mapped, the file may be replaced by renaming another over it: this table keeps the old one. If it
+    /// is rewritten or shortened in place, or its disk fails, reading fails from then on; the process is not
+    /// harmed.
     ///
     /// # Errors
     /// If the file cannot be read, is no table, is damaged, or belongs to another origin than `expected`.
@@ -121,9 +102,13 @@ impl Table {
     /// Writes the table to `path`: streamed, checksummed, and put in place in one step when complete.
     ///
     /// # Errors
-    /// If the file system refuses; `path` then is as it was.
+    /// If the file system refuses, or the table's own file fails; `path` then is as it was.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        table_file::write(path.as_ref(), &self.header, &[self.bytes()])
+        let mut writer = TableWriter::with_header(path.as_ref(), self.header.clone())?;
+        writer.put(self.bytes())?;
+        // What a failing mapping gives must never be found under the final name.
+        self.check()?;
+        writer.finish().map(drop)
     }
 
     /// Checks every block of the mapped file, state included, against its checksum. A table that is not
@@ -135,10 +120,9 @@ impl Table {
         self.file.as_ref().map_or(Ok(()), |file| file.verify(&mut |_| ()))
     }
 
-    /// Checks the blocks of rows that are looked up for the first time, if asked to.
+    /// Checks the blocks of rows (all inside the table) that are looked up for the first time, if asked to.
     fn check_blocks(&self, ids: &[u64]) -> Result<()> {
         let (Some(file), Some(checked)) = (&self.file, &self.checked) else { return Ok(()) };
-        check_rows(ids, self.header.rows)?;
         checked.check(file, ids)
     }
 
@@ -150,17 +134,38 @@ impl Table {
     /// Row `id` as it is stored.
     ///
     /// # Errors
-    /// If there is no such row, or its block is damaged (if opened to be checked).
-    pub fn row_bytes(&self, id: u64) -> Result<&[u8]> {
-        check_rows(&[id], self.header.rows)?;
-        self.check_blocks(&[id])?;
-        let row_bytes = self.header.format.bytes_per_row(self.header.width);
-        Ok(&self.bytes()[id as usize * row_bytes..][..row_bytes])
+    /// If there is no such row, it cannot be had, or its block is damaged (if opened to be checked).
+    pub fn row_bytes(&self, id: u64) -> Result<Vec<u8>> {
+        let mut row = vec![0; self.bytes_per_row()];
+        self.read(&[id], &mut row)?;
+        Ok(row)
     }
 
     fn bytes(&self) -> &[u8] {
         let bytes = self.header.section_bytes()[0] as usize;
         &self.region.bytes()[self.start..self.start + bytes]
+    }
+
+    /// Its rows, to look up.
+    fn stored(&self) -> StoredRows<'_> {
+        StoredRows { region: &self.region, start: self.start, row_bytes: self.bytes_per_row() }
+    }
+
+    /// Fails if what was read until now may be wrong.
+    fn check(&self) -> Result<()> {
+        let Some(file) = &self.file else {
+            return self.region.check();
+        };
+        // Of a file that was changed and faulted, the change is the cause.
+        file.check_unchanged()?;
+        match self.region.fault() {
+            None => Ok(()),
+            Some(offset) => {
+                let row = offset.saturating_sub(self.start as u64) / self.bytes_per_row() as u64;
+                let problem = "the disk failed to deliver it, or the file was shortened for a while".into();
+                Err(StoreError::RowUnreadable { path: file.path.clone(), row, offset, problem })
+            }
+        }
     }
 }
 
@@ -177,60 +182,100 @@ impl RowSource for Table {
         self.header.format
     }
 
-    fn gather(&self, ids: &[u64], out: &mut [f32]) -> Result<()> {
+    fn read(&self, ids: &[u64], out: &mut [u8]) -> Result<()> {
+        check_read(self, ids, out)?;
         self.check_blocks(ids)?;
-        gather(self.bytes(), self.header.format, self.header.width, ids, out)
+        self.stored().read(ids, out);
+        self.check()
+    }
+
+    fn gather(&self, ids: &[u64], out: &mut [f32]) -> Result<()> {
+        check_gather(self, ids, out)?;
+        self.check_blocks(ids)?;
+        self.stored().gather(self.format(), self.width(), ids, out);
+        self.check()
     }
 }
 
-/// Bytes of rows below which handing work to another thread costs more than it saves.
-const BYTES_PER_TASK: usize = 1 << 18;
-
-/// Gathers rows of `table`, which holds nothing but rows.
-pub(crate) fn gather(
-    table: &[u8],
-    format: RowFormat,
-    width: usize,
-    ids: &[u64],
-    out: &mut [f32],
-) -> Result<()> {
-    let row_bytes = format.bytes_per_row(width);
-    check_length("gathered rows", ids.len() * width, out.len())?;
-    check_rows(ids, (table.len() / row_bytes) as u64)?;
-    let here =
-        |(ids, out): (&[u64], &mut [f32])| format.decode_loop(GatherHere { table, row_bytes, ids, out });
-    let rows = (BYTES_PER_TASK / row_bytes).max(1);
-    if ids.len() <= rows || rayon::current_num_threads() == 1 {
-        here((ids, out));
-    } else {
-        ids.par_chunks(rows).zip(out.par_chunks_mut(rows * width)).for_each(here);
-    }
-    Ok(())
+/// Rows that lie one after another in a region, from its byte `start` on.
+pub(crate) struct StoredRows<'a> {
+    pub(crate) region: &'a Region,
+    pub(crate) start: usize,
+    pub(crate) row_bytes: usize,
 }
 
-/// The loop everything waits for. A random row is a miss in every cache; asking for rows well ahead keeps
-/// many such misses in flight at once instead of one after another.
+impl StoredRows<'_> {
+    /// Copies the rows `ids`, all inside the table, to `out` \[ids, bytes per row\].
+    pub(crate) fn read(&self, ids: &[u64], out: &mut [u8]) {
+        self.share(ids, out, self.row_bytes, |ids, out| {
+            self.visit(ids, out, self.row_bytes, |start, out| self.region.copy(start, out));
+        });
+    }
+
+    /// Decodes the rows `ids`, all inside the table, to `out` \[ids, width\].
+    pub(crate) fn gather(&self, format: RowFormat, width: usize, ids: &[u64], out: &mut [f32]) {
+        self.share(ids, out, width, |ids, out| {
+            with_scratch(self.row_bytes, |scratch| {
+                format.decode_loop(GatherHere { stored: self, ids, width, out, scratch });
+            });
+        });
+    }
+
+    /// Hands large batches to several threads.
+    fn share<T: Send>(
+        &self,
+        ids: &[u64],
+        out: &mut [T],
+        per_id: usize,
+        here: impl Fn(&[u64], &mut [T]) + Sync,
+    ) {
+        if worth_sharing(ids.len() * self.row_bytes) {
+            let rows = (BYTES_PER_TASK / self.row_bytes).max(1);
+            ids.par_chunks(rows).zip(out.par_chunks_mut(rows * per_id)).for_each(|(ids, out)| here(ids, out));
+        } else {
+            here(ids, out);
+        }
+    }
+
+    /// Calls `each(start, part)` with every row's place in the region and its part of `out`.
+    ///
+    /// This is the loop everything waits for. A random row is a miss in every cache; asking for rows well ahead
+    /// keeps many such misses in flight at once instead of one after another.
+    #[inline(always)]
+    fn visit<T>(&self, ids: &[u64], out: &mut [T], per_id: usize, mut each: impl FnMut(usize, &mut [T])) {
+        let Self { region, start, row_bytes } = *self;
+        let (bytes, ahead) = (region.bytes(), rows_ahead(row_bytes));
+        let place = |id: u64| start + id as usize * row_bytes;
+        for &id in ids.iter().take(ahead) {
+            prefetch(bytes, place(id), row_bytes);
+        }
+        for (i, (&id, out)) in ids.iter().zip(out.chunks_exact_mut(per_id)).enumerate() {
+            if let Some(&next) = ids.get(i + ahead) {
+                prefetch(bytes, place(next), row_bytes);
+            }
+            each(place(id), out);
+        }
+    }
+}
+
 struct GatherHere<'a> {
-    table: &'a [u8],
-    row_bytes: usize,
+    stored: &'a StoredRows<'a>,
     ids: &'a [u64],
+    width: usize,
     out: &'a mut [f32],
+    scratch: &'a mut [u8],
 }
 
 impl DecodeLoop for GatherHere<'_> {
     #[inline(always)]
     fn run(self, decode: impl Fn(&[u8], &mut [f32])) {
-        let Self { table, row_bytes, ids, out } = self;
-        let width = out.len() / ids.len().max(1);
-        let ahead = rows_ahead(row_bytes);
-        for &id in ids.iter().take(ahead) {
-            prefetch(table, id as usize * row_bytes, row_bytes);
-        }
-        for (i, (&id, out)) in ids.iter().zip(out.chunks_exact_mut(width.max(1))).enumerate() {
-            if let Some(&next) = ids.get(i + ahead) {
-                prefetch(table, next as usize * row_bytes, row_bytes);
-            }
-            decode(&table[id as usize * row_bytes..][..row_bytes], out);
-        }
+        let Self { stored, ids, width, out, scratch } = self;
+        stored.visit(
+            ids,
+            out,
+            width,
+            #[inline(always)]
+            |start, out| decode(stored.region.row(start, scratch), out),
+        );
     }
 }

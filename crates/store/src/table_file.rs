@@ -25,6 +25,7 @@ use engram_address::AddressIdentity;
 use rayon::prelude::*;
 
 use crate::error::{Result, StoreError};
+use crate::file_stamp::FileStamp;
 use crate::new_file::{Progress, read_exact_at};
 use crate::row_format::RowFormat;
 use crate::row_optimizer::RowOptimizer;
@@ -284,6 +285,7 @@ pub(crate) struct TableFile {
     pub(crate) header: TableHeader,
     pub(crate) sections: Vec<Section>,
     pub(crate) content: ContentHash,
+    opened: FileStamp,
     /// BLAKE3 of every block, section after section.
     list: Vec<u8>,
 }
@@ -292,7 +294,8 @@ impl TableFile {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let read = |offset| StoreError::io(path, "read the table", offset);
         let file = File::open(path).map_err(StoreError::io(path, "open the table", 0))?;
-        let found = file.metadata().map_err(read(0))?.len();
+        let opened = FileStamp::of(&file, path)?;
+        let found = opened.bytes;
         if found < HEADER_BYTES as u64 {
             let problem =
                 format!("it ends within the header of {HEADER_BYTES} bytes: truncated, or no table");
@@ -317,7 +320,7 @@ impl TableFile {
             ));
         }
         let content = ContentHash::of_header(&head);
-        Ok(Self { path: path.to_owned(), file, header, sections, content, list })
+        Ok(Self { path: path.to_owned(), file, header, sections, content, opened, list })
     }
 
     /// Fails unless the file's rows belong to `expected`.
@@ -327,6 +330,12 @@ impl TableFile {
             return Ok(());
         }
         Err(StoreError::WrongOrigin { path: self.path.clone(), expected: *expected, found })
+    }
+
+    /// Fails if the file was written to or changed its length since it was opened: what was read until now may
+    /// be wrong.
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        self.opened.check(&self.file, &self.path)
     }
 
     /// Reads section `index` into `out` (its exact length), checking every block.

@@ -9,7 +9,8 @@ use crate::memory::{Region, Storage};
 use crate::row_format::RowFormat;
 use crate::row_init::RowInit;
 use crate::row_optimizer::{RowOptimizer, RowsMut};
-use crate::table::{RowSource, gather};
+use crate::row_source::{RowSource, check_read};
+use crate::table::StoredRows;
 use crate::table_file::{self, TableFile, TableHeader, TableOrigin};
 
 /// A table of `f32` rows with the state of a row-sparse optimiser.
@@ -124,7 +125,14 @@ impl TrainableTable {
             training: Some((self.optimizer, self.step)),
         };
         let sections = [&self.values, &self.state[0], &self.state[1]].map(Region::bytes);
+        self.check()?;
         table_file::write(path.as_ref(), &header, &sections)
+    }
+
+    /// Fails if a scratch file's disk did: values or state are then partly lost.
+    fn check(&self) -> Result<()> {
+        self.values.check()?;
+        self.state.iter().try_for_each(Region::check)
     }
 
     /// One optimiser step on the rows `ids`, distinct and ascending as
@@ -153,7 +161,7 @@ impl TrainableTable {
             state: [(width1, first.values_mut()), (width2, second.values_mut())],
         };
         self.optimizer.step(self.step, rate).apply(rows, ids, grads);
-        Ok(())
+        self.check()
     }
 
     /// Updates made so far.
@@ -177,7 +185,9 @@ impl TrainableTable {
     /// If there is no such row.
     pub fn row(&self, id: u64) -> Result<&[f32]> {
         check_rows(&[id], self.rows)?;
-        Ok(&self.values.values()[id as usize * self.width..][..self.width])
+        let row = &self.values.values()[id as usize * self.width..][..self.width];
+        self.values.check()?;
+        Ok(row)
     }
 }
 
@@ -194,8 +204,17 @@ impl RowSource for TrainableTable {
         RowFormat::F32
     }
 
+    fn read(&self, ids: &[u64], out: &mut [u8]) -> Result<()> {
+        check_read(self, ids, out)?;
+        let stored = StoredRows { region: &self.values, start: 0, row_bytes: self.bytes_per_row() };
+        stored.read(ids, out);
+        self.values.check()
+    }
+
     fn gather(&self, ids: &[u64], out: &mut [f32]) -> Result<()> {
-        gather(self.values.bytes(), RowFormat::F32, self.width, ids, out)
+        check_length("gathered rows", ids.len() * self.width, out.len())?;
+        // An `f32` row is its bytes.
+        self.read(ids, bytemuck::cast_slice_mut(out))
     }
 }
 

@@ -66,7 +66,7 @@ fn however_a_table_is_written_its_file_is_the_same() {
         assert_eq!(next, rows);
         assert!((0..rows).all(|id| {
             let at = id as usize * format.bytes_per_row(width);
-            table.row_bytes(id).unwrap() == &bytes[at..][..format.bytes_per_row(width)]
+            table.row_bytes(id).unwrap() == bytes[at..][..format.bytes_per_row(width)]
         }));
     }
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3, "no temporary file is left");
@@ -228,7 +228,7 @@ proptest! {
         for id in 0..rows {
             source.gather(&[id], &mut values).unwrap();
             to.encode_row(&values, &mut bytes);
-            let wanted = if from == to { source.row_bytes(id).unwrap() } else { &bytes };
+            let wanted = if from == to { source.row_bytes(id).unwrap() } else { bytes.clone() };
             prop_assert_eq!(target.row_bytes(id).unwrap(), wanted);
         }
     }
