@@ -29,6 +29,9 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
+/// From here on rounding may carry to infinity.
+const ROUNDS_TO_INFINITY: f32 = 1.875 * (1u128 << 127) as f32;
+
 /// Values that were in a row become a row, and that one becomes itself.
 fn stable(format: RowFormat, values: &[f32]) {
     let trip = |values: &[f32]| {
@@ -39,6 +42,9 @@ fn stable(format: RowFormat, values: &[f32]) {
         back
     };
     let once = trip(values);
+    if values.iter().any(|value| value.is_finite() && value.abs() >= ROUNDS_TO_INFINITY) {
+        return;
+    }
     let twice = trip(&once);
     // As numbers: integers under a negative scale have no zero but −0.
     let stays = once.iter().zip(&twice).all(|(a, b)| a == b || a.is_nan() && b.is_nan());

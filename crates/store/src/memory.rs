@@ -8,6 +8,9 @@ use memmap2::{Mmap, MmapMut, MmapOptions};
 use crate::error::{Result, StoreError};
 use crate::mapping::Watched;
 
+/// Bytes of a page on disk: mappings begin at a multiple of it.
+pub(crate) const PAGE: usize = 4096;
+
 /// Where to put a table that is built or read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Storage {
@@ -109,6 +112,23 @@ impl Region {
         }
     }
 
+    /// Begins to read the pages that hold these bytes from disk, and does not wait for them.
+    pub(crate) fn will_need(&self, start: usize, bytes: usize) {
+        #[cfg(target_os = "linux")]
+        if matches!(self, Self::Scratch(_) | Self::File(_)) && bytes > 0 {
+            let within = &self.bytes()[start..start + bytes];
+            let before = start % PAGE;
+            // SAFETY: the range lies in this mapping, which begins at a page. Advice changes no byte, and if the
+            // system does not take it, the pages are read when they are touched.
+            unsafe {
+                let page = within.as_ptr().sub(before).cast_mut();
+                libc::madvise(page.cast(), before + bytes, libc::MADV_WILLNEED);
+            }
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = (start, bytes);
+    }
+
     /// Fails if a scratch file's disk did.
     pub(crate) fn check(&self) -> Result<()> {
         match self.fault() {
@@ -159,7 +179,11 @@ fn unnamed_file(bytes: u64, folder: &Path) -> std::io::Result<MmapMut> {
     claim(&file, bytes)?;
     // SAFETY: the file has no name, so that no other process can change or shorten it, and this is its only
     // mapping; the map keeps it alive.
-    unsafe { MmapOptions::new().len(length(bytes)?).map_mut(&file) }
+    let map = unsafe { MmapOptions::new().len(length(bytes)?).map_mut(&file) }?;
+    // Rows are random; whoever reads on asks for pages ahead (`Region::will_need`).
+    #[cfg(unix)]
+    map.advise(memmap2::Advice::Random)?;
+    Ok(map)
 }
 
 /// Gives `file` its length and its blocks on disk.

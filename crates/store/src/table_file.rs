@@ -29,7 +29,6 @@ use crate::file_stamp::FileStamp;
 use crate::new_file::{Progress, read_exact_at};
 use crate::row_format::RowFormat;
 use crate::row_optimizer::RowOptimizer;
-use crate::table_writer::TableWriter;
 
 /// The version of the layout that this crate writes and reads.
 pub const VERSION: u32 = 1;
@@ -260,14 +259,6 @@ pub(crate) fn layout(header: &TableHeader) -> (Vec<Section>, u64, u64) {
     (header.section_bytes().into_iter().map(place).collect(), offset, first_block)
 }
 
-/// Writes a table file from sections that are at hand. Whatever happens on the way, `path` is afterwards either
-/// what it was before or the whole new table.
-pub(crate) fn write(path: &Path, header: &TableHeader, sections: &[&[u8]]) -> Result<()> {
-    let mut writer = TableWriter::with_header(path, header.clone())?;
-    sections.iter().try_for_each(|section| writer.put(section))?;
-    writer.finish().map(drop)
-}
-
 /// The zeros that follow `bytes` bytes up to the next page.
 pub(crate) fn padding(bytes: usize) -> &'static [u8] {
     &[0; PAGE as usize][..bytes.next_multiple_of(PAGE as usize) - bytes]
@@ -338,6 +329,11 @@ impl TableFile {
         self.opened.check(&self.file, &self.path)
     }
 
+    /// Reads section `index` from its beginning.
+    pub(crate) fn section(&self, index: usize) -> SectionReader<'_> {
+        SectionReader { file: self, section: self.sections[index], block: 0, buffer: Vec::new(), taken: 0 }
+    }
+
     /// Reads section `index` into `out` (its exact length), checking every block.
     pub(crate) fn read_section(&self, index: usize, out: &mut [u8]) -> Result<()> {
         let section = self.sections[index];
@@ -406,5 +402,32 @@ impl TableFile {
         let rows = i * BLOCK_BYTES / row_bytes..=(i * BLOCK_BYTES + bytes - 1) / row_bytes;
         let kind = if section.first_block == 0 { "rows" } else { "the state of rows" };
         format!("which holds {kind} {} to {}", rows.start(), rows.end())
+    }
+}
+
+/// A section that is read through, every block checked before any of it is handed out.
+pub(crate) struct SectionReader<'a> {
+    file: &'a TableFile,
+    section: Section,
+    /// The next block to read.
+    block: u64,
+    /// Bytes read; those before `taken` were handed out.
+    buffer: Vec<u8>,
+    taken: usize,
+}
+
+impl SectionReader<'_> {
+    /// The next `bytes` bytes, which the section must have.
+    pub(crate) fn take(&mut self, bytes: usize) -> Result<&[u8]> {
+        self.buffer.drain(..self.taken);
+        while self.buffer.len() < bytes {
+            let start = self.buffer.len();
+            let own = BLOCK_BYTES.min(self.section.bytes - self.block * BLOCK_BYTES) as usize;
+            self.buffer.resize(start + own, 0);
+            self.file.read_block(&self.section, self.block, &mut self.buffer[start..])?;
+            self.block += 1;
+        }
+        self.taken = bytes;
+        Ok(&self.buffer[..bytes])
     }
 }
