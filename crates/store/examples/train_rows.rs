@@ -40,6 +40,7 @@ struct Options {
     steps: usize,
     skip: usize,
     prefetch: bool,
+    write_back: bool,
 }
 
 fn options() -> Result<Options, Box<dyn Error>> {
@@ -52,6 +53,7 @@ fn options() -> Result<Options, Box<dyn Error>> {
         steps: 40,
         skip: 20,
         prefetch: true,
+        write_back: false,
     };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -63,6 +65,7 @@ fn options() -> Result<Options, Box<dyn Error>> {
             "--hidden" => options.hidden = value()?.parse()?,
             "--steps" => options.steps = value()?.parse()?,
             "--skip" => options.skip = value()?.parse()?,
+            "--write-back" => options.write_back = true,
             "--no-prefetch" => options.prefetch = false,
             _ => options.text = argument,
         }
@@ -144,7 +147,7 @@ fn compute(input: &[f32], targets: &[u32], first: &mut Layer, second: &mut Layer
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let Options { text, storage, rows, width, hidden, steps, skip, prefetch } = options()?;
+    let Options { text, storage, rows, width, hidden, steps, skip, prefetch, write_back } = options()?;
     let words = words(&text)?;
     let origin = TableOrigin { identity: AddressIdentity::from_bytes([0; 32]), layer: 0 };
     let init = RowInit::Normal { deviation: 0.1, seed: 1 };
@@ -173,6 +176,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 
         let (loss, gradient, next) = std::thread::scope(|scope| {
             let table = &table;
+            if write_back {
+                scope.spawn(|| table.write_back());
+            }
             let ahead = scope.spawn(|| {
                 let next = Batch::of(&words, step + 1, rows);
                 if prefetch {

@@ -29,7 +29,7 @@ pub(crate) enum Region {
     /// RAM of this process; zeroed on first touch.
     Ram(MmapMut),
     /// A file without a name; zeroed at first.
-    Scratch(Watched<MmapMut>),
+    Scratch(Watched<MmapMut>, File),
     /// A finished file, from its first byte.
     File(Watched<Mmap>),
     /// No bytes at all, which no system maps.
@@ -45,9 +45,8 @@ impl Region {
         }
         let region = match storage {
             Storage::Ram => anonymous(bytes).map(Self::Ram),
-            Storage::MappedIn(folder) => {
-                unnamed_file(bytes, folder).and_then(Watched::new).map(Self::Scratch)
-            }
+            Storage::MappedIn(folder) => unnamed_file(bytes, folder)
+                .and_then(|(map, file)| Ok(Self::Scratch(Watched::new(map)?, file))),
         };
         region.map_err(|source| StoreError::Memory { bytes, place: storage.to_string(), source })
     }
@@ -66,7 +65,7 @@ impl Region {
     pub(crate) fn bytes(&self) -> &[u8] {
         match self {
             Self::Ram(map) => map,
-            Self::Scratch(map) => map,
+            Self::Scratch(map, _) => map,
             Self::File(map) => map,
             Self::Empty => &[],
         }
@@ -97,7 +96,7 @@ impl Region {
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         match self {
             Self::Ram(map) => map,
-            Self::Scratch(map) => map,
+            Self::Scratch(map, _) => map,
             Self::File(_) | Self::Empty => &mut [],
         }
     }
@@ -107,7 +106,7 @@ impl Region {
     pub(crate) fn fault(&self) -> Option<u64> {
         match self {
             Self::Ram(_) | Self::Empty => None,
-            Self::Scratch(map) => map.fault(),
+            Self::Scratch(map, _) => map.fault(),
             Self::File(map) => map.fault(),
         }
     }
@@ -115,7 +114,7 @@ impl Region {
     /// Begins to read the pages that hold these bytes from disk, and does not wait for them.
     pub(crate) fn will_need(&self, start: usize, bytes: usize) {
         #[cfg(target_os = "linux")]
-        if matches!(self, Self::Scratch(_) | Self::File(_)) && bytes > 0 {
+        if matches!(self, Self::Scratch(..) | Self::File(_)) && bytes > 0 {
             let within = &self.bytes()[start..start + bytes];
             let before = start % PAGE;
             // SAFETY: the range lies in this mapping, which begins at a page. Advice changes no byte, and if the
@@ -127,6 +126,18 @@ impl Region {
         }
         #[cfg(not(target_os = "linux"))]
         let _ = (start, bytes);
+    }
+
+    /// Begins to write what was changed to a scratch file's disk, and does not wait for it: memory that is
+    /// written can be had at once when room is needed. Without this the system begins when it must.
+    pub(crate) fn write_back(&self) {
+        #[cfg(target_os = "linux")]
+        if let Self::Scratch(_, file) = self {
+            use std::os::fd::AsRawFd;
+            // SAFETY: an open file; the call changes no memory. If it fails, so will writing by the system,
+            // which is reported where the data is next read.
+            unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+        }
     }
 
     /// Fails if a scratch file's disk did.
@@ -174,7 +185,7 @@ fn anonymous(bytes: u64) -> std::io::Result<MmapMut> {
     Ok(map)
 }
 
-fn unnamed_file(bytes: u64, folder: &Path) -> std::io::Result<MmapMut> {
+fn unnamed_file(bytes: u64, folder: &Path) -> std::io::Result<(MmapMut, File)> {
     let file = tempfile::tempfile_in(folder)?;
     claim(&file, bytes)?;
     // SAFETY: the file has no name, so that no other process can change or shorten it, and this is its only
@@ -183,7 +194,7 @@ fn unnamed_file(bytes: u64, folder: &Path) -> std::io::Result<MmapMut> {
     // Rows are random; whoever reads on asks for pages ahead (`Region::will_need`).
     #[cfg(unix)]
     map.advise(memmap2::Advice::Random)?;
-    Ok(map)
+    Ok((map, file))
 }
 
 /// Gives `file` its length and its blocks on disk.

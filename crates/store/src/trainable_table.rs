@@ -227,6 +227,15 @@ impl TrainableTable {
         Ok(())
     }
 
+    /// Begins to write what updates changed to disk, where the table is mapped: rows that come to need their
+    /// place then do not wait for it. Returns when the disk has taken the writes in, which may take as long as
+    /// they do: call it on another thread than the one that computes.
+    ///
+    /// Nothing depends on it but speed: a table is kept by [`save`](Self::save).
+    pub fn write_back(&self) {
+        self.records.write_back();
+    }
+
     /// Updates made so far.
     pub fn step(&self) -> u64 {
         self.step
