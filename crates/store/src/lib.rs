@@ -21,6 +21,7 @@
 //! * [`TableWriter`] and [`TableReader`]: a table as a stream, in memory that does not depend on its size;
 //!   [`convert`] from one format to another with a report of its [`Quality`]; [`import`] and [`export`]
 //!   between table files and the safetensors files of published models.
+//! * [`Overlay`]: a small file of changed rows for a table that is only read; [`Overlaid`] stacks them.
 //!
 //! ```
 //! use engram_address::AddressIdentity;
@@ -77,6 +78,7 @@ mod grouped_int;
 mod mapping;
 mod memory;
 mod new_file;
+mod overlay;
 mod published;
 mod row_format;
 mod row_init;
@@ -94,6 +96,7 @@ pub use distinct_rows::DistinctRows;
 pub use error::{Result, StoreError};
 pub use memory::Storage;
 pub use new_file::Progress;
+pub use overlay::{Overlaid, Overlay, OverlayWriter};
 pub use published::{TableTensors, export, import};
 pub use row_format::{RowFormat, TableScale, VALUES_PER_SCALE};
 pub use row_init::RowInit;

@@ -35,7 +35,7 @@ pub const VERSION: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"ENGRAMTB";
 pub(crate) const HEADER_BYTES: usize = 4096;
-const HEADER_HASHED: usize = HEADER_BYTES - 32;
+pub(crate) const HEADER_HASHED: usize = HEADER_BYTES - 32;
 const PAGE: u64 = 4096;
 pub(crate) const BLOCK_BYTES: u64 = 1 << 20;
 
