@@ -1,5 +1,5 @@
-//! Overlay files: any bytes are an overlay or an error, what is one has the rows that it says, and no changed bit
-//! or length passes for it.
+//! Overlay files: any bytes are an overlay or an error, what is one has the rows that it says, and no changed
+//! bit or length passes for it.
 //!
 //! Input: a byte of what to do to the file, two bytes where, the header's first 156 bytes, then ids and rows.
 #![no_main]

@@ -1,14 +1,14 @@
 //! Trains a table from text, in RAM or mapped from disk, and says how fast: the same losses, to the bit, at
 //! what speed?
 //!
-//! The words of a text, cut into pieces of up to four bytes, predict the next one. The 2- and 3-grams before it are hashed to 16 rows (two orders,
-//! eight heads, as in `configs/corpus-memory.toml`); the rows, side by side, enter a network of one hidden
-//! layer, which predicts the class of the next word. Rows learn by Adam. While one batch computes, the next
-//! one's rows are fetched.
+//! The words of a text, cut into pieces of up to four bytes, predict the next one. The 2- and 3-grams before it
+//! are hashed to 16 rows (two orders, eight heads, as in `configs/corpus-memory.toml`); the rows, side by side,
+//! enter a network of one hidden layer, which predicts the class of the next piece. Rows learn by Adam. While one
+//! batch computes, the next one's rows are fetched, and with `--write-back` the last one's written.
 //!
 //! ```text
 //! cargo run --release -p engram-store --example train_rows -- TEXT [--mapped FOLDER] [--rows 11534336]
-//!     [--width 32] [--hidden 4608] [--steps 40] [--skip 20] [--no-prefetch]
+//!     [--width 32] [--hidden 4608] [--steps 40] [--skip 20] [--no-prefetch] [--write-back]
 //! ```
 //!
 //! Under a memory limit (version 1 of control groups, as root):

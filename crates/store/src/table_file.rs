@@ -132,7 +132,8 @@ impl TableHeader {
             || StoreError::setting("rows", self.rows, "few enough that the table has less than 2^60 bytes");
         let state = self.training.map_or([0, 0], |(optimizer, _)| optimizer.state_widths(1));
         let values_per_row = 1 + state[0] as u128 + state[1] as u128;
-        let bytes = u128::from(self.rows) * (4 * self.width as u128) * values_per_row;
+        // At most 2^64 · 2^67 without saturating: more than u128 counts.
+        let bytes = u128::from(self.rows).saturating_mul(4 * self.width as u128 * values_per_row);
         if bytes < 1 << 60 { Ok(()) } else { Err(too_many()) }
     }
 
