@@ -8,7 +8,7 @@
 //!
 //! ```text
 //! cargo run --release -p engram-store --example train_rows -- TEXT [--mapped FOLDER] [--rows 11534336]
-//!     [--width 32] [--hidden 4608] [--steps 40] [--skip 20] [--no-prefetch] [--write-back]
+//!     [--width 32] [--heads 8] [--hidden 4608] [--steps 40] [--skip 20] [--no-prefetch] [--write-back]
 //! ```
 //!
 //! Under a memory limit (version 1 of control groups, as root):
@@ -25,10 +25,10 @@ use engram_address::AddressIdentity;
 use engram_kernels::{linear, linear_backward_input, linear_backward_weight, linear_cross_entropy};
 use engram_store::{DistinctRows, RowInit, RowOptimizer, RowSource, Storage, TableOrigin, TrainableTable};
 
-/// Sequences of a batch, words of each, rows of each word, classes of the next word.
+/// Sequences of a batch, words of each, lengths of n-grams (2 and 3), classes of the next word.
 const SEQUENCES: usize = 16;
 const WORDS: usize = 256;
-const SLOTS: usize = 16;
+const ORDERS: usize = 2;
 const CLASSES: u64 = 1024;
 
 struct Options {
@@ -36,6 +36,7 @@ struct Options {
     storage: Storage,
     rows: u64,
     width: usize,
+    heads: usize,
     hidden: usize,
     steps: usize,
     skip: usize,
@@ -49,6 +50,7 @@ fn options() -> Result<Options, Box<dyn Error>> {
         storage: Storage::Ram,
         rows: 11 << 20,
         width: 32,
+        heads: 8,
         hidden: 4608,
         steps: 40,
         skip: 20,
@@ -62,6 +64,7 @@ fn options() -> Result<Options, Box<dyn Error>> {
             "--mapped" => options.storage = Storage::MappedIn(value()?.into()),
             "--rows" => options.rows = value()?.parse()?,
             "--width" => options.width = value()?.parse()?,
+            "--heads" => options.heads = value()?.parse()?,
             "--hidden" => options.hidden = value()?.parse()?,
             "--steps" => options.steps = value()?.parse()?,
             "--skip" => options.skip = value()?.parse()?,
@@ -94,16 +97,15 @@ struct Batch {
 }
 
 impl Batch {
-    fn of(words: &[u64], step: usize, table_rows: u64) -> Self {
-        let mut ids = Vec::with_capacity(SEQUENCES * WORDS * SLOTS);
+    fn of(words: &[u64], step: usize, table_rows: u64, heads: usize) -> Self {
+        let mut ids = Vec::with_capacity(SEQUENCES * WORDS * ORDERS * heads);
         let mut targets = Vec::new();
         for sequence in 0..SEQUENCES {
             let start = (words.len() / SEQUENCES * sequence + step * WORDS) % (words.len() - WORDS - 3);
             for window in words[start..start + WORDS + 3].windows(4).take(WORDS) {
                 let &[before, last, this, next] = window else { continue };
                 let orders = [hash(this, last), hash(hash(this, last), before)];
-                let heads =
-                    orders.iter().flat_map(|&gram| (0..SLOTS as u64 / 2).map(move |head| (gram, head)));
+                let heads = orders.iter().flat_map(|&gram| (0..heads as u64).map(move |head| (gram, head)));
                 ids.extend(heads.map(|(gram, head)| (hash(gram, head + 1) >> 8) % table_rows));
                 targets.push((hash(next, 99) >> 8 & (CLASSES - 1)) as u32);
             }
@@ -147,7 +149,7 @@ fn compute(input: &[f32], targets: &[u32], first: &mut Layer, second: &mut Layer
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let Options { text, storage, rows, width, hidden, steps, skip, prefetch, write_back } = options()?;
+    let Options { text, storage, rows, width, heads, hidden, steps, skip, prefetch, write_back } = options()?;
     let words = words(&text)?;
     let origin = TableOrigin { identity: AddressIdentity::from_bytes([0; 32]), layer: 0 };
     let init = RowInit::Normal { deviation: 0.1, seed: 1 };
@@ -160,8 +162,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     );
 
     let (mut first, mut second) =
-        (Layer::new(SLOTS * width, hidden, 2), Layer::new(hidden, CLASSES as usize, 3));
-    let mut batch = Batch::of(&words, 0, rows);
+        (Layer::new(ORDERS * heads * width, hidden, 2), Layer::new(hidden, CLASSES as usize, 3));
+    let mut batch = Batch::of(&words, 0, rows, heads);
     let mut parts = [const { Vec::new() }; 4];
     for step in 0..skip + steps {
         let begun = Instant::now();
@@ -180,7 +182,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 scope.spawn(|| table.write_back());
             }
             let ahead = scope.spawn(|| {
-                let next = Batch::of(&words, step + 1, rows);
+                let next = Batch::of(&words, step + 1, rows, heads);
                 if prefetch {
                     table.prefetch(next.rows.ids())?;
                 }
