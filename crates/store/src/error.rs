@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::table_file::TableOrigin;
+use crate::table_file::{ContentHash, TableOrigin};
 
 /// The store's result.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
@@ -186,6 +186,32 @@ pub enum StoreError {
         problem: String,
     },
 
+    /// The file is not an overlay that this version can read, or not one for this table.
+    #[error("{}: not a readable overlay, at byte {offset}: {problem}", path.display())]
+    NotAnOverlay {
+        /// The file.
+        path: PathBuf,
+        /// Where in the file.
+        offset: u64,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+
+    /// The overlay was made for another table, or for another overlay below it.
+    #[error(
+        "{}: an overlay for the content {found}, but what lies below has the content {expected}; use the table \
+         that it was made for, and overlays in the order in which they were made",
+        path.display()
+    )]
+    WrongBase {
+        /// The overlay.
+        path: PathBuf,
+        /// The content of what it was put on.
+        expected: ContentHash,
+        /// The content that it was made for.
+        found: ContentHash,
+    },
+
     /// The safetensors file or its index is malformed, or has not the tensors that are needed.
     #[error("{}: not a readable checkpoint, at byte {offset}: {problem}", path.display())]
     NotACheckpoint {
@@ -234,6 +260,10 @@ impl StoreError {
 
     pub(crate) fn not_a_checkpoint(path: &Path, offset: u64, problem: impl Into<String>) -> Self {
         Self::NotACheckpoint { path: path.to_owned(), offset, problem: problem.into() }
+    }
+
+    pub(crate) fn not_an_overlay(path: &Path, offset: u64, problem: impl Into<String>) -> Self {
+        Self::NotAnOverlay { path: path.to_owned(), offset, problem: problem.into() }
     }
 
     pub(crate) fn damaged(path: &Path, offset: u64, problem: impl Into<String>) -> Self {

@@ -10,7 +10,8 @@
 //!   one scale where they lie as far out on the other side (which has no code 8).
 //!
 //! A group of zeros is zero bytes. These codes have no NaN: a group with a value that is not finite gets the
-//! scale NaN and is NaN as a whole, so that such a value is never mistaken for a number. −0 becomes 0.
+//! scale NaN and is NaN as a whole, so that such a value is never mistaken for a number. A zero does not keep
+//! its sign, but takes the scale's.
 
 use crate::float16::{bf16_to_f32, f32_to_bf16};
 
@@ -107,6 +108,8 @@ mod tests {
         let mut values = [9.0; 5];
         decode_int4(&codes, scale, &mut values);
         assert_eq!(values, [2.0, -1.75, 0.25, -0.5, 0.0]);
+        // A zero has the sign of the scale.
+        assert!(values[4].is_sign_negative());
         // As far out on the other side there is no code: one scale short.
         let scale = encode_int4(&[2.0, -2.0], &mut codes[..1]);
         decode_int4(&codes[..1], scale, &mut values[..2]);

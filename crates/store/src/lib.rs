@@ -24,6 +24,7 @@
 //! * [`TableWriter`] and [`TableReader`]: a table as a stream, in memory that does not depend on its size;
 //!   [`convert`] from one format to another with a report of its [`Quality`]; [`import`] and [`export`]
 //!   between table files and the safetensors files of published models.
+//! * [`Overlay`]: a small file of changed rows for a table that is only read; [`Overlaid`] stacks them.
 //!
 //! ```
 //! use engram_address::AddressIdentity;
@@ -82,6 +83,7 @@ mod grouped_int;
 mod mapping;
 mod memory;
 mod new_file;
+mod overlay;
 mod prefetch;
 mod published;
 mod read_queue;
@@ -109,6 +111,7 @@ pub use distinct_rows::DistinctRows;
 pub use error::{Result, StoreError};
 pub use memory::Storage;
 pub use new_file::Progress;
+pub use overlay::{Overlaid, Overlay, OverlayWriter};
 pub use prefetch::{FetchedRows, PrefetchOptions, Prefetcher, Ticket};
 pub use published::{TableTensors, export, import};
 #[cfg(feature = "redis")]

@@ -8,6 +8,9 @@ use memmap2::{Mmap, MmapMut, MmapOptions};
 use crate::error::{Result, StoreError};
 use crate::mapping::Watched;
 
+/// Bytes of a page on disk: mappings begin at a multiple of it.
+pub(crate) const PAGE: usize = 4096;
+
 /// Where to put a table that is built or read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Storage {
@@ -26,7 +29,7 @@ pub(crate) enum Region {
     /// RAM of this process; zeroed on first touch.
     Ram(MmapMut),
     /// A file without a name; zeroed at first.
-    Scratch(Watched<MmapMut>),
+    Scratch(Watched<MmapMut>, File),
     /// A finished file, from its first byte.
     File(Watched<Mmap>),
     /// No bytes at all, which no system maps.
@@ -42,9 +45,8 @@ impl Region {
         }
         let region = match storage {
             Storage::Ram => anonymous(bytes).map(Self::Ram),
-            Storage::MappedIn(folder) => {
-                unnamed_file(bytes, folder).and_then(Watched::new).map(Self::Scratch)
-            }
+            Storage::MappedIn(folder) => unnamed_file(bytes, folder)
+                .and_then(|(map, file)| Ok(Self::Scratch(Watched::new(map)?, file))),
         };
         region.map_err(|source| StoreError::Memory { bytes, place: storage.to_string(), source })
     }
@@ -63,7 +65,7 @@ impl Region {
     pub(crate) fn bytes(&self) -> &[u8] {
         match self {
             Self::Ram(map) => map,
-            Self::Scratch(map) => map,
+            Self::Scratch(map, _) => map,
             Self::File(map) => map,
             Self::Empty => &[],
         }
@@ -94,7 +96,7 @@ impl Region {
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         match self {
             Self::Ram(map) => map,
-            Self::Scratch(map) => map,
+            Self::Scratch(map, _) => map,
             Self::File(_) | Self::Empty => &mut [],
         }
     }
@@ -104,8 +106,37 @@ impl Region {
     pub(crate) fn fault(&self) -> Option<u64> {
         match self {
             Self::Ram(_) | Self::Empty => None,
-            Self::Scratch(map) => map.fault(),
+            Self::Scratch(map, _) => map.fault(),
             Self::File(map) => map.fault(),
+        }
+    }
+
+    /// Begins to read the pages that hold these bytes from disk, and does not wait for them.
+    pub(crate) fn will_need(&self, start: usize, bytes: usize) {
+        #[cfg(target_os = "linux")]
+        if matches!(self, Self::Scratch(..) | Self::File(_)) && bytes > 0 {
+            let within = &self.bytes()[start..start + bytes];
+            let before = start % PAGE;
+            // SAFETY: the range lies in this mapping, which begins at a page. Advice changes no byte, and if the
+            // system does not take it, the pages are read when they are touched.
+            unsafe {
+                let page = within.as_ptr().sub(before).cast_mut();
+                libc::madvise(page.cast(), before + bytes, libc::MADV_WILLNEED);
+            }
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = (start, bytes);
+    }
+
+    /// Begins to write what was changed to a scratch file's disk, and does not wait for it: memory that is
+    /// written can be had at once when room is needed. Without this the system begins when it must.
+    pub(crate) fn write_back(&self) {
+        #[cfg(target_os = "linux")]
+        if let Self::Scratch(_, file) = self {
+            use std::os::fd::AsRawFd;
+            // SAFETY: an open file; the call changes no memory. If it fails, so will writing by the system,
+            // which is reported where the data is next read.
+            unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
         }
     }
 
@@ -154,12 +185,16 @@ fn anonymous(bytes: u64) -> std::io::Result<MmapMut> {
     Ok(map)
 }
 
-fn unnamed_file(bytes: u64, folder: &Path) -> std::io::Result<MmapMut> {
+fn unnamed_file(bytes: u64, folder: &Path) -> std::io::Result<(MmapMut, File)> {
     let file = tempfile::tempfile_in(folder)?;
     claim(&file, bytes)?;
     // SAFETY: the file has no name, so that no other process can change or shorten it, and this is its only
     // mapping; the map keeps it alive.
-    unsafe { MmapOptions::new().len(length(bytes)?).map_mut(&file) }
+    let map = unsafe { MmapOptions::new().len(length(bytes)?).map_mut(&file) }?;
+    // Rows are random; whoever reads on asks for pages ahead (`Region::will_need`).
+    #[cfg(unix)]
+    map.advise(memmap2::Advice::Random)?;
+    Ok((map, file))
 }
 
 /// Gives `file` its length and its blocks on disk.

@@ -107,7 +107,7 @@ impl RowFormat {
     /// Rounding is to nearest even. In [`RowFormat::Fp8E4m3`] each group's scale is the smallest power of two
     /// that brings its largest value to 448 or below; a value that is not finite becomes NaN and does not
     /// move the scale. As in any rounding to nearest, values within half a step of the largest `f32` can
-    /// round up to infinity in bf16 and fp8, and values from 65520 on in f16. In
+    /// round up to infinity in bf16, fp8 and the integers, and values from 65520 on in f16. In
     /// [`RowFormat::Fp8E4m3OneScale`] a value too large for the table's scale becomes NaN, not the largest
     /// code. In [`RowFormat::Int8`] and [`RowFormat::Int4`] a value that is not finite makes its group NaN.
     ///
@@ -520,6 +520,15 @@ mod tests {
         // 4 and −8 share the last byte.
         let int4 = [&[0x0d, 0x01][..], &zeros(13), &[0x80, 0x84, 0xc0, 0xbe, 0x00, 0xbe]].concat();
         assert_eq!(encoded(RowFormat::Int4, &row), int4);
+    }
+
+    #[test]
+    fn values_next_to_the_largest_round_to_infinity_and_not_to_another_number() {
+        for format in [RowFormat::Bf16, RowFormat::Fp8E4m3, RowFormat::Int4] {
+            let sign = |sign: f32| round_trip(format, &[f32::MAX * sign])[0] * sign;
+            assert!([sign(1.0), sign(-1.0)].iter().all(|value| !value.is_finite()), "{format}");
+        }
+        assert_eq!(round_trip(RowFormat::Int4, &[-3.3961775e38]), [f32::NEG_INFINITY]);
     }
 
     #[test]

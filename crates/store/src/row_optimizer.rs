@@ -117,31 +117,27 @@ pub(crate) enum RowStep {
     RowWise { take2: f32, epsilon: f32, rate: f32 },
 }
 
-/// A stretch of consecutive rows of a table with their optimiser state.
+/// A stretch of consecutive rows of a table with their optimiser state: each row's values, then its first and
+/// second kind of state.
 pub(crate) struct RowsMut<'a> {
     /// The table's id of the first row.
     pub(crate) first: u64,
-    pub(crate) width: usize,
-    /// [rows, width]
-    pub(crate) values: &'a mut [f32],
-    /// Each [rows, its width]; a width of 0 has no values.
-    pub(crate) state: [(usize, &'a mut [f32]); 2],
+    /// Of values, and of each kind of state.
+    pub(crate) widths: [usize; 3],
+    /// \[rows, sum of the widths\]
+    pub(crate) records: &'a mut [f32],
 }
 
 impl<'a> RowsMut<'a> {
+    fn record_width(&self) -> usize {
+        self.widths.iter().sum()
+    }
+
     /// The rows before row `id`, and the rest.
     fn split_at(self, id: u64) -> (Self, Self) {
-        let rows = (id - self.first) as usize;
-        let (values, values_after) = self.values.split_at_mut(rows * self.width);
-        let [first, second] = self.state.map(|(width, state)| {
-            let (before, after) = state.split_at_mut(rows * width);
-            [(width, before), (width, after)]
-        });
-        let ([first, first_after], [second, second_after]) = (first, second);
-        (
-            Self { values, state: [first, second], ..self },
-            Self { first: id, width: self.width, values: values_after, state: [first_after, second_after] },
-        )
+        let place = (id - self.first) as usize * self.record_width();
+        let (before, after) = self.records.split_at_mut(place);
+        (Self { records: before, ..self }, Self { first: id, records: after, ..self })
     }
 }
 
@@ -157,7 +153,7 @@ impl RowStep {
             return self.apply_here(rows, ids, grads);
         }
         let middle = ids.len() / 2;
-        let (grads_before, grads_after) = grads.split_at(middle * rows.width);
+        let (grads_before, grads_after) = grads.split_at(middle * rows.widths[0]);
         let (before, after) = rows.split_at(ids[middle]);
         rayon::join(
             || self.apply(before, &ids[..middle], grads_before),
@@ -166,19 +162,16 @@ impl RowStep {
     }
 
     fn apply_here(self, rows: RowsMut<'_>, ids: &[u64], grads: &[f32]) {
-        let RowsMut { first, width, values, state: [(width1, state1), (width2, state2)] } = rows;
-        let ahead = rows_ahead(4 * (width + width1 + width2));
+        let record_width = rows.record_width();
+        let RowsMut { first, widths: [width, first_width, _], records } = rows;
+        let ahead = rows_ahead(4 * record_width);
         for (i, (&id, grad)) in ids.iter().zip(grads.chunks_exact(width)).enumerate() {
             if let Some(&next) = ids.get(i + ahead) {
-                let row = (next - first) as usize;
-                prefetch(values, row * width, 4 * width);
-                prefetch(state1, row * width1, 4 * width1);
-                prefetch(state2, row * width2, 4 * width2);
+                prefetch(records, (next - first) as usize * record_width, 4 * record_width);
             }
-            let row = (id - first) as usize;
-            let value = &mut values[row * width..][..width];
-            let state1 = &mut state1[row * width1..][..width1];
-            let state2 = &mut state2[row * width2..][..width2];
+            let record = &mut records[(id - first) as usize * record_width..][..record_width];
+            let (value, state) = record.split_at_mut(width);
+            let (state1, state2) = state.split_at_mut(first_width);
             match self {
                 Self::Adam { .. } => self.adam(value, state1, state2, grad),
                 Self::RowWise { .. } => self.row_wise(value, &mut state1[0], grad),

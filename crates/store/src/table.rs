@@ -105,7 +105,7 @@ impl Table {
     /// If the file system refuses, or the table's own file fails; `path` then is as it was.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let mut writer = TableWriter::with_header(path.as_ref(), self.header.clone())?;
-        writer.put(self.bytes())?;
+        writer.put(0, self.bytes())?;
         // What a failing mapping gives must never be found under the final name.
         self.check()?;
         writer.finish().map(drop)
@@ -148,7 +148,8 @@ impl Table {
 
     /// Its rows, to look up.
     fn stored(&self) -> StoredRows<'_> {
-        StoredRows { region: &self.region, start: self.start, row_bytes: self.bytes_per_row() }
+        let row_bytes = self.bytes_per_row();
+        StoredRows { region: &self.region, start: self.start, row_bytes, stride: row_bytes }
     }
 
     /// Fails if what was read until now may be wrong.
@@ -197,11 +198,12 @@ impl RowSource for Table {
     }
 }
 
-/// Rows that lie one after another in a region, from its byte `start` on.
+/// Rows that lie one after another in a region, from its byte `start` on and `stride` bytes apart.
 pub(crate) struct StoredRows<'a> {
     pub(crate) region: &'a Region,
     pub(crate) start: usize,
     pub(crate) row_bytes: usize,
+    pub(crate) stride: usize,
 }
 
 impl StoredRows<'_> {
@@ -243,9 +245,9 @@ impl StoredRows<'_> {
     /// keeps many such misses in flight at once instead of one after another.
     #[inline(always)]
     fn visit<T>(&self, ids: &[u64], out: &mut [T], per_id: usize, mut each: impl FnMut(usize, &mut [T])) {
-        let Self { region, start, row_bytes } = *self;
+        let Self { region, start, row_bytes, stride } = *self;
         let (bytes, ahead) = (region.bytes(), rows_ahead(row_bytes));
-        let place = |id: u64| start + id as usize * row_bytes;
+        let place = |id: u64| start + id as usize * stride;
         for &id in ids.iter().take(ahead) {
             prefetch(bytes, place(id), row_bytes);
         }

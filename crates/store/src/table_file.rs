@@ -29,14 +29,13 @@ use crate::file_stamp::FileStamp;
 use crate::new_file::{Progress, read_exact_at};
 use crate::row_format::RowFormat;
 use crate::row_optimizer::RowOptimizer;
-use crate::table_writer::TableWriter;
 
 /// The version of the layout that this crate writes and reads.
 pub const VERSION: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"ENGRAMTB";
 pub(crate) const HEADER_BYTES: usize = 4096;
-const HEADER_HASHED: usize = HEADER_BYTES - 32;
+pub(crate) const HEADER_HASHED: usize = HEADER_BYTES - 32;
 const PAGE: u64 = 4096;
 pub(crate) const BLOCK_BYTES: u64 = 1 << 20;
 
@@ -133,7 +132,8 @@ impl TableHeader {
             || StoreError::setting("rows", self.rows, "few enough that the table has less than 2^60 bytes");
         let state = self.training.map_or([0, 0], |(optimizer, _)| optimizer.state_widths(1));
         let values_per_row = 1 + state[0] as u128 + state[1] as u128;
-        let bytes = u128::from(self.rows) * (4 * self.width as u128) * values_per_row;
+        // At most 2^64 · 2^67 without saturating: more than u128 counts.
+        let bytes = u128::from(self.rows).saturating_mul(4 * self.width as u128 * values_per_row);
         if bytes < 1 << 60 { Ok(()) } else { Err(too_many()) }
     }
 
@@ -260,14 +260,6 @@ pub(crate) fn layout(header: &TableHeader) -> (Vec<Section>, u64, u64) {
     (header.section_bytes().into_iter().map(place).collect(), offset, first_block)
 }
 
-/// Writes a table file from sections that are at hand. Whatever happens on the way, `path` is afterwards either
-/// what it was before or the whole new table.
-pub(crate) fn write(path: &Path, header: &TableHeader, sections: &[&[u8]]) -> Result<()> {
-    let mut writer = TableWriter::with_header(path, header.clone())?;
-    sections.iter().try_for_each(|section| writer.put(section))?;
-    writer.finish().map(drop)
-}
-
 /// The zeros that follow `bytes` bytes up to the next page.
 pub(crate) fn padding(bytes: usize) -> &'static [u8] {
     &[0; PAGE as usize][..bytes.next_multiple_of(PAGE as usize) - bytes]
@@ -344,6 +336,11 @@ impl TableFile {
         self.opened.check(&self.file, &self.path)
     }
 
+    /// Reads section `index` from its beginning.
+    pub(crate) fn section(&self, index: usize) -> SectionReader<'_> {
+        SectionReader { file: self, section: self.sections[index], block: 0, buffer: Vec::new(), taken: 0 }
+    }
+
     /// Reads section `index` into `out` (its exact length), checking every block.
     pub(crate) fn read_section(&self, index: usize, out: &mut [u8]) -> Result<()> {
         let section = self.sections[index];
@@ -412,5 +409,32 @@ impl TableFile {
         let rows = i * BLOCK_BYTES / row_bytes..=(i * BLOCK_BYTES + bytes - 1) / row_bytes;
         let kind = if section.first_block == 0 { "rows" } else { "the state of rows" };
         format!("which holds {kind} {} to {}", rows.start(), rows.end())
+    }
+}
+
+/// A section that is read through, every block checked before any of it is handed out.
+pub(crate) struct SectionReader<'a> {
+    file: &'a TableFile,
+    section: Section,
+    /// The next block to read.
+    block: u64,
+    /// Bytes read; those before `taken` were handed out.
+    buffer: Vec<u8>,
+    taken: usize,
+}
+
+impl SectionReader<'_> {
+    /// The next `bytes` bytes, which the section must have.
+    pub(crate) fn take(&mut self, bytes: usize) -> Result<&[u8]> {
+        self.buffer.drain(..self.taken);
+        while self.buffer.len() < bytes {
+            let start = self.buffer.len();
+            let own = BLOCK_BYTES.min(self.section.bytes - self.block * BLOCK_BYTES) as usize;
+            self.buffer.resize(start + own, 0);
+            self.file.read_block(&self.section, self.block, &mut self.buffer[start..])?;
+            self.block += 1;
+        }
+        self.taken = bytes;
+        Ok(&self.buffer[..bytes])
     }
 }

@@ -8,7 +8,7 @@ use crate::error::{Result, StoreError, check_length};
 use crate::new_file::{NewFile, Progress};
 use crate::row_format::RowFormat;
 use crate::table_file::{
-    BLOCK_BYTES, ContentHash, HEADER_BYTES, Section, TableHeader, TableOrigin, hash_block, layout, padding,
+    BLOCK_BYTES, ContentHash, Section, TableHeader, TableOrigin, hash_block, layout, padding,
 };
 
 /// Writes a [table file](crate::table_file) from its first row to its last, in memory that does not depend on
@@ -36,9 +36,19 @@ use crate::table_file::{
 pub struct TableWriter {
     file: NewFile,
     header: TableHeader,
-    sections: Vec<Section>,
-    /// The section being written, and its bytes so far.
-    section: usize,
+    /// The rows, and each kind of state.
+    sections: Vec<SectionWriter>,
+    /// Where the list of checksums will be.
+    list_offset: u64,
+    /// Encoded rows on their way to blocks.
+    encoded: Vec<u8>,
+}
+
+/// A section being written.
+#[derive(Debug)]
+struct SectionWriter {
+    section: Section,
+    /// Its bytes so far.
     written: u64,
     /// The block being filled.
     block: Vec<u8>,
@@ -46,8 +56,6 @@ pub struct TableWriter {
     offset: u64,
     /// BLAKE3 of every block before it.
     list: Vec<u8>,
-    /// Encoded rows on their way to blocks.
-    encoded: Vec<u8>,
 }
 
 impl TableWriter {
@@ -68,11 +76,9 @@ impl TableWriter {
     pub(crate) fn with_header(path: &Path, header: TableHeader) -> Result<Self> {
         header.check()?;
         let file = NewFile::create(path)?;
-        let (sections, ..) = layout(&header);
-        let block = Vec::with_capacity(BLOCK_BYTES as usize);
-        let offset = HEADER_BYTES as u64;
-        let (list, encoded) = (Vec::new(), Vec::new());
-        Ok(Self { file, header, sections, section: 0, written: 0, block, offset, list, encoded })
+        let (sections, list_offset, _) = layout(&header);
+        let sections = sections.into_iter().map(SectionWriter::new).collect();
+        Ok(Self { file, header, sections, list_offset, encoded: Vec::new() })
     }
 
     /// What the table will say about itself.
@@ -83,7 +89,7 @@ impl TableWriter {
     /// Rows written so far: the id of the next.
     pub fn rows_written(&self) -> u64 {
         let row_bytes = self.header.format.bytes_per_row(self.header.width) as u64;
-        if self.section == 0 { self.written / row_bytes } else { self.header.rows }
+        self.sections[0].written / row_bytes
     }
 
     /// Writes the next rows, `rows` \[any number, width\], encoding them in the table's format. Returns them as
@@ -111,8 +117,7 @@ impl TableWriter {
     pub fn push_encoded(&mut self, rows: &[u8]) -> Result<()> {
         let row_bytes = self.header.format.bytes_per_row(self.header.width);
         check_length("bytes of rows to write", rows.len().next_multiple_of(row_bytes), rows.len())?;
-        let left = if self.section == 0 { self.sections[0].bytes - self.written } else { 0 };
-        if rows.len() as u64 > left {
+        if rows.len() as u64 > self.sections[0].left() {
             let found = self.rows_written() + (rows.len() / row_bytes) as u64;
             return Err(StoreError::setting(
                 "rows written",
@@ -120,7 +125,7 @@ impl TableWriter {
                 "no more than the table was created with",
             ));
         }
-        self.put(rows)
+        self.put(0, rows)
     }
 
     /// Writes all rows that are left by calling `fill(id, row)` for each, from several threads; `row` starts
@@ -158,43 +163,54 @@ impl TableWriter {
     ///
     /// # Errors
     /// If rows are missing, or the file system refuses; the path then is as it was.
-    pub fn finish(mut self) -> Result<ContentHash> {
-        if self.section < self.sections.len() {
+    pub fn finish(self) -> Result<ContentHash> {
+        if self.sections.iter().any(|section| section.left() > 0) {
             let rule = "all rows of the table before it is finished";
             return Err(StoreError::setting("rows written", self.rows_written(), rule));
         }
-        self.file.write_all_at(&self.list, self.offset)?;
-        let head = self.header.to_bytes(blake3::hash(&self.list).as_bytes());
+        let list = self.sections.into_iter().map(|section| section.list).collect::<Vec<_>>().concat();
+        self.file.write_all_at(&list, self.list_offset)?;
+        let head = self.header.to_bytes(blake3::hash(&list).as_bytes());
         self.file.write_all_at(&head, 0)?;
-        self.list.clear();
         self.file.persist()?;
         Ok(ContentHash::of_header(&head))
     }
 
-    /// The next bytes of the sections, which may not go past the end of the one being written.
-    pub(crate) fn put(&mut self, mut bytes: &[u8]) -> Result<()> {
+    /// The next bytes of a section, no more than it has left. Sections may be written in turns.
+    pub(crate) fn put(&mut self, section: usize, bytes: &[u8]) -> Result<()> {
+        self.sections[section].put(&self.file, bytes)
+    }
+}
+
+impl SectionWriter {
+    fn new(section: Section) -> Self {
+        Self { section, written: 0, block: Vec::new(), offset: section.offset, list: Vec::new() }
+    }
+
+    fn left(&self) -> u64 {
+        self.section.bytes - self.written
+    }
+
+    fn put(&mut self, file: &NewFile, mut bytes: &[u8]) -> Result<()> {
+        debug_assert!(bytes.len() as u64 <= self.left());
         while !bytes.is_empty() {
             let room = BLOCK_BYTES as usize - self.block.len();
             let (now, later) = bytes.split_at(room.min(bytes.len()));
             self.block.extend_from_slice(now);
             self.written += now.len() as u64;
             bytes = later;
-            let section_ends = self.written == self.sections[self.section].bytes;
-            if section_ends || self.block.len() as u64 == BLOCK_BYTES {
-                self.flush_block()?;
-            }
-            if section_ends {
-                (self.section, self.written) = (self.section + 1, 0);
+            if self.left() == 0 || self.block.len() as u64 == BLOCK_BYTES {
+                self.flush_block(file)?;
             }
         }
         Ok(())
     }
 
-    fn flush_block(&mut self) -> Result<()> {
+    fn flush_block(&mut self, file: &NewFile) -> Result<()> {
         let padding = padding(self.block.len());
         self.list.extend_from_slice(hash_block(&self.block, padding).as_bytes());
         self.block.extend_from_slice(padding);
-        self.file.write_all_at(&self.block, self.offset)?;
+        file.write_all_at(&self.block, self.offset)?;
         self.offset += self.block.len() as u64;
         self.block.clear();
         Ok(())

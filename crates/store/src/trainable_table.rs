@@ -5,19 +5,24 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use crate::error::{Result, StoreError, check_length, check_rows};
-use crate::memory::{Region, Storage};
+use crate::memory::{PAGE, Region, Storage};
 use crate::row_format::RowFormat;
 use crate::row_init::RowInit;
 use crate::row_optimizer::{RowOptimizer, RowsMut};
 use crate::row_source::{RowSource, check_read};
 use crate::table::StoredRows;
-use crate::table_file::{self, TableFile, TableHeader, TableOrigin};
+use crate::table_file::{TableFile, TableHeader, TableOrigin};
+use crate::table_writer::TableWriter;
 
 /// A table of `f32` rows with the state of a row-sparse optimiser.
 ///
 /// An update reads and writes the rows that it names and nothing else; no gradient, copy or temporary is ever
 /// the size of the table. Reading needs `&self`, so that the next batch's rows can be gathered while this one
 /// computes.
+///
+/// A row's state lies behind its values, so that an update touches one place of the memory or disk and not
+/// three. In a table larger than memory, call [`prefetch`](Self::prefetch) for the next batch before computing
+/// this one.
 #[derive(Debug)]
 pub struct TrainableTable {
     rows: u64,
@@ -26,10 +31,8 @@ pub struct TrainableTable {
     optimizer: RowOptimizer,
     /// Updates made.
     step: u64,
-    /// \[rows, width\]
-    values: Region,
-    /// Each \[rows, width of this state\]; see [`RowOptimizer::state_widths`].
-    state: [Region; 2],
+    /// \[rows, width + widths of both kinds of state\]; see [`RowOptimizer::state_widths`].
+    records: Region,
 }
 
 impl TrainableTable {
@@ -50,9 +53,11 @@ impl TrainableTable {
             TableHeader { rows, width, format: RowFormat::F32, origin, training: Some((optimizer, 0)) };
         let mut table = Self::zeroed(&header, optimizer, 0, storage)?;
         if init != RowInit::Zeros {
-            let rows = table.values.values_mut().par_chunks_exact_mut(width).enumerate().with_min_len(256);
-            rows.for_each(|(id, row)| init.fill(id as u64, row));
+            let record_width = table.record_width();
+            let rows = table.records.values_mut().par_chunks_exact_mut(record_width).enumerate();
+            rows.with_min_len(256).for_each(|(id, record)| init.fill(id as u64, &mut record[..width]));
         }
+        table.records.check()?;
         Ok(table)
     }
 
@@ -69,22 +74,37 @@ impl TrainableTable {
     ) -> Result<Self> {
         let (rows, width) = (source.rows(), source.width());
         let mut table = Self::new(rows, width, RowInit::Zeros, optimizer, origin, storage)?;
-        let chunks = table.values.values_mut().par_chunks_mut(width * COPIED_ROWS).enumerate();
-        chunks.try_for_each(|(chunk, out)| {
+        let record_width = table.record_width();
+        let chunks = table.records.values_mut().par_chunks_mut(record_width * COPIED_ROWS).enumerate();
+        chunks.try_for_each_init(Vec::new, |values, (chunk, records)| {
             let first = (chunk * COPIED_ROWS) as u64;
-            let ids: Vec<u64> = (first..first + (out.len() / width) as u64).collect();
-            source.gather(&ids, out)
+            let ids: Vec<u64> = (first..first + (records.len() / record_width) as u64).collect();
+            values.resize(ids.len() * width, 0.0);
+            source.gather(&ids, values)?;
+            let rows = records.chunks_exact_mut(record_width).zip(values.chunks_exact(width));
+            rows.for_each(|(record, values)| record[..width].copy_from_slice(values));
+            Ok(())
         })?;
+        table.records.check()?;
         Ok(table)
     }
 
     fn zeroed(header: &TableHeader, optimizer: RowOptimizer, step: u64, storage: &Storage) -> Result<Self> {
         header.check()?;
         let &TableHeader { rows, width, origin, .. } = header;
-        let region = |width: usize| Region::zeroed(4 * rows * width as u64, storage);
         let [first, second] = optimizer.state_widths(width);
-        let state = [region(first)?, region(second)?];
-        Ok(Self { rows, width, origin, optimizer, step, values: region(width)?, state })
+        let records = Region::zeroed(4 * rows * (width + first + second) as u64, storage)?;
+        Ok(Self { rows, width, origin, optimizer, step, records })
+    }
+
+    /// Values per row, and of each kind of state.
+    fn widths(&self) -> [usize; 3] {
+        let [first, second] = self.optimizer.state_widths(self.width);
+        [self.width, first, second]
+    }
+
+    fn record_width(&self) -> usize {
+        self.widths().iter().sum()
     }
 
     /// Reads a table saved by [`save`](Self::save), values, optimiser state and step, into `storage`,
@@ -104,10 +124,20 @@ impl TrainableTable {
             return Err(StoreError::not_a_table(&file.path, 80, problem));
         };
         let mut table = Self::zeroed(&file.header, optimizer, step, storage)?;
-        let Self { values, state: [first, second], .. } = &mut table;
-        for (index, region) in [values, first, second].into_iter().enumerate().take(file.sections.len()) {
-            file.read_section(index, region.bytes_mut())?;
+        let (widths, record_width) = (table.widths(), table.record_width());
+        let mut sections: Vec<_> = (0..file.sections.len()).map(|index| file.section(index)).collect();
+        for records in table.records.values_mut().chunks_mut(record_width * COPIED_ROWS) {
+            let rows = records.len() / record_width;
+            let mut start = 0;
+            for (section, width) in sections.iter_mut().zip(widths) {
+                let stored = section.take(4 * rows * width)?.chunks_exact(4 * width);
+                for (record, stored) in records.chunks_exact_mut(record_width).zip(stored) {
+                    bytemuck::cast_slice_mut(&mut record[start..start + width]).copy_from_slice(stored);
+                }
+                start += width;
+            }
         }
+        table.records.check()?;
         Ok(table)
     }
 
@@ -124,15 +154,31 @@ impl TrainableTable {
             origin: self.origin,
             training: Some((self.optimizer, self.step)),
         };
-        let sections = [&self.values, &self.state[0], &self.state[1]].map(Region::bytes);
-        self.check()?;
-        table_file::write(path.as_ref(), &header, &sections)
+        let mut writer = TableWriter::with_header(path.as_ref(), header)?;
+        let record_width = self.record_width();
+        let mut section = Vec::new();
+        for (chunk, records) in self.records.values().chunks(record_width * COPIED_ROWS).enumerate() {
+            self.read_on(chunk);
+            let mut start = 0;
+            for (index, width) in self.widths().into_iter().enumerate().filter(|&(_, width)| width > 0) {
+                section.clear();
+                for record in records.chunks_exact(record_width) {
+                    section.extend_from_slice(&record[start..start + width]);
+                }
+                writer.put(index, bytemuck::cast_slice(&section))?;
+                start += width;
+            }
+        }
+        // What a failing disk gives must never be found under the final name.
+        self.records.check()?;
+        writer.finish().map(drop)
     }
 
-    /// Fails if a scratch file's disk did: values or state are then partly lost.
-    fn check(&self) -> Result<()> {
-        self.values.check()?;
-        self.state.iter().try_for_each(Region::check)
+    /// Asks for the chunk after next of [`COPIED_ROWS`], where somebody reads on from one to the next.
+    fn read_on(&self, chunk: usize) {
+        let (bytes, chunk_bytes) = (self.records.bytes().len(), 4 * self.record_width() * COPIED_ROWS);
+        let start = bytes.min((chunk + 2) * chunk_bytes);
+        self.records.will_need(start, chunk_bytes.min(bytes - start));
     }
 
     /// One optimiser step on the rows `ids`, distinct and ascending as
@@ -152,16 +198,42 @@ impl TrainableTable {
             return Err(StoreError::setting("rate", rate, "finite and not negative"));
         }
         self.step += 1;
-        let [first, second] = &mut self.state;
-        let [width1, width2] = self.optimizer.state_widths(self.width);
-        let rows = RowsMut {
-            first: 0,
-            width: self.width,
-            values: self.values.values_mut(),
-            state: [(width1, first.values_mut()), (width2, second.values_mut())],
-        };
+        let rows = RowsMut { first: 0, widths: self.widths(), records: self.records.values_mut() };
         self.optimizer.step(self.step, rate).apply(rows, ids, grads);
-        self.check()
+        self.records.check()
+    }
+
+    /// Begins to read the rows `ids` and their state from disk, where the table is mapped, and does not wait for
+    /// them: [`gather`](RowSource::gather) and [`update`](Self::update) then find them in memory. Best called
+    /// with [`DistinctRows::ids`](crate::DistinctRows::ids), on another thread than the one that computes.
+    ///
+    /// # Errors
+    /// If an id is not a row.
+    pub fn prefetch(&self, ids: &[u64]) -> Result<()> {
+        check_rows(ids, self.rows)?;
+        let record_bytes = 4 * self.record_width();
+        // Rows that share or adjoin pages are asked for together.
+        let (mut start, mut end) = (0usize, 0usize);
+        for &id in ids {
+            let row = id as usize * record_bytes..(id as usize + 1) * record_bytes;
+            let adjoins = row.start >= start && row.start <= end.next_multiple_of(PAGE);
+            if !adjoins {
+                self.records.will_need(start, end - start);
+                start = row.start;
+            }
+            end = row.end;
+        }
+        self.records.will_need(start, end - start);
+        Ok(())
+    }
+
+    /// Begins to write what updates changed to disk, where the table is mapped: rows that come to need their
+    /// place then do not wait for it. Returns when the disk has taken the writes in, which may take as long as
+    /// they do: call it on another thread than the one that computes.
+    ///
+    /// Nothing depends on it but speed: a table is kept by [`save`](Self::save).
+    pub fn write_back(&self) {
+        self.records.write_back();
     }
 
     /// Updates made so far.
@@ -185,8 +257,8 @@ impl TrainableTable {
     /// If there is no such row.
     pub fn row(&self, id: u64) -> Result<&[f32]> {
         check_rows(&[id], self.rows)?;
-        let row = &self.values.values()[id as usize * self.width..][..self.width];
-        self.values.check()?;
+        let row = &self.records.values()[id as usize * self.record_width()..][..self.width];
+        self.records.check()?;
         Ok(row)
     }
 }
@@ -206,9 +278,9 @@ impl RowSource for TrainableTable {
 
     fn read(&self, ids: &[u64], out: &mut [u8]) -> Result<()> {
         check_read(self, ids, out)?;
-        let stored = StoredRows { region: &self.values, start: 0, row_bytes: self.bytes_per_row() };
-        stored.read(ids, out);
-        self.values.check()
+        let (row_bytes, stride) = (4 * self.width, 4 * self.record_width());
+        StoredRows { region: &self.records, start: 0, row_bytes, stride }.read(ids, out);
+        self.records.check()
     }
 
     fn gather(&self, ids: &[u64], out: &mut [f32]) -> Result<()> {
@@ -218,8 +290,8 @@ impl RowSource for TrainableTable {
     }
 }
 
-/// Rows copied from another table at a time.
-const COPIED_ROWS: usize = 256;
+/// Rows copied at a time from or to a file or another table.
+const COPIED_ROWS: usize = 1024;
 
 fn check_ascending(ids: &[u64]) -> Result<()> {
     match ids.windows(2).position(|pair| pair[0] >= pair[1]) {

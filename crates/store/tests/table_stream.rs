@@ -233,3 +233,12 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_size_that_no_number_counts_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for (rows, width) in [(u64::MAX, usize::MAX), (1 << 62, 1 << 62), (u64::MAX, 1), (1, usize::MAX)] {
+        let refused = TableWriter::create(folder.path().join("table"), rows, width, RowFormat::F32, origin());
+        assert!(refused.unwrap_err().to_string().contains("less than 2^60 bytes"), "{rows} of {width}");
+    }
+}
