@@ -17,6 +17,11 @@ use crate::product::{Matrix, MatrixMut, Threads, multiply};
 use crate::simd::{LANES, dot, exp, sigmoid, vectorized};
 use std::array::from_fn;
 
+/// What every entry of res has before it is normalised. Without it, a column whose logits all lie 88 below the
+/// largest of their rows would sum to zero, and dividing by that leaves no number. It is lost in the rounding of
+/// all entries above e^−43.
+const LEAST: f32 = 1e-26;
+
 /// The largest number of streams.
 pub const MAX_STREAMS: usize = 8;
 
@@ -289,8 +294,8 @@ impl<'a> Group<'a> {
         self.weights.alpha[part] * z[i] + self.weights.bias[i]
     }
 
-    /// Sets `matrix` to exp(α₂z + b − the largest of its row): a factor of a row has no effect on
-    /// anything after the first normalisation. Lanes beyond the last row hold ones.
+    /// Sets `matrix` to exp(α₂z + b − the largest of its row) + [`LEAST`]: a factor of a row has no effect
+    /// on anything after the first normalisation. Lanes beyond the last row hold ones.
     #[inline(always)]
     fn exponentiate(&mut self, z: &[f32]) {
         let (n, count) = (self.streams, self.bias_grad.len());
@@ -309,7 +314,7 @@ impl<'a> Group<'a> {
             }
             for value in row {
                 for lane in 0..LANES {
-                    value[lane] = exp(value[lane] - largest[lane]);
+                    value[lane] = exp(value[lane] - largest[lane]) + LEAST;
                 }
             }
         }
@@ -348,7 +353,7 @@ impl<'a> Group<'a> {
         }
         for (grad, start) in self.matrix.iter_mut().zip(&start) {
             for lane in 0..LANES {
-                grad[lane] *= start[lane];
+                grad[lane] *= start[lane] - LEAST;
             }
         }
     }
@@ -719,6 +724,30 @@ mod tests {
             assert_gradient("alpha", &case.alpha, &found.alpha, |alpha| {
                 loss(&case.x, HyperWeights { alpha: from_fn(|i| alpha[i]), ..w })
             });
+        }
+
+        /// Streams that the mix has given up must not become NaN, which would end a run.
+        #[test]
+        fn any_logits_give_a_mixture_and_finite_gradients(
+            streams in 2_usize..=8, low in -1e4_f32..-50.0, seed: u64,
+        ) {
+            let shape = HyperShape { streams, width: 3, epsilon: 1e-6, iterations: 20 };
+            let mut case = Case::new(shape, 4, seed);
+            // The last column is far below the largest of each row.
+            let column = |i: usize| (2 * streams + i * streams) + streams - 1;
+            (0..streams).for_each(|i| case.bias[column(i)] = low);
+            let forward = hyper_coefficients(&case.x, case.weights(), shape);
+            for row in forward.output.chunks_exact(coefficient_count(streams)) {
+                for line in row[2 * streams..].chunks_exact(streams) {
+                    prop_assert!((line.iter().sum::<f32>() - 1.0).abs() < 0.2, "{line:?}");
+                }
+                let last: f32 = (0..streams).map(|i| row[column(i)]).sum();
+                prop_assert!((last - 1.0).abs() < 1e-3, "{last}");
+            }
+            let grad = random(forward.output.len(), seed ^ 3);
+            let found = hyper_coefficients_backward(&grad, &case.x, case.weights(), shape, &forward);
+            let all = [&found.input[..], &found.phi, &found.alpha, &found.bias].concat();
+            prop_assert!(all.iter().all(|value| value.is_finite()));
         }
 
         #[test]

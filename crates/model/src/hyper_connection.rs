@@ -125,11 +125,11 @@ impl HyperConnection {
     }
 }
 
-/// `exp`, then rows and columns normalised in turn: close to doubly stochastic. `[tokens, n, n]`.
+/// `exp`, then rows and columns normalised in turn: close to doubly stochastic. `[tokens, n, n]`. What is added to
+/// each entry keeps every sum above zero; it is lost in the rounding of all that matter.
 fn sinkhorn(logits: Tensor<3>, iterations: usize) -> Tensor<3> {
-    let [tokens, n, _] = logits.dims();
-    let largest = logits.clone().detach().reshape([tokens, n * n]).max_dim(1).reshape([tokens, 1, 1]);
-    let mut matrix = (logits - largest).exp();
+    let largest = logits.clone().detach().max_dim(2);
+    let mut matrix = (logits - largest).exp().add_scalar(1e-26);
     for _ in 0..iterations {
         matrix = matrix.clone() / matrix.sum_dim(2);
         matrix = matrix.clone() / matrix.sum_dim(1);
