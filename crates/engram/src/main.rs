@@ -4,12 +4,14 @@
 //! errors to standard error.
 
 mod commands;
+mod corpus_rows;
 mod device;
 mod failure;
 mod files;
 mod gate_map;
 mod gate_page;
 mod gate_text;
+mod hit_rate_chart;
 mod interrupt;
 mod loss_chart;
 mod metrics;

@@ -21,6 +21,7 @@
 //! * [`TableWriter`] and [`TableReader`]: a table as a stream, in memory that does not depend on its size;
 //!   [`convert`] from one format to another with a report of its [`Quality`]; [`import`] and [`export`]
 //!   between table files and the safetensors files of published models.
+//! * [`RowUse`] and [`ReuseDistances`]: how a corpus uses a table, and how often a cache would have the row.
 //!
 //! ```
 //! use engram_address::AddressIdentity;
@@ -78,10 +79,12 @@ mod mapping;
 mod memory;
 mod new_file;
 mod published;
+mod reuse_distances;
 mod row_format;
 mod row_init;
 mod row_optimizer;
 mod row_source;
+mod row_use;
 mod table;
 pub mod table_file;
 mod table_reader;
@@ -95,10 +98,12 @@ pub use error::{Result, StoreError};
 pub use memory::Storage;
 pub use new_file::Progress;
 pub use published::{TableTensors, export, import};
+pub use reuse_distances::ReuseDistances;
 pub use row_format::{RowFormat, TableScale, VALUES_PER_SCALE};
 pub use row_init::RowInit;
 pub use row_optimizer::RowOptimizer;
 pub use row_source::RowSource;
+pub use row_use::{HeadUse, NGramUse, RowUse, expected_colliding, expected_used};
 pub use table::Table;
 pub use table_file::{ContentHash, TableHeader, TableOrigin};
 pub use table_reader::TableReader;

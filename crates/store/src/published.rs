@@ -81,6 +81,17 @@ impl TableTensors {
     }
 }
 
+impl TableTensors {
+    /// What a table of these tensors would say about itself; `origin` is taken as it is.
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape or type than its table needs, or its file is malformed.
+    pub fn header(&self, checkpoint: &mut Checkpoint, origin: TableOrigin) -> Result<TableHeader> {
+        let Found { format, rows, width, .. } = Found::in_checkpoint(checkpoint, self)?;
+        Ok(TableHeader { rows, width, format, origin, training: None })
+    }
+}
+
 /// Bytes of rows that are moved at a time.
 const BYTES_AT_A_TIME: u64 = 4 << 20;
 
