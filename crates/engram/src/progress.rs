@@ -80,7 +80,14 @@ impl Unit {
     fn amount(self, count: u64) -> String {
         match self {
             Self::Bytes(each) => bytes(count * each),
-            Self::Tokens => format!("{} tokens", short(count)),
+            Self::Tokens => short(count),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bytes(_) => "",
+            Self::Tokens => " tokens",
         }
     }
 }
@@ -108,7 +115,8 @@ impl Passage {
             let speed = unit.amount(speed as u64);
             let left =
                 pace.left(done, total).map_or(String::new(), |left| format!(", {} left", duration(left)));
-            format!("{name}: {} of {}, {speed}/s{left}", unit.amount(done), unit.amount(total))
+            let of = format!("{} of {}{}", unit.amount(done), unit.amount(total), unit.name());
+            format!("{name}: {of}, {speed}/s{left}")
         });
         interrupt::flow()
     }
