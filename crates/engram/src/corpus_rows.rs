@@ -83,6 +83,12 @@ impl CorpusRows {
         rayon::join(|| all.look_up(&tokens.rows), each_order);
         Ok(())
     }
+
+    /// Counts hits from here on only; the caches keep what they have.
+    pub(crate) fn count_hits_from_here(&mut self) {
+        self.all.count_from_here();
+        self.orders.iter_mut().for_each(|order| order.distances.count_from_here());
+    }
 }
 
 impl TokenRows {

@@ -6,6 +6,7 @@
 mod commands;
 mod corpus_rows;
 mod device;
+mod device_probe;
 mod failure;
 mod files;
 mod gate_map;
@@ -17,6 +18,7 @@ mod loss_chart;
 mod metrics;
 mod number;
 mod progress;
+mod random;
 mod run;
 mod table;
 mod text_stream;

@@ -360,3 +360,47 @@ fn the_use_of_rows_is_told() {
     let other = "table stats data/train --config config.toml --tokenizer small.json";
     workshop.fails(other, INPUT, &["data/train", "tokenizer"]);
 }
+
+#[test]
+fn tiers_are_measured() {
+    let workshop = with_table("fp8e4m3");
+    for tier in ["ram", "mapped"] {
+        for ids in ["--batch 7", "--batch 5000 --zipf 1.1 --threads 2"] {
+            let line = format!("table bench made --tier {tier} {ids} --seconds 0.05 --json");
+            let report = json(&workshop.ok(&line));
+            let number = |key: &str| report[key].as_f64().unwrap_or_else(|| panic!("{key}: {report}"));
+            assert!(number("requests") >= 1.0);
+            assert!(0.0 < number("p50_us") && number("p50_us") <= number("p95_us"));
+            assert!(number("p95_us") <= number("p99_us") && number("p99_us") <= number("longest_us"));
+            let batch = if ids.contains("5000") { 5000.0 } else { 7.0 };
+            assert_eq!(number("rows_per_request"), batch);
+            assert!(number("rows_per_second") > 0.0);
+        }
+    }
+    let text = workshop.ok("table bench made --cold --seconds 0.05");
+    assert!(text.contains("mapped file, cold") && text.contains("99 % within"), "{text}");
+
+    workshop.fails("table bench nowhere", INPUT, &["nowhere"]);
+    workshop.fails("table bench made --batch 0", INPUT, &["--batch"]);
+    workshop.fails("table bench made --seconds 0", INPUT, &["--seconds is 0"]);
+    workshop.fails("table bench made --zipf=-1", INPUT, &["--zipf is -1"]);
+    workshop.fails("table bench made --data data/valid", INPUT, &["--config"]);
+}
+
+#[test]
+fn real_ids_are_those_of_the_tables_addressing() {
+    let workshop = Workshop::prepared();
+    let addressing = "--config config.toml --tokenizer tokenizer.json";
+    workshop.ok(&format!("table create made {addressing}"));
+    let line = |tokens: u32| {
+        format!("table bench made --data data/valid {addressing} --tokens {tokens} --seconds 0.05 --json")
+    };
+    for tokens in [1, 50] {
+        let report = json(&workshop.ok(&line(tokens)));
+        assert_eq!(report["rows_per_request"], f64::from(4 * tokens));
+    }
+    workshop.fails(&line(10_000_000), INPUT, &["data/valid", "tokens"]);
+    workshop.ok(&format!("table create other {ORIGIN} --rows 5000 --width 8"));
+    let other = format!("table bench other --data data/valid {addressing}");
+    workshop.fails(&other, INPUT, &["other", "addressing", "0707070707"]);
+}

@@ -79,7 +79,13 @@ impl ReuseDistances {
         self.counts[bucket] += 1;
     }
 
-    /// Lookups so far.
+    /// Counts hits from here on only; the cache keeps what it has.
+    pub fn count_from_here(&mut self) {
+        (self.lookups, self.sampled) = (0, 0);
+        self.counts.clear();
+    }
+
+    /// Lookups that are counted.
     pub fn lookups(&self) -> u64 {
         self.lookups
     }
@@ -194,12 +200,9 @@ mod tests {
         let mut list: Vec<u64> = Vec::new();
         let mut hits = 0;
         for &id in ids {
-            match list.iter().position(|&other| other == id) {
-                Some(at) => {
-                    hits += usize::from(at < rows);
-                    list.remove(at);
-                }
-                None => {}
+            if let Some(at) = list.iter().position(|&other| other == id) {
+                hits += usize::from(at < rows);
+                list.remove(at);
             }
             list.insert(0, id);
         }
@@ -227,6 +230,16 @@ mod tests {
             let wanted = hits_of_a_list(&ids, rows) as f64 / ids.len().max(1) as f64;
             prop_assert!((distances.hit_rate(rows as u64) - wanted).abs() < 1e-12);
         }
+    }
+
+    #[test]
+    fn a_cache_that_was_filled_before_misses_nothing_it_holds() {
+        let mut distances = ReuseDistances::new(1.0);
+        distances.look_up(&[1, 2, 3]);
+        distances.count_from_here();
+        assert_eq!(distances.hit_rate(9), 0.0, "nothing is counted");
+        distances.look_up(&[1, 2, 3, 4]);
+        assert_eq!((distances.hit_rate(2), distances.hit_rate(3)), (0.0, 0.75));
     }
 
     #[test]

@@ -70,7 +70,9 @@ impl AddressingOptions {
             let tokenizer = Tokenizer::load(&checkpoint.folder().join("tokenizer.json"))?;
             return Loaded::of_memory(RunConfig::load(&config)?.model.memory, &config, tokenizer).map(Some);
         }
-        let Some(path) = &self.tokenizer else { return Ok(None) };
+        let (Some(path), true) = (&self.tokenizer, self.config.is_some() || self.preset.is_some()) else {
+            return Ok(None);
+        };
         let tokenizer = Tokenizer::load(path)?;
         if let Some(path) = &self.config {
             return Loaded::of_memory(load_model_config(path)?.memory, path, tokenizer).map(Some);

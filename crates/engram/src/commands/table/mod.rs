@@ -1,5 +1,6 @@
 //! Tables of memory rows: one file per command.
 
+mod bench;
 mod convert;
 mod create;
 mod export;
@@ -21,6 +22,7 @@ pub(crate) enum Table {
     Import(import::Import),
     Export(export::Export),
     Stats(stats::Stats),
+    Bench(bench::Bench),
 }
 
 impl Table {
@@ -34,6 +36,7 @@ impl Table {
             Self::Import(command) => command.run(),
             Self::Export(command) => command.run(),
             Self::Stats(command) => command.run(),
+            Self::Bench(command) => command.run(),
         }
     }
 }

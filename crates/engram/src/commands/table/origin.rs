@@ -13,7 +13,7 @@ pub(super) struct OriginOptions {
     #[command(flatten)]
     addressing: AddressingOptions,
     /// Identity of the addressing, 64 hexadecimal digits, where its parts are not at hand.
-    #[arg(long, value_name = "HEX", conflicts_with_all = ["config", "preset", "checkpoint"])]
+    #[arg(long, value_name = "HEX", conflicts_with_all = ["config", "preset", "checkpoint", "tokenizer"])]
     identity: Option<AddressIdentity>,
     /// Layer of the model, counted from 0; may be left out if the addressing has memory in one only.
     #[arg(long, value_name = "L")]

@@ -23,7 +23,7 @@ use crate::table::Table;
 /// Show how a corpus uses the rows of a memory layer: reuse, collisions, hit rates of caches, and the hottest rows.
 ///
 /// The tokens are taken as one sequence, in their order. Reuse and collisions are counted exactly. Hit rates are those
-/// of caches that begin empty and keep the rows used last (LRU), all sizes at once, from a sample of the rows (SHARDS,
+/// of caches that keep the rows used last (LRU) and begin empty, all sizes at once, from a sample of the rows (SHARDS,
 /// Waldspurger et al., FAST 2015); `pinned` is a cache that holds the most used rows of this corpus from the start.
 /// Every memory layer reads as many rows, and uses them alike: a cache for two layers is twice as large.
 #[derive(Debug, Args)]
@@ -52,6 +52,9 @@ pub(crate) struct Stats {
     /// Share of the rows that hit rates are found from; 1 is exact. If not given, enough for 16 million lookups.
     #[arg(long, value_name = "SHARE")]
     sample: Option<f64>,
+    /// Tokens that fill the caches before hits are counted, in steps of 8192.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    warm_up: u64,
     /// Hottest rows to show of each order.
     #[arg(long, value_name = "N", default_value_t = 10)]
     hot: usize,
@@ -76,6 +79,8 @@ struct Report {
     bytes_per_row: usize,
     /// The share of the rows that hit rates were found from.
     sample: f64,
+    /// Tokens that filled the caches before hits were counted.
+    warm_up: u64,
     /// Distinct rows over lookups: what even an endless cache misses.
     first_lookups: f64,
     orders: Vec<Order>,
@@ -166,6 +171,12 @@ impl Stats {
         if tokens == 0 {
             return refuse("there are no tokens to study");
         }
+        if self.warm_up >= tokens {
+            return refuse(format!(
+                "--warm-up {} leaves none of {tokens} tokens to count hits of",
+                self.warm_up
+            ));
+        }
         if u32::try_from(tokens).is_err() {
             return refuse(format!("{tokens} tokens are more than can be counted; take fewer with --tokens"));
         }
@@ -173,10 +184,18 @@ impl Stats {
         let share = self.sample.unwrap_or((SAMPLED_LOOKUPS / lookups as f64).min(1.0));
 
         let mut study = CorpusRows::new(&loaded.addressing, layer, share)?;
-        corpus.each_piece("counting rows", |piece| study.add(piece))?;
+        let mut left = self.warm_up;
+        corpus.each_piece("counting rows", |piece| {
+            study.add(piece)?;
+            if left > 0 {
+                left = left.saturating_sub(piece.len() as u64);
+                study.count_hits_from_here();
+            }
+            Ok(())
+        })?;
         let hot = self.hot_rows(&loaded, layer, &corpus, &study)?;
         let row_bytes = self.format.unwrap_or(loaded.rows.format).bytes_per_row(loaded.rows.width);
-        let report = Report::new(&loaded, layer, &study, hot, row_bytes);
+        let report = Report::new(&loaded, layer, &study, hot, row_bytes, self.warm_up);
         if let Some(path) = &self.svg {
             write_file(path, &report.picture())?;
             eprintln!("wrote {}", path.display());
@@ -320,6 +339,7 @@ impl Report {
         study: &CorpusRows,
         hot: Vec<Vec<HotRow>>,
         bytes_per_row: usize,
+        warm_up: u64,
     ) -> Self {
         let address = &loaded.addressing.layers()[layer];
         let order = |(order, hot): (&crate::corpus_rows::OrderRows, Vec<HotRow>)| {
@@ -340,16 +360,18 @@ impl Report {
         };
         let orders: Vec<Order> = study.orders.iter().zip(hot).map(order).collect();
         let used: u64 = orders.iter().flat_map(|order| &order.heads).map(|head| head.used).sum();
-        let lookups = study.all.lookups();
+        let tokens = study.orders[0].of.lookups();
+        let lookups = tokens * address.slots() as u64;
         Self {
             identity: loaded.addressing.identity(),
             layer: address.layer() as u64,
-            tokens: lookups / address.slots() as u64,
+            tokens,
             lookups,
             table_rows: address.rows(),
             table_bytes: address.rows() * bytes_per_row as u64,
             bytes_per_row,
             sample: study.all.share(),
+            warm_up,
             first_lookups: used as f64 / lookups as f64,
             hit_rates: hit_rates(study, used, bytes_per_row as u64),
             orders,
@@ -376,8 +398,9 @@ impl Report {
         let _ = writeln!(text, "{}", self.rates());
         let _ = writeln!(
             text,
-            "hit rates from {:.3} of the rows; {:.1} % of all lookups are the first of their row",
+            "hit rates from {:.3} of the rows, after {} tokens; {:.1} % of all lookups are the first of their row",
             self.sample,
+            short(self.warm_up),
             100.0 * self.first_lookups
         );
         for order in self.orders.iter().filter(|order| !order.hot.is_empty()) {
