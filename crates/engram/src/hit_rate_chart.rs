@@ -87,7 +87,7 @@ mod tests {
         let pinned = Curve { name: "pinned".into(), points: points(0.9), dashed: true };
         let svg = draw("Hits & misses", &[all, pinned]);
         assert!(svg.contains("Hits &amp; misses") && svg.contains("all &lt;orders>"));
-        assert!(svg.contains(">1 MiB<") && svg.contains(">16 GiB<"), "{svg}");
+        assert!(svg.contains(">1 MiB<") && svg.contains(">32 GiB<"), "{svg}");
         let numbers = svg.split("points=\"").skip(1).flat_map(|part| {
             part.split('"').next().unwrap().split([' ', ',']).map(|number| number.parse::<f64>().unwrap())
         });

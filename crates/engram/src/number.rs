@@ -29,7 +29,7 @@ fn three_digits(value: f64) -> String {
 pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [(u32, &str); 4] = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
     let value = |bits: u32| count as f64 / (1u64 << bits) as f64;
-    // A value that three digits would round up to 1000 stays below the next unit's first.
+    // A value that three digits would round up to the next unit belongs to it.
     match UNITS.iter().find(|(bits, _)| value(*bits) >= 0.9995) {
         Some((bits, unit)) => format!("{} {unit}", three_digits(value(*bits))),
         None => format!("{count} B"),
@@ -73,7 +73,8 @@ mod tests {
         let cases = [
             (264, "264 B"),
             (1 << 10, "1.00 KiB"),
-            (1023 << 20, "1.00 GiB"),
+            (1023 << 20, "1023 MiB"),
+            ((1 << 30) - 1, "1.00 GiB"),
             (8 << 30, "8.00 GiB"),
             (202_754_031_624, "189 GiB"),
         ];

@@ -459,7 +459,7 @@ impl Report {
     fn rates(&self) -> Table {
         let orders = self.orders.iter().map(|order| format!("{}-grams", order.order));
         let header = ["cache".to_owned(), "rows".to_owned()].into_iter().chain(orders);
-        let mut table = Table::new(header.chain(["all", "pinned", "all         "].map(String::from)));
+        let mut table = Table::new(header.chain(["all", "pinned", ""].map(String::from)));
         // Every second size is enough for people.
         for rate in self.hit_rates.iter().rev().step_by(2).collect::<Vec<_>>().into_iter().rev() {
             let orders = rate.orders.iter().map(|&rate| percent(rate));
