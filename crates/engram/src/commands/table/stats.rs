@@ -1,6 +1,8 @@
 use std::fmt::Write;
+use std::ops::Range;
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::Args;
 use engram_address::AddressIdentity;
 use engram_store::{HeadUse, NGramUse, RowFormat};
@@ -10,7 +12,7 @@ use serde::Serialize;
 use crate::commands::addressing::{AddressingOptions, Loaded};
 use crate::commands::data::open_corpus;
 use crate::commands::{print, print_json};
-use crate::corpus_rows::{CorpusRows, PIECE, Sharers, TokenRows, WINDOWS, first_rows};
+use crate::corpus_rows::{CorpusRows, OrderRows, PIECE, Sharers, TokenRows, WINDOWS, first_rows};
 use crate::failure::{Interrupted, refuse};
 use crate::files::write_file;
 use crate::gate_text::visible;
@@ -193,7 +195,7 @@ impl Stats {
             }
             Ok(())
         })?;
-        let hot = self.hot_rows(&loaded, layer, &corpus, &study)?;
+        let hot = hot_rows(&loaded, layer, &corpus, &study.orders, self.hot)?;
         let row_bytes = self.format.unwrap_or(loaded.rows.format).bytes_per_row(loaded.rows.width);
         let report = Report::new(&loaded, layer, &study, hot, row_bytes, self.warm_up);
         if let Some(path) = &self.svg {
@@ -215,61 +217,60 @@ impl Stats {
             None => encode(&self.text, tokenizer, limit).map(Tokens::InMemory),
         }
     }
+}
 
-    /// For every order the rows of its most frequent n-grams in the first head, and who shares them.
-    fn hot_rows(
-        &self,
-        loaded: &Loaded,
-        layer: usize,
-        corpus: &Tokens,
-        study: &CorpusRows,
-    ) -> anyhow::Result<Vec<Vec<HotRow>>> {
-        let Loaded { addressing, tokenizer, .. } = loaded;
-        let heads = addressing.layers()[layer].heads();
-        let n_gram = |last: u64, order: usize| corpus.read((last + 1).saturating_sub(order as u64)..last + 1);
-        let text = |last: u64, order: usize| -> anyhow::Result<String> {
-            let tokens = n_gram(last, order)?;
-            let bytes: Vec<u8> =
-                tokens.iter().flat_map(|&token| tokenizer.token_bytes(token)).copied().collect();
-            Ok(String::from_utf8_lossy(&bytes).into_owned())
-        };
-        let mut rows: Vec<Vec<u64>> = Vec::new();
-        for (index, order) in study.orders.iter().enumerate() {
-            let row = |n_gram: &NGramUse| -> anyhow::Result<u64> {
-                let last = u64::from(n_gram.last);
-                let tokens =
-                    corpus.read((last + 1).saturating_sub(addressing.max_order() as u64)..last + 1)?;
-                Ok(first_rows(addressing, layer, &tokens)?[index])
-            };
-            rows.push(order.of.hottest(self.hot).iter().map(row).collect::<anyhow::Result<_>>()?);
-        }
-        let of_order = |(index, rows): (usize, &Vec<u64>)| Sharers::new(index, heads, rows.iter().copied());
-        let mut sharers: Vec<Sharers> = rows.iter().enumerate().map(of_order).collect();
-        if self.hot > 0 {
-            let mut sequence = TokenRows::new(addressing, layer)?;
-            corpus.each_piece("finding who shares the hottest", |piece| {
-                sequence.next(piece)?;
-                sharers.iter_mut().for_each(|sharers| sharers.add(&sequence));
-                Ok(())
-            })?;
-        }
-        let hot = |((rows, sharers), order): ((Vec<u64>, &Sharers), &crate::corpus_rows::OrderRows)| {
-            let hot = |row: u64| {
-                let n_grams = sharers.of_row(row);
-                let &(own, last) = &n_grams[0];
-                Ok(HotRow {
-                    row,
-                    lookups: n_grams.iter().map(|n_gram| n_gram.0).sum(),
-                    text: text(last, order.order)?,
-                    own,
-                    others: n_grams.len() - 1,
-                    next: n_grams.get(1).map(|&(_, last)| text(last, order.order)).transpose()?,
-                })
-            };
-            rows.into_iter().map(hot).collect::<anyhow::Result<Vec<_>>>()
-        };
-        rows.into_iter().zip(&sharers).zip(&study.orders).map(hot).collect()
+/// For every order the rows of its `count` most frequent n-grams in the first head, and who shares them.
+fn hot_rows(
+    loaded: &Loaded,
+    layer: usize,
+    corpus: &Tokens,
+    orders: &[OrderRows],
+    count: usize,
+) -> anyhow::Result<Vec<Vec<HotRow>>> {
+    let Loaded { addressing, tokenizer, .. } = loaded;
+    let row_of = |index: usize, n_gram: &NGramUse| -> anyhow::Result<u64> {
+        let tokens = corpus.until(u64::from(n_gram.last), addressing.max_order())?;
+        Ok(first_rows(addressing, layer, &tokens)?[index])
+    };
+    let rows_of = |(index, order): (usize, &OrderRows)| {
+        order.of.hottest(count).iter().map(|n_gram| row_of(index, n_gram)).collect::<anyhow::Result<Vec<_>>>()
+    };
+    let rows = orders.iter().enumerate().map(rows_of).collect::<anyhow::Result<Vec<_>>>()?;
+
+    let heads = addressing.layers()[layer].heads();
+    let watch = |(index, rows): (usize, &Vec<u64>)| Sharers::new(index, heads, rows.iter().copied());
+    let mut sharers: Vec<Sharers> = rows.iter().enumerate().map(watch).collect();
+    if count > 0 {
+        let mut sequence = TokenRows::new(addressing, layer)?;
+        corpus.each_piece("finding who shares the hottest", |piece| {
+            sequence.next(piece)?;
+            sharers.iter_mut().for_each(|sharers| sharers.add(&sequence));
+            Ok(())
+        })?;
     }
+    let hot = |row: u64, sharers: &Sharers, order: usize| {
+        let n_grams = sharers.of_row(row);
+        let text =
+            |&(_, last): &(u64, u64)| corpus.until(last, order).map(|tokens| text_of(tokenizer, &tokens));
+        let (first, others) = n_grams.split_first().context("a hot row is looked up")?;
+        Ok(HotRow {
+            row,
+            lookups: n_grams.iter().map(|n_gram| n_gram.0).sum(),
+            text: text(first)?,
+            own: first.0,
+            others: others.len(),
+            next: others.first().map(text).transpose()?,
+        })
+    };
+    let of_order = |((rows, sharers), order): ((Vec<u64>, &Sharers), &OrderRows)| {
+        rows.into_iter().map(|row| hot(row, sharers, order.order)).collect()
+    };
+    rows.into_iter().zip(&sharers).zip(orders).map(of_order).collect()
+}
+
+fn text_of(tokenizer: &Tokenizer, tokens: &[u32]) -> String {
+    let bytes: Vec<u8> = tokens.iter().flat_map(|&token| tokenizer.token_bytes(token)).copied().collect();
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Tokens to study.
@@ -287,11 +288,16 @@ impl Tokens {
         }
     }
 
-    fn read(&self, range: std::ops::Range<u64>) -> anyhow::Result<Vec<u32>> {
+    fn read(&self, range: Range<u64>) -> anyhow::Result<Vec<u32>> {
         match self {
             Self::InShards(shards, _) => Ok(shards.tokens(range)?),
             Self::InMemory(tokens) => Ok(tokens[range.start as usize..range.end as usize].to_vec()),
         }
+    }
+
+    /// The token at `last` and those before it, `count` in all where there are so many.
+    fn until(&self, last: u64, count: usize) -> anyhow::Result<Vec<u32>> {
+        self.read((last + 1).saturating_sub(count as u64)..last + 1)
     }
 
     /// Gives all tokens in pieces, with progress.
@@ -342,7 +348,7 @@ impl Report {
         warm_up: u64,
     ) -> Self {
         let address = &loaded.addressing.layers()[layer];
-        let order = |(order, hot): (&crate::corpus_rows::OrderRows, Vec<HotRow>)| {
+        let order = |(order, hot): (&OrderRows, Vec<HotRow>)| {
             let (n_grams, tokens) = (order.of.n_grams().len() as u64, order.of.lookups());
             Order {
                 order: order.order,
