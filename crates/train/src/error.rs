@@ -40,8 +40,10 @@ pub enum Error {
     },
     /// A file of a checkpoint that is not as it was written.
     #[error(
-        "{}: damaged: {problem}; restore it from a copy, or name an earlier checkpoint of the run",
-        path.display()
+        "{}: damaged: {problem}; restore it from a copy, or move its folder {} away: the run then goes on from \
+         the checkpoint before it, if there is one",
+        path.display(),
+        path.parent().unwrap_or(path).display()
     )]
     Damaged {
         /// The file.

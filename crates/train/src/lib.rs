@@ -58,7 +58,7 @@ pub use error::{Error, Result};
 pub use evaluate::{HeldOut, held_out_loss};
 pub use generate::{Sampling, generate};
 pub use optimizer::{Gradients, Optimizer, OptimizerConfig, global_norm};
-pub use parameters::{HostTensor, export, import};
+pub use parameters::{HostTensor, export, export_gradients, import};
 pub use sampler::{Batch, Sampler, SamplerState, validation_windows};
 pub use schedule::{Decay, Schedule, StepDown, WsdShape};
 pub use shards::{

@@ -90,6 +90,16 @@ pub fn import<M: Module>(module: M, tensors: BTreeMap<String, HostTensor>, sourc
     }
 }
 
+/// The gradient of every weight of `module` that has one in `gradients`, by the weight's name.
+pub fn export_gradients<M: Module>(module: &M, gradients: &mut Gradients) -> BTreeMap<String, HostTensor> {
+    let taken = take_gradients(module, gradients);
+    let with_shape = |(name, weight): (String, HostTensor)| {
+        let values = taken.get(&name)?.clone().into_data().try_into_vec().expect("gradients are f32");
+        Some((name, HostTensor { shape: weight.shape, values }))
+    };
+    export(module).into_iter().filter_map(with_shape).collect()
+}
+
 /// Takes the gradients of `module`'s weights out of `gradients`, flattened, by name.
 pub(crate) fn take_gradients<M: Module>(
     module: &M,
