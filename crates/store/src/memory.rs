@@ -176,12 +176,12 @@ fn claim(file: &File, bytes: u64) -> std::io::Result<()> {
 
 /// How many bytes of rows to ask for ahead of the row being read: enough to keep the memory system's queue of
 /// outstanding misses full, little enough to stay in the first-level cache until used.
-const AHEAD_BYTES: usize = 8 << 10;
+const AHEAD_BYTES: usize = 4 << 10;
 
 /// How many rows of `row_bytes` to prefetch ahead.
 #[inline]
 pub(crate) fn rows_ahead(row_bytes: usize) -> usize {
-    (AHEAD_BYTES / row_bytes.max(1)).clamp(2, 32)
+    (AHEAD_BYTES / row_bytes.max(1)).clamp(4, 16)
 }
 
 /// Asks the processor to fetch every cache line of `data[start..start + bytes]`. A hint: it reads nothing.

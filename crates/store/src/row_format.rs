@@ -174,17 +174,16 @@ impl RowFormat {
     pub(crate) fn decode_loop(self, work: impl DecodeLoop) {
         match self {
             Self::F32 => work.run(decode_f32),
-            Self::Bf16 => vectorized(|| work.run(decode_bf16)),
-            Self::F16 => vectorized(|| work.run(decode_f16)),
-            Self::Fp8E4m3 => vectorized(|| work.run(decode_fp8_e4m3)),
-            Self::Fp8E4m3OneScale(TableScale(scale)) => vectorized(|| {
-                work.run(
-                    #[inline(always)]
-                    |row, values| decode_e4m3(row, scale, values),
-                );
-            }),
-            Self::Int8 => vectorized(|| work.run(decode_int8_row)),
-            Self::Int4 => vectorized(|| work.run(decode_int4_row)),
+            Self::Bf16 => vectorized(work, decode_bf16),
+            Self::F16 => vectorized(work, decode_f16),
+            Self::Fp8E4m3 => vectorized(work, decode_fp8_e4m3),
+            Self::Fp8E4m3OneScale(TableScale(scale)) => vectorized(
+                work,
+                #[inline(always)]
+                |row, values| decode_e4m3(row, scale, values),
+            ),
+            Self::Int8 => vectorized(work, decode_int8_row),
+            Self::Int4 => vectorized(work, decode_int4_row),
         }
     }
 
@@ -295,9 +294,13 @@ impl DecodeLoop for Consecutive<'_> {
 }
 
 /// Runs `work` compiled for the best instruction set of this machine (AVX-512, AVX2 with FMA, NEON).
-fn vectorized(work: impl FnOnce()) {
+fn vectorized(work: impl DecodeLoop, decode: impl Fn(&[u8], &mut [f32])) {
     static ARCH: OnceLock<pulp::Arch> = OnceLock::new();
-    ARCH.get_or_init(pulp::Arch::new).dispatch(work);
+    // A loop that the compiler leaves outside as too large would be compiled for the oldest machine.
+    ARCH.get_or_init(pulp::Arch::new).dispatch(
+        #[inline(always)]
+        || work.run(decode),
+    );
 }
 
 #[inline(always)]
