@@ -19,7 +19,8 @@ use crate::table::Table;
 /// Measure how fast rows of a table come: a workload of random or real ids against a tier.
 ///
 /// A request is a batch of rows, decoded to f32, and its latency is what whoever waits for it would see. Requests
-/// follow each other, from one thread or from several.
+/// follow each other, from one thread or from several; large ones are also shared out within the program, to as many
+/// threads as RAYON_NUM_THREADS says.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram table bench layer1.table --tier ram --batch 4096
@@ -291,7 +292,8 @@ impl Report {
         row("rows", format!("{} of {} bytes: {size}", short(self.rows), self.bytes_per_row));
         row("tier", format!("{}{}", self.tier.name(), if self.cold { ", cold" } else { ", warm" }));
         row("a request", self.ids.clone());
-        row("requests", format!("{} from {} threads, {:.1} s", self.requests, self.threads, self.seconds));
+        let threads = if self.threads == 1 { "thread" } else { "threads" };
+        row("requests", format!("{} from {} {threads}, {:.1} s", self.requests, self.threads, self.seconds));
         row("latency, half within", microseconds(self.p50_us));
         row("95 % within", microseconds(self.p95_us));
         row("99 % within", microseconds(self.p99_us));

@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::Args;
 use engram_store::TableReader;
 use serde::Serialize;
@@ -50,10 +51,12 @@ impl Verify {
 
 fn verify(table: PathBuf) -> anyhow::Result<Verified> {
     let reader = TableReader::open(&table)?;
-    let (mut passage, mut read) = (None, 0);
+    let file = std::fs::metadata(&table).with_context(|| format!("cannot read {}", table.display()))?;
+    let mut passage = Passage::new("verifying", file.len(), 1);
+    let mut read = 0;
     reader.verify(&mut |at| {
         read = at.total;
-        passage.get_or_insert_with(|| Passage::new("verifying", at.total, 1)).show(at.done, at.total)
+        passage.show(at.done, at.total)
     })?;
     let (rows, content) = (reader.header().rows, reader.content().to_string());
     Ok(Verified { table, rows, bytes: read, content })
