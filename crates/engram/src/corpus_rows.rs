@@ -13,8 +13,8 @@ pub(crate) const WINDOWS: [u32; 5] = [64, 512, 4096, 32_768, 262_144];
 /// Tokens that are addressed at a time.
 pub(crate) const PIECE: usize = 8192;
 
-/// The two largest primes below 2³². The remainders of a hash by both tell it from every other: their product is
-/// nearly 2⁶⁴.
+/// The two largest primes below 2³². The remainders of a hash by both tell it from every other: their product
+/// is nearly 2⁶⁴.
 const TELLING_PRIMES: [u64; 2] = [4_294_967_291, 4_294_967_279];
 
 /// What became of the tokens added so far, which are one sequence.
@@ -46,7 +46,8 @@ pub(crate) struct TokenRows {
     orders: usize,
     /// `[time, order, head]`
     rows: Vec<u64>,
-    /// `[time, order, 2]`: the hash of the n-gram modulo either prime, with an offset for each order and prime.
+    /// `[time, order, 2]`: the hash of the n-gram modulo either prime, with an offset for each order and
+    /// prime.
     remainders: Vec<u64>,
 }
 
@@ -119,7 +120,8 @@ impl TokenRows {
         Ok(())
     }
 
-    /// For each of these tokens its n-gram's number, and its rows in the `heads` heads of order number `index`.
+    /// For each of these tokens its n-gram's number, and its rows in the `heads` heads of order number
+    /// `index`.
     pub(crate) fn of_order(&self, index: usize, heads: usize) -> impl Iterator<Item = (u64, &[u64])> {
         let first: u64 = TELLING_PRIMES.iter().sum::<u64>() * index as u64;
         let key = move |remainders: &[u64]| {
@@ -169,8 +171,8 @@ impl Sharers {
     }
 }
 
-/// The rows that the last of `tokens` reads in the first head of every order, `layer` being a memory layer's place.
-/// As many tokens as the longest n-gram has suffice.
+/// The rows that the last of `tokens` reads in the first head of every order, `layer` being a memory layer's
+/// place. As many tokens as the longest n-gram has suffice.
 pub(crate) fn first_rows(addressing: &Addressing, layer: usize, tokens: &[u32]) -> anyhow::Result<Vec<u64>> {
     let address: &LayerAddress = &addressing.layers()[layer];
     let mut rows = Vec::new();

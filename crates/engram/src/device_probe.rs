@@ -12,8 +12,8 @@ use crate::random::Random;
 /// Bytes of a read, and of what its place and its memory must be a multiple of.
 const PAGE: usize = 4096;
 
-/// Random reads of 4096 bytes a second over the file at `path`, from `depth` threads of one read each, measured for
-/// `time`. None where the file system does not read past its cache.
+/// Random reads of 4096 bytes a second over the file at `path`, from `depth` threads of one read each,
+/// measured for `time`. None where the file system does not read past its cache.
 pub(crate) fn random_reads(path: &Path, depth: usize, time: Duration) -> anyhow::Result<Option<f64>> {
     let Ok(file) = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path) else {
         return Ok(None);
@@ -51,8 +51,8 @@ pub(crate) fn bytes_read() -> Option<u64> {
     line.trim().parse().ok()
 }
 
-/// Asks the system to forget what it keeps of the file at `path` in memory; what is still to be written is flushed
-/// first. Whether it agreed.
+/// Asks the system to forget what it keeps of the file at `path` in memory; what is still to be written is
+/// flushed first. Whether it agreed.
 pub(crate) fn forget(path: &Path) -> anyhow::Result<bool> {
     let failed = || format!("cannot read {}", path.display());
     let file = File::open(path).with_context(failed)?;

@@ -20,8 +20,8 @@ impl Random {
         ((u128::from(self.next()) * u128::from(end)) >> 64) as u64
     }
 
-    /// One of `end` ids, used in proportion to their rank to the power −`exponent`: Zipf's law, for the rank taken as
-    /// continuous. Which id has which rank is scattered.
+    /// One of `end` ids, used in proportion to their rank to the power −`exponent`: Zipf's law, for the rank
+    /// taken as continuous. Which id has which rank is scattered.
     pub(crate) fn zipf(&mut self, end: u64, exponent: f64) -> u64 {
         let uniform = (self.next() >> 11) as f64 / 2f64.powi(53);
         let most = end as f64 + 1.0;

@@ -91,8 +91,9 @@ fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     }
 }
 
-/// What is reported while a table is written, read or checked. Whoever it is reported to says whether to go on:
-/// [`ControlFlow::Break`] ends the work with [`StoreError::Interrupted`], and what was being written is gone.
+/// What is reported while a table is written, read or checked. Whoever it is reported to says whether to go
+/// on: [`ControlFlow::Break`] ends the work with [`StoreError::Interrupted`], and what was being written is
+/// gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// How much is done: rows, or bytes where a whole file is checked.

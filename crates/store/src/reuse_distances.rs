@@ -5,14 +5,15 @@ use std::collections::HashMap;
 use crate::row_use::{MixBuilder, mix};
 
 /// Counts, for every lookup of a row, how many other rows were looked up since the last time: a cache that
-/// keeps the rows used last (LRU) has the row exactly if it holds more than that. One pass over the lookups thus
-/// gives the hit rate of a cache of any size.
+/// keeps the rows used last (LRU) has the row exactly if it holds more than that. One pass over the lookups
+/// thus gives the hit rate of a cache of any size.
 ///
-/// Exact counting is slow and takes memory for every distinct row, so that only the rows whose hashed id falls
-/// below a threshold are followed, and distances are scaled up (SHARDS, Waldspurger et al., FAST 2015). The share
-/// of lookups that this happens to leave out or take too many of is put right at distance 0, as its authors
-/// suggest: the rows that weigh most are those that are used all the time. A share of 1 is exact; below, caches of
-/// so few rows that the sample has hardly a hundred of them are told less well than larger ones.
+/// Exact counting is slow and takes memory for every distinct row, so that only the rows whose hashed id
+/// falls below a threshold are followed, and distances are scaled up (SHARDS, Waldspurger et al., FAST 2015).
+/// The share of lookups that this happens to leave out or take too many of is put right at distance 0, as its
+/// authors suggest: the rows that weigh most are those that are used all the time. A share of 1 is exact;
+/// below, caches of so few rows that the sample has hardly a hundred of them are told less well than larger
+/// ones.
 ///
 /// ```
 /// use engram_store::ReuseDistances;
@@ -224,7 +225,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_full_count_is_what_a_cache_does(ids in prop::collection::vec(0u64..50, 0..300), rows in 1usize..60) {
+        fn a_full_count_is_what_a_cache_does(
+            ids in prop::collection::vec(0u64..50, 0..300),
+            rows in 1usize..60,
+        ) {
             let mut distances = ReuseDistances::new(1.0);
             ids.chunks(7).for_each(|ids| distances.look_up(ids));
             let wanted = hits_of_a_list(&ids, rows) as f64 / ids.len().max(1) as f64;

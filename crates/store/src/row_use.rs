@@ -5,8 +5,8 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 /// How n-grams of one order are used, and which rows of its heads they fall on.
 ///
-/// The n-gram is told by a key: any number that is the same for the same n-gram, and, but for rare accidents, for
-/// no other. Memory: some 40 bytes per distinct n-gram, and two bits per row.
+/// The n-gram is told by a key: any number that is the same for the same n-gram, and, but for rare accidents,
+/// for no other. Memory: some 40 bytes per distinct n-gram, and two bits per row.
 #[derive(Debug)]
 pub struct RowUse {
     /// By key.
@@ -61,8 +61,8 @@ pub struct HeadUse {
 }
 
 impl RowUse {
-    /// No lookups yet. `heads` are the rows of each head, the first of which begins at row `first`. Windows of
-    /// so many lookups of the order are watched for repetitions.
+    /// No lookups yet. `heads` are the rows of each head, the first of which begins at row `first`. Windows
+    /// of so many lookups of the order are watched for repetitions.
     pub fn new(first: u64, heads: &[u64], windows: &[u32]) -> Self {
         let mut first = first;
         let head = |&rows: &u64| {
@@ -128,8 +128,8 @@ impl RowUse {
         self.heads.iter().map(head).collect()
     }
 
-    /// For every window size: the share of lookups that are the first of their n-gram in their window, windows
-    /// following each other. What is looked up together is fetched once.
+    /// For every window size: the share of lookups that are the first of their n-gram in their window,
+    /// windows following each other. What is looked up together is fetched once.
     pub fn windows(&self) -> impl Iterator<Item = (u32, f64)> + '_ {
         let lookups = f64::from(self.lookups.max(1));
         self.windows.iter().map(move |window| (window.size, window.distinct as f64 / lookups))

@@ -18,14 +18,14 @@ use crate::table::Table;
 
 /// Measure how fast rows of a table come: a workload of random or real ids against a tier.
 ///
-/// A request is a batch of rows, decoded to f32, and its latency is what whoever waits for it would see. Requests
-/// follow each other, from one thread or from several; large ones are also shared out within the program, to as many
-/// threads as RAYON_NUM_THREADS says.
+/// A request is a batch of rows, decoded to f32, and its latency is what whoever waits for it would see.
+/// Requests follow each other, from one thread or from several; large ones are also shared out within the
+/// program, to as many threads as RAYON_NUM_THREADS says.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram table bench layer1.table --tier ram --batch 4096
   engram table bench layer1.table --tier mapped --cold --zipf 1.0
-  engram table bench layer1.table --data data/valid --preset v41 --tokenizer tokenizer.json --tokens 1 --json")]
+  engram table bench layer1.table --data data/valid --preset v41 --tokenizer tokenizer.json --tokens 1")]
 pub(crate) struct Bench {
     /// Table file.
     table: PathBuf,

@@ -22,8 +22,8 @@ use crate::table::Table;
 #[command(after_help = "Examples:
   engram table convert layer1.table layer1.int8.table --format int8
   engram table convert layer1.table layer1.fp8.table --format fp8e4m3:auto --json
-  engram table convert runs/small/checkpoints/step-00001000/memory.layer1.table layer1.int4.table --format int4 \\
-    --model runs/small --data data/valid")]
+  engram table convert runs/small/checkpoints/step-00001000/memory.layer1.table layer1.int4.table \\
+    --format int4 --model runs/small --data data/valid")]
 pub(crate) struct Convert {
     /// Table file to read.
     #[arg(value_name = "TABLE")]

@@ -29,7 +29,8 @@ pub(crate) struct Create {
     /// Values per row, where no configuration says how many.
     #[arg(long, value_name = "N")]
     width: Option<usize>,
-    /// Layout of a row: f32, bf16, f16, fp8e4m3, int8, int4, or fp8e4m3:SCALE. If not given, the preset's, or f32.
+    /// Layout of a row: f32, bf16, f16, fp8e4m3, int8, int4, or fp8e4m3:SCALE. If not given, the preset's, or
+    /// f32.
     #[arg(long)]
     format: Option<RowFormat>,
     /// Standard deviation of the values; 0: zeros. If not given, the configuration's, or 0.

@@ -10,15 +10,16 @@ use crate::files::refuse_unwritable;
 use crate::interrupt;
 use crate::progress::Passage;
 
-/// Read a table out of a published model's safetensors files, byte for byte, in memory that does not depend on
-/// its size.
+/// Read a table out of a published model's safetensors files, byte for byte, in memory that does not depend
+/// on its size.
 ///
-/// DeepSeek-V4.1-Flash's and Qwen3.8-Flash-Next's tables are found by their names; others are named. Files that do
-/// not hold the table need not be there.
+/// DeepSeek-V4.1-Flash's and Qwen3.8-Flash-Next's tables are found by their names; others are named. Files
+/// that do not hold the table need not be there.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram table import DeepSeek-V4.1-Flash/ layer1.table --preset v41 --tokenizer tokenizer.json --layer 1
-  engram table import embeddings.safetensors layer0.table --weights embed.weight --identity $(printf %064d 7) --layer 0")]
+  engram table import embeddings.safetensors layer0.table --weights embed.weight \\
+    --identity $(printf %064d 7) --layer 0")]
 pub(crate) struct Import {
     /// A .safetensors file, an index of several, or their folder.
     #[arg(value_name = "CHECKPOINT")]

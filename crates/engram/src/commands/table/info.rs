@@ -12,7 +12,8 @@ use crate::table::Table;
 
 /// Show what a table file says about itself: rows, format, addressing, size, and the hash of all it holds.
 ///
-/// The header, the length and the list of checksums are checked, the rows are not read: see `engram table verify`.
+/// The header, the length and the list of checksums are checked, the rows are not read: see `engram table
+/// verify`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram table info layer1.table

@@ -40,8 +40,8 @@ impl OriginOptions {
         }
         let Some(loaded) = self.addressing.load_if_named()? else {
             return refuse(
-                "name the addressing of the rows: --config or --preset with a --tokenizer, a --checkpoint, or an \
-                 --identity with a --layer",
+                "name the addressing of the rows: --config or --preset with a --tokenizer, a --checkpoint, or \
+                 an --identity with a --layer",
             );
         };
         let (_, layer) = loaded.layer(self.layer)?;

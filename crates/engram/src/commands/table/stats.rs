@@ -22,17 +22,20 @@ use crate::number::{bytes, short};
 use crate::progress::Passage;
 use crate::table::Table;
 
-/// Show how a corpus uses the rows of a memory layer: reuse, collisions, hit rates of caches, and the hottest rows.
+/// Show how a corpus uses the rows of a memory layer: reuse, collisions, hit rates of caches, and the hottest
+/// rows.
 ///
-/// The tokens are taken as one sequence, in their order. Reuse and collisions are counted exactly. Hit rates are those
-/// of caches that keep the rows used last (LRU) and begin empty, all sizes at once, from a sample of the rows (SHARDS,
-/// Waldspurger et al., FAST 2015); `pinned` is a cache that holds the most used rows of this corpus from the start.
-/// Every memory layer reads as many rows, and uses them alike: a cache for two layers is twice as large.
+/// The tokens are taken as one sequence, in their order. Reuse and collisions are counted exactly. Hit rates
+/// are those of caches that keep the rows used last (LRU) and begin empty, all sizes at once, from a sample
+/// of the rows (SHARDS, Waldspurger et al., FAST 2015); `pinned` is a cache that holds the most used rows of
+/// this corpus from the start. Every memory layer reads as many rows, and uses them alike: a cache for two
+/// layers is twice as large. Some 60 bytes of memory are needed for every distinct n-gram.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram table stats data/train --preset v41 --tokenizer tokenizer.json --layer 1
   engram table stats data/train --checkpoint runs/small --svg hit-rates.svg
-  engram table stats --text corpus.jsonl.zst --config configs/quickstart-memory.toml --tokenizer tokenizer.json --json")]
+  engram table stats --text corpus.jsonl.zst --config configs/quickstart-memory.toml \\
+    --tokenizer tokenizer.json --json")]
 pub(crate) struct Stats {
     /// Prepared shards: one file, or the folder of one split.
     #[arg(required_unless_present = "text")]
@@ -51,7 +54,8 @@ pub(crate) struct Stats {
     /// Layout of a row, to tell a cache's bytes from its rows; if not given, the preset's, or f32.
     #[arg(long)]
     format: Option<RowFormat>,
-    /// Share of the rows that hit rates are found from; 1 is exact. If not given, enough for 16 million lookups.
+    /// Share of the rows that hit rates are found from; 1 is exact. If not given, enough for 16 million
+    /// lookups.
     #[arg(long, value_name = "SHARE")]
     sample: Option<f64>,
     /// Tokens that fill the caches before hits are counted, in steps of 8192.
@@ -404,7 +408,7 @@ impl Report {
         let _ = writeln!(text, "{}", self.rates());
         let _ = writeln!(
             text,
-            "hit rates from {:.3} of the rows, after {} tokens; {:.1} % of all lookups are the first of their row",
+            "hit rates from {:.3} of the rows, after {} tokens; {:.1} % of lookups are the first of a row",
             self.sample,
             short(self.warm_up),
             100.0 * self.first_lookups
@@ -548,8 +552,8 @@ fn hit_rates(study: &CorpusRows, used: u64, row_bytes: u64) -> Vec<HitRate> {
     (16..=last.max(17)).map(|power| at(1 << power)).collect()
 }
 
-/// The share of lookups that the most used rows serve, by their number. Rows with several n-grams count for each of
-/// them: the rate is a little low where rows are shared.
+/// The share of lookups that the most used rows serve, by their number. Rows with several n-grams count for
+/// each of them: the rate is a little low where rows are shared.
 fn pinned(study: &CorpusRows) -> impl Fn(u64) -> f64 {
     let mut counts: Vec<(u32, u64)> = Vec::new();
     for order in &study.orders {
