@@ -265,7 +265,7 @@ mod tests {
             (200_000f64.powf(uniform)) as u64
         };
         let ids: Vec<u64> = (0..2_000_000).map(row).collect();
-        let (mut full, mut sampled) = (ReuseDistances::new(1.0), ReuseDistances::new(1.0 / 32.0));
+        let (mut full, mut sampled) = (ReuseDistances::new(1.0), ReuseDistances::new(0.25));
         full.look_up(&ids);
         sampled.look_up(&ids);
         for rows in [1000, 10_000, 50_000, 150_000] {
