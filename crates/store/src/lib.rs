@@ -69,6 +69,7 @@ compile_error!(
 
 mod checkpoint;
 mod convert;
+mod direct_table;
 mod distinct_rows;
 mod error;
 mod file_stamp;
@@ -79,6 +80,7 @@ mod mapping;
 mod memory;
 mod new_file;
 mod published;
+mod read_queue;
 mod reuse_distances;
 mod row_format;
 mod row_init;
@@ -90,9 +92,12 @@ pub mod table_file;
 mod table_reader;
 mod table_writer;
 mod trainable_table;
+#[cfg(target_os = "linux")]
+mod uring;
 
 pub use checkpoint::Checkpoint;
 pub use convert::{Quality, QualityMeter, convert, save_rows, table_scale};
+pub use direct_table::{DirectOptions, DirectTable, QueueKind, ReadPath};
 pub use distinct_rows::DistinctRows;
 pub use error::{Result, StoreError};
 pub use memory::Storage;

@@ -1,0 +1,207 @@
+//! Reads through io_uring: a queue shared with the kernel, so that a whole batch of reads costs a few system
+//! calls, and memory and file that the kernel knows beforehand.
+
+use std::fs::File;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use io_uring::types::{Fd, Fixed, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+use memmap2::MmapMut;
+
+use crate::read_queue::{Failed, Span};
+
+/// A ring and the buffers that its reads go to.
+pub(crate) struct Uring {
+    ring: IoUring,
+    /// Open as long as the kernel may read from it.
+    file: Arc<File>,
+    /// `depth` buffers one after another. Freed only when nothing is in flight: see `drop`.
+    buffers: ManuallyDrop<MmapMut>,
+    buffer_bytes: usize,
+    free: Vec<u32>,
+    /// The span that each buffer is being filled from.
+    spans: Vec<usize>,
+    in_flight: usize,
+    /// Whether the kernel took buffers and file beforehand, which a limit on locked memory can forbid.
+    registered: bool,
+}
+
+impl Uring {
+    pub(crate) fn new(file: Arc<File>, depth: usize, buffer_bytes: usize) -> io::Result<Self> {
+        let depth = u32::try_from(depth).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        // Without interrupts from the kernel for every completion, where it is new enough to do without.
+        let ring = IoUring::builder()
+            .setup_coop_taskrun()
+            .build(depth)
+            .or_else(|_| IoUring::builder().build(depth))?;
+        if !ring.params().is_feature_ext_arg() {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "this kernel's io_uring has no time limits",
+            ));
+        }
+        let mut buffers = MmapMut::map_anon(depth as usize * buffer_bytes)?;
+        let whole = libc::iovec { iov_base: buffers.as_mut_ptr().cast(), iov_len: buffers.len() };
+        // SAFETY: the memory stays mapped while the ring exists: dropping takes the ring first, or leaks it.
+        let registered = unsafe { ring.submitter().register_buffers(&[whole]) }.is_ok()
+            && ring.submitter().register_files(&[file.as_raw_fd()]).is_ok();
+        Ok(Self {
+            ring,
+            file,
+            buffers: ManuallyDrop::new(buffers),
+            buffer_bytes,
+            free: (0..depth).rev().collect(),
+            spans: vec![0; depth as usize],
+            in_flight: 0,
+            registered,
+        })
+    }
+
+    pub(crate) fn is_registered(&self) -> bool {
+        self.registered
+    }
+
+    pub(crate) fn read_all(
+        &mut self,
+        spans: &[Span],
+        limit: Duration,
+        each: &mut dyn FnMut(usize, &[u8]),
+    ) -> Result<(), Failed> {
+        let mut waiting = 0..spans.len();
+        let mut again = Vec::new();
+        let mut result = Ok(());
+        loop {
+            while result.is_ok()
+                && !self.free.is_empty()
+                && let Some(number) = again.pop().or_else(|| waiting.next())
+            {
+                self.push(number, spans[number]);
+            }
+            if self.in_flight == 0 {
+                return result;
+            }
+            if let Err(source) = self.wait(limit) {
+                let oldest = (0..self.spans.len() as u32).find(|slot| !self.free.contains(slot));
+                let span = oldest.map_or(0, |slot| self.spans[slot as usize]);
+                return result.and(Err(Failed { span, source }));
+            }
+            while let Some((number, slot, read)) = self.completed() {
+                match read {
+                    Ok(bytes) if bytes == spans[number].bytes => {
+                        if result.is_ok() {
+                            each(number, self.filled(slot, bytes));
+                        }
+                    }
+                    Ok(_) => {
+                        let source = io::ErrorKind::UnexpectedEof.into();
+                        result = result.and(Err(Failed { span: number, source }));
+                    }
+                    Err(busy)
+                        if matches!(busy.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) =>
+                    {
+                        again.push(number);
+                    }
+                    Err(source) => result = result.and(Err(Failed { span: number, source })),
+                }
+                self.free.push(slot);
+            }
+        }
+    }
+
+    /// Queues the read of a span into a free buffer, of which there must be one.
+    fn push(&mut self, number: usize, span: Span) {
+        let slot = self.free.pop().expect("a free buffer, as the caller has seen");
+        assert!(span.bytes <= self.buffer_bytes, "a span that fits a buffer");
+        self.spans[slot as usize] = number;
+        let entry = self.entry(slot, span);
+        // SAFETY: the buffer is inside the mapping, which outlives the read, and nobody looks at it before the
+        // read's completion; the file is open as long.
+        // The queue has an entry per buffer, so that there is room.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        pushed.expect("as many entries as buffers");
+        self.in_flight += 1;
+    }
+
+    fn entry(&self, slot: u32, span: Span) -> squeue::Entry {
+        let (buffer, bytes) = (self.buffer(slot).cast_mut(), span.bytes as u32);
+        let entry = if self.registered {
+            opcode::ReadFixed::new(Fixed(0), buffer, bytes, 0).offset(span.offset).build()
+        } else {
+            opcode::Read::new(Fd(self.file.as_raw_fd()), buffer, bytes).offset(span.offset).build()
+        };
+        entry.user_data(u64::from(slot))
+    }
+
+    fn buffer(&self, slot: u32) -> *const u8 {
+        self.buffers.as_ptr().wrapping_add(slot as usize * self.buffer_bytes)
+    }
+
+    /// A buffer whose read is complete.
+    fn filled(&self, slot: u32, bytes: usize) -> &[u8] {
+        debug_assert!(bytes <= self.buffer_bytes);
+        // SAFETY: inside the mapping; the kernel has finished writing to it, and starts again only through
+        // `push`, which needs `&mut self`.
+        unsafe { std::slice::from_raw_parts(self.buffer(slot), bytes) }
+    }
+
+    /// Submits what is queued and waits for a completion, at most `limit`.
+    fn wait(&mut self, limit: Duration) -> io::Result<()> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = Timespec::from(deadline.saturating_duration_since(Instant::now()));
+            let waited = self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&left));
+            if !self.ring.completion().is_empty() {
+                return Ok(());
+            }
+            match waited.map_err(|error| error.raw_os_error()) {
+                Ok(_) | Err(Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) if Instant::now() < deadline => {}
+                Ok(_) | Err(Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                Err(code) => {
+                    return Err(code.map_or(io::ErrorKind::Other.into(), io::Error::from_raw_os_error));
+                }
+            }
+        }
+    }
+
+    /// The next completion: span, buffer, and the bytes read. The buffer is not free until its bytes were used.
+    fn completed(&mut self) -> Option<(usize, u32, io::Result<usize>)> {
+        let done: cqueue::Entry = self.ring.completion().next()?;
+        self.in_flight -= 1;
+        let slot = done.user_data() as u32;
+        let read = usize::try_from(done.result()).map_err(|_| io::Error::from_raw_os_error(-done.result()));
+        Some((self.spans[slot as usize], slot, read))
+    }
+
+    /// Whether reads that were given up on are still under way.
+    pub(crate) fn is_stuck(&mut self) -> bool {
+        while let Some((_, slot, _)) = self.completed() {
+            self.free.push(slot);
+        }
+        self.in_flight > 0
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        // What the kernel may still write to must stay what it is: a few megabytes are lost when a disk hangs.
+        if !self.is_stuck() {
+            // SAFETY: nothing is in flight, and the field is not used again.
+            unsafe { ManuallyDrop::drop(&mut self.buffers) };
+        }
+    }
+}
+
+impl std::fmt::Debug for Uring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Uring")
+            .field("depth", &self.spans.len())
+            .field("in_flight", &self.in_flight)
+            .finish_non_exhaustive()
+    }
+}
