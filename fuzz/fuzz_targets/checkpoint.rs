@@ -4,6 +4,7 @@
 //! Input: a byte of what to do, then JSON texts, each ended by a zero byte; what is left becomes tensors.
 #![no_main]
 
+use std::ops::ControlFlow;
 use engram_fuzz::{file, folder, origin, take};
 use engram_store::{Checkpoint, RowFormat, TableReader, TableTensors, export, import};
 use libfuzzer_sys::fuzz_target;
@@ -49,17 +50,17 @@ fn round_trip(mut checkpoint: Checkpoint, layer: u64) {
     assert!(checkpoint.names().all(|name| checkpoint.contains(name)));
     let Ok(tensors) = TableTensors::find(&checkpoint, layer) else { return };
     let path = folder().join("imported");
-    let Ok(content) = import(&mut checkpoint, &tensors, origin(), &path, &mut |_| ()) else { return };
+    let Ok(content) = import(&mut checkpoint, &tensors, origin(), &path, &mut |_| ControlFlow::Continue(())) else { return };
     let reader = TableReader::open(&path).expect("just imported");
-    reader.verify(&mut |_| ()).expect("just imported");
+    reader.verify(&mut |_| ControlFlow::Continue(())).expect("just imported");
     assert_eq!(reader.content(), content);
 
     let out = folder().join("exported.safetensors");
-    match export(&path, &tensors, &out, u64::MAX, &mut |_| ()) {
+    match export(&path, &tensors, &out, u64::MAX, &mut |_| ControlFlow::Continue(())) {
         Ok(()) => {
             let mut checkpoint = Checkpoint::open(&out).expect("just exported");
             let again = folder().join("again");
-            let same = import(&mut checkpoint, &tensors, origin(), &again, &mut |_| ());
+            let same = import(&mut checkpoint, &tensors, origin(), &again, &mut |_| ControlFlow::Continue(()));
             assert_eq!(same.expect("just exported"), content);
         }
         // Rows that were split unevenly, or several times the same, cannot be split again in the same way.

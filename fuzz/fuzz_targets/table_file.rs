@@ -3,6 +3,7 @@
 //! Input: a byte of what to do to the file, two bytes where, the header's first 160 bytes, and rows.
 #![no_main]
 
+use std::ops::ControlFlow;
 use engram_fuzz::{PAGE, file, folder, seal, sealed_table, take};
 use engram_store::{RowSource, Storage, Table, TableHeader, TableReader, TrainableTable};
 use libfuzzer_sys::fuzz_target;
@@ -47,7 +48,7 @@ fn as_it_is(bytes: &[u8]) {
 
 fn refused(bytes: &[u8]) {
     let path = file("table", bytes);
-    let read = TableReader::open(&path).and_then(|reader| reader.verify(&mut |_| ()));
+    let read = TableReader::open(&path).and_then(|reader| reader.verify(&mut |_| ControlFlow::Continue(())));
     assert!(read.is_err(), "a changed file passed");
     if let Ok(header) = TableHeader::read(&path) {
         let rows = Table::read(&path, &header.origin, &Storage::Ram);
@@ -71,7 +72,7 @@ fn any(bytes: &[u8]) {
         }
     };
     let mut reader = TableReader::open(&path).expect("as its header");
-    reader.verify(&mut |_| ()).expect("all checksums are right");
+    reader.verify(&mut |_| ControlFlow::Continue(())).expect("all checksums are right");
     let table = Table::read(&path, &header.origin, &Storage::Ram).expect("all checksums are right");
     let checked = Table::open_checked(&path, &header.origin).expect("as its header");
     let row_bytes = header.format.bytes_per_row(header.width);

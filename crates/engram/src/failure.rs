@@ -45,6 +45,9 @@ pub(crate) fn status(error: &anyhow::Error) -> u8 {
         if let Some(error) = cause.downcast_ref::<DataError>() {
             return of_data(error);
         }
+        if let Some(error) = cause.downcast_ref::<StoreError>() {
+            return of_store(error);
+        }
         if let Some(error) = cause.downcast_ref::<engram_train::Error>() {
             return of_training(error);
         }
@@ -59,8 +62,16 @@ fn of_training(error: &engram_train::Error) -> u8 {
         Error::Diverged { .. } => 1,
         Error::File { source, .. } => of_input(names_no_input(source)),
         Error::Data(error) => of_data(error),
-        Error::Store(StoreError::Io { source, .. }) => of_input(names_no_input(source)),
-        Error::Store(StoreError::Memory { .. }) => 1,
+        Error::Store(error) => of_store(error),
+        _ => 2,
+    }
+}
+
+fn of_store(error: &StoreError) -> u8 {
+    match error {
+        StoreError::Interrupted => 130,
+        StoreError::Io { source, .. } => of_input(names_no_input(source)),
+        StoreError::Memory { .. } | StoreError::LostMemory { .. } => 1,
         _ => 2,
     }
 }
@@ -107,6 +118,7 @@ mod tests {
         assert_eq!(status(&refuse::<()>("no such layer").unwrap_err()), 2);
         assert_eq!(status(&refuse::<()>("no such layer").context("while looking").unwrap_err()), 2);
         assert_eq!(status(&Interrupted(String::new()).into()), 130);
+        assert_eq!(status(&StoreError::Interrupted.into()), 130);
         let closed = || Err::<(), _>(io::Error::from(io::ErrorKind::BrokenPipe));
         assert_eq!(status(&closed().context("writing").unwrap_err()), 0);
         let full = || Err::<(), _>(io::Error::from(io::ErrorKind::StorageFull));

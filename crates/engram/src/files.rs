@@ -7,6 +7,8 @@ use std::path::Path;
 
 use anyhow::Context;
 
+use crate::failure::refuse;
+
 /// Writes `text` under another name beside `path`, then gives it its own.
 pub(crate) fn write_file(path: &Path, text: &str) -> anyhow::Result<()> {
     write(path, text).with_context(|| format!("cannot write {}", path.display()))
@@ -25,6 +27,20 @@ fn write(path: &Path, text: &str) -> std::io::Result<()> {
     file.write_all(text.as_bytes())?;
     file.as_file().sync_all()?;
     file.persist(path).map(|_| ()).map_err(|error| error.error)
+}
+
+/// Refuses an output that exists, or whose folder does not, before work is done for it.
+pub(crate) fn refuse_unwritable(out: &Path) -> anyhow::Result<()> {
+    if out.symlink_metadata().is_ok() {
+        return refuse(format!("{} already exists; remove it or choose another name", out.display()));
+    }
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
+    match folder {
+        Some(folder) if !folder.is_dir() => {
+            refuse(format!("{}: there is no folder {}; make it first", out.display(), folder.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

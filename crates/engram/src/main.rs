@@ -4,17 +4,21 @@
 //! errors to standard error.
 
 mod commands;
+mod corpus_rows;
 mod device;
+mod device_probe;
 mod failure;
 mod files;
 mod gate_map;
 mod gate_page;
 mod gate_text;
+mod hit_rate_chart;
 mod interrupt;
 mod loss_chart;
 mod metrics;
 mod number;
 mod progress;
+mod random;
 mod run;
 mod table;
 mod text_stream;

@@ -25,6 +25,17 @@ fn three_digits(value: f64) -> String {
     format!("{value:.digits$}")
 }
 
+/// Bytes in the largest binary unit that they fill: `1.50 GiB`, `264 B`.
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [(u32, &str); 4] = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+    let value = |bits: u32| count as f64 / (1u64 << bits) as f64;
+    // A value that three digits would round up to the next unit belongs to it.
+    match UNITS.iter().find(|(bits, _)| value(*bits) >= 0.9995) {
+        Some((bits, unit)) => format!("{} {unit}", three_digits(value(*bits))),
+        None => format!("{count} B"),
+    }
+}
+
 /// Hours, minutes and seconds, as many as matter: `2h 05m`, `3m 09s`, `12s`.
 pub(crate) fn duration(duration: Duration) -> String {
     let seconds = duration.as_secs_f64().round() as u64;
@@ -54,6 +65,21 @@ mod tests {
         ];
         for (count, text) in cases {
             assert_eq!(short(count), text);
+        }
+    }
+
+    #[test]
+    fn bytes_in_binary_units() {
+        let cases = [
+            (264, "264 B"),
+            (1 << 10, "1.00 KiB"),
+            (1023 << 20, "1023 MiB"),
+            ((1 << 30) - 1, "1.00 GiB"),
+            (8 << 30, "8.00 GiB"),
+            (202_754_031_624, "189 GiB"),
+        ];
+        for (count, text) in cases {
+            assert_eq!(bytes(count), text);
         }
     }
 

@@ -1,9 +1,14 @@
 //! Progress on standard error: a bar on a terminal, now and then a line elsewhere.
 
 use std::io::IsTerminal;
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use engram_train::Pace;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::interrupt;
+use crate::number::{bytes, duration, short};
 
 /// Time between lines where there is no terminal.
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
@@ -50,6 +55,70 @@ impl Progress {
             Some(bar) => bar.suspend(|| eprintln!("{text}")),
             None => eprintln!("{text}"),
         }
+    }
+}
+
+/// A job that goes through data: how far it has come, how fast it is, and how long it will take.
+#[derive(Debug)]
+pub(crate) struct Passage {
+    name: &'static str,
+    progress: Progress,
+    pace: Pace,
+    begun: Instant,
+    unit: Unit,
+}
+
+/// What progress is reported in.
+#[derive(Debug, Clone, Copy)]
+enum Unit {
+    /// So many bytes each.
+    Bytes(u64),
+    Tokens,
+}
+
+impl Unit {
+    fn amount(self, count: u64) -> String {
+        match self {
+            Self::Bytes(each) => bytes(count * each),
+            Self::Tokens => short(count),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bytes(_) => "",
+            Self::Tokens => " tokens",
+        }
+    }
+}
+
+impl Passage {
+    /// A job called `name` over `total` units of `bytes` bytes each.
+    pub(crate) fn new(name: &'static str, total: u64, bytes: u64) -> Self {
+        Self::of(name, total, Unit::Bytes(bytes))
+    }
+
+    /// A job called `name` over `total` tokens.
+    pub(crate) fn of_tokens(name: &'static str, total: u64) -> Self {
+        Self::of(name, total, Unit::Tokens)
+    }
+
+    fn of(name: &'static str, total: u64, unit: Unit) -> Self {
+        Self { name, progress: Progress::new(total), pace: Pace::new(0), begun: Instant::now(), unit }
+    }
+
+    /// Shows that `done` units of `total` are done; whether to go on.
+    pub(crate) fn show(&mut self, done: u64, total: u64) -> ControlFlow<()> {
+        let &mut Self { name, ref pace, begun, unit, .. } = self;
+        self.progress.show(done, || {
+            let speed = done as f64 / begun.elapsed().as_secs_f64().max(1e-9);
+            let speed = unit.amount(speed as u64);
+            let left =
+                pace.left(done, total).map_or(String::new(), |left| format!(", {} left", duration(left)));
+            let of = format!("{} of {}{}", unit.amount(done), unit.amount(total), unit.name());
+            format!("{name}: {of}, {speed}/s{left}")
+        });
+        interrupt::flow()
     }
 }
 

@@ -8,6 +8,7 @@
 //!
 //! Loads a table of a million rows of 264 bytes (fp8, 256 values) and reads random rows of it.
 
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use engram_address::AddressIdentity;
@@ -27,7 +28,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let fill = |id: u64, row: &mut [f32]| row.fill(id as f32);
     Table::from_fn(ROWS, WIDTH, RowFormat::Fp8E4m3, origin, &Storage::Ram, fill)?.save(&path)?;
     let begun = Instant::now();
-    let table = RedisTable::load(&path, &[&node], limit, &mut |_| ())?;
+    let table = RedisTable::load(&path, &[&node], limit, &mut |_| ControlFlow::Continue(()))?;
     println!("loaded in {:.1} s", begun.elapsed().as_secs_f64());
     println!("{:>6} {:>8} {:>12} {:>10} {:>10}", "batch", "threads", "rows/s", "p50 ms", "p99 ms");
     for threads in [1, 4] {

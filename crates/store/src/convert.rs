@@ -1,12 +1,13 @@
 //! Tables from one row format to another, and what it costs in precision.
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use rayon::prelude::*;
 
 use crate::error::Result;
-use crate::new_file::Progress;
+use crate::new_file::{Progress, go_on};
 use crate::row_format::{RowFormat, TableScale};
 use crate::row_source::RowSource;
 use crate::table_file::TableOrigin;
@@ -24,7 +25,7 @@ pub fn convert(
     source: impl AsRef<Path>,
     target: impl AsRef<Path>,
     format: RowFormat,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Quality> {
     let mut source = TableReader::open(source)?;
     let header = source.header().clone();
@@ -40,7 +41,7 @@ pub fn convert(
         } else {
             push_measured(&mut target, first, &values, &mut kept, &mut meter)?;
         }
-        progress(Progress { done: target.rows_written(), total: header.rows });
+        go_on(progress, Progress { done: target.rows_written(), total: header.rows })?;
     }
     target.finish()?;
     Ok(meter.quality())
@@ -56,7 +57,7 @@ pub fn save_rows(
     origin: TableOrigin,
     target: impl AsRef<Path>,
     format: RowFormat,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Quality> {
     let (rows, width) = (source.rows(), source.width());
     let mut meter = QualityMeter::new(width);
@@ -69,7 +70,7 @@ pub fn save_rows(
         values.resize(ids.len() * width, 0.0);
         source.gather(&ids, &mut values)?;
         push_measured(&mut target, first, &values, &mut kept, &mut meter)?;
-        progress(Progress { done: target.rows_written(), total: rows });
+        go_on(progress, Progress { done: target.rows_written(), total: rows })?;
     }
     target.finish()?;
     Ok(meter.quality())
@@ -80,14 +81,17 @@ pub fn save_rows(
 ///
 /// # Errors
 /// If `source` cannot be read, is no table or is damaged.
-pub fn table_scale(source: impl AsRef<Path>, progress: &mut dyn FnMut(Progress)) -> Result<TableScale> {
+pub fn table_scale(
+    source: impl AsRef<Path>,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<TableScale> {
     let mut source = TableReader::open(source)?;
     let (total, width) = (source.header().rows, source.header().width);
     let (mut values, mut largest) = (Vec::new(), 0f32);
     while let Some(first) = source.next_values(&mut values)? {
         let magnitudes = values.par_iter().map(|value| value.abs()).filter(|value| value.is_finite());
         largest = largest.max(magnitudes.reduce(|| 0.0, f32::max));
-        progress(Progress { done: first + (values.len() / width) as u64, total });
+        go_on(progress, Progress { done: first + (values.len() / width) as u64, total })?;
     }
     Ok(TableScale::for_largest(largest))
 }

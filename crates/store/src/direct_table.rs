@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -245,7 +245,7 @@ impl DirectTable {
     ///
     /// # Errors
     /// If a block differs (named with its offset), or the file cannot be read.
-    pub fn verify(&self, progress: &mut dyn FnMut(Progress)) -> Result<()> {
+    pub fn verify(&self, progress: &mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<()> {
         self.file.verify(progress)
     }
 

@@ -232,6 +232,10 @@ pub enum StoreError {
         problem: String,
     },
 
+    /// Whoever was told of the progress asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+
     /// The table's rows were placed by another addressing, or belong to another layer.
     #[error(
         "{}: holds rows of {found}, but {expected} is needed; use the table that was made with this \

@@ -25,6 +25,7 @@
 //!   [`convert`] from one format to another with a report of its [`Quality`]; [`import`] and [`export`]
 //!   between table files and the safetensors files of published models.
 //! * [`Overlay`]: a small file of changed rows for a table that is only read; [`Overlaid`] stacks them.
+//! * [`RowUse`] and [`ReuseDistances`]: how a corpus uses a table, and how often a cache would have the row.
 //!
 //! ```
 //! use engram_address::AddressIdentity;
@@ -91,10 +92,12 @@ mod read_queue;
 mod redis_cluster;
 #[cfg(feature = "redis")]
 mod redis_table;
+mod reuse_distances;
 mod row_format;
 mod row_init;
 mod row_optimizer;
 mod row_source;
+mod row_use;
 mod table;
 pub mod table_file;
 mod table_reader;
@@ -116,10 +119,12 @@ pub use prefetch::{FetchedRows, PrefetchOptions, Prefetcher, Ticket};
 pub use published::{TableTensors, export, import};
 #[cfg(feature = "redis")]
 pub use redis_table::RedisTable;
+pub use reuse_distances::ReuseDistances;
 pub use row_format::{RowFormat, TableScale, VALUES_PER_SCALE};
 pub use row_init::RowInit;
 pub use row_optimizer::RowOptimizer;
 pub use row_source::RowSource;
+pub use row_use::{HeadUse, NGramUse, RowUse, expected_colliding, expected_used};
 pub use table::Table;
 pub use table_file::{ContentHash, TableHeader, TableOrigin};
 pub use table_reader::TableReader;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
@@ -90,11 +91,21 @@ fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     }
 }
 
-/// What is reported while a table is written, read or checked.
+/// What is reported while a table is written, read or checked. Whoever it is reported to says whether to go
+/// on: [`ControlFlow::Break`] ends the work with [`StoreError::Interrupted`], and what was being written is
+/// gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// How much is done: rows, or bytes where a whole file is checked.
     pub done: u64,
     /// How much there is to do.
     pub total: u64,
+}
+
+/// Reports progress, and fails if that is answered with a wish to stop.
+pub(crate) fn go_on(progress: &mut dyn FnMut(Progress) -> ControlFlow<()>, reached: Progress) -> Result<()> {
+    match progress(reached) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(StoreError::Interrupted),
+    }
 }

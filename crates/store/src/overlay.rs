@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Result, StoreError, check_length, check_rows};
-use crate::new_file::{NewFile, Progress, read_exact_at};
+use crate::new_file::{NewFile, Progress, go_on, read_exact_at};
 use crate::row_format::RowFormat;
 use crate::row_source::{RowSource, check_gather, check_read};
 use crate::table_file::{ContentHash, HEADER_BYTES, HEADER_HASHED, TableHeader, TableOrigin, field};
@@ -284,7 +285,7 @@ impl OverlayWriter {
 /// # let (path, edits) = (folder.path().join("table"), folder.path().join("edits"));
 /// # let origin = TableOrigin { identity: AddressIdentity::from_bytes([7; 32]), layer: 1 };
 /// # let mut writer = TableWriter::create(&path, 1000, 4, RowFormat::Bf16, origin)?;
-/// # writer.fill(|id, row| row.fill(id as f32), &mut |_| ())?;
+/// # writer.fill(|id, row| row.fill(id as f32), &mut |_| std::ops::ControlFlow::Continue(()))?;
 /// # writer.finish()?;
 /// let file = TableReader::open_for(&path, &origin)?;
 /// let mut table = Overlaid::new(Table::open(&path, &origin)?, file.header(), file.content())?;
@@ -388,7 +389,7 @@ impl<S: RowSource> Overlaid<S> {
     pub fn flatten(
         &self,
         target: impl AsRef<Path>,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<ContentHash> {
         let TableHeader { rows: total, width, format, origin, .. } = self.header;
         let mut target = TableWriter::create(target, total, width, format, origin)?;
@@ -400,7 +401,7 @@ impl<S: RowSource> Overlaid<S> {
             stored.resize(ids.len() * self.bytes_per_row(), 0);
             self.read(&ids, &mut stored)?;
             target.push_encoded(&stored)?;
-            progress(Progress { done: target.rows_written(), total });
+            go_on(progress, Progress { done: target.rows_written(), total })?;
         }
         target.finish()
     }

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use safetensors::Dtype;
@@ -10,7 +11,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use crate::checkpoint::{Checkpoint, INDEX_NAME, Tensor};
 use crate::error::{Result, StoreError};
 use crate::float16::{bf16_to_f32, f16_to_f32, f32_to_bf16};
-use crate::new_file::{NewFile, Progress};
+use crate::new_file::{NewFile, Progress, go_on};
 use crate::row_format::{RowFormat, TableScale, VALUES_PER_SCALE};
 use crate::table_file::{ContentHash, TableHeader, TableOrigin};
 use crate::table_reader::TableReader;
@@ -80,6 +81,17 @@ impl TableTensors {
     }
 }
 
+impl TableTensors {
+    /// What a table of these tensors would say about itself; `origin` is taken as it is.
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape or type than its table needs, or its file is malformed.
+    pub fn header(&self, checkpoint: &mut Checkpoint, origin: TableOrigin) -> Result<TableHeader> {
+        let Found { format, rows, width, .. } = Found::in_checkpoint(checkpoint, self)?;
+        Ok(TableHeader { rows, width, format, origin, training: None })
+    }
+}
+
 /// Bytes of rows that are moved at a time.
 const BYTES_AT_A_TIME: u64 = 4 << 20;
 
@@ -96,7 +108,7 @@ pub fn import(
     tensors: &TableTensors,
     origin: TableOrigin,
     target: impl AsRef<Path>,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<ContentHash> {
     let Found { weights, scales, format, rows: total, width } = Found::in_checkpoint(checkpoint, tensors)?;
     let mut target = TableWriter::create(target, total, width, format, origin)?;
@@ -122,7 +134,7 @@ pub fn import(
             } else {
                 target.push_encoded(&codes)?;
             }
-            progress(Progress { done: target.rows_written(), total });
+            go_on(progress, Progress { done: target.rows_written(), total })?;
         }
     }
     target.finish()
@@ -233,7 +245,7 @@ pub fn export(
     tensors: &TableTensors,
     target: impl AsRef<Path>,
     file_bytes: u64,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<()> {
     let (mut source, target) = (TableReader::open(source)?, target.as_ref());
     let header = source.header().clone();
@@ -267,7 +279,7 @@ pub fn export(
             }
             (first, rows) = (first + count, later);
         }
-        progress(Progress { done: first, total: header.rows });
+        go_on(progress, Progress { done: first, total: header.rows })?;
     }
     if let (RowFormat::Fp8E4m3OneScale(scale), Some(name)) = (format, &tensors.scale) {
         let bytes = scale.get().to_le_bytes();

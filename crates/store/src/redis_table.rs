@@ -10,7 +10,7 @@
 //! of 264 bytes alone would be a third of the memory. A row is read by `GETRANGE`. Rows of another table cannot be
 //! meant, as their keys have another name; that the bytes are this row's is what the checksum says.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use redis::Value;
 
 use crate::distinct_rows::DistinctRows;
 use crate::error::{Result, StoreError};
-use crate::new_file::Progress;
+use crate::new_file::{Progress, go_on};
 use crate::redis_cluster::{Batch, Cluster, Node, slot};
 use crate::row_format::RowFormat;
 use crate::row_source::{RowSource, check_read};
@@ -85,7 +85,7 @@ impl RedisTable {
         path: impl AsRef<Path>,
         nodes: &[&str],
         limit: Duration,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Self> {
         let cluster = Cluster::open(nodes, limit)?;
         let mut file = TableReader::open(path)?;
@@ -110,7 +110,7 @@ impl RedisTable {
             values.first += values.values.len() as u64;
             values.values.clear();
             values.values.extend(growing);
-            progress(Progress { done, total });
+            go_on(progress, Progress { done, total })?;
         }
         table.announce(&file.header_bytes())?;
         Ok(table)

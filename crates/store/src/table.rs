@@ -1,5 +1,6 @@
 //! Tables of rows, and gathering from them.
 
+use std::ops::ControlFlow::Continue;
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -117,7 +118,7 @@ impl Table {
     /// # Errors
     /// If a block differs (named with its offset), or the file cannot be read.
     pub fn verify(&self) -> Result<()> {
-        self.file.as_ref().map_or(Ok(()), |file| file.verify(&mut |_| ()))
+        self.file.as_ref().map_or(Ok(()), |file| file.verify(&mut |_| Continue(())))
     }
 
     /// Checks the blocks of rows (all inside the table) that are looked up for the first time, if asked to.

@@ -19,6 +19,7 @@
 
 use std::fmt;
 use std::fs::File;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use engram_address::AddressIdentity;
@@ -26,7 +27,7 @@ use rayon::prelude::*;
 
 use crate::error::{Result, StoreError};
 use crate::file_stamp::FileStamp;
-use crate::new_file::{Progress, read_exact_at};
+use crate::new_file::{Progress, go_on, read_exact_at};
 use crate::row_format::RowFormat;
 use crate::row_optimizer::RowOptimizer;
 
@@ -352,7 +353,7 @@ impl TableFile {
     }
 
     /// Reads everything from several threads, checking every block and keeping nothing.
-    pub(crate) fn verify(&self, progress: &mut dyn FnMut(Progress)) -> Result<()> {
+    pub(crate) fn verify(&self, progress: &mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<()> {
         /// Blocks between reports of progress.
         const BLOCKS_AT_A_TIME: u64 = 64;
         let total = self.sections.iter().map(|section| section.bytes).sum();
@@ -365,7 +366,7 @@ impl TableFile {
                     .try_for_each_init(Vec::new, |buffer, i| self.check_block(section, i, buffer))?;
                 let bytes = section.bytes.min(end * BLOCK_BYTES) - first * BLOCK_BYTES;
                 done += bytes;
-                progress(Progress { done, total });
+                go_on(progress, Progress { done, total })?;
             }
         }
         Ok(())

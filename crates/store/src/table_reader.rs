@@ -1,5 +1,6 @@
 //! Reading a table file from its first row to its last.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -75,7 +76,7 @@ impl TableReader {
     ///
     /// # Errors
     /// If a block differs (named with its offset and its rows), or the file cannot be read.
-    pub fn verify(&self, progress: &mut dyn FnMut(Progress)) -> Result<()> {
+    pub fn verify(&self, progress: &mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<()> {
         self.file.verify(progress)
     }
 

@@ -1,11 +1,12 @@
 //! Writing a table file as a stream of rows.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use rayon::prelude::*;
 
 use crate::error::{Result, StoreError, check_length};
-use crate::new_file::{NewFile, Progress};
+use crate::new_file::{NewFile, Progress, go_on};
 use crate::row_format::RowFormat;
 use crate::table_file::{
     BLOCK_BYTES, ContentHash, Section, TableHeader, TableOrigin, hash_block, layout, padding,
@@ -132,11 +133,11 @@ impl TableWriter {
     /// zeroed. Progress is in rows.
     ///
     /// # Errors
-    /// If the file system refuses.
+    /// If the file system refuses, or `progress` stops it.
     pub fn fill(
         &mut self,
         fill: impl Fn(u64, &mut [f32]) + Sync,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<()> {
         let TableHeader { rows: total, width, format, .. } = self.header;
         let row_bytes = format.bytes_per_row(width);
@@ -154,7 +155,7 @@ impl TableWriter {
             let rows = chunk.par_chunks_exact_mut(row_bytes).enumerate().with_min_len(64);
             rows.for_each_init(|| vec![0.0; width], encode);
             self.push_encoded(chunk)?;
-            progress(Progress { done: first + count as u64, total });
+            go_on(progress, Progress { done: first + count as u64, total })?;
         }
         Ok(())
     }

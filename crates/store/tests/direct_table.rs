@@ -3,6 +3,7 @@
 #![cfg(unix)]
 
 use std::fs::OpenOptions;
+use std::ops::ControlFlow::Continue;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -20,7 +21,7 @@ fn origin() -> TableOrigin {
 fn write(path: &Path, rows: u64, width: usize, format: RowFormat) {
     let mut writer = TableWriter::create(path, rows, width, format, origin()).unwrap();
     let init = RowInit::Normal { deviation: 0.02, seed: 3 };
-    writer.fill(|id, row| init.fill(id, row), &mut |_| ()).unwrap();
+    writer.fill(|id, row| init.fill(id, row), &mut |_| Continue(())).unwrap();
     writer.finish().unwrap();
 }
 
@@ -142,7 +143,7 @@ fn a_damaged_block_is_found_when_a_row_of_it_is_first_read_if_asked() {
     direct.gather(&[11], &mut [0.0; 72]).unwrap();
     let refused = direct.gather(&[11, 19_900], &mut [0.0; 144]).unwrap_err().to_string();
     assert!(refused.contains("damaged at byte 5246976") && refused.contains("rows"), "{refused}");
-    assert!(direct.verify(&mut |_| ()).is_err());
+    assert!(direct.verify(&mut |_| Continue(())).is_err());
 }
 
 #[test]

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)] // clippy counts only functions marked #[test] as tests
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -103,7 +104,7 @@ fn a_killed_process_leaves_a_state_that_it_saved() {
             continue;
         }
 
-        TableReader::open_for(&path, &origin()).unwrap().verify(&mut |_| ()).unwrap();
+        TableReader::open_for(&path, &origin()).unwrap().verify(&mut |_| ControlFlow::Continue(())).unwrap();
         let found = TrainableTable::load(&path, &origin(), &Storage::Ram).unwrap();
         assert!(found.step().is_multiple_of(EVERY) && found.step() >= wanted.step(), "step {}", found.step());
         moved += u64::from(found.step() > wanted.step());

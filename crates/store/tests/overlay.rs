@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use engram_address::AddressIdentity;
@@ -84,7 +85,7 @@ proptest! {
         }
 
         let flat = folder.path().join("flat");
-        let content = source.flatten(&flat, &mut |_| ()).unwrap();
+        let content = source.flatten(&flat, &mut |_| ControlFlow::Continue(())).unwrap();
         let flat = Table::open(&flat, &origin()).unwrap();
         flat.verify().unwrap();
         prop_assert_eq!(stored(&flat, &all), history.last().unwrap().clone());

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::ops::ControlFlow::Continue;
 use std::path::Path;
 
 use engram_address::AddressIdentity;
@@ -62,7 +63,7 @@ fn qwen(shards: usize, rows: usize, scale: Option<[u8; 2]>) -> Vec<Tensor> {
 fn import_all(source: &Path, target: &Path) -> engram_store::Result<()> {
     let mut checkpoint = Checkpoint::open(source)?;
     let tensors = TableTensors::find(&checkpoint, 1)?;
-    import(&mut checkpoint, &tensors, origin(), target, &mut |_| ()).map(drop)
+    import(&mut checkpoint, &tensors, origin(), target, &mut |_| Continue(())).map(drop)
 }
 
 #[test]
@@ -99,13 +100,13 @@ fn deepseeks_layout_round_trips_and_scales_come_to_lie_behind_their_row() {
     let out = path("out");
     fs::create_dir(&out).unwrap();
     let tensors = TableTensors::deepseek(1);
-    export(path("table"), &tensors, &out, 1, &mut |_| ()).unwrap();
+    export(path("table"), &tensors, &out, 1, &mut |_| Continue(())).unwrap();
     let same = |a: &Path, b: &Path| fs::read(a).unwrap() == fs::read(b).unwrap();
     assert!(same(&out.join("model-00001-of-00002.safetensors"), &path("a.safetensors")));
     assert!(same(&out.join("model-00002-of-00002.safetensors"), &path("b.safetensors")));
     import_all(&out, &path("again")).unwrap();
     assert!(same(&path("again"), &path("table")));
-    export(path("table"), &tensors, path("one.safetensors"), 0, &mut |_| ()).unwrap();
+    export(path("table"), &tensors, path("one.safetensors"), 0, &mut |_| Continue(())).unwrap();
     write(&path("both.safetensors"), &[weight, scale]);
     assert!(same(&path("one.safetensors"), &path("both.safetensors")));
 }
@@ -134,7 +135,7 @@ fn qwens_layout_round_trips_in_fp8_and_bf16() {
             );
         }
         let names = TableTensors::qwen(1, 128, scale.is_some());
-        export(path("table"), &names, path("out.safetensors"), 0, &mut |_| ()).unwrap();
+        export(path("table"), &names, path("out.safetensors"), 0, &mut |_| Continue(())).unwrap();
         assert!(fs::read(path("out.safetensors")).unwrap() == fs::read(path("source.safetensors")).unwrap());
     }
 }
@@ -186,7 +187,8 @@ fn formats_that_safetensors_has_not_are_not_exported() {
     writer.push(&[1.0; 160]).unwrap();
     writer.finish().unwrap();
     let out = folder.path().join("out.safetensors");
-    let said = export(&path, &TableTensors::deepseek(1), &out, 0, &mut |_| ()).unwrap_err().to_string();
+    let said =
+        export(&path, &TableTensors::deepseek(1), &out, 0, &mut |_| Continue(())).unwrap_err().to_string();
     assert!(said.contains("convert it first") && !out.exists(), "{said}");
     assert_eq!(TableReader::open(&path).unwrap().header().rows, 5);
 }

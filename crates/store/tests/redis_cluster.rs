@@ -4,6 +4,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -83,7 +84,10 @@ fn load(cluster: &TestCluster, table: &Table) -> RedisTable {
     let path = folder.path().join("t.table");
     table.save(&path).unwrap();
     let mut rows = 0;
-    let loaded = RedisTable::load(&path, &cluster.nodes(), LIMIT, &mut |progress| rows = progress.done);
+    let loaded = RedisTable::load(&path, &cluster.nodes(), LIMIT, &mut |progress| {
+        rows = progress.done;
+        ControlFlow::Continue(())
+    });
     assert_eq!(rows, ROWS);
     loaded.unwrap()
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)] // clippy counts only functions marked #[test] as tests
 
 use std::fs;
+use std::ops::ControlFlow::{Break, Continue};
 
 use engram_address::AddressIdentity;
 use engram_store::{
@@ -22,7 +23,7 @@ fn formats() -> [RowFormat; 7] {
 
 fn create(path: &std::path::Path, rows: u64, width: usize, format: RowFormat) {
     let mut writer = TableWriter::create(path, rows, width, format, origin()).unwrap();
-    writer.fill(|id, row| NORMAL.fill(id, row), &mut |_| ()).unwrap();
+    writer.fill(|id, row| NORMAL.fill(id, row), &mut |_| Continue(())).unwrap();
     writer.finish().unwrap();
 }
 
@@ -116,13 +117,34 @@ fn a_table_that_is_not_finished_never_appears() {
 }
 
 #[test]
+fn whoever_is_told_of_progress_can_stop_the_work_and_nothing_is_left_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("table");
+    create(&path, 20_000, 256, RowFormat::F32);
+    let mut told = 0;
+    let mut stop = |_| {
+        told += 1;
+        Break(())
+    };
+    let stopped = convert(&path, folder.path().join("other"), RowFormat::Int4, &mut stop);
+    assert!(matches!(stopped, Err(StoreError::Interrupted)));
+    assert!(matches!(TableReader::open(&path).unwrap().verify(&mut stop), Err(StoreError::Interrupted)));
+    assert_eq!(told, 2);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
 fn verifying_reports_progress_and_names_the_rows_of_a_damaged_block() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("table");
     let format = RowFormat::Fp8E4m3;
     create(&path, 9_001, 256, format);
     let mut reports = Vec::new();
-    TableReader::open(&path).unwrap().verify(&mut |progress| reports.push(progress)).unwrap();
+    let mut report = |progress| {
+        reports.push(progress);
+        Continue(())
+    };
+    TableReader::open(&path).unwrap().verify(&mut report).unwrap();
     let total = 9_001 * 264;
     assert_eq!(reports.last(), Some(&Progress { done: total, total }));
     assert!(reports.is_sorted_by_key(|progress| progress.done));
@@ -137,8 +159,8 @@ fn verifying_reports_progress_and_names_the_rows_of_a_damaged_block() {
         assert!(said.contains("at byte 1052672") && said.contains("rows 3971 to 7943"), "{said}");
         assert!(said.contains(path.to_str().unwrap()), "{said}");
     };
-    check(TableReader::open(&path).unwrap().verify(&mut |_| ()));
-    check(convert(&path, folder.path().join("other"), RowFormat::F32, &mut |_| ()).map(drop));
+    check(TableReader::open(&path).unwrap().verify(&mut |_| Continue(())));
+    check(convert(&path, folder.path().join("other"), RowFormat::F32, &mut |_| Continue(())).map(drop));
     assert!(!folder.path().join("other").exists());
 
     // Checked when first read: the other blocks serve, the damaged one never does.
@@ -164,7 +186,7 @@ fn a_file_shortened_while_it_is_read_is_an_error() {
     create(&path, 9_001, 256, RowFormat::Bf16);
     let reader = TableReader::open(&path).unwrap();
     fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 20).unwrap();
-    let said = reader.verify(&mut |_| ()).unwrap_err().to_string();
+    let said = reader.verify(&mut |_| Continue(())).unwrap_err().to_string();
     assert!(said.contains("shortened after it was opened"), "{said}");
 }
 
@@ -179,9 +201,11 @@ fn any_format_becomes_any_other_with_a_report_of_its_quality() {
     let expected = [0.0, 1.7e-3, 2.1e-4, 2.6e-2, 5.3e-3, 8.2e-2, 2.6e-2];
     for (format, expected) in formats().into_iter().zip(expected) {
         let mut last = None;
-        let quality =
-            convert(path(RowFormat::F32), path(format), format, &mut |progress| last = Some(progress))
-                .unwrap();
+        let mut report = |progress| {
+            last = Some(progress);
+            Continue(())
+        };
+        let quality = convert(path(RowFormat::F32), path(format), format, &mut report).unwrap();
         println!("{format}\n{quality}\n");
         assert_eq!(last, Some(Progress { done: rows, total: rows }));
         assert_eq!((quality.rows, quality.lost, quality.not_finite), (rows, 0, 0));
@@ -194,20 +218,20 @@ fn any_format_becomes_any_other_with_a_report_of_its_quality() {
         // A second time nothing is lost any more, by file and by source.
         let table = Table::open(path(format), &origin()).unwrap();
         let exact = folder.path().join("exact");
-        let quality = convert(path(format), &exact, RowFormat::F32, &mut |_| ()).unwrap();
+        let quality = convert(path(format), &exact, RowFormat::F32, &mut |_| Continue(())).unwrap();
         assert_eq!((quality.relative_rms_error, quality.mean_cosine > 0.999_999_999), (0.0, true));
         let again = folder.path().join("again");
-        let quality = save_rows(&table, origin(), &again, format, &mut |_| ()).unwrap();
+        let quality = save_rows(&table, origin(), &again, format, &mut |_| Continue(())).unwrap();
         assert_eq!(quality.relative_rms_error, 0.0);
         let copy = folder.path().join("copy");
-        convert(path(format), &copy, format, &mut |_| ()).unwrap();
+        convert(path(format), &copy, format, &mut |_| Continue(())).unwrap();
         assert!(fs::read(copy).unwrap() == fs::read(path(format)).unwrap(), "the same format is a copy");
     }
-    let scale = table_scale(path(RowFormat::F32), &mut |_| ()).unwrap();
+    let scale = table_scale(path(RowFormat::F32), &mut |_| Continue(())).unwrap();
     let format = RowFormat::Fp8E4m3OneScale(scale);
-    assert_eq!(convert(path(RowFormat::F32), path(format), format, &mut |_| ()).unwrap().lost, 0);
+    assert_eq!(convert(path(RowFormat::F32), path(format), format, &mut |_| Continue(())).unwrap().lost, 0);
     let half = RowFormat::Fp8E4m3OneScale(TableScale::new(scale.get() / 2.0).unwrap());
-    assert!(convert(path(RowFormat::F32), path(half), half, &mut |_| ()).unwrap().lost > 0);
+    assert!(convert(path(RowFormat::F32), path(half), half, &mut |_| Continue(())).unwrap().lost > 0);
 }
 
 proptest! {
@@ -222,7 +246,7 @@ proptest! {
         let folder = tempfile::tempdir().unwrap();
         let (source, target) = (folder.path().join("source"), folder.path().join("target"));
         create(&source, rows, width, from);
-        convert(&source, &target, to, &mut |_| ()).unwrap();
+        convert(&source, &target, to, &mut |_| Continue(())).unwrap();
         let (source, target) = (Table::open(source, &origin()).unwrap(), Table::open(target, &origin()).unwrap());
         let (mut values, mut bytes) = (vec![0.0; width], vec![0; to.bytes_per_row(width)]);
         for id in 0..rows {

@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use engram_address::{Addressing, Vocabulary};
 use engram_model::{Compression, MemoryConfig, MemoryRows};
 use engram_store::{
-    DistinctRows, RowInit, RowOptimizer, RowSource, Storage, Table, TableOrigin, TrainableTable,
+    DistinctRows, RowInit, RowOptimizer, RowSource, Storage, Table, TableHeader, TableOrigin, TrainableTable,
 };
 use serde::{Deserialize, Serialize};
 use tokenizers::Tokenizer;
@@ -282,6 +282,27 @@ impl FrozenTables {
         };
         let tables = addressing.layers().iter().map(table).collect::<std::result::Result<_, _>>()?;
         Ok(Self { addressing, tables })
+    }
+
+    /// Maps the table file `path` in place of the one of the layer that it belongs to.
+    ///
+    /// # Errors
+    /// When the file is no table of this addressing, is damaged, or has rows of another width.
+    pub fn replace(&mut self, path: &Path) -> Result<()> {
+        let header = TableHeader::read(path)?;
+        let layer = header.origin.layer;
+        let place = self.addressing.layers().iter().position(|own| own.layer() as u64 == layer);
+        let Some(place) = place else {
+            let problem = format!("it holds rows of layer {layer}, in which the model has no memory");
+            return Err(Error::weights(path, problem));
+        };
+        let (width, needed) = (header.width, self.tables[place].width());
+        if width != needed {
+            let problem = format!("its rows have {width} values, but the model takes {needed}");
+            return Err(Error::weights(path, problem));
+        }
+        self.tables[place] = Table::open(path, &origin(&self.addressing, &self.addressing.layers()[place]))?;
+        Ok(())
     }
 
     /// The addressing of these tables.

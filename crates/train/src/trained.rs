@@ -75,6 +75,19 @@ impl Trained {
         self.memory.as_ref().map(FrozenTables::addressing)
     }
 
+    /// Reads the memory of a layer from another table file from now on, in whatever format. The file says which
+    /// layer it is of.
+    ///
+    /// # Errors
+    /// When the model has no memory in that layer, or the file is no table, is damaged, of another addressing, or
+    /// has rows of another width.
+    pub fn replace_table(&mut self, path: &Path) -> Result<()> {
+        let Some(memory) = &mut self.memory else {
+            return Err(Error::Mismatch("this model has no memory, and so no tables".into()));
+        };
+        memory.replace(path)
+    }
+
     /// Loss on `shards`; see [`held_out_loss`].
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! One file per command.
 
+mod addressing;
 mod data;
 mod eval;
 mod generate;
@@ -7,6 +8,7 @@ mod inspect;
 mod params;
 mod quickstart;
 mod rows;
+mod table;
 mod tokenizer;
 mod train;
 
@@ -35,6 +37,9 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Eval(eval::Eval),
     Generate(generate::Generate),
+    /// Make, check, convert and study tables of memory rows.
+    #[command(subcommand)]
+    Table(table::Table),
     /// Look inside a checkpoint.
     #[command(subcommand)]
     Inspect(inspect::Inspect),
@@ -52,6 +57,7 @@ impl Command {
             Self::Rows(command) => command.run(),
             Self::Eval(command) => command.run(),
             Self::Generate(command) => command.run(),
+            Self::Table(command) => command.run(),
             Self::Inspect(command) => command.run(),
         }
     }

@@ -1,14 +1,12 @@
 use std::fmt::Write;
-use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
-use engram_address::{AddressConfig, AddressIdentity, Addressing, Vocabulary};
-use engram_model::Compression;
-use engram_train::{Tokenizer, load_model_config};
+use clap::Args;
+use engram_address::{AddressIdentity, Addressing};
+use engram_train::Tokenizer;
 use serde::Serialize;
 
+use super::addressing::{AddressingOptions, Loaded};
 use super::{print, print_json, text_or_stdin};
-use crate::failure::refuse;
 use crate::gate_text::visible;
 
 /// Show which memory rows a text reads: per token its class, and per layer, order and head a row.
@@ -17,48 +15,13 @@ use crate::gate_text::visible;
   engram rows --tokenizer tokenizer.json --preset v41 'Only Alexander the Great could tame the horse'
   engram rows --tokenizer tokenizer.json --config configs/quickstart-memory.toml --json < text.txt")]
 pub(crate) struct Rows {
-    /// Tokenizer, a Hugging Face `tokenizer.json`.
-    #[arg(long, value_name = "FILE")]
-    tokenizer: PathBuf,
-    /// Take the addressing of this configuration's `[model.memory]`.
-    #[arg(long, value_name = "FILE", required_unless_present = "preset")]
-    config: Option<PathBuf>,
-    /// Take a published addressing.
-    #[arg(long, conflicts_with = "config")]
-    preset: Option<Preset>,
+    #[command(flatten)]
+    addressing: AddressingOptions,
     /// Print JSON.
     #[arg(long)]
     json: bool,
     /// The text; `-` or none: standard input.
     text: Option<String>,
-}
-
-/// A published addressing.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Preset {
-    /// The demonstration's: layers 1 and 15, orders 2 and 3, 8 heads from 646,400 rows.
-    Demo,
-    /// DeepSeek-V4.1-Flash's: layers 1 and 14, orders 2 to 4, 8 heads from 16,000,000 rows.
-    V41,
-}
-
-impl Preset {
-    fn addressing(self) -> AddressConfig {
-        let (layers, max_order, rows) = match self {
-            Self::Demo => (vec![1, 15], 3, 646_400),
-            Self::V41 => (vec![1, 14], 4, 16_000_000),
-        };
-        AddressConfig {
-            seed: 0,
-            layers,
-            max_order,
-            heads: 8,
-            base_rows: vec![rows; max_order - 1],
-            pad_id: 2,
-            boundary: Default::default(),
-            arithmetic: Default::default(),
-        }
-    }
 }
 
 /// Everything that decides a text's rows, and the rows.
@@ -92,29 +55,10 @@ struct Token {
 impl Rows {
     /// Runs the command.
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        let tokenizer = Tokenizer::load(&self.tokenizer)?;
-        let (config, compression) = self.addressing()?;
-        let vocabulary = match compression {
-            Compression::Normalised => Vocabulary::from_tokenizer(tokenizer.inner())?,
-            Compression::None => Vocabulary::identity(tokenizer.vocabulary()),
-        };
-        let addressing = Addressing::new(&config, vocabulary)?;
+        let Loaded { addressing, tokenizer, .. } = self.addressing.load()?;
         let text = text_or_stdin(self.text.as_deref())?;
         let listing = Listing::new(&tokenizer, &addressing, &text)?;
         if self.json { print_json(&listing) } else { print(listing.to_text()) }
-    }
-
-    fn addressing(&self) -> anyhow::Result<(AddressConfig, Compression)> {
-        let Some(path) = &self.config else {
-            return match self.preset {
-                Some(preset) => Ok((preset.addressing(), Compression::Normalised)),
-                None => refuse("name an addressing: --config or --preset"),
-            };
-        };
-        match load_model_config(path)?.memory {
-            Some(memory) => Ok((memory.addressing(), memory.compression)),
-            None => refuse(format!("{}: its model has no memory (`[model.memory]`)", path.display())),
-        }
     }
 }
 

@@ -1,11 +1,11 @@
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use engram_train::{Corpus, Tokenizer as Trained, TokenizerProgress, TokenizerTraining};
 
 use super::data::open_corpus;
 use super::print;
-use crate::failure::refuse;
+use crate::files::refuse_unwritable;
 use crate::interrupt;
 use crate::number::short;
 use crate::progress::Progress;
@@ -75,18 +75,4 @@ pub(super) fn train(corpus: &Corpus, options: &TokenizerTraining) -> anyhow::Res
         interrupt::flow()
     };
     Ok(Trained::train(corpus, options, &mut report)?)
-}
-
-/// Refuses an output that exists, or whose folder does not, before work is done for it.
-fn refuse_unwritable(out: &Path) -> anyhow::Result<()> {
-    if out.symlink_metadata().is_ok() {
-        return refuse(format!("{} already exists; remove it or choose another name", out.display()));
-    }
-    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
-    match folder {
-        Some(folder) if !folder.is_dir() => {
-            refuse(format!("{}: there is no folder {}; make it first", out.display(), folder.display()))
-        }
-        _ => Ok(()),
-    }
 }

@@ -1,0 +1,138 @@
+//! Options that say which addressing is meant: shared by the commands that need one.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use engram_address::{AddressConfig, Addressing, LayerAddress, Vocabulary};
+use engram_model::MemoryConfig;
+use engram_store::RowFormat;
+use engram_train::{Checkpoint, RunConfig, Tokenizer, load_model_config};
+
+use crate::failure::refuse;
+
+/// A configuration or preset with a tokenizer, or a checkpoint, which has both.
+#[derive(Debug, Args)]
+pub(super) struct AddressingOptions {
+    /// Tokenizer, a Hugging Face `tokenizer.json`; goes with --config or --preset.
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// Take the addressing of this configuration's `[model.memory]`.
+    #[arg(long, value_name = "FILE", requires = "tokenizer")]
+    config: Option<PathBuf>,
+    /// Take a published addressing.
+    #[arg(long, requires = "tokenizer", conflicts_with = "config")]
+    preset: Option<Preset>,
+    /// Take addressing and tokenizer of a checkpoint, or of the newest one of a run's folder.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["config", "preset", "tokenizer"])]
+    checkpoint: Option<PathBuf>,
+}
+
+/// A published addressing.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Preset {
+    /// The demonstration's: layers 1 and 15, orders 2 and 3, 8 heads from 646,400 rows.
+    Demo,
+    /// DeepSeek-V4.1-Flash's: layers 1 and 14, orders 2 to 4, 8 heads from 16,000,000 rows.
+    V41,
+}
+
+/// An addressing and what belongs to it.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) addressing: Addressing,
+    pub(super) tokenizer: Tokenizer,
+    /// Values per row, their layout, and their standard deviation at the start.
+    pub(super) rows: Rows,
+}
+
+/// What the rows of an addressing are like.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rows {
+    pub(super) width: usize,
+    pub(super) format: RowFormat,
+    pub(super) deviation: f32,
+}
+
+impl AddressingOptions {
+    /// What the options name.
+    pub(super) fn load(&self) -> anyhow::Result<Loaded> {
+        match self.load_if_named()? {
+            Some(loaded) => Ok(loaded),
+            None => refuse("name an addressing: --config or --preset with a --tokenizer, or a --checkpoint"),
+        }
+    }
+
+    /// What the options name; none if they name nothing.
+    pub(super) fn load_if_named(&self) -> anyhow::Result<Option<Loaded>> {
+        if let Some(path) = &self.checkpoint {
+            let checkpoint = Checkpoint::open(path)?;
+            let config = checkpoint.folder().join("run.toml");
+            let tokenizer = Tokenizer::load(&checkpoint.folder().join("tokenizer.json"))?;
+            return Loaded::of_memory(RunConfig::load(&config)?.model.memory, &config, tokenizer).map(Some);
+        }
+        let (Some(path), true) = (&self.tokenizer, self.config.is_some() || self.preset.is_some()) else {
+            return Ok(None);
+        };
+        let tokenizer = Tokenizer::load(path)?;
+        if let Some(path) = &self.config {
+            return Loaded::of_memory(load_model_config(path)?.memory, path, tokenizer).map(Some);
+        }
+        let Some(preset) = self.preset else { return Ok(None) };
+        let vocabulary = Vocabulary::from_tokenizer(tokenizer.inner())?;
+        let addressing = Addressing::new(&preset.addressing(), vocabulary)?;
+        Ok(Some(Loaded { addressing, tokenizer, rows: preset.rows() }))
+    }
+}
+
+impl Loaded {
+    fn of_memory(memory: Option<MemoryConfig>, config: &Path, tokenizer: Tokenizer) -> anyhow::Result<Self> {
+        let Some(memory) = memory else {
+            return refuse(format!("{}: its model has no memory (`[model.memory]`)", config.display()));
+        };
+        let addressing = engram_train::addressing(&memory, tokenizer.inner())?;
+        let rows = Rows { width: memory.row_width, format: RowFormat::F32, deviation: memory.row_init };
+        Ok(Self { addressing, tokenizer, rows })
+    }
+
+    /// The memory layer of block `wanted`, or the only one there is, and its place among the memory layers.
+    pub(super) fn layer(&self, wanted: Option<u64>) -> anyhow::Result<(usize, &LayerAddress)> {
+        let layers = self.addressing.layers();
+        let found = match wanted {
+            Some(wanted) => layers.iter().position(|layer| layer.layer() as u64 == wanted),
+            None => (layers.len() == 1).then_some(0),
+        };
+        let Some(index) = found else {
+            let names: Vec<String> = layers.iter().map(|layer| layer.layer().to_string()).collect();
+            let given = wanted.map_or("name one".to_owned(), |wanted| format!("--layer {wanted} is not one"));
+            return refuse(format!("the addressing has memory in the layers {}: {given}", names.join(", ")));
+        };
+        Ok((index, &layers[index]))
+    }
+}
+
+impl Preset {
+    fn rows(self) -> Rows {
+        let (width, format) = match self {
+            Self::Demo => (64, RowFormat::F32),
+            Self::V41 => (256, RowFormat::Fp8E4m3),
+        };
+        Rows { width, format, deviation: 0.0 }
+    }
+
+    fn addressing(self) -> AddressConfig {
+        let (layers, max_order, rows) = match self {
+            Self::Demo => (vec![1, 15], 3, 646_400),
+            Self::V41 => (vec![1, 14], 4, 16_000_000),
+        };
+        AddressConfig {
+            seed: 0,
+            layers,
+            max_order,
+            heads: 8,
+            base_rows: vec![rows; max_order - 1],
+            pad_id: 2,
+            boundary: Default::default(),
+            arithmetic: Default::default(),
+        }
+    }
+}

@@ -1,0 +1,329 @@
+use std::fmt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::{Args, ValueEnum};
+use engram_store::{RowSource, Storage, Table as RowTable, TableHeader};
+use engram_train::TokenShards;
+use serde::Serialize;
+
+use crate::commands::addressing::{AddressingOptions, Loaded};
+use crate::commands::{print, print_json};
+use crate::device_probe;
+use crate::failure::{Interrupted, refuse};
+use crate::interrupt;
+use crate::number::{bytes, short};
+use crate::random::Random;
+use crate::table::Table;
+
+/// Measure how fast rows of a table come: a workload of random or real ids against a tier.
+///
+/// A request is a batch of rows, decoded to f32, and its latency is what whoever waits for it would see.
+/// Requests follow each other, from one thread or from several; large ones are also shared out within the
+/// program, to as many threads as RAYON_NUM_THREADS says.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  engram table bench layer1.table --tier ram --batch 4096
+  engram table bench layer1.table --tier mapped --cold --zipf 1.0
+  engram table bench layer1.table --data data/valid --preset v41 --tokenizer tokenizer.json --tokens 1")]
+pub(crate) struct Bench {
+    /// Table file.
+    table: PathBuf,
+    /// Where the rows are.
+    #[arg(long, value_enum, default_value = "mapped")]
+    tier: Tier,
+    /// Rows of a request.
+    #[arg(long, value_name = "N", default_value_t = 1024, conflicts_with = "data")]
+    batch: usize,
+    /// Ask for rows as often as Zipf's law with this exponent has it, instead of each alike.
+    #[arg(long, value_name = "S", conflicts_with = "data")]
+    zipf: Option<f64>,
+    /// Ask for the rows that the tokens of these prepared shards need.
+    #[arg(long, value_name = "SHARDS")]
+    data: Option<PathBuf>,
+    /// Tokens of a request, with --data: 1 is a step of decoding, 4096 a prompt.
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "data")]
+    tokens: usize,
+    #[command(flatten)]
+    addressing: AddressingOptions,
+    /// Threads that make requests.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    threads: usize,
+    /// Seconds to measure for.
+    #[arg(long, value_name = "S", default_value_t = 5.0)]
+    seconds: f64,
+    /// Begin with nothing of the file in the system's memory; without, half a run warms up first.
+    #[arg(long)]
+    cold: bool,
+    /// Seed of the ids.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Where rows are while they are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Tier {
+    /// All in memory, on huge pages where the system has them.
+    Ram,
+    /// In the file, mapped; the system keeps what it likes in memory.
+    Mapped,
+}
+
+/// What was measured.
+#[derive(Debug, Serialize)]
+struct Report {
+    table: PathBuf,
+    rows: u64,
+    bytes_per_row: usize,
+    tier: Tier,
+    ids: String,
+    threads: usize,
+    cold: bool,
+    seconds: f64,
+    requests: u64,
+    rows_per_request: f64,
+    /// Microseconds that half, 95 % and 99 % of the requests took at most, and the longest.
+    p50_us: f64,
+    p95_us: f64,
+    p99_us: f64,
+    longest_us: f64,
+    rows_per_second: f64,
+    /// Bytes of stored rows that were delivered.
+    bytes_per_second: f64,
+    /// Bytes read from disks meanwhile; none where the system does not tell.
+    device_bytes: Option<u64>,
+    /// Random 4 KiB reads a second that the disk did with as many threads, measured after.
+    device_reads_per_second: Option<f64>,
+}
+
+/// Which rows are asked for.
+enum Ids {
+    Uniform { rows: u64, batch: usize },
+    Zipf { rows: u64, batch: usize, exponent: f64 },
+    Real { loaded: Box<Loaded>, layer: usize, shards: TokenShards, tokens: usize },
+}
+
+impl Bench {
+    /// Runs the command.
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let header = TableHeader::read(&self.table)?;
+        if self.batch == 0 || self.tokens == 0 || self.threads == 0 {
+            return refuse("--batch, --tokens and --threads must be 1 or more");
+        }
+        if !(self.seconds > 0.0 && self.seconds <= 86_400.0) {
+            return refuse(format!("--seconds is {}, but must be above 0 and at most a day", self.seconds));
+        }
+        let ids = self.ids(&header)?;
+        interrupt::listen()?;
+        if self.cold && !device_probe::forget(&self.table)? {
+            return refuse("--cold: the system does not forget files when asked to; leave it out");
+        }
+        let source = self.open(&header)?;
+        let time = Duration::from_secs_f64(self.seconds);
+        if !self.cold {
+            self.drive(source.as_ref(), &ids, time / 2, 1)?;
+        }
+        let read_before = device_probe::bytes_read();
+        let begun = Instant::now();
+        let requests = self.drive(source.as_ref(), &ids, time, 2)?;
+        let seconds = begun.elapsed().as_secs_f64();
+        let device_bytes = device_probe::bytes_read().zip(read_before).map(|(after, before)| after - before);
+        let device = match self.tier {
+            Tier::Ram => None,
+            Tier::Mapped => device_probe::random_reads(&self.table, self.threads, Duration::from_secs(1))?,
+        };
+        let report = self.report(&header, &ids, requests, seconds, (device_bytes, device));
+        if self.json { print_json(&report) } else { print(report.to_table().to_string()) }
+    }
+
+    fn ids(&self, header: &TableHeader) -> anyhow::Result<Ids> {
+        let (rows, batch) = (header.rows, self.batch);
+        let Some(path) = &self.data else {
+            return match self.zipf {
+                None => Ok(Ids::Uniform { rows, batch }),
+                Some(exponent) if exponent > 0.0 && exponent <= 10.0 => {
+                    Ok(Ids::Zipf { rows, batch, exponent })
+                }
+                Some(exponent) => refuse(format!("--zipf is {exponent}, but must be above 0 and at most 10")),
+            };
+        };
+        let loaded = self.addressing.load()?;
+        if loaded.addressing.identity() != header.origin.identity {
+            return refuse(format!(
+                "{}: its rows were placed by the addressing {}, not by {}, which the options name",
+                self.table.display(),
+                header.origin.identity.short(),
+                loaded.addressing.identity().short()
+            ));
+        }
+        let (layer, _) = loaded.layer(Some(header.origin.layer))?;
+        let shards = TokenShards::open(path)?;
+        shards.check_tokenizer(&loaded.tokenizer)?;
+        if shards.len() < self.tokens as u64 {
+            return refuse(format!("{}: has {} tokens, not {}", path.display(), shards.len(), self.tokens));
+        }
+        Ok(Ids::Real { loaded: Box::new(loaded), layer, shards, tokens: self.tokens })
+    }
+
+    fn open(&self, header: &TableHeader) -> anyhow::Result<Box<dyn RowSource>> {
+        let origin = &header.origin;
+        Ok(match self.tier {
+            Tier::Ram => Box::new(RowTable::read(&self.table, origin, &Storage::Ram)?),
+            Tier::Mapped => Box::new(RowTable::open(&self.table, origin)?),
+        })
+    }
+
+    /// Makes requests from every thread for `time`; gives latencies and rows of each request.
+    fn drive(
+        &self,
+        source: &dyn RowSource,
+        ids: &Ids,
+        time: Duration,
+        round: u64,
+    ) -> anyhow::Result<Vec<(Duration, usize)>> {
+        let begun = Instant::now();
+        let thread = |number: u64| -> anyhow::Result<Vec<(Duration, usize)>> {
+            let mut random = Random::new(self.seed ^ (round << 48) ^ (number << 32));
+            let (mut wanted, mut rows, mut requests) = (Vec::new(), Vec::new(), Vec::new());
+            while begun.elapsed() < time && !interrupt::asked() {
+                ids.next(&mut random, &mut wanted)?;
+                rows.resize(wanted.len() * source.width(), 0.0);
+                let asked = Instant::now();
+                source.gather(&wanted, &mut rows)?;
+                requests.push((asked.elapsed(), wanted.len()));
+            }
+            Ok(requests)
+        };
+        let requests = std::thread::scope(|scope| {
+            let threads: Vec<_> =
+                (0..self.threads as u64).map(|number| scope.spawn(move || thread(number))).collect();
+            let joined = threads.into_iter().map(|thread| match thread.join() {
+                Ok(requests) => requests,
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            joined.collect::<anyhow::Result<Vec<_>>>()
+        })?;
+        if interrupt::asked() {
+            return Err(Interrupted(String::new()).into());
+        }
+        Ok(requests.concat())
+    }
+
+    fn report(
+        &self,
+        header: &TableHeader,
+        ids: &Ids,
+        requests: Vec<(Duration, usize)>,
+        seconds: f64,
+        (device_bytes, device_reads_per_second): (Option<u64>, Option<f64>),
+    ) -> Report {
+        let mut times: Vec<f64> = requests.iter().map(|request| request.0.as_secs_f64() * 1e6).collect();
+        times.sort_unstable_by(f64::total_cmp);
+        let at = |share: f64| times.get((times.len() as f64 * share) as usize).or(times.last()).copied();
+        let at = |share: f64| at(share).unwrap_or(f64::NAN);
+        let rows: usize = requests.iter().map(|request| request.1).sum();
+        let bytes_per_row = header.format.bytes_per_row(header.width);
+        Report {
+            table: self.table.clone(),
+            rows: header.rows,
+            bytes_per_row,
+            tier: self.tier,
+            ids: ids.to_string(),
+            threads: self.threads,
+            cold: self.cold,
+            seconds,
+            requests: times.len() as u64,
+            rows_per_request: rows as f64 / times.len().max(1) as f64,
+            p50_us: at(0.5),
+            p95_us: at(0.95),
+            p99_us: at(0.99),
+            longest_us: at(1.0),
+            rows_per_second: rows as f64 / seconds,
+            bytes_per_second: (rows * bytes_per_row) as f64 / seconds,
+            device_bytes,
+            device_reads_per_second,
+        }
+    }
+}
+
+impl Ids {
+    /// The next request.
+    fn next(&self, random: &mut Random, ids: &mut Vec<u64>) -> anyhow::Result<()> {
+        ids.clear();
+        match self {
+            Self::Uniform { rows, batch } => ids.extend((0..*batch).map(|_| random.below(*rows))),
+            Self::Zipf { rows, batch, exponent } => {
+                ids.extend((0..*batch).map(|_| random.zipf(*rows, *exponent)));
+            }
+            Self::Real { loaded, layer, shards, tokens } => {
+                // Some place of the corpus, with the tokens before it that its first n-grams reach back to.
+                let start = random.below(shards.len() - *tokens as u64 + 1);
+                let before = start.min(loaded.addressing.max_order() as u64 - 1);
+                let text = shards.tokens(start - before..start + *tokens as u64)?;
+                loaded.addressing.row_ids(*layer, &text[..], ids)?;
+                ids.drain(..before as usize * loaded.addressing.layers()[*layer].slots());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Ids {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Uniform { batch, .. } => write!(out, "{batch} random rows"),
+            Self::Zipf { batch, exponent, .. } => {
+                write!(out, "{batch} rows by Zipf's law, exponent {exponent}")
+            }
+            Self::Real { tokens, .. } => write!(out, "the rows of {tokens} tokens of text"),
+        }
+    }
+}
+
+impl Report {
+    fn to_table(&self) -> Table {
+        let mut table = Table::new([self.table.display().to_string().as_str(), ""]);
+        let mut row = |name: &str, value: String| table.row([name.to_owned(), value]);
+        let size = bytes(self.rows * self.bytes_per_row as u64);
+        row("rows", format!("{} of {} bytes: {size}", short(self.rows), self.bytes_per_row));
+        row("tier", format!("{}{}", self.tier.name(), if self.cold { ", cold" } else { ", warm" }));
+        row("a request", self.ids.clone());
+        let threads = if self.threads == 1 { "thread" } else { "threads" };
+        row("requests", format!("{} from {} {threads}, {:.1} s", self.requests, self.threads, self.seconds));
+        row("latency, half within", microseconds(self.p50_us));
+        row("95 % within", microseconds(self.p95_us));
+        row("99 % within", microseconds(self.p99_us));
+        row("the longest", microseconds(self.longest_us));
+        row("rows/s", short(self.rows_per_second as u64));
+        row("bytes of rows/s", bytes(self.bytes_per_second as u64));
+        if let Some(read) = self.device_bytes {
+            row("read from disk", bytes(read));
+        }
+        if let Some(reads) = self.device_reads_per_second {
+            row("the disk's random 4 KiB reads/s", short(reads as u64));
+        }
+        table
+    }
+}
+
+impl Tier {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ram => "RAM",
+            Self::Mapped => "mapped file",
+        }
+    }
+}
+
+/// A time in the unit that suits it.
+fn microseconds(time: f64) -> String {
+    match time {
+        time if time < 1e3 => format!("{time:.1} µs"),
+        time if time < 1e6 => format!("{:.2} ms", time / 1e3),
+        time => format!("{:.2} s", time / 1e6),
+    }
+}
