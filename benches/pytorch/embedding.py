@@ -1,34 +1,47 @@
-"""Random 512-byte rows of an 8 GiB table through PyTorch's embedding, one thread.
+"""Random rows of an 8 GiB table through PyTorch's embedding, one thread.
 
     python benches/pytorch/embedding.py
+    PYTHON=python cargo bench -p engram-store --bench gather
 
-The peer of `cargo bench -p engram-store --bench gather`: the same table [2^24, 128] of f32, batches of 2^14
-random ids, new ones for each batch. Prints the medians of `embedding` as one calls it, and of `index_select`
-into a buffer that is used again, as the Rust bench uses its own.
+The first prints the medians of `embedding` as one calls it, and of `index_select` into a buffer that is used
+again, for 512-byte rows (128 of f32) in batches of 2^14 random ids, new ones for each batch. The second measures
+264-byte rows (66 of f32) in pairs with `Table::read`: it runs this file with `--paired`, which runs a batch of
+`embedding` for every line it is sent and answers with its seconds.
 """
 
 import statistics
+import sys
 import time
 
 import torch
 
-ROWS, WIDTH, BATCH, BATCHES = 1 << 24, 128, 1 << 14, 200
+PAIRED = "--paired" in sys.argv[1:]
+WIDTH, BATCH, BATCHES = 66 if PAIRED else 128, 1 << 14, 200
+ROWS = (8 << 30) // (4 * WIDTH)
 
 torch.set_num_threads(1)
 with torch.no_grad():
     table = torch.empty(ROWS, WIDTH)
     table.fill_(1.0)  # real pages, not the shared page of zeros
     out = torch.zeros(BATCH, WIDTH)
+
+    def seconds(gather):
+        ids = torch.randint(ROWS, (BATCH,))
+        start = time.perf_counter()
+        gather(ids)
+        return time.perf_counter() - start
+
+    def embedding(ids):
+        return torch.nn.functional.embedding(ids, table)
+
+    if PAIRED:
+        for _ in sys.stdin:
+            print(seconds(embedding), flush=True)
+        sys.exit()
     for name, gather in [
-        ("embedding", lambda ids: torch.nn.functional.embedding(ids, table)),
+        ("embedding", embedding),
         ("index_select into a buffer", lambda ids: torch.index_select(table, 0, ids, out=out)),
     ]:
-        seconds = []
-        for _ in range(BATCHES):
-            ids = torch.randint(ROWS, (BATCH,))
-            start = time.perf_counter()
-            gather(ids)
-            seconds.append(time.perf_counter() - start)
-        median = statistics.median(seconds[10:])
+        median = statistics.median([seconds(gather) for _ in range(BATCHES)][10:])
         rate = BATCH / median / 1e6
         print(f"torch {torch.__version__}, {name}: {rate:.2f} M rows/s ({median * 1e3:.3f} ms a batch)")

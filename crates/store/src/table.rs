@@ -142,6 +142,12 @@ impl Table {
         Ok(row)
     }
 
+    /// All rows as they are stored, one after another; `None` if they are in a mapped file, which may change or
+    /// fail at any moment.
+    pub fn stored_rows(&self) -> Option<&[u8]> {
+        matches!(self.region, Region::Ram(_)).then(|| self.bytes())
+    }
+
     fn bytes(&self) -> &[u8] {
         let bytes = self.header.section_bytes()[0] as usize;
         &self.region.bytes()[self.start..self.start + bytes]

@@ -3,7 +3,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use engram_store::{RowSource, Storage, Table as RowTable, TableHeader};
+use engram_store::{
+    DirectOptions, DirectTable, QueueKind, RowSource, Storage, Table as RowTable, TableHeader,
+};
 use engram_train::TokenShards;
 use serde::Serialize;
 
@@ -25,6 +27,7 @@ use crate::table::Table;
 #[command(after_help = "Examples:
   engram table bench layer1.table --tier ram --batch 4096
   engram table bench layer1.table --tier mapped --cold --zipf 1.0
+  engram table bench layer1.table --tier direct --depth 32 --batch 32
   engram table bench layer1.table --data data/valid --preset v41 --tokenizer tokenizer.json --tokens 1")]
 pub(crate) struct Bench {
     /// Table file.
@@ -46,6 +49,12 @@ pub(crate) struct Bench {
     tokens: usize,
     #[command(flatten)]
     addressing: AddressingOptions,
+    /// Reads in flight at once, of the direct tier; as many does the disk get to show what it can do.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    depth: usize,
+    /// Who keeps them in flight.
+    #[arg(long, value_enum, default_value = "uring")]
+    queue: Queue,
     /// Threads that make requests.
     #[arg(long, value_name = "N", default_value_t = 1)]
     threads: usize,
@@ -71,6 +80,17 @@ enum Tier {
     Ram,
     /// In the file, mapped; the system keeps what it likes in memory.
     Mapped,
+    /// In the file, read past the system's memory, with many reads in flight.
+    Direct,
+}
+
+/// Who keeps reads in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Queue {
+    /// The kernel, by io_uring; where it refuses, threads.
+    Uring,
+    /// Threads.
+    Threads,
 }
 
 /// What was measured.
@@ -80,6 +100,8 @@ struct Report {
     rows: u64,
     bytes_per_row: usize,
     tier: Tier,
+    /// How the direct tier read: the system may have refused what was asked for.
+    path: Option<String>,
     ids: String,
     threads: usize,
     cold: bool,
@@ -96,8 +118,10 @@ struct Report {
     bytes_per_second: f64,
     /// Bytes read from disks meanwhile; none where the system does not tell.
     device_bytes: Option<u64>,
-    /// Random 4 KiB reads a second that the disk did with as many threads, measured after.
+    /// Random 4 KiB reads a second that the disk did, measured after, with as many in flight.
     device_reads_per_second: Option<f64>,
+    /// That many.
+    device_depth: usize,
 }
 
 /// Which rows are asked for.
@@ -122,7 +146,7 @@ impl Bench {
         if self.cold && !device_probe::forget(&self.table)? {
             return refuse("--cold: the system does not forget files when asked to; leave it out");
         }
-        let source = self.open(&header)?;
+        let (source, path) = self.open(&header)?;
         let time = Duration::from_secs_f64(self.seconds);
         if !self.cold {
             self.drive(source.as_ref(), &ids, time / 2, 1)?;
@@ -134,9 +158,10 @@ impl Bench {
         let device_bytes = device_probe::bytes_read().zip(read_before).map(|(after, before)| after - before);
         let device = match self.tier {
             Tier::Ram => None,
-            Tier::Mapped => device_probe::random_reads(&self.table, self.threads, Duration::from_secs(1))?,
+            _ => device_probe::random_reads(&self.table, self.device_depth(), Duration::from_secs(1))?,
         };
-        let report = self.report(&header, &ids, requests, seconds, (device_bytes, device));
+        let mut report = self.report(&header, &ids, requests, seconds, (device_bytes, device));
+        report.path = path;
         if self.json { print_json(&report) } else { print(report.to_table().to_string()) }
     }
 
@@ -169,12 +194,29 @@ impl Bench {
         Ok(Ids::Real { loaded: Box::new(loaded), layer, shards, tokens: self.tokens })
     }
 
-    fn open(&self, header: &TableHeader) -> anyhow::Result<Box<dyn RowSource>> {
+    /// The tier, and how it reads where there is a choice.
+    fn open(&self, header: &TableHeader) -> anyhow::Result<(Box<dyn RowSource>, Option<String>)> {
         let origin = &header.origin;
         Ok(match self.tier {
-            Tier::Ram => Box::new(RowTable::read(&self.table, origin, &Storage::Ram)?),
-            Tier::Mapped => Box::new(RowTable::open(&self.table, origin)?),
+            Tier::Ram => (Box::new(RowTable::read(&self.table, origin, &Storage::Ram)?), None),
+            Tier::Mapped => (Box::new(RowTable::open(&self.table, origin)?), None),
+            Tier::Direct => {
+                let queue = match self.queue {
+                    Queue::Uring => QueueKind::IoUring,
+                    Queue::Threads => QueueKind::Threads,
+                };
+                let options = DirectOptions { depth: self.depth, queue, ..DirectOptions::default() };
+                let table = DirectTable::open(&self.table, origin, &options)?;
+                let path = table.path_in_use().to_string();
+                (Box::new(table), Some(path))
+            }
         })
+    }
+
+    /// Reads in flight that the disk is tried with: as many as the tier keeps there.
+    fn device_depth(&self) -> usize {
+        let each = if self.tier == Tier::Direct { self.depth } else { 1 };
+        (each * self.threads).min(512)
     }
 
     /// Makes requests from every thread for `time`; gives latencies and rows of each request.
@@ -232,6 +274,7 @@ impl Bench {
             rows: header.rows,
             bytes_per_row,
             tier: self.tier,
+            path: None,
             ids: ids.to_string(),
             threads: self.threads,
             cold: self.cold,
@@ -246,6 +289,7 @@ impl Bench {
             bytes_per_second: (rows * bytes_per_row) as f64 / seconds,
             device_bytes,
             device_reads_per_second,
+            device_depth: self.device_depth(),
         }
     }
 }
@@ -291,6 +335,9 @@ impl Report {
         let size = bytes(self.rows * self.bytes_per_row as u64);
         row("rows", format!("{} of {} bytes: {size}", short(self.rows), self.bytes_per_row));
         row("tier", format!("{}{}", self.tier.name(), if self.cold { ", cold" } else { ", warm" }));
+        if let Some(path) = &self.path {
+            row("read by", path.clone());
+        }
         row("a request", self.ids.clone());
         let threads = if self.threads == 1 { "thread" } else { "threads" };
         row("requests", format!("{} from {} {threads}, {:.1} s", self.requests, self.threads, self.seconds));
@@ -304,7 +351,8 @@ impl Report {
             row("read from disk", bytes(read));
         }
         if let Some(reads) = self.device_reads_per_second {
-            row("the disk's random 4 KiB reads/s", short(reads as u64));
+            let name = format!("random 4 KiB reads/s of the disk, {} in flight", self.device_depth);
+            row(&name, short(reads as u64));
         }
         table
     }
@@ -315,6 +363,7 @@ impl Tier {
         match self {
             Self::Ram => "RAM",
             Self::Mapped => "mapped file",
+            Self::Direct => "direct",
         }
     }
 }
