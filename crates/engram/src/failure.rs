@@ -71,7 +71,7 @@ fn of_store(error: &StoreError) -> u8 {
     match error {
         StoreError::Interrupted => 130,
         StoreError::Io { source, .. } => of_input(names_no_input(source)),
-        StoreError::Memory { .. } | StoreError::LostMemory { .. } => 1,
+        StoreError::Memory { .. } | StoreError::LostMemory { .. } | StoreError::Cluster { .. } => 1,
         _ => 2,
     }
 }

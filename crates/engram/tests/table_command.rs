@@ -4,11 +4,13 @@
 mod common;
 
 use std::path::Path;
+use std::process::Command;
 
 use common::{Outcome, Workshop, wait_until};
 use serde_json::Value;
 
 const INPUT: i32 = 2;
+const MACHINE: i32 = 1;
 const INTERRUPTED: i32 = 130;
 
 /// An addressing of which only the name is known.
@@ -365,7 +367,7 @@ fn the_use_of_rows_is_told() {
 #[test]
 fn tiers_are_measured() {
     let workshop = with_table("fp8e4m3");
-    for tier in ["ram", "mapped"] {
+    for tier in ["ram", "mapped", "direct", "direct --queue threads --depth 3", "direct --cache 1MiB"] {
         for ids in ["--batch 7", "--batch 5000 --zipf 1.1 --threads 2"] {
             let line = format!("table bench made --tier {tier} {ids} --seconds 0.05 --json");
             let report = json(&workshop.ok(&line));
@@ -376,12 +378,22 @@ fn tiers_are_measured() {
             let batch = if ids.contains("5000") { 5000.0 } else { 7.0 };
             assert_eq!(number("rows_per_request"), batch);
             assert!(number("rows_per_second") > 0.0);
+            assert_eq!(report["hit_rate"].is_number(), tier.contains("cache"), "{report}");
         }
     }
     let text = workshop.ok("table bench made --cold --seconds 0.05");
     assert!(text.contains("mapped file, cold") && text.contains("99 % within"), "{text}");
 
     workshop.fails("table bench nowhere", INPUT, &["nowhere"]);
+    workshop.fails("table bench made --cache 10B", INPUT, &["cache"]);
+    workshop.fails("table bench made --cache much", INPUT, &["--cache"]);
+    workshop.fails("table bench made --tier direct --depth 0", INPUT, &["depth"]);
+    workshop.fails("table bench made --tier redis", INPUT, &["--node"]);
+    workshop.fails("table bench made --node redis://127.0.0.1:1", INPUT, &["--tier redis"]);
+    let gone = "--node redis://127.0.0.1:1 --limit 0.5";
+    workshop.fails(&format!("table bench made --tier redis {gone}"), MACHINE, &["127.0.0.1:1"]);
+    workshop.fails(&format!("table serve-redis-load made {gone}"), MACHINE, &["127.0.0.1:1"]);
+    workshop.fails("table serve-redis-load made", INPUT, &["--node"]);
     workshop.fails("table bench made --batch 0", INPUT, &["--batch"]);
     workshop.fails("table bench made --seconds 0", INPUT, &["--seconds is 0"]);
     workshop.fails("table bench made --zipf=-1", INPUT, &["--zipf is -1"]);
@@ -404,4 +416,47 @@ fn real_ids_are_those_of_the_tables_addressing() {
     workshop.ok(&format!("table create other {ORIGIN} --rows 5000 --width 8"));
     let other = format!("table bench other --data data/valid {addressing}");
     workshop.fails(&other, INPUT, &["other", "addressing", "0707070707"]);
+}
+
+#[test]
+fn a_cluster_serves_a_loaded_table() {
+    if Command::new("redis-server").arg("--version").output().is_err() {
+        eprintln!("SKIPPED: redis-server is not installed, so that tables in a cluster are not tested");
+        return;
+    }
+    let workshop = with_table("fp8e4m3");
+    let cluster = Cluster::start(17_400);
+    let node = &cluster.node;
+    workshop.fails(&format!("table bench made --tier redis --node {node}"), MACHINE, &["holds no"]);
+    let text = workshop.ok(&format!("table serve-redis-load made --node {node}"));
+    assert!(text.contains("are in the cluster"), "{text}");
+    let line = format!("table bench made --tier redis --node {node} --batch 64 --seconds 0.2 --json");
+    let report = json(&workshop.ok(&line));
+    assert_eq!(report["rows_per_request"], 64.0);
+    assert!(report["device_reads_per_second"].is_null());
+}
+
+/// Three masters and three replicas that live as long as this does.
+struct Cluster {
+    folder: tempfile::TempDir,
+    node: String,
+}
+
+const CLUSTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/redis-cluster");
+
+impl Cluster {
+    fn start(first_port: u16) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut start = Command::new(CLUSTER);
+        start.arg("start").arg(folder.path()).arg(first_port.to_string());
+        let started = start.output().unwrap();
+        assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
+        Self { folder, node: format!("redis://127.0.0.1:{first_port}") }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let _ = Command::new(CLUSTER).arg("stop").arg(self.folder.path()).status();
+    }
 }

@@ -57,7 +57,7 @@ impl RedisTable {
             let (answer, _) = call(&cluster, TABLES, &["SMEMBERS", TABLES])?;
             return Err(StoreError::cluster(
                 node,
-                format!("holds {}, but {origin} is needed", tables(&answer)),
+                format!("holds {}, but {origin} is needed; load its table first", tables(&answer)),
             ));
         };
         let Ok(bytes) = <[u8; HEADER_BYTES]>::try_from(bytes) else {

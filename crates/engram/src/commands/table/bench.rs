@@ -2,13 +2,12 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use clap::{Args, ValueEnum};
-use engram_store::{
-    DirectOptions, DirectTable, QueueKind, RowSource, Storage, Table as RowTable, TableHeader,
-};
+use clap::Args;
+use engram_store::{CacheCounts, RowSource, TableHeader};
 use engram_train::TokenShards;
 use serde::Serialize;
 
+use super::tier::{Tier, TierOptions};
 use crate::commands::addressing::{AddressingOptions, Loaded};
 use crate::commands::{print, print_json};
 use crate::device_probe;
@@ -28,13 +27,14 @@ use crate::table::Table;
   engram table bench layer1.table --tier ram --batch 4096
   engram table bench layer1.table --tier mapped --cold --zipf 1.0
   engram table bench layer1.table --tier direct --depth 32 --batch 32
+  engram table bench layer1.table --tier direct --cache 1GiB --zipf 1.0
+  engram table bench layer1.table --tier redis --node redis://127.0.0.1:7000 --threads 4
   engram table bench layer1.table --data data/valid --preset v41 --tokenizer tokenizer.json --tokens 1")]
 pub(crate) struct Bench {
     /// Table file.
     table: PathBuf,
-    /// Where the rows are.
-    #[arg(long, value_enum, default_value = "mapped")]
-    tier: Tier,
+    #[command(flatten)]
+    tier: TierOptions,
     /// Rows of a request.
     #[arg(long, value_name = "N", default_value_t = 1024, conflicts_with = "data")]
     batch: usize,
@@ -49,12 +49,6 @@ pub(crate) struct Bench {
     tokens: usize,
     #[command(flatten)]
     addressing: AddressingOptions,
-    /// Reads in flight at once, of the direct tier; as many does the disk get to show what it can do.
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    depth: usize,
-    /// Who keeps them in flight.
-    #[arg(long, value_enum, default_value = "uring")]
-    queue: Queue,
     /// Threads that make requests.
     #[arg(long, value_name = "N", default_value_t = 1)]
     threads: usize,
@@ -72,27 +66,6 @@ pub(crate) struct Bench {
     json: bool,
 }
 
-/// Where rows are while they are asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Tier {
-    /// All in memory, on huge pages where the system has them.
-    Ram,
-    /// In the file, mapped; the system keeps what it likes in memory.
-    Mapped,
-    /// In the file, read past the system's memory, with many reads in flight.
-    Direct,
-}
-
-/// Who keeps reads in flight.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Queue {
-    /// The kernel, by io_uring; where it refuses, threads.
-    Uring,
-    /// Threads.
-    Threads,
-}
-
 /// What was measured.
 #[derive(Debug, Serialize)]
 struct Report {
@@ -100,6 +73,9 @@ struct Report {
     rows: u64,
     bytes_per_row: usize,
     tier: Tier,
+    /// In words, with the cache in front of it.
+    #[serde(skip)]
+    described: String,
     /// How the direct tier read: the system may have refused what was asked for.
     path: Option<String>,
     ids: String,
@@ -116,12 +92,14 @@ struct Report {
     rows_per_second: f64,
     /// Bytes of stored rows that were delivered.
     bytes_per_second: f64,
+    /// The share of rows that the cache had, from 0 to 1; none without a cache.
+    hit_rate: Option<f64>,
     /// Bytes read from disks meanwhile; none where the system does not tell.
     device_bytes: Option<u64>,
     /// Random 4 KiB reads a second that the disk did, measured after, with as many in flight.
     device_reads_per_second: Option<f64>,
-    /// That many.
-    device_depth: usize,
+    /// That many; none where no file is read.
+    device_depth: Option<usize>,
 }
 
 /// Which rows are asked for.
@@ -146,22 +124,27 @@ impl Bench {
         if self.cold && !device_probe::forget(&self.table)? {
             return refuse("--cold: the system does not forget files when asked to; leave it out");
         }
-        let (source, path) = self.open(&header)?;
+        let tier = self.tier.open(&self.table, &header)?;
+        let source = tier.source.as_ref();
         let time = Duration::from_secs_f64(self.seconds);
         if !self.cold {
-            self.drive(source.as_ref(), &ids, time / 2, 1)?;
+            self.drive(source, &ids, time / 2, 1)?;
         }
+        let kept_before = tier.counts();
         let read_before = device_probe::bytes_read();
         let begun = Instant::now();
-        let requests = self.drive(source.as_ref(), &ids, time, 2)?;
+        let requests = self.drive(source, &ids, time, 2)?;
         let seconds = begun.elapsed().as_secs_f64();
         let device_bytes = device_probe::bytes_read().zip(read_before).map(|(after, before)| after - before);
-        let device = match self.tier {
-            Tier::Ram => None,
-            _ => device_probe::random_reads(&self.table, self.device_depth(), Duration::from_secs(1))?,
-        };
-        let mut report = self.report(&header, &ids, requests, seconds, (device_bytes, device));
-        report.path = path;
+        let mut report = self.report(&header, &ids, requests, seconds);
+        report.hit_rate =
+            tier.counts().zip(kept_before).map(|(after, before)| since(before, after).hit_rate());
+        report.device_bytes = device_bytes;
+        report.path = tier.path;
+        if let Some(depth) = self.device_depth() {
+            let reads = device_probe::random_reads(&self.table, depth, Duration::from_secs(1))?;
+            report.device_reads_per_second = reads;
+        }
         if self.json { print_json(&report) } else { print(report.to_table().to_string()) }
     }
 
@@ -194,29 +177,9 @@ impl Bench {
         Ok(Ids::Real { loaded: Box::new(loaded), layer, shards, tokens: self.tokens })
     }
 
-    /// The tier, and how it reads where there is a choice.
-    fn open(&self, header: &TableHeader) -> anyhow::Result<(Box<dyn RowSource>, Option<String>)> {
-        let origin = &header.origin;
-        Ok(match self.tier {
-            Tier::Ram => (Box::new(RowTable::read(&self.table, origin, &Storage::Ram)?), None),
-            Tier::Mapped => (Box::new(RowTable::open(&self.table, origin)?), None),
-            Tier::Direct => {
-                let queue = match self.queue {
-                    Queue::Uring => QueueKind::IoUring,
-                    Queue::Threads => QueueKind::Threads,
-                };
-                let options = DirectOptions { depth: self.depth, queue, ..DirectOptions::default() };
-                let table = DirectTable::open(&self.table, origin, &options)?;
-                let path = table.path_in_use().to_string();
-                (Box::new(table), Some(path))
-            }
-        })
-    }
-
-    /// Reads in flight that the disk is tried with: as many as the tier keeps there.
-    fn device_depth(&self) -> usize {
-        let each = if self.tier == Tier::Direct { self.depth } else { 1 };
-        (each * self.threads).min(512)
+    /// Reads in flight that the disk is tried with: as many as the tier keeps there; none if it reads no file.
+    fn device_depth(&self) -> Option<usize> {
+        self.tier.reads_in_flight().map(|each| (each * self.threads).min(512))
     }
 
     /// Makes requests from every thread for `time`; gives latencies and rows of each request.
@@ -261,7 +224,6 @@ impl Bench {
         ids: &Ids,
         requests: Vec<(Duration, usize)>,
         seconds: f64,
-        (device_bytes, device_reads_per_second): (Option<u64>, Option<f64>),
     ) -> Report {
         let mut times: Vec<f64> = requests.iter().map(|request| request.0.as_secs_f64() * 1e6).collect();
         times.sort_unstable_by(f64::total_cmp);
@@ -273,7 +235,8 @@ impl Bench {
             table: self.table.clone(),
             rows: header.rows,
             bytes_per_row,
-            tier: self.tier,
+            tier: self.tier.kind,
+            described: self.tier.name(),
             path: None,
             ids: ids.to_string(),
             threads: self.threads,
@@ -287,8 +250,9 @@ impl Bench {
             longest_us: at(1.0),
             rows_per_second: rows as f64 / seconds,
             bytes_per_second: (rows * bytes_per_row) as f64 / seconds,
-            device_bytes,
-            device_reads_per_second,
+            hit_rate: None,
+            device_bytes: None,
+            device_reads_per_second: None,
             device_depth: self.device_depth(),
         }
     }
@@ -334,7 +298,7 @@ impl Report {
         let mut row = |name: &str, value: String| table.row([name.to_owned(), value]);
         let size = bytes(self.rows * self.bytes_per_row as u64);
         row("rows", format!("{} of {} bytes: {size}", short(self.rows), self.bytes_per_row));
-        row("tier", format!("{}{}", self.tier.name(), if self.cold { ", cold" } else { ", warm" }));
+        row("tier", format!("{}{}", self.described, if self.cold { ", cold" } else { ", warm" }));
         if let Some(path) = &self.path {
             row("read by", path.clone());
         }
@@ -347,24 +311,26 @@ impl Report {
         row("the longest", microseconds(self.longest_us));
         row("rows/s", short(self.rows_per_second as u64));
         row("bytes of rows/s", bytes(self.bytes_per_second as u64));
+        if let Some(rate) = self.hit_rate {
+            row("found in the cache", format!("{:.1} %", rate * 100.0));
+        }
         if let Some(read) = self.device_bytes {
             row("read from disk", bytes(read));
         }
-        if let Some(reads) = self.device_reads_per_second {
-            let name = format!("random 4 KiB reads/s of the disk, {} in flight", self.device_depth);
+        if let Some((reads, depth)) = self.device_reads_per_second.zip(self.device_depth) {
+            let name = format!("random 4 KiB reads/s of the disk, {depth} in flight");
             row(&name, short(reads as u64));
         }
         table
     }
 }
 
-impl Tier {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Ram => "RAM",
-            Self::Mapped => "mapped file",
-            Self::Direct => "direct",
-        }
+/// What a cache counted from `before` to `after`.
+fn since(before: CacheCounts, after: CacheCounts) -> CacheCounts {
+    CacheCounts {
+        hits: after.hits - before.hits,
+        misses: after.misses - before.misses,
+        fetched: after.fetched - before.fetched,
     }
 }
 

@@ -7,7 +7,9 @@ mod export;
 mod import;
 mod info;
 mod origin;
+mod serve_redis_load;
 mod stats;
+mod tier;
 mod verify;
 
 use clap::Subcommand;
@@ -23,6 +25,7 @@ pub(crate) enum Table {
     Export(export::Export),
     Stats(stats::Stats),
     Bench(bench::Bench),
+    ServeRedisLoad(serve_redis_load::ServeRedisLoad),
 }
 
 impl Table {
@@ -37,6 +40,7 @@ impl Table {
             Self::Export(command) => command.run(),
             Self::Stats(command) => command.run(),
             Self::Bench(command) => command.run(),
+            Self::ServeRedisLoad(command) => command.run(),
         }
     }
 }

@@ -1,0 +1,156 @@
+//! Options that say where a table's rows are while they are asked for.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::{Args, ValueEnum};
+use engram_store::{
+    CacheCounts, Cached, DirectOptions, DirectTable, QueueKind, RedisTable, RowSource, Storage, Table,
+    TableHeader,
+};
+use serde::Serialize;
+
+use crate::failure::refuse;
+
+/// A tier, and what it needs to know.
+#[derive(Debug, Args)]
+pub(super) struct TierOptions {
+    /// Where the rows are.
+    #[arg(long = "tier", value_enum, default_value = "mapped")]
+    pub(super) kind: Tier,
+    /// Keep rows in memory in front of the tier, within so many bytes: 256MiB.
+    #[arg(long, value_name = "SIZE")]
+    cache: Option<ByteSize>,
+    /// Reads in flight at once, of the direct tier; as many does the disk get to show what it can do.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    depth: usize,
+    /// Who keeps them in flight.
+    #[arg(long, value_enum, default_value = "uring")]
+    queue: Queue,
+    #[command(flatten)]
+    cluster: ClusterOptions,
+}
+
+/// A cluster, and how long to wait for it.
+#[derive(Debug, Args)]
+pub(super) struct ClusterOptions {
+    /// Nodes of the Redis Cluster, such as redis://127.0.0.1:7000; one that answers is enough.
+    #[arg(long = "node", value_name = "URL")]
+    pub(super) nodes: Vec<String>,
+    /// Seconds that a request to the cluster may take.
+    #[arg(long, value_name = "S", default_value_t = 15.0)]
+    limit: f64,
+}
+
+/// Where rows are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Tier {
+    /// All in memory, on huge pages where the system has them.
+    Ram,
+    /// In the file, mapped; the system keeps what it likes in memory.
+    Mapped,
+    /// In the file, read past the system's memory, with many reads in flight.
+    Direct,
+    /// In a Redis Cluster, which `engram table serve-redis-load` put them in.
+    Redis,
+}
+
+/// Who keeps reads in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Queue {
+    /// The kernel, by io_uring; where it refuses, threads.
+    Uring,
+    /// Threads.
+    Threads,
+}
+
+/// A tier that answers.
+pub(super) struct OpenTier {
+    pub(super) source: Box<dyn RowSource>,
+    cache: Option<Arc<Cached<Box<dyn RowSource>>>>,
+    /// How the direct tier reads: the system may have refused what was asked for.
+    pub(super) path: Option<String>,
+}
+
+impl TierOptions {
+    /// The tier with the rows of the table file at `path`.
+    pub(super) fn open(&self, path: &Path, header: &TableHeader) -> anyhow::Result<OpenTier> {
+        let origin = &header.origin;
+        if self.kind != Tier::Redis && !self.cluster.nodes.is_empty() {
+            return refuse("--node goes with --tier redis");
+        }
+        let mut how = None;
+        let source: Box<dyn RowSource> = match self.kind {
+            Tier::Ram => Box::new(Table::read(path, origin, &Storage::Ram)?),
+            Tier::Mapped => Box::new(Table::open(path, origin)?),
+            Tier::Direct => {
+                let queue = match self.queue {
+                    Queue::Uring => QueueKind::IoUring,
+                    Queue::Threads => QueueKind::Threads,
+                };
+                let options = DirectOptions { depth: self.depth, queue, ..DirectOptions::default() };
+                let table = DirectTable::open(path, origin, &options)?;
+                how = Some(table.path_in_use().to_string());
+                Box::new(table)
+            }
+            Tier::Redis => {
+                let limit = self.cluster.limit()?;
+                Box::new(RedisTable::open(&self.cluster.nodes()?, origin, limit)?)
+            }
+        };
+        let Some(size) = self.cache else { return Ok(OpenTier { source, cache: None, path: how }) };
+        let cache = Arc::new(Cached::new(source, size.as_u64())?);
+        Ok(OpenTier { source: Box::new(Arc::clone(&cache)), cache: Some(cache), path: how })
+    }
+
+    /// Reads of a file that the tier keeps in flight for each thread that asks; none if it reads no file.
+    pub(super) fn reads_in_flight(&self) -> Option<usize> {
+        match self.kind {
+            Tier::Ram | Tier::Redis => None,
+            Tier::Mapped => Some(1),
+            Tier::Direct => Some(self.depth),
+        }
+    }
+
+    /// The tier, and the cache in front of it.
+    pub(super) fn name(&self) -> String {
+        let tier = match self.kind {
+            Tier::Ram => "RAM",
+            Tier::Mapped => "mapped file",
+            Tier::Direct => "direct",
+            Tier::Redis => "Redis Cluster",
+        };
+        match self.cache {
+            None => tier.into(),
+            Some(size) => format!("{tier} behind a cache of {}", crate::number::bytes(size.as_u64())),
+        }
+    }
+}
+
+impl ClusterOptions {
+    /// The nodes, of which there must be one.
+    pub(super) fn nodes(&self) -> anyhow::Result<Vec<&str>> {
+        if self.nodes.is_empty() {
+            return refuse("name a node of the cluster, such as --node redis://127.0.0.1:7000");
+        }
+        Ok(self.nodes.iter().map(String::as_str).collect())
+    }
+
+    /// How long to wait.
+    pub(super) fn limit(&self) -> anyhow::Result<Duration> {
+        if !(self.limit > 0.0 && self.limit <= 86_400.0) {
+            return refuse(format!("--limit is {}, but must be above 0 and at most a day", self.limit));
+        }
+        Ok(Duration::from_secs_f64(self.limit))
+    }
+}
+
+impl OpenTier {
+    /// What the cache in front had; none if there is no cache.
+    pub(super) fn counts(&self) -> Option<CacheCounts> {
+        self.cache.as_ref().map(|cache| cache.counts())
+    }
+}
