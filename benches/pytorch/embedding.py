@@ -1,7 +1,7 @@
 """Random rows of an 8 GiB table through PyTorch's embedding, one thread.
 
     python benches/pytorch/embedding.py
-    PYTHON=python cargo bench -p engram-store --bench gather
+    PYTHON=python cargo bench -p engram-store --bench peers
 
 The first prints the medians of `embedding` as one calls it, and of `index_select` into a buffer that is used
 again, for 512-byte rows (128 of f32) in batches of 2^14 random ids, new ones for each batch. The second measures
