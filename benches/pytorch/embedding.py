@@ -5,8 +5,8 @@
 
 The first prints the medians of `embedding` as one calls it, and of `index_select` into a buffer that is used
 again, for 512-byte rows (128 of f32) in batches of 2^14 random ids, new ones for each batch. The second measures
-264-byte rows (66 of f32) in pairs with `Table::read`: it runs this file with `--paired`, which runs a batch of
-`embedding` for every line it is sent and answers with its seconds.
+264-byte rows (66 of f32) in turns with `Table::read`: it runs this file with `--paired`, which runs as many batches
+of `embedding` as each line it is sent says, and answers with their median seconds.
 """
 
 import statistics
@@ -35,8 +35,8 @@ with torch.no_grad():
         return torch.nn.functional.embedding(ids, table)
 
     if PAIRED:
-        for _ in sys.stdin:
-            print(seconds(embedding), flush=True)
+        for batches in sys.stdin:
+            print(statistics.median([seconds(embedding) for _ in range(int(batches))]), flush=True)
         sys.exit()
     for name, gather in [
         ("embedding", embedding),

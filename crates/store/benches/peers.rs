@@ -18,7 +18,9 @@ const WIDTH: usize = 66;
 const ROW_BYTES: usize = 4 * WIDTH;
 const ROWS: u64 = (8 << 30) / ROW_BYTES as u64;
 const BATCH: usize = 1 << 14;
-const PAIRS: usize = 100;
+/// Batches that each side runs at its turn: one that had to wait finds its caches cold.
+const TURN: usize = 100;
+const PAIRS: usize = 30;
 
 type Error = Box<dyn std::error::Error>;
 
@@ -32,20 +34,22 @@ fn main() -> Result<(), Error> {
     let mut ours = || {
         let ids = random.batch();
         let start = Instant::now();
-        table.read(&ids, &mut out).expect("ids are rows");
-        start.elapsed().as_secs_f64()
+        table.read(&ids, &mut out)?;
+        Ok(start.elapsed().as_secs_f64())
     };
+    let mut ours = || turn(&mut ours);
 
     let loop_in_c = compiled()?;
     let rows = table.stored_rows().ok_or("a table in RAM")?;
     let (mut random, mut copied) = (Random(2), vec![0; BATCH * ROW_BYTES]);
-    compare("the loop in C", &mut ours, || {
+    let mut in_c = || {
         let ids = random.batch();
         let start = Instant::now();
         // SAFETY: ids are below ROWS, and both buffers hold as many rows as the loop reads and writes.
         unsafe { loop_in_c(rows.as_ptr(), ids.as_ptr(), ids.len(), copied.as_mut_ptr()) };
         Ok(start.elapsed().as_secs_f64())
-    })?;
+    };
+    compare("the loop in C", &mut ours, || turn(&mut in_c))?;
 
     let Ok(python) = std::env::var("PYTHON") else {
         println!("PYTHON is not set: PyTorch is not measured");
@@ -53,7 +57,7 @@ fn main() -> Result<(), Error> {
     };
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../benches/pytorch/embedding.py");
     let mut peer = Peer::start(Command::new(python).args([script, "--paired"]))?;
-    compare("PyTorch's embedding", &mut ours, || peer.batch())?;
+    compare("PyTorch's embedding", &mut ours, || peer.turn())?;
     peer.process.kill()?;
     peer.process.wait()?;
     Ok(())
@@ -62,18 +66,14 @@ fn main() -> Result<(), Error> {
 /// Alternates both and prints the medians of their rates and of their ratio.
 fn compare(
     name: &str,
-    ours: &mut impl FnMut() -> f64,
+    ours: &mut impl FnMut() -> Result<f64, Error>,
     mut other: impl FnMut() -> Result<f64, Error>,
 ) -> Result<(), Error> {
     let mut seconds = Vec::new();
     for _ in 0..PAIRS {
-        seconds.push((ours(), other()?));
+        seconds.push((ours()?, other()?));
     }
-    let median = |value: &dyn Fn(&(f64, f64)) -> f64| {
-        let mut values: Vec<f64> = seconds.iter().map(value).collect();
-        values.sort_by(f64::total_cmp);
-        values[PAIRS / 2]
-    };
+    let median = |value: &dyn Fn(&(f64, f64)) -> f64| middle(seconds.iter().map(value).collect());
     let rate = |seconds: f64| BATCH as f64 / seconds / 1e6;
     println!(
         "Table::read {:.2} M rows/s, {name} {:.2} M rows/s, median of {PAIRS} ratios {:.2}",
@@ -82,6 +82,16 @@ fn compare(
         median(&|pair| pair.1 / pair.0)
     );
     Ok(())
+}
+
+/// The median time of a turn's batches.
+fn turn(batch: &mut impl FnMut() -> Result<f64, Error>) -> Result<f64, Error> {
+    Ok(middle((0..TURN).map(|_| batch()).collect::<Result<_, _>>()?))
+}
+
+fn middle(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 /// New ids for each batch, so that no row is still in a cache.
@@ -123,7 +133,7 @@ fn compiled() -> Result<LoopInC, Error> {
     }
 }
 
-/// A process that runs a batch for every line it is sent, and answers with the seconds it took.
+/// A process that runs a turn for every line it is sent, and answers with the median seconds of its batches.
 struct Peer {
     process: Child,
     answers: BufReader<std::process::ChildStdout>,
@@ -136,8 +146,8 @@ impl Peer {
         Ok(Self { process, answers })
     }
 
-    fn batch(&mut self) -> Result<f64, Error> {
-        writeln!(self.process.stdin.as_mut().ok_or("no input")?)?;
+    fn turn(&mut self) -> Result<f64, Error> {
+        writeln!(self.process.stdin.as_mut().ok_or("no input")?, "{TURN}")?;
         let mut line = String::new();
         self.answers.read_line(&mut line)?;
         Ok(line.trim().parse()?)

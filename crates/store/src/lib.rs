@@ -11,6 +11,7 @@
 //!   every level; [`RowSource::gather`] keeps many of them in flight.
 //! * [`DirectTable`]: rows straight from the disk, with many reads in flight, for tables larger than memory.
 //!   [`Cached`] keeps what is asked for often in front of it, or of any other [`RowSource`].
+//! * `RedisTable`, with the feature `redis`: rows in a Redis Cluster, for tables beyond one machine.
 //! * [`Prefetcher`]: ids submitted now, rows taken when they are needed.
 //! * [`DistinctRows`]: about half of the rows that a batch of text asks for are duplicates. Each is fetched,
 //!   and learns, once.

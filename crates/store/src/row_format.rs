@@ -8,6 +8,7 @@ use crate::error::{Result, StoreError};
 use crate::float16::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use crate::fp8::{E4M3_MAX, E4M3_NAN, e4m3_to_f32, e8m0_scale_for, e8m0_to_f32, f32_to_e4m3};
 use crate::grouped_int::{decode_int4, decode_int8, encode_int4, encode_int8};
+use crate::memory::copy_row;
 
 /// Values that share one scale, in the formats whose rows have scales. A row's last group may be shorter.
 pub const VALUES_PER_SCALE: usize = 32;
@@ -173,17 +174,17 @@ impl RowFormat {
     #[inline]
     pub(crate) fn decode_loop(self, work: impl DecodeLoop) {
         match self {
-            Self::F32 => work.run(decode_f32),
-            Self::Bf16 => vectorized(work, decode_bf16),
-            Self::F16 => vectorized(work, decode_f16),
-            Self::Fp8E4m3 => vectorized(work, decode_fp8_e4m3),
-            Self::Fp8E4m3OneScale(TableScale(scale)) => vectorized(
+            Self::F32 => run_vectorized(work, decode_f32),
+            Self::Bf16 => run_vectorized(work, decode_bf16),
+            Self::F16 => run_vectorized(work, decode_f16),
+            Self::Fp8E4m3 => run_vectorized(work, decode_fp8_e4m3),
+            Self::Fp8E4m3OneScale(TableScale(scale)) => run_vectorized(
                 work,
                 #[inline(always)]
                 |row, values| decode_e4m3(row, scale, values),
             ),
-            Self::Int8 => vectorized(work, decode_int8_row),
-            Self::Int4 => vectorized(work, decode_int4_row),
+            Self::Int8 => run_vectorized(work, decode_int8_row),
+            Self::Int4 => run_vectorized(work, decode_int4_row),
         }
     }
 
@@ -293,11 +294,15 @@ impl DecodeLoop for Consecutive<'_> {
     }
 }
 
-/// Runs `work` compiled for the best instruction set of this machine (AVX-512, AVX2 with FMA, NEON).
-fn vectorized(work: impl DecodeLoop, decode: impl Fn(&[u8], &mut [f32])) {
+/// Runs `work` compiled for the best instruction set of this machine (AVX-512, AVX2 with FMA, NEON), if it is
+/// `#[inline(always)]`: what the compiler leaves outside as too large is compiled for the oldest machine.
+pub(crate) fn vectorized(work: impl FnOnce()) {
     static ARCH: OnceLock<pulp::Arch> = OnceLock::new();
-    // A loop that the compiler leaves outside as too large would be compiled for the oldest machine.
-    ARCH.get_or_init(pulp::Arch::new).dispatch(
+    ARCH.get_or_init(pulp::Arch::new).dispatch(work);
+}
+
+fn run_vectorized(work: impl DecodeLoop, decode: impl Fn(&[u8], &mut [f32])) {
+    vectorized(
         #[inline(always)]
         || work.run(decode),
     );
@@ -305,7 +310,7 @@ fn vectorized(work: impl DecodeLoop, decode: impl Fn(&[u8], &mut [f32])) {
 
 #[inline(always)]
 fn decode_f32(row: &[u8], values: &mut [f32]) {
-    bytemuck::cast_slice_mut(values).copy_from_slice(row);
+    copy_row(row, bytemuck::cast_slice_mut(values));
 }
 
 #[inline(always)]

@@ -6,8 +6,8 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use crate::error::{Result, StoreError};
-use crate::memory::{Region, Storage, prefetch, rows_ahead};
-use crate::row_format::{DecodeLoop, RowFormat};
+use crate::memory::{Region, Storage, copy_row, prefetch, rows_ahead};
+use crate::row_format::{DecodeLoop, RowFormat, vectorized};
 use crate::row_source::{BYTES_PER_TASK, RowSource, check_gather, check_read, with_scratch, worth_sharing};
 use crate::table_file::{TableFile, TableHeader, TableOrigin};
 use crate::table_reader::CheckedBlocks;
@@ -217,7 +217,23 @@ impl StoredRows<'_> {
     /// Copies the rows `ids`, all inside the table, to `out` \[ids, bytes per row\].
     pub(crate) fn read(&self, ids: &[u64], out: &mut [u8]) {
         self.share(ids, out, self.row_bytes, |ids, out| {
-            self.visit(ids, out, self.row_bytes, |start, out| self.region.copy(start, out));
+            // Where the rows are is asked once for all of them, not at each.
+            if let Region::File(map) = self.region {
+                return self.visit(ids, out, self.row_bytes, |start, out| map.copy(start, out));
+            }
+            let bytes = self.region.bytes();
+            vectorized(
+                #[inline(always)]
+                || {
+                    self.visit(
+                        ids,
+                        out,
+                        self.row_bytes,
+                        #[inline(always)]
+                        |start, out| copy_row(&bytes[start..][..out.len()], out),
+                    );
+                },
+            );
         });
     }
 
