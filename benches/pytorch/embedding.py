@@ -4,9 +4,9 @@
     PYTHON=python cargo bench -p engram-store --bench peers
 
 The first prints the medians of `embedding` as one calls it, and of `index_select` into a buffer that is used
-again, for 512-byte rows (128 of f32) in batches of 2^14 random ids, new ones for each batch. The second measures
-264-byte rows (66 of f32) in turns with `Table::read`: it runs this file with `--paired`, which runs as many batches
-of `embedding` as each line it is sent says, and answers with their median seconds.
+again, for 512-byte rows (128 of f32) in batches of 2^14 random ids, new ones for each batch. The second
+measures 264- and 512-byte rows in turn with `engram-store`: it runs this file with `--paired WIDTH`, which runs
+as many batches of `embedding` as each line it is sent says, and answers with their median seconds.
 """
 
 import statistics
@@ -15,8 +15,8 @@ import time
 
 import torch
 
-PAIRED = "--paired" in sys.argv[1:]
-WIDTH, BATCH, BATCHES = 66 if PAIRED else 128, 1 << 14, 200
+PAIRED = len(sys.argv) == 3 and sys.argv[1] == "--paired"
+WIDTH, BATCH, BATCHES = int(sys.argv[2]) if PAIRED else 128, 1 << 14, 200
 ROWS = (8 << 30) // (4 * WIDTH)
 
 torch.set_num_threads(1)

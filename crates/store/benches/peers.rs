@@ -1,6 +1,6 @@
-//! Random 264-byte rows of an 8 GiB table on huge pages, one thread, in pairs with the plain loop in C of
-//! `gather.c` over the same table, and with PyTorch's `embedding` over another where `PYTHON` names an interpreter
-//! that has it (16 GiB of memory in all). Needs `cc`.
+//! Random rows of an 8 GiB table of f32 on huge pages, one thread, in turn with the plain loop in C of `gather.c` over
+//! the same table (rows of 264 bytes), and with PyTorch's `embedding` over another (264 and 512 bytes) where `PYTHON`
+//! names an interpreter that has it (16 GiB of memory in all). Needs `cc`.
 //!
 //! ```text
 //! PYTHON=python cargo bench -p engram-store --bench peers
@@ -14,9 +14,6 @@ use std::time::Instant;
 use engram_address::AddressIdentity;
 use engram_store::{RowFormat, RowSource, Storage, Table, TableOrigin};
 
-const WIDTH: usize = 66;
-const ROW_BYTES: usize = 4 * WIDTH;
-const ROWS: u64 = (8 << 30) / ROW_BYTES as u64;
 const BATCH: usize = 1 << 14;
 /// Batches that each side runs at its turn: one that had to wait finds its caches cold.
 const TURN: usize = 100;
@@ -26,57 +23,64 @@ type Error = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Error> {
     rayon::ThreadPoolBuilder::new().num_threads(1).build_global()?;
+    let loop_in_c = compiled()?;
+    let python = std::env::var("PYTHON").ok();
+    if python.is_none() {
+        println!("PYTHON is not set: PyTorch is not measured");
+    }
+    // 264 bytes, as they are stored.
+    let table = table(66)?;
+    let (mut random, mut out) = (Random::of(&table), vec![0; BATCH * 264]);
+    let mut read = || timed(random.batch(), |ids| Ok(table.read(ids, &mut out)?));
+    let rows = table.stored_rows().ok_or("a table in RAM")?;
+    let (mut random, mut copied) = (Random::of(&table), vec![0; BATCH * 264]);
+    let mut in_c = || {
+        timed(random.batch(), |ids| {
+            // SAFETY: ids are rows of the table, and both buffers hold as many rows as the loop reads and writes.
+            unsafe { loop_in_c(rows.as_ptr(), ids.as_ptr(), ids.len(), copied.as_mut_ptr()) };
+            Ok(())
+        })
+    };
+    compare("Table::read, 264 bytes", &mut read, "the loop in C", || turn(&mut in_c))?;
+    let Some(python) = python else { return Ok(()) };
+    Peer::start(&python, 66)?.compare("Table::read, 264 bytes", &mut read)?;
+    drop(table);
+
+    // 512 bytes, decoded.
+    let table = self::table(128)?;
+    let (mut random, mut out) = (Random::of(&table), vec![0.0; BATCH * 128]);
+    let mut gather = || timed(random.batch(), |ids| Ok(table.gather(ids, &mut out)?));
+    Peer::start(&python, 128)?.compare("Table::gather, 512 bytes", &mut gather)
+}
+
+fn table(width: usize) -> Result<Table, Error> {
     let origin = TableOrigin { identity: AddressIdentity::from_bytes([0; 32]), layer: 0 };
     let fill = |id: u64, row: &mut [f32]| row.fill(id as f32);
-    let table = Table::from_fn(ROWS, WIDTH, RowFormat::F32, origin, &Storage::Ram, fill)?;
-    let mut out = vec![0; BATCH * ROW_BYTES];
-    let mut random = Random(1);
-    let mut ours = || {
-        let ids = random.batch();
-        let start = Instant::now();
-        table.read(&ids, &mut out)?;
-        Ok(start.elapsed().as_secs_f64())
-    };
-    let mut ours = || turn(&mut ours);
+    Ok(Table::from_fn((8 << 30) / (4 * width as u64), width, RowFormat::F32, origin, &Storage::Ram, fill)?)
+}
 
-    let loop_in_c = compiled()?;
-    let rows = table.stored_rows().ok_or("a table in RAM")?;
-    let (mut random, mut copied) = (Random(2), vec![0; BATCH * ROW_BYTES]);
-    let mut in_c = || {
-        let ids = random.batch();
-        let start = Instant::now();
-        // SAFETY: ids are below ROWS, and both buffers hold as many rows as the loop reads and writes.
-        unsafe { loop_in_c(rows.as_ptr(), ids.as_ptr(), ids.len(), copied.as_mut_ptr()) };
-        Ok(start.elapsed().as_secs_f64())
-    };
-    compare("the loop in C", &mut ours, || turn(&mut in_c))?;
-
-    let Ok(python) = std::env::var("PYTHON") else {
-        println!("PYTHON is not set: PyTorch is not measured");
-        return Ok(());
-    };
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../benches/pytorch/embedding.py");
-    let mut peer = Peer::start(Command::new(python).args([script, "--paired"]))?;
-    compare("PyTorch's embedding", &mut ours, || peer.turn())?;
-    peer.process.kill()?;
-    peer.process.wait()?;
-    Ok(())
+/// Seconds that the work on these ids takes.
+fn timed(ids: Vec<u64>, work: impl FnOnce(&[u64]) -> Result<(), Error>) -> Result<f64, Error> {
+    let start = Instant::now();
+    work(&ids)?;
+    Ok(start.elapsed().as_secs_f64())
 }
 
 /// Alternates both and prints the medians of their rates and of their ratio.
 fn compare(
     name: &str,
     ours: &mut impl FnMut() -> Result<f64, Error>,
+    other_name: &str,
     mut other: impl FnMut() -> Result<f64, Error>,
 ) -> Result<(), Error> {
     let mut seconds = Vec::new();
     for _ in 0..PAIRS {
-        seconds.push((ours()?, other()?));
+        seconds.push((turn(ours)?, other()?));
     }
     let median = |value: &dyn Fn(&(f64, f64)) -> f64| middle(seconds.iter().map(value).collect());
     let rate = |seconds: f64| BATCH as f64 / seconds / 1e6;
     println!(
-        "Table::read {:.2} M rows/s, {name} {:.2} M rows/s, median of {PAIRS} ratios {:.2}",
+        "{name}: {:.2} M rows/s, {other_name} {:.2} M rows/s, median of {PAIRS} ratios {:.2}",
         rate(median(&|pair| pair.0)),
         rate(median(&|pair| pair.1)),
         median(&|pair| pair.1 / pair.0)
@@ -95,15 +99,22 @@ fn middle(mut values: Vec<f64>) -> f64 {
 }
 
 /// New ids for each batch, so that no row is still in a cache.
-struct Random(u64);
+struct Random {
+    state: u64,
+    rows: u64,
+}
 
 impl Random {
+    fn of(table: &Table) -> Self {
+        Self { state: 1, rows: table.rows() }
+    }
+
     fn batch(&mut self) -> Vec<u64> {
         let mut id = || {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            self.0 % ROWS
+            self.state ^= self.state << 13;
+            self.state ^= self.state >> 7;
+            self.state ^= self.state << 17;
+            self.state % self.rows
         };
         (0..BATCH).map(|_| id()).collect()
     }
@@ -140,10 +151,21 @@ struct Peer {
 }
 
 impl Peer {
-    fn start(command: &mut Command) -> Result<Self, Error> {
+    /// PyTorch's `embedding` with rows of so many values.
+    fn start(python: &str, width: usize) -> Result<Self, Error> {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../benches/pytorch/embedding.py");
+        let mut command = Command::new(python);
+        command.args([script, "--paired", &width.to_string()]);
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let answers = BufReader::new(process.stdout.take().ok_or("no output")?);
         Ok(Self { process, answers })
+    }
+
+    fn compare(mut self, name: &str, ours: &mut impl FnMut() -> Result<f64, Error>) -> Result<(), Error> {
+        compare(name, ours, "PyTorch's embedding", || self.turn())?;
+        self.process.kill()?;
+        self.process.wait()?;
+        Ok(())
     }
 
     fn turn(&mut self) -> Result<f64, Error> {

@@ -72,18 +72,6 @@ impl Region {
         }
     }
 
-    /// The row at `start`, as long as `scratch`. A mapped file's is copied there first: see [`Watched::copy`].
-    #[inline(always)]
-    pub(crate) fn row<'a>(&'a self, start: usize, scratch: &'a mut [u8]) -> &'a [u8] {
-        match self {
-            Self::File(map) => {
-                map.copy(start, scratch);
-                scratch
-            }
-            _ => &self.bytes()[start..][..scratch.len()],
-        }
-    }
-
     /// Copies the bytes from `start` on to `out`.
     #[inline]
     pub(crate) fn copy(&self, start: usize, out: &mut [u8]) {

@@ -295,12 +295,26 @@ impl DecodeLoop for GatherHere<'_> {
     #[inline(always)]
     fn run(self, decode: impl Fn(&[u8], &mut [f32])) {
         let Self { stored, ids, width, out, scratch } = self;
+        // Where the rows are is asked once for all of them, not at each.
+        if let Region::File(map) = stored.region {
+            return stored.visit(
+                ids,
+                out,
+                width,
+                #[inline(always)]
+                |start, out| {
+                    map.copy(start, scratch);
+                    decode(scratch, out);
+                },
+            );
+        }
+        let (bytes, row_bytes) = (stored.region.bytes(), stored.row_bytes);
         stored.visit(
             ids,
             out,
             width,
             #[inline(always)]
-            |start, out| decode(stored.region.row(start, scratch), out),
+            |start, out| decode(&bytes[start..][..row_bytes], out),
         );
     }
 }
