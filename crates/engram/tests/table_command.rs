@@ -381,6 +381,8 @@ fn tiers_are_measured() {
             assert_eq!(report["hit_rate"].is_number(), tier.contains("cache"), "{report}");
         }
     }
+    let shortest = json(&workshop.ok("table bench made --cold --seconds 1e-9 --json"));
+    assert_eq!(shortest["requests"], 1);
     let text = workshop.ok("table bench made --cold --seconds 0.05");
     assert!(text.contains("mapped file, cold") && text.contains("99 % within"), "{text}");
 

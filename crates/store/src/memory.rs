@@ -200,7 +200,7 @@ fn claim(file: &File, bytes: u64) -> std::io::Result<()> {
 
 /// How many bytes of rows to ask for ahead of the row being read: enough to keep the memory system's queue of
 /// outstanding misses full, little enough to stay in the first-level cache until used.
-const AHEAD_BYTES: usize = 4 << 10;
+const AHEAD_BYTES: usize = 8 << 10;
 
 /// Copies a row in the widest registers that the code around it is compiled for. A call of `memcpy` for each row,
 /// which finds out every time what the length asks for, makes a gather a third slower.

@@ -194,7 +194,8 @@ impl Bench {
         let thread = |number: u64| -> anyhow::Result<Vec<(Duration, usize)>> {
             let mut random = Random::new(self.seed ^ (round << 48) ^ (number << 32));
             let (mut wanted, mut rows, mut requests) = (Vec::new(), Vec::new(), Vec::new());
-            while begun.elapsed() < time && !interrupt::asked() {
+            // One request at least, however short the time.
+            while (requests.is_empty() || begun.elapsed() < time) && !interrupt::asked() {
                 ids.next(&mut random, &mut wanted)?;
                 rows.resize(wanted.len() * source.width(), 0.0);
                 let asked = Instant::now();
