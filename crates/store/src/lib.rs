@@ -75,6 +75,7 @@ compile_error!(
 mod cached;
 mod checkpoint;
 mod convert;
+mod copy_rows;
 mod direct_table;
 mod distinct_rows;
 mod error;

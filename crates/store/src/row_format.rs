@@ -8,7 +8,6 @@ use crate::error::{Result, StoreError};
 use crate::float16::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use crate::fp8::{E4M3_MAX, E4M3_NAN, e4m3_to_f32, e8m0_scale_for, e8m0_to_f32, f32_to_e4m3};
 use crate::grouped_int::{decode_int4, decode_int8, encode_int4, encode_int8};
-use crate::memory::copy_row;
 
 /// Values that share one scale, in the formats whose rows have scales. A row's last group may be shorter.
 pub const VALUES_PER_SCALE: usize = 32;
@@ -310,7 +309,7 @@ fn run_vectorized(work: impl DecodeLoop, decode: impl Fn(&[u8], &mut [f32])) {
 
 #[inline(always)]
 fn decode_f32(row: &[u8], values: &mut [f32]) {
-    copy_row(row, bytemuck::cast_slice_mut(values));
+    bytemuck::cast_slice_mut(values).copy_from_slice(row);
 }
 
 #[inline(always)]

@@ -5,9 +5,10 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
+use crate::copy_rows::copy_rows;
 use crate::error::{Result, StoreError};
-use crate::memory::{Region, Storage, copy_row, prefetch, rows_ahead};
-use crate::row_format::{DecodeLoop, RowFormat, vectorized};
+use crate::memory::{Region, Storage, prefetch, rows_ahead};
+use crate::row_format::{DecodeLoop, RowFormat};
 use crate::row_source::{BYTES_PER_TASK, RowSource, check_gather, check_read, with_scratch, worth_sharing};
 use crate::table_file::{TableFile, TableHeader, TableOrigin};
 use crate::table_reader::CheckedBlocks;
@@ -221,24 +222,16 @@ impl StoredRows<'_> {
             if let Region::File(map) = self.region {
                 return self.visit(ids, out, self.row_bytes, |start, out| map.copy(start, out));
             }
-            let bytes = self.region.bytes();
-            vectorized(
-                #[inline(always)]
-                || {
-                    self.visit(
-                        ids,
-                        out,
-                        self.row_bytes,
-                        #[inline(always)]
-                        |start, out| copy_row(&bytes[start..][..out.len()], out),
-                    );
-                },
-            );
+            copy_rows(&self.region.bytes()[self.start..], self.stride, self.row_bytes, ids, out);
         });
     }
 
     /// Decodes the rows `ids`, all inside the table, to `out` \[ids, width\].
     pub(crate) fn gather(&self, format: RowFormat, width: usize, ids: &[u64], out: &mut [f32]) {
+        if format == RowFormat::F32 {
+            // What is stored is what is wanted.
+            return self.read(ids, bytemuck::cast_slice_mut(out));
+        }
         self.share(ids, out, width, |ids, out| {
             with_scratch(self.row_bytes, |scratch| {
                 format.decode_loop(GatherHere { stored: self, ids, width, out, scratch });
