@@ -1,12 +1,13 @@
-//! Random rows of an 8 GiB table of f32 on huge pages, one thread, in turn with the plain loop in C of `gather.c` over
-//! the same table (rows of 264 bytes), and with PyTorch's `embedding` over another (264 and 512 bytes) where `PYTHON`
-//! names an interpreter that has it (16 GiB of memory in all). Needs `cc`.
+//! Random rows of an 8 GiB table of f32 on huge pages, one thread, in turn with the loops in C of `gather.c` over
+//! the same table (rows of 264 bytes), a plain gather and one that only touches the rows, and with PyTorch's
+//! `embedding` over another (264 and 512 bytes) where `PYTHON` names an interpreter that has it (16 GiB of memory in
+//! all). Needs `cc`.
 //!
 //! ```text
 //! PYTHON=python cargo bench -p engram-store --bench peers
 //! ```
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
@@ -23,7 +24,7 @@ type Error = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Error> {
     rayon::ThreadPoolBuilder::new().num_threads(1).build_global()?;
-    let loop_in_c = compiled()?;
+    let [gather_in_c, touch_in_c] = compiled([c"gather", c"touch"])?;
     let python = std::env::var("PYTHON").ok();
     if python.is_none() {
         println!("PYTHON is not set: PyTorch is not measured");
@@ -34,14 +35,17 @@ fn main() -> Result<(), Error> {
     let mut read = || timed(random.batch(), |ids| Ok(table.read(ids, &mut out)?));
     let rows = table.stored_rows().ok_or("a table in RAM")?;
     let (mut random, mut copied) = (Random::of(&table), vec![0; BATCH * 264]);
-    let mut in_c = || {
-        timed(random.batch(), |ids| {
-            // SAFETY: ids are rows of the table, and both buffers hold as many rows as the loop reads and writes.
-            unsafe { loop_in_c(rows.as_ptr(), ids.as_ptr(), ids.len(), copied.as_mut_ptr()) };
-            Ok(())
-        })
-    };
-    compare("Table::read, 264 bytes", &mut read, "the loop in C", || turn(&mut in_c))?;
+    for (name, in_c) in [("the loop in C", gather_in_c), ("only touching the rows in C", touch_in_c)] {
+        let mut in_c = || {
+            timed(random.batch(), |ids| {
+                // SAFETY: ids are rows of the table, and both buffers hold as many rows as the loop reads and
+                // writes.
+                unsafe { in_c(rows.as_ptr(), ids.as_ptr(), ids.len(), copied.as_mut_ptr()) };
+                Ok(())
+            })
+        };
+        compare("Table::read, 264 bytes", &mut read, name, || turn(&mut in_c))?;
+    }
     let Some(python) = python else { return Ok(()) };
     Peer::start(&python, 66)?.compare("Table::read, 264 bytes", &mut read)?;
     drop(table);
@@ -122,8 +126,8 @@ impl Random {
 
 type LoopInC = unsafe extern "C" fn(*const u8, *const u64, usize, *mut u8);
 
-/// `gather.c`, compiled for this machine and loaded.
-fn compiled() -> Result<LoopInC, Error> {
+/// Functions of `gather.c`, compiled for this machine and loaded.
+fn compiled<const N: usize>(names: [&CStr; N]) -> Result<[LoopInC; N], Error> {
     let folder = tempfile::tempdir()?;
     let library = folder.path().join("gather.so");
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/gather.c");
@@ -133,15 +137,22 @@ fn compiled() -> Result<LoopInC, Error> {
         return Err(format!("cc could not compile {source}").into());
     }
     let path = CString::new(library.as_os_str().as_encoded_bytes())?;
-    // SAFETY: the library has no initialisers, and is never unloaded; the symbol has this type.
-    unsafe {
-        let library = libc::dlopen(path.as_ptr(), libc::RTLD_NOW);
-        let symbol = if library.is_null() { library } else { libc::dlsym(library, c"gather".as_ptr()) };
-        if symbol.is_null() {
-            return Err("the compiled loop could not be loaded".into());
-        }
-        Ok(std::mem::transmute::<*mut libc::c_void, LoopInC>(symbol))
+    // SAFETY: the library has no initialisers, and is never unloaded.
+    let library = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW) };
+    if library.is_null() {
+        return Err("the compiled loops could not be loaded".into());
     }
+    let mut functions = Vec::new();
+    for name in names {
+        // SAFETY: the library stays loaded.
+        let symbol = unsafe { libc::dlsym(library, name.as_ptr()) };
+        if symbol.is_null() {
+            return Err(format!("{source} has no {}", name.to_string_lossy()).into());
+        }
+        // SAFETY: both functions of the file have this type.
+        functions.push(unsafe { std::mem::transmute::<*mut libc::c_void, LoopInC>(symbol) });
+    }
+    functions.try_into().map_err(|_| "as many functions as names".into())
 }
 
 /// A process that runs a turn for every line it is sent, and answers with the median seconds of its batches.
