@@ -29,7 +29,7 @@ pub(crate) enum Region {
     /// RAM of this process; zeroed on first touch.
     Ram(MmapMut),
     /// A file without a name; zeroed at first.
-    Scratch(Watched<MmapMut>, File),
+    Scratch(Watched<MmapMut>),
     /// A finished file, from its first byte.
     File(Watched<Mmap>),
     /// No bytes at all, which no system maps.
@@ -45,8 +45,9 @@ impl Region {
         }
         let region = match storage {
             Storage::Ram => anonymous(bytes).map(Self::Ram),
-            Storage::MappedIn(folder) => unnamed_file(bytes, folder)
-                .and_then(|(map, file)| Ok(Self::Scratch(Watched::new(map)?, file))),
+            Storage::MappedIn(folder) => {
+                unnamed_file(bytes, folder).and_then(|map| Ok(Self::Scratch(Watched::new(map)?)))
+            }
         };
         region.map_err(|source| StoreError::Memory { bytes, place: storage.to_string(), source })
     }
@@ -65,7 +66,7 @@ impl Region {
     pub(crate) fn bytes(&self) -> &[u8] {
         match self {
             Self::Ram(map) => map,
-            Self::Scratch(map, _) => map,
+            Self::Scratch(map) => map,
             Self::File(map) => map,
             Self::Empty => &[],
         }
@@ -84,7 +85,7 @@ impl Region {
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         match self {
             Self::Ram(map) => map,
-            Self::Scratch(map, _) => map,
+            Self::Scratch(map) => map,
             Self::File(_) | Self::Empty => &mut [],
         }
     }
@@ -94,7 +95,7 @@ impl Region {
     pub(crate) fn fault(&self) -> Option<u64> {
         match self {
             Self::Ram(_) | Self::Empty => None,
-            Self::Scratch(map, _) => map.fault(),
+            Self::Scratch(map) => map.fault(),
             Self::File(map) => map.fault(),
         }
     }
@@ -102,7 +103,7 @@ impl Region {
     /// Begins to read the pages that hold these bytes from disk, and does not wait for them.
     pub(crate) fn will_need(&self, start: usize, bytes: usize) {
         #[cfg(target_os = "linux")]
-        if matches!(self, Self::Scratch(..) | Self::File(_)) && bytes > 0 {
+        if matches!(self, Self::Scratch(_) | Self::File(_)) && bytes > 0 {
             let within = &self.bytes()[start..start + bytes];
             let before = start % PAGE;
             // SAFETY: the range lies in this mapping, which begins at a page. Advice changes no byte, and if the
@@ -114,18 +115,6 @@ impl Region {
         }
         #[cfg(not(target_os = "linux"))]
         let _ = (start, bytes);
-    }
-
-    /// Begins to write what was changed to a scratch file's disk, and does not wait for it: memory that is
-    /// written can be had at once when room is needed. Without this the system begins when it must.
-    pub(crate) fn write_back(&self) {
-        #[cfg(target_os = "linux")]
-        if let Self::Scratch(_, file) = self {
-            use std::os::fd::AsRawFd;
-            // SAFETY: an open file; the call changes no memory. If it fails, so will writing by the system,
-            // which is reported where the data is next read.
-            unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
-        }
     }
 
     /// Fails if a scratch file's disk did.
@@ -173,7 +162,7 @@ fn anonymous(bytes: u64) -> std::io::Result<MmapMut> {
     Ok(map)
 }
 
-fn unnamed_file(bytes: u64, folder: &Path) -> std::io::Result<(MmapMut, File)> {
+fn unnamed_file(bytes: u64, folder: &Path) -> std::io::Result<MmapMut> {
     let file = tempfile::tempfile_in(folder)?;
     claim(&file, bytes)?;
     // SAFETY: the file has no name, so that no other process can change or shorten it, and this is its only
@@ -182,7 +171,7 @@ fn unnamed_file(bytes: u64, folder: &Path) -> std::io::Result<(MmapMut, File)> {
     // Rows are random; whoever reads on asks for pages ahead (`Region::will_need`).
     #[cfg(unix)]
     map.advise(memmap2::Advice::Random)?;
-    Ok((map, file))
+    Ok(map)
 }
 
 /// Gives `file` its length and its blocks on disk.

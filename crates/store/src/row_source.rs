@@ -50,6 +50,16 @@ pub trait RowSource: Send + Sync {
             Ok(())
         })
     }
+
+    /// Begins to bring the rows `ids` near, and does not wait for them: a hint, which changes nothing but how soon
+    /// [`read`](Self::read) has them. Best called with [`DistinctRows::ids`](crate::DistinctRows::ids), which
+    /// ascend, some time before they are read. Mapped tables read ahead from disk; other tiers do nothing.
+    ///
+    /// # Errors
+    /// If an id is not a row.
+    fn prefetch(&self, ids: &[u64]) -> Result<()> {
+        check_rows(ids, self.rows())
+    }
 }
 
 /// The same rows behind a reference or pointer.
@@ -78,6 +88,10 @@ macro_rules! forward {
 
             fn gather(&self, ids: &[u64], out: &mut [f32]) -> Result<()> {
                 (**self).gather(ids, out)
+            }
+
+            fn prefetch(&self, ids: &[u64]) -> Result<()> {
+                (**self).prefetch(ids)
             }
         }
     )*};

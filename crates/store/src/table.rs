@@ -6,8 +6,8 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use crate::copy_rows::copy_rows;
-use crate::error::{Result, StoreError};
-use crate::memory::{Region, Storage, prefetch, rows_ahead};
+use crate::error::{Result, StoreError, check_rows};
+use crate::memory::{PAGE, Region, Storage, prefetch, rows_ahead};
 use crate::row_format::{DecodeLoop, RowFormat};
 use crate::row_source::{BYTES_PER_TASK, RowSource, check_gather, check_read, with_scratch, worth_sharing};
 use crate::table_file::{TableFile, TableHeader, TableOrigin};
@@ -204,6 +204,12 @@ impl RowSource for Table {
         self.stored().gather(self.format(), self.width(), ids, out);
         self.check()
     }
+
+    fn prefetch(&self, ids: &[u64]) -> Result<()> {
+        check_rows(ids, self.rows())?;
+        self.stored().prefetch(ids);
+        Ok(())
+    }
 }
 
 /// Rows that lie one after another in a region, from its byte `start` on and `stride` bytes apart.
@@ -237,6 +243,25 @@ impl StoredRows<'_> {
                 format.decode_loop(GatherHere { stored: self, ids, width, out, scratch });
             });
         });
+    }
+
+    /// Asks the system for the pages of the rows `ids`, all inside the table, where they are not in memory.
+    pub(crate) fn prefetch(&self, ids: &[u64]) {
+        if matches!(self.region, Region::Ram(_) | Region::Empty) {
+            return;
+        }
+        // Rows that share or adjoin pages are asked for together.
+        let (mut start, mut end) = (0usize, 0usize);
+        for &id in ids {
+            let row = self.start + id as usize * self.stride;
+            let adjoins = row >= start && row <= end.next_multiple_of(PAGE);
+            if !adjoins {
+                self.region.will_need(start, end - start);
+                start = row;
+            }
+            end = row + self.row_bytes;
+        }
+        self.region.will_need(start, end - start);
     }
 
     /// Hands large batches to several threads.

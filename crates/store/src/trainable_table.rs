@@ -5,7 +5,7 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use crate::error::{Result, StoreError, check_length, check_rows};
-use crate::memory::{PAGE, Region, Storage};
+use crate::memory::{Region, Storage};
 use crate::row_format::RowFormat;
 use crate::row_init::RowInit;
 use crate::row_optimizer::{RowOptimizer, RowsMut};
@@ -21,7 +21,7 @@ use crate::table_writer::TableWriter;
 /// computes.
 ///
 /// A row's state lies behind its values, so that an update touches one place of the memory or disk and not
-/// three. In a table larger than memory, call [`prefetch`](Self::prefetch) for the next batch before computing
+/// three. In a table larger than memory, call [`prefetch`](RowSource::prefetch) for the next batch before computing
 /// this one.
 #[derive(Debug)]
 pub struct TrainableTable {
@@ -203,39 +203,6 @@ impl TrainableTable {
         self.records.check()
     }
 
-    /// Begins to read the rows `ids` and their state from disk, where the table is mapped, and does not wait for
-    /// them: [`gather`](RowSource::gather) and [`update`](Self::update) then find them in memory. Best called
-    /// with [`DistinctRows::ids`](crate::DistinctRows::ids), on another thread than the one that computes.
-    ///
-    /// # Errors
-    /// If an id is not a row.
-    pub fn prefetch(&self, ids: &[u64]) -> Result<()> {
-        check_rows(ids, self.rows)?;
-        let record_bytes = 4 * self.record_width();
-        // Rows that share or adjoin pages are asked for together.
-        let (mut start, mut end) = (0usize, 0usize);
-        for &id in ids {
-            let row = id as usize * record_bytes..(id as usize + 1) * record_bytes;
-            let adjoins = row.start >= start && row.start <= end.next_multiple_of(PAGE);
-            if !adjoins {
-                self.records.will_need(start, end - start);
-                start = row.start;
-            }
-            end = row.end;
-        }
-        self.records.will_need(start, end - start);
-        Ok(())
-    }
-
-    /// Begins to write what updates changed to disk, where the table is mapped: rows that come to need their
-    /// place then do not wait for it. Returns when the disk has taken the writes in, which may take as long as
-    /// they do: call it on another thread than the one that computes.
-    ///
-    /// Nothing depends on it but speed: a table is kept by [`save`](Self::save).
-    pub fn write_back(&self) {
-        self.records.write_back();
-    }
-
     /// Updates made so far.
     pub fn step(&self) -> u64 {
         self.step
@@ -287,6 +254,15 @@ impl RowSource for TrainableTable {
         check_length("gathered rows", ids.len() * self.width, out.len())?;
         // An `f32` row is its bytes.
         self.read(ids, bytemuck::cast_slice_mut(out))
+    }
+
+    /// With their state: [`update`](Self::update) then finds them in memory too.
+    fn prefetch(&self, ids: &[u64]) -> Result<()> {
+        check_rows(ids, self.rows)?;
+        let record_bytes = 4 * self.record_width();
+        StoredRows { region: &self.records, start: 0, row_bytes: record_bytes, stride: record_bytes }
+            .prefetch(ids);
+        Ok(())
     }
 }
 

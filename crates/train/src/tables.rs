@@ -134,19 +134,25 @@ pub fn fetch<T: RowSource>(
     batch: usize,
 ) -> Result<Fetched> {
     let time = tokens.len() / batch;
-    let layer = |(index, table): (usize, &T)| {
+    let assign = |(index, table): (usize, &T)| {
         let slots = addressing.layers()[index].slots();
         let mut ids = vec![0; tokens.len() * slots];
         for (sequence, ids) in tokens.chunks_exact(time).zip(ids.chunks_exact_mut(time * slots)) {
             addressing.row_ids_into(index, sequence, ids)?;
         }
         let distinct = DistinctRows::of(&ids);
+        // All layers' rows are on their way before the first is waited for.
+        table.prefetch(distinct.ids())?;
+        Ok(distinct)
+    };
+    let gather = |(table, distinct): (&T, DistinctRows)| {
         let width = table.width();
         let mut rows = vec![0.0; distinct.len() * width];
         table.gather(distinct.ids(), &mut rows)?;
         Ok(FetchedLayer { width, distinct, rows })
     };
-    Ok(Fetched { layers: tables.iter().enumerate().map(layer).collect::<Result<_>>()? })
+    let distinct: Vec<DistinctRows> = tables.iter().enumerate().map(assign).collect::<Result<_>>()?;
+    Ok(Fetched { layers: tables.iter().zip(distinct).map(gather).collect::<Result<_>>()? })
 }
 
 /// Memory that learns.
