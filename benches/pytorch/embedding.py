@@ -6,7 +6,7 @@
 The first prints the medians of `embedding` as one calls it, and of `index_select` into a buffer that is used
 again, for 512-byte rows (128 of f32) in batches of 2^14 random ids, new ones for each batch. The second
 measures 264- and 512-byte rows in turn with `engram-store`: it runs this file with `--paired WIDTH`, which runs
-as many batches of `embedding` as each line it is sent says, and answers with their median seconds.
+as many batches of `embedding`, of as many ids, as each line it is sent says, and answers with their median seconds.
 """
 
 import statistics
@@ -25,8 +25,8 @@ with torch.no_grad():
     table.fill_(1.0)  # real pages, not the shared page of zeros
     out = torch.zeros(BATCH, WIDTH)
 
-    def seconds(gather):
-        ids = torch.randint(ROWS, (BATCH,))
+    def seconds(gather, batch=BATCH):
+        ids = torch.randint(ROWS, (batch,))
         start = time.perf_counter()
         gather(ids)
         return time.perf_counter() - start
@@ -35,8 +35,9 @@ with torch.no_grad():
         return torch.nn.functional.embedding(ids, table)
 
     if PAIRED:
-        for batches in sys.stdin:
-            print(statistics.median([seconds(embedding) for _ in range(int(batches))]), flush=True)
+        for line in sys.stdin:
+            batches, batch = map(int, line.split())
+            print(statistics.median([seconds(embedding, batch) for _ in range(batches)]), flush=True)
         sys.exit()
     for name, gather in [
         ("embedding", embedding),

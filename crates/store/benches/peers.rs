@@ -15,9 +15,10 @@ use std::time::Instant;
 use engram_address::AddressIdentity;
 use engram_store::{RowFormat, RowSource, Storage, Table, TableOrigin};
 
-const BATCH: usize = 1 << 14;
-/// Batches that each side runs at its turn: one that had to wait finds its caches cold.
-const TURN: usize = 100;
+/// Ids in a batch: some 40 tokens of V4.1's addressing, 700, and 5500.
+const BATCHES: [usize; 3] = [1 << 10, 1 << 14, 1 << 17];
+/// Rows that each side reads at its turn: one that had to wait finds its caches cold.
+const TURN: usize = 100 << 14;
 const PAIRS: usize = 30;
 
 type Error = Box<dyn std::error::Error>;
@@ -31,30 +32,41 @@ fn main() -> Result<(), Error> {
     }
     // 264 bytes, as they are stored.
     let table = table(66)?;
-    let (mut random, mut out) = (Random::of(&table), vec![0; BATCH * 264]);
-    let mut read = || timed(random.batch(), |ids| Ok(table.read(ids, &mut out)?));
     let rows = table.stored_rows().ok_or("a table in RAM")?;
-    let (mut random, mut copied) = (Random::of(&table), vec![0; BATCH * 264]);
-    for (name, in_c) in [("the loop in C", gather_in_c), ("only touching the rows in C", touch_in_c)] {
-        let mut in_c = || {
-            timed(random.batch(), |ids| {
-                // SAFETY: ids are rows of the table, and both buffers hold as many rows as the loop reads and
-                // writes.
-                unsafe { in_c(rows.as_ptr(), ids.as_ptr(), ids.len(), copied.as_mut_ptr()) };
-                Ok(())
-            })
-        };
-        compare("Table::read, 264 bytes", &mut read, name, || turn(&mut in_c))?;
+    let mut peer = python.as_deref().map(|python| Peer::start(python, 66)).transpose()?;
+    for batch in BATCHES {
+        let name = format!("Table::read, 264 bytes, batches of {batch}");
+        let (mut random, mut out) = (Random::of(&table), vec![0; batch * 264]);
+        let mut read = || timed(random.batch(batch), |ids| Ok(table.read(ids, &mut out)?));
+        let (mut random, mut copied) = (Random::of(&table), vec![0; batch * 264]);
+        for (other, in_c) in [("the loop in C", gather_in_c), ("only touching the rows in C", touch_in_c)] {
+            let mut in_c = || {
+                timed(random.batch(batch), |ids| {
+                    // SAFETY: ids are rows of the table, and both buffers hold as many rows as the loop reads and
+                    // writes.
+                    unsafe { in_c(rows.as_ptr(), ids.as_ptr(), ids.len(), copied.as_mut_ptr()) };
+                    Ok(())
+                })
+            };
+            compare(&name, batch, &mut read, other, || turn(batch, &mut in_c))?;
+        }
+        if let Some(peer) = &mut peer {
+            compare(&name, batch, &mut read, "PyTorch's embedding", || peer.turn(batch))?;
+        }
     }
-    let Some(python) = python else { return Ok(()) };
-    Peer::start(&python, 66)?.compare("Table::read, 264 bytes", &mut read)?;
-    drop(table);
+    drop((peer, table));
 
     // 512 bytes, decoded.
+    let Some(python) = python else { return Ok(()) };
     let table = self::table(128)?;
-    let (mut random, mut out) = (Random::of(&table), vec![0.0; BATCH * 128]);
-    let mut gather = || timed(random.batch(), |ids| Ok(table.gather(ids, &mut out)?));
-    Peer::start(&python, 128)?.compare("Table::gather, 512 bytes", &mut gather)
+    let mut peer = Peer::start(&python, 128)?;
+    for batch in BATCHES {
+        let name = format!("Table::gather, 512 bytes, batches of {batch}");
+        let (mut random, mut out) = (Random::of(&table), vec![0.0; batch * 128]);
+        let mut gather = || timed(random.batch(batch), |ids| Ok(table.gather(ids, &mut out)?));
+        compare(&name, batch, &mut gather, "PyTorch's embedding", || peer.turn(batch))?;
+    }
+    Ok(())
 }
 
 fn table(width: usize) -> Result<Table, Error> {
@@ -73,16 +85,17 @@ fn timed(ids: Vec<u64>, work: impl FnOnce(&[u64]) -> Result<(), Error>) -> Resul
 /// Alternates both and prints the medians of their rates and of their ratio.
 fn compare(
     name: &str,
+    batch: usize,
     ours: &mut impl FnMut() -> Result<f64, Error>,
     other_name: &str,
     mut other: impl FnMut() -> Result<f64, Error>,
 ) -> Result<(), Error> {
     let mut seconds = Vec::new();
     for _ in 0..PAIRS {
-        seconds.push((turn(ours)?, other()?));
+        seconds.push((turn(batch, ours)?, other()?));
     }
     let median = |value: &dyn Fn(&(f64, f64)) -> f64| middle(seconds.iter().map(value).collect());
-    let rate = |seconds: f64| BATCH as f64 / seconds / 1e6;
+    let rate = |seconds: f64| batch as f64 / seconds / 1e6;
     println!(
         "{name}: {:.2} M rows/s, {other_name} {:.2} M rows/s, median of {PAIRS} ratios {:.2}",
         rate(median(&|pair| pair.0)),
@@ -93,8 +106,8 @@ fn compare(
 }
 
 /// The median time of a turn's batches.
-fn turn(batch: &mut impl FnMut() -> Result<f64, Error>) -> Result<f64, Error> {
-    Ok(middle((0..TURN).map(|_| batch()).collect::<Result<_, _>>()?))
+fn turn(batch: usize, run: &mut impl FnMut() -> Result<f64, Error>) -> Result<f64, Error> {
+    Ok(middle((0..TURN / batch).map(|_| run()).collect::<Result<_, _>>()?))
 }
 
 fn middle(mut values: Vec<f64>) -> f64 {
@@ -113,14 +126,14 @@ impl Random {
         Self { state: 1, rows: table.rows() }
     }
 
-    fn batch(&mut self) -> Vec<u64> {
+    fn batch(&mut self, ids: usize) -> Vec<u64> {
         let mut id = || {
             self.state ^= self.state << 13;
             self.state ^= self.state >> 7;
             self.state ^= self.state << 17;
             self.state % self.rows
         };
-        (0..BATCH).map(|_| id()).collect()
+        (0..ids).map(|_| id()).collect()
     }
 }
 
@@ -172,17 +185,18 @@ impl Peer {
         Ok(Self { process, answers })
     }
 
-    fn compare(mut self, name: &str, ours: &mut impl FnMut() -> Result<f64, Error>) -> Result<(), Error> {
-        compare(name, ours, "PyTorch's embedding", || self.turn())?;
-        self.process.kill()?;
-        self.process.wait()?;
-        Ok(())
-    }
-
-    fn turn(&mut self) -> Result<f64, Error> {
-        writeln!(self.process.stdin.as_mut().ok_or("no input")?, "{TURN}")?;
+    fn turn(&mut self, batch: usize) -> Result<f64, Error> {
+        writeln!(self.process.stdin.as_mut().ok_or("no input")?, "{} {batch}", TURN / batch)?;
         let mut line = String::new();
         self.answers.read_line(&mut line)?;
         Ok(line.trim().parse()?)
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // It ends by itself when there is nothing more to read; its memory is wanted now.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
