@@ -140,6 +140,25 @@ pub enum MemoryForm {
     V41,
 }
 
+/// What decides how far a memory is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gate {
+    /// Every residual stream against a key of its own (paper, section 2.4).
+    #[default]
+    PerStream,
+    /// The mean of the streams against one key: one gate for all.
+    Shared,
+    /// Nothing: every value is added whole, and there are no keys.
+    None,
+}
+
+impl Gate {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// How tokens are mapped to classes before they are hashed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -157,6 +176,12 @@ pub struct MemoryConfig {
     /// Form of the module.
     #[serde(default = "default_form")]
     pub form: MemoryForm,
+    /// What decides how far it is read.
+    #[serde(default, skip_serializing_if = "Gate::is_default")]
+    pub gate: Gate,
+    /// Whether a short convolution follows the gate; none: as the form was published.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub convolution: Option<bool>,
     /// Blocks, counted from 0, before whose attention a memory is read; each has a table of its own.
     pub layers: Vec<usize>,
     /// Longest n-gram: orders 2 to this one are looked up.
@@ -244,7 +269,7 @@ impl ModelConfig {
             hyper.validate()?;
         }
         if let Some(memory) = &self.memory {
-            memory.validate(self.blocks, self.vocabulary)?;
+            memory.validate(self)?;
         }
         Ok(())
     }
@@ -360,6 +385,20 @@ impl MemoryConfig {
         self.slots() * self.row_width
     }
 
+    /// Gates per token in a model of `streams` residual streams.
+    pub fn gates(&self, streams: usize) -> usize {
+        match self.gate {
+            Gate::PerStream => streams,
+            Gate::Shared => 1,
+            Gate::None => 0,
+        }
+    }
+
+    /// Whether a short convolution follows the gate.
+    pub fn has_convolution(&self) -> bool {
+        self.convolution.unwrap_or(self.form == MemoryForm::Paper)
+    }
+
     /// The addressing that this memory asks for.
     pub fn addressing(&self) -> AddressConfig {
         AddressConfig {
@@ -374,7 +413,9 @@ impl MemoryConfig {
         }
     }
 
-    fn validate(&self, blocks: usize, vocabulary: usize) -> Result<(), ConfigError> {
+    fn validate(&self, model: &ModelConfig) -> Result<(), ConfigError> {
+        let (blocks, vocabulary) = (model.blocks, model.vocabulary);
+        self.validate_gate(model.streams())?;
         positive("model.memory.heads", self.heads)?;
         positive("model.memory.row_width", self.row_width)?;
         positive("model.memory.kernel", self.kernel)?;
@@ -421,6 +462,24 @@ impl MemoryConfig {
         }
         if !(self.row_init >= 0.0 && self.row_init.is_finite()) {
             return Err(ConfigError::new("model.memory.row_init", "must be 0 or above"));
+        }
+        Ok(())
+    }
+}
+
+impl MemoryConfig {
+    fn validate_gate(&self, streams: usize) -> Result<(), ConfigError> {
+        if self.gate == Gate::Shared && streams == 1 {
+            return Err(ConfigError::new(
+                "model.memory.gate",
+                "is \"shared\", but the model has one residual stream, whose gate is no other's: leave it out",
+            ));
+        }
+        if self.convolution == Some(true) && self.form == MemoryForm::V41 {
+            return Err(ConfigError::new(
+                "model.memory.convolution",
+                "is true, but the form \"v41\" has no convolution: take the form \"paper\", or leave it out",
+            ));
         }
         Ok(())
     }

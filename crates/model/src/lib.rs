@@ -73,7 +73,9 @@ pub use fused::composed;
 pub use hyper_connection::{Coefficients, HyperConnection};
 pub use init::Init;
 pub use linear::{Linear, Precision};
-pub use memory::{GateNorms, Memory, MemoryRows, Projection, SeparateProjection, ShortConvolution};
+pub use memory::{
+    GateNorms, Memory, MemoryRows, Projection, SeparateProjection, ShortConvolution, ValueProjection,
+};
 pub use rms_norm::RmsNorm;
 pub use rotary::Rotary;
 pub use transformer::{LanguageModel, Tokens, Trace};

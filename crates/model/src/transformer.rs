@@ -39,7 +39,7 @@ pub struct LanguageModel {
 pub struct Trace {
     /// Tokens that each expert saw, by block with experts.
     pub loads: Vec<(usize, Vec<u64>)>,
-    /// Gates `[batch·time, streams]` by memory layer, when asked for.
+    /// Gates `[batch·time, gates]` by memory layer, when asked for.
     pub gates: Option<Vec<(usize, Vec<f32>)>>,
 }
 

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use burn::tensor::{Tensor, TensorData};
 use common::{Batch, Options, PAPER, PLAIN, changed, combinations, device, values, weights};
 use engram_model::{
-    Account, BlockFeedForward, LanguageModel, MemoryForm, MemoryRows, Precision, Projection, Tokens, Trace,
+    Account, BlockFeedForward, Gate, LanguageModel, MemoryForm, MemoryRows, Precision, Projection, Tokens,
+    Trace,
 };
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
@@ -71,7 +72,8 @@ fn error(at: &[f32], gradient: &[f32], mut loss: impl FnMut(&[f32]) -> Option<f6
 /// is near 0, or a step makes a token change its experts.
 fn gradient_errors(options: Options, seed: u64) -> Option<Vec<(String, f64)>> {
     let (mut model, config) = (options.model(seed), options.config());
-    for layer in config.memory.iter().flat_map(|memory| &memory.layers) {
+    let gated = config.memory.iter().filter(|memory| memory.gate != Gate::None);
+    for layer in gated.flat_map(|memory| &memory.layers) {
         // Larger scores, few of them near 0.
         let name = format!("blocks.{layer}.memory.norms.query");
         model = changed(model, &name, &|weight| weight.iter_mut().for_each(|weight| *weight *= 5.0));
@@ -126,20 +128,26 @@ fn gradients_are_the_slopes_of_the_loss() {
 }
 
 /// The model with values of zero behind its gates.
-fn with_silent_memory(mut model: LanguageModel, streams: usize, width: usize) -> LanguageModel {
+fn with_silent_memory(mut model: LanguageModel, width: usize) -> LanguageModel {
     for block in &mut model.blocks {
         let memory = block.memory.as_mut().unwrap();
         match &mut memory.projection {
+            Projection::Value(only) => {
+                only.value = only.value.clone().map(|value| value.zeros_like());
+                only.value_bias = only.value_bias.clone().map(|bias| bias.zeros_like());
+            }
             Projection::Separate(separate) => {
                 separate.value = separate.value.clone().map(|value| value.zeros_like());
                 separate.value_bias = separate.value_bias.clone().map(|bias| bias.zeros_like());
             }
             Projection::Fused(both) => {
                 *both = both.clone().map(|both| {
-                    let rows = both.dims()[0];
-                    let keys = both.narrow(1, 0, streams * width);
-                    let value = Tensor::zeros([rows, width], &keys.device());
-                    Tensor::cat(vec![keys, value], 1)
+                    let [rows, columns] = both.dims();
+                    let value = Tensor::zeros([rows, width], &both.device());
+                    match columns - width {
+                        0 => value,
+                        keys => Tensor::cat(vec![both.narrow(1, 0, keys), value], 1),
+                    }
                 });
             }
         }
@@ -149,11 +157,13 @@ fn with_silent_memory(mut model: LanguageModel, streams: usize, width: usize) ->
 
 #[test]
 fn memory_that_says_nothing_changes_nothing() {
+    let gates =
+        [(1, Gate::PerStream), (4, Gate::PerStream), (4, Gate::Shared), (1, Gate::None), (4, Gate::None)];
     for form in [MemoryForm::Paper, MemoryForm::V41] {
-        for streams in [1, 4] {
-            let options = Options { memory: Some(form), streams, ..PAPER };
+        for (streams, gate) in gates {
+            let options = Options { memory: Some(form), gate, streams, ..PAPER };
             let batch = Batch::random(&options.config(), 2, 9, 4);
-            let model = with_silent_memory(options.model(3), streams, 16);
+            let model = with_silent_memory(options.model(3), 16);
             let mut without = model.clone();
             without.blocks.iter_mut().for_each(|block| block.memory = None);
             let tokens = Tokens { memory: &[], ..batch.tokens() };
@@ -165,6 +175,44 @@ fn memory_that_says_nothing_changes_nothing() {
             assert_ne!(bits(heard), bits(without.hidden(tokens, &mut Trace::default())), "{options:?}");
         }
     }
+}
+
+/// One gate for all streams is the gate of one stream that is their mean.
+#[test]
+fn a_shared_gate_is_that_of_the_mean_of_the_streams() {
+    let shared = Options { gate: Gate::Shared, ..PAPER };
+    let memory = shared.model(6).blocks.remove(0).memory.unwrap();
+    let mut alone = Options { streams: 1, ..PAPER }.model(6).blocks.remove(0).memory.unwrap();
+    let rows = Batch::random(&shared.config(), 1, 9, 1).memory.remove(0);
+    let h = common::normal([9, 4 * 16], 2);
+    let mean = h.clone().reshape([9, 4, 16]).mean_dim(1).reshape([9, 16]);
+    let found = memory.gates(h, &rows);
+    assert_eq!(found.len(), 9);
+    alone.projection = memory.projection;
+    alone.norms = memory.norms;
+    common::assert_close("gates", &found, &alone.gates(mean, &rows));
+}
+
+/// Without gates a memory adds the same to whatever is in the streams.
+#[test]
+fn without_a_gate_the_streams_decide_nothing() {
+    for form in [MemoryForm::Paper, MemoryForm::V41] {
+        let options = Options { gate: Gate::None, memory: Some(form), ..PAPER };
+        let memory = options.model(6).blocks.remove(0).memory.unwrap();
+        let rows = Batch::random(&options.config(), 1, 9, 1).memory.remove(0);
+        let added = |seed| memory.forward(common::normal([9, 4 * 16], seed), 1, &rows);
+        assert_eq!(bits(added(1)), bits(added(2)));
+        assert!(memory.gates(common::normal([9, 4 * 16], 1), &rows).is_empty());
+    }
+}
+
+#[test]
+fn impossible_gates_are_refused() {
+    let refused = |options: Options| options.config().validate().unwrap_err().to_string();
+    let error = refused(Options { gate: Gate::Shared, streams: 1, ..PAPER });
+    assert!(error.starts_with("`model.memory.gate`: is \"shared\""), "{error}");
+    let error = refused(Options { convolution: Some(true), memory: Some(MemoryForm::V41), ..PAPER });
+    assert!(error.starts_with("`model.memory.convolution`: is true"), "{error}");
 }
 
 fn bits(tensor: Tensor<2>) -> Vec<u32> {

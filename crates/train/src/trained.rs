@@ -31,7 +31,7 @@ pub struct Trained {
 pub struct LayerGates {
     /// The layer, counted from 0.
     pub layer: usize,
-    /// Residual streams.
+    /// Gates per token: one for each residual stream, or one for all.
     pub streams: usize,
     /// `[time, streams]`, each in 0..1.
     pub gates: Vec<f32>,
@@ -117,10 +117,18 @@ impl Trained {
     /// Gates of every memory layer over `tokens`, which must fit the context.
     ///
     /// # Errors
-    /// When the model has no memory, or the tokens do not fit.
+    /// When the model has no memory or no gates, or the tokens do not fit.
     pub fn gates(&self, tokens: &[u32]) -> Result<Vec<LayerGates>> {
-        if self.memory.is_none() {
-            return Err(Error::Mismatch("this model has no memory, and so no gates: inspect another".into()));
+        let streams = match &self.config.model.memory {
+            Some(memory) => memory.gates(self.config.model.streams()),
+            None => {
+                let problem = "this model has no memory, and so no gates: inspect another";
+                return Err(Error::Mismatch(problem.into()));
+            }
+        };
+        if streams == 0 {
+            let problem = "this model reads its memory without gates: inspect another";
+            return Err(Error::Mismatch(problem.into()));
         }
         if tokens.len() > self.config.model.context {
             return Err(Error::Mismatch(format!(
@@ -133,7 +141,6 @@ impl Trained {
         let (rows, _) = self.rows(seen)?;
         let mut trace = Trace::with_gates();
         self.model.hidden(Tokens { ids: seen, batch: 1, memory: &rows }, &mut trace);
-        let streams = self.config.model.streams();
         let layers = trace.gates.unwrap_or_default().into_iter();
         Ok(layers.map(|(layer, gates)| LayerGates { layer, streams, gates }).collect())
     }

@@ -54,9 +54,10 @@ impl Gates {
     fn run(self) -> anyhow::Result<()> {
         let text = text_or_stdin(self.text.as_deref())?;
         let model = Trained::open(&self.checkpoint, &self.device.open()?)?;
-        let streams = model.config().model.streams();
-        if let Some(stream) = self.stream.filter(|&stream| stream >= streams) {
-            return refuse(format!("--stream {stream}: the model has {streams}, counted from 0"));
+        let model_config = &model.config().model;
+        let streams = model_config.memory.as_ref().map_or(0, |memory| memory.gates(model_config.streams()));
+        if let Some(stream) = self.stream.filter(|&stream| streams > 0 && stream >= streams) {
+            return refuse(format!("--stream {stream}: the model has {streams} gates, counted from 0"));
         }
         let gates = gates(&model, &text)?;
         if let Some(path) = &self.html {
