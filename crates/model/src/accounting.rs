@@ -134,11 +134,15 @@ impl Account {
         let (streams, width) = (config.streams() as u64, config.width as u64);
         let channels = streams * width;
         let keys = memory.gates(config.streams()) as u64 * width;
-        let projection = memory.width() as u64 * (keys + width);
+        let inputs = memory.width() as u64;
+        let values = config.attention.heads() as u64 * config.attention.head_widths().1 as u64;
         match memory.form {
             // Biases and two gate norms.
-            MemoryForm::Paper => self.add(keys + width + 2 * keys, projection),
-            MemoryForm::V41 => self.add(keys, projection),
+            MemoryForm::Paper => self.add(keys + width + 2 * keys, inputs * (keys + width)),
+            MemoryForm::V41 => self.add(keys, inputs * (keys + width)),
+            MemoryForm::Added => {}
+            MemoryForm::OverEncoding => self.add(0, inputs * width),
+            MemoryForm::AttentionValues => self.add(0, inputs * values),
         }
         if memory.has_convolution() {
             let kernel = memory.kernel as u64;

@@ -57,6 +57,7 @@ mod hyper_connection;
 mod init;
 mod linear;
 mod memory;
+mod ngram_embedding;
 mod rms_norm;
 mod rotary;
 mod transformer;
@@ -76,6 +77,7 @@ pub use linear::{Linear, Precision};
 pub use memory::{
     GateNorms, Memory, MemoryRows, Projection, SeparateProjection, ShortConvolution, ValueProjection,
 };
+pub use ngram_embedding::NgramEmbedding;
 pub use rms_norm::RmsNorm;
 pub use rotary::Rotary;
 pub use transformer::{LanguageModel, Tokens, Trace};

@@ -35,6 +35,14 @@ pub struct MemoryRows {
     pub dead: Option<Arc<[bool]>>,
 }
 
+impl MemoryRows {
+    /// e: the rows of all orders and heads side by side, `[batch·time, d_mem]`.
+    pub(crate) fn concatenated(&self, memory_width: usize) -> Tensor<2> {
+        let tokens = self.index.len() * self.rows.dims()[1] / memory_width;
+        embed(self.rows.clone(), Arc::clone(&self.index)).reshape([tokens, memory_width])
+    }
+}
+
 /// Reads one layer's memory into the residual streams.
 #[derive(Module, Debug)]
 pub struct Memory {
@@ -117,7 +125,7 @@ const CONVOLUTION_EPSILON: f64 = 1e-5;
 impl Memory {
     /// A module for `streams` streams of `width`. The convolution starts at zero, as in the paper.
     ///
-    /// `config` must be valid. To give it other weights, set its parameters.
+    /// `config` must be valid and of a gated form. To give it other weights, set its parameters.
     pub fn new(
         config: &MemoryConfig,
         streams: usize,
@@ -143,7 +151,7 @@ impl Memory {
                 };
                 (Projection::Separate(separate), PAPER_GATE_EPSILON)
             }
-            MemoryForm::V41 => {
+            _ => {
                 let fused = init.normal("projection", [memory_width, (gates + 1) * width], deviation);
                 (Projection::Fused(fused), V41_GATE_EPSILON)
             }
@@ -172,7 +180,7 @@ impl Memory {
 
     /// What is added to the streams: `[batch·time, M·width]` from streams `h` of that shape.
     pub fn forward(&self, h: Tensor<2>, batch: usize, rows: &MemoryRows) -> Tensor<2> {
-        let (keys, value) = self.project(self.concatenate(rows));
+        let (keys, value) = self.project(rows.concatenated(self.memory_width));
         let u = self.gated(h, keys, value);
         let u = match &rows.dead {
             Some(dead) => silence(u, dead),
@@ -186,7 +194,7 @@ impl Memory {
 
     /// The gates a of every token, `[batch·time, G]`, without a graph; nothing where there are none.
     pub fn gates(&self, h: Tensor<2>, rows: &MemoryRows) -> Vec<f32> {
-        let (Some(keys), _) = self.project(self.concatenate(rows)) else { return Vec::new() };
+        let (Some(keys), _) = self.project(rows.concatenated(self.memory_width)) else { return Vec::new() };
         let Some(norms) = &self.norms else { return Vec::new() };
         let tokens = h.dims()[0];
         let query = self.query(h.inner_or_self());
@@ -197,12 +205,6 @@ impl Memory {
             dead.for_each(|(gates, _)| gates.fill(0.0));
         }
         gates
-    }
-
-    /// e: the rows of all orders and heads side by side, `[batch·time, d_mem]`.
-    fn concatenate(&self, rows: &MemoryRows) -> Tensor<2> {
-        let tokens = rows.index.len() * rows.rows.dims()[1] / self.memory_width;
-        embed(rows.rows.clone(), Arc::clone(&rows.index)).reshape([tokens, self.memory_width])
     }
 
     /// Keys `[tokens, G·width]`, where there is a gate, and the value `[tokens, width]`.
@@ -324,7 +326,7 @@ impl ShortConvolution {
 }
 
 /// Zeroes the rows of dead positions.
-fn silence(u: Tensor<2>, dead: &[bool]) -> Tensor<2> {
+pub(crate) fn silence(u: Tensor<2>, dead: &[bool]) -> Tensor<2> {
     let alive: Vec<f32> = dead.iter().map(|&dead| if dead { 0.0 } else { 1.0 }).collect();
     let tokens = alive.len();
     let alive = Tensor::<2>::from_data(TensorData::new(alive, [tokens, 1]), &u.device());

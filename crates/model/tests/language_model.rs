@@ -9,8 +9,8 @@ use std::sync::Arc;
 use burn::tensor::{Tensor, TensorData};
 use common::{Batch, Options, PAPER, PLAIN, changed, combinations, device, values, weights};
 use engram_model::{
-    Account, BlockFeedForward, Gate, LanguageModel, MemoryForm, MemoryRows, Precision, Projection, Tokens,
-    Trace,
+    Account, BlockFeedForward, Gate, LanguageModel, MemoryConfig, MemoryForm, MemoryRows, Precision,
+    Projection, Tokens, Trace,
 };
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
@@ -21,6 +21,8 @@ use rand_distr::StandardNormal;
 const CHANGE: f64 = 1e-3;
 /// Largest error of a directional derivative, as a share of the gradient's length.
 const SHARE: f64 = 5e-3;
+/// By how much rounding changes a loss, which tells the less the longer the step.
+const ROUNDING: f64 = 4e-7;
 /// Least distance of a gate from 1/2, where the root of its score is too steep for differences.
 const GATE_DISTANCE: f32 = 0.07;
 
@@ -63,7 +65,8 @@ fn error(at: &[f32], gradient: &[f32], mut loss: impl FnMut(&[f32]) -> Option<f6
                 0.0
             })
         });
-        (found - product(gradient, &direction)).abs() / length(gradient)
+        let blur = ROUNDING / f64::from(step);
+        ((found - product(gradient, &direction)).abs() - blur).max(0.0) / length(gradient)
     });
     smooth.then(|| errors[0].max(errors[1]))
 }
@@ -72,7 +75,7 @@ fn error(at: &[f32], gradient: &[f32], mut loss: impl FnMut(&[f32]) -> Option<f6
 /// is near 0, or a step makes a token change its experts.
 fn gradient_errors(options: Options, seed: u64) -> Option<Vec<(String, f64)>> {
     let (mut model, config) = (options.model(seed), options.config());
-    let gated = config.memory.iter().filter(|memory| memory.gate != Gate::None);
+    let gated = config.memory.iter().filter(|memory| memory.gates(options.streams) > 0);
     for layer in gated.flat_map(|memory| &memory.layers) {
         // Larger scores, few of them near 0.
         let name = format!("blocks.{layer}.memory.norms.query");
@@ -206,6 +209,123 @@ fn without_a_gate_the_streams_decide_nothing() {
     }
 }
 
+/// Each form against its formula, worked out from the rows of every token.
+#[test]
+fn rows_without_gates_are_added_by_their_forms_formula() {
+    for (form, streams) in [
+        (MemoryForm::Added, 1),
+        (MemoryForm::Added, 3),
+        (MemoryForm::OverEncoding, 1),
+        (MemoryForm::OverEncoding, 3),
+        (MemoryForm::AttentionValues, 2),
+    ] {
+        let options = Options { memory: Some(form), streams, ..PAPER };
+        let module = options.model(6).blocks.remove(0).ngrams.unwrap();
+        let rows = Batch::random(&options.config(), 1, 9, 1).memory.remove(0);
+        let width = rows.rows.dims()[1];
+        let of_token = |token: usize| -> Vec<f32> {
+            let slots = &rows.index[token * 4..][..4];
+            let table = values(rows.rows.clone());
+            slots.iter().flat_map(|&slot| table[slot as usize * width..][..width].to_vec()).collect()
+        };
+        let projected = |e: &[f32]| -> Vec<f32> {
+            let weight = module.projection.as_ref().unwrap().val();
+            let [inputs, outputs] = weight.dims();
+            let weight = values(weight);
+            let column = |o: usize| (0..inputs).map(|i| e[i] * weight[i * outputs + o]).sum();
+            (0..outputs).map(column).collect()
+        };
+        let x = common::normal([9, streams * 16], 2);
+        let found = values(module.forward(x.clone(), Some(&rows)));
+        let x = values(x);
+        let added = module.values(Some(&rows)).map(values);
+        for token in 0..9 {
+            let e = of_token(token);
+            let streams_of = |values: &[f32]| values[token * streams * 16..][..streams * 16].to_vec();
+            let expected: Vec<f32> = match form {
+                MemoryForm::Added => {
+                    let mean = |i: usize| (0..4).map(|slot| e[slot * 16 + i % 16]).sum::<f32>() / 4.0;
+                    streams_of(&x).iter().enumerate().map(|(i, x)| x + mean(i)).collect()
+                }
+                MemoryForm::OverEncoding => {
+                    let projected = projected(&e);
+                    let average = |(i, x): (usize, &f32)| (x + projected[i % 16]) / 5.0;
+                    streams_of(&x).iter().enumerate().map(average).collect()
+                }
+                _ => {
+                    common::assert_close(
+                        "values",
+                        &added.as_ref().unwrap()[token * 21..][..21],
+                        &projected(&e),
+                    );
+                    streams_of(&x)
+                }
+            };
+            common::assert_close("streams", &streams_of(&found), &expected);
+        }
+        assert_eq!(added.is_some(), form == MemoryForm::AttentionValues);
+    }
+}
+
+#[test]
+fn a_memory_switched_off_is_one_whose_rows_are_zero() {
+    for options in combinations().into_iter().filter(|options| options.memory.is_some()) {
+        let batch = Batch::random(&options.config(), 2, 9, 4);
+        let on = options.model(3);
+        let mut off = on.clone();
+        off.switch_memory_off();
+        let silent = Tokens { memory: &[], ..batch.tokens() };
+        let found = bits(off.hidden(silent, &mut Trace::default()));
+        assert_ne!(found, bits(on.hidden(batch.tokens(), &mut Trace::default())), "{options:?}");
+        if options.memory == Some(MemoryForm::Paper) {
+            // Its biases speak without rows, too; switched off they do not.
+            let mut without = on;
+            without.blocks.iter_mut().for_each(|block| block.memory = None);
+            assert_eq!(found, bits(without.hidden(silent, &mut Trace::default())), "{options:?}");
+            continue;
+        }
+        let mut zeros = Batch::random(&options.config(), 2, 9, 4);
+        zeros.memory.iter_mut().for_each(|memory| memory.rows = memory.rows.zeros_like());
+        let expected = values(on.hidden(zeros.tokens(), &mut Trace::default()));
+        let found = values(off.hidden(silent, &mut Trace::default()));
+        common::assert_close(&format!("{options:?}"), &found, &expected);
+    }
+}
+
+#[test]
+fn the_lens_on_the_last_state_shows_what_the_model_says() {
+    for options in [PAPER, PLAIN] {
+        let model = options.model(3);
+        let batch = Batch::random(&options.config(), 2, 9, 4);
+        let mut trace = Trace::with_states();
+        model.hidden(batch.tokens(), &mut trace);
+        let states = trace.states.unwrap();
+        assert_eq!(states.len(), 2);
+        let logits = values(model.lens(states[1].clone()));
+        let expected = model.next_logits(batch.tokens(), &mut Trace::default());
+        common::assert_close("logits", &[&logits[8 * 37..9 * 37], &logits[17 * 37..]].concat(), &expected);
+        assert_ne!(bits(states[0].clone()), bits(states[1].clone()));
+    }
+}
+
+#[test]
+fn impossible_forms_are_refused() {
+    let config = |options: Options, change: &dyn Fn(&mut MemoryConfig)| {
+        let mut config = options.config();
+        change(config.memory.as_mut().unwrap());
+        config.validate().unwrap_err().to_string()
+    };
+    let form = |form| Options { memory: Some(form), ..PAPER };
+    let error = config(form(MemoryForm::Added), &|memory| memory.row_width = 8);
+    assert!(error.starts_with("`model.memory.row_width`: is 8"), "{error}");
+    let error = config(form(MemoryForm::OverEncoding), &|memory| memory.layers = vec![1]);
+    assert!(error.starts_with("`model.memory.layers`: names another"), "{error}");
+    let error = config(form(MemoryForm::AttentionValues), &|memory| memory.gate = Gate::Shared);
+    assert!(error.starts_with("`model.memory.gate`: chooses"), "{error}");
+    let error = config(form(MemoryForm::Added), &|memory| memory.convolution = Some(true));
+    assert!(error.starts_with("`model.memory.convolution`: is true"), "{error}");
+}
+
 #[test]
 fn impossible_gates_are_refused() {
     let refused = |options: Options| options.config().validate().unwrap_err().to_string();
@@ -234,8 +354,9 @@ fn accounts_are_what_models_hold() {
         assert_eq!(account.vocabulary, of("embedding") + of("head"), "{options:?}");
         let routed = |name: &str| of(&format!("feed_forward.Experts.{name}"));
         assert_eq!(account.experts, routed("input") + routed("output"), "{options:?}");
-        let memory = config.memory.as_ref();
-        assert_eq!(account.memory, memory.map_or(0, |memory| 60 * memory.row_width as u64), "{options:?}");
+        let rows: u64 = table_rows[..layers].iter().sum();
+        let row_width = config.memory.as_ref().map_or(0, |memory| memory.row_width);
+        assert_eq!(account.memory, rows * row_width as u64, "{options:?}");
     }
 }
 

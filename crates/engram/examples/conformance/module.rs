@@ -9,8 +9,8 @@ use burn::module::Param;
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use engram_address::{Addressing, Tokens, Vocabulary, assign_primes, draw_multipliers};
 use engram_model::{
-    Compression, Gate, GateNorms, Init, Memory, MemoryConfig, MemoryForm, MemoryRows, Precision, Projection,
-    SeparateProjection, composed,
+    Compression, Gate, GateNorms, Init, Lookup, Memory, MemoryConfig, MemoryForm, MemoryRows, Precision,
+    Projection, SeparateProjection, composed,
 };
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -128,6 +128,7 @@ impl Shape {
             row_width: order_width / address.heads,
             rows_per_head: address.base_rows,
             compression: Compression::Normalised,
+            lookup: Lookup::Own,
             seed: address.seed,
             pad_id: address.pad_id,
             kernel: get(metadata, "kernel_size")?,

@@ -9,7 +9,7 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use engram_model::{
     AttentionConfig, Compression, ExpertsConfig, FeedForwardConfig, Gate, HyperConnectionConfig,
-    LanguageModel, MemoryConfig, MemoryForm, MemoryRows, ModelConfig, Precision, Tokens, Trace,
+    LanguageModel, Lookup, MemoryConfig, MemoryForm, MemoryRows, ModelConfig, Precision, Tokens, Trace,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -75,6 +75,11 @@ pub fn combinations() -> Vec<Options> {
         Options { convolution: Some(false), tied: true, ..PAPER },
         Options { gate: Gate::Shared, memory: Some(MemoryForm::V41), streams: 2, ..PLAIN },
         Options { gate: Gate::None, memory: Some(MemoryForm::V41), ..PLAIN },
+        Options { memory: Some(MemoryForm::Added), ..PAPER },
+        Options { memory: Some(MemoryForm::OverEncoding), ..PAPER },
+        Options { memory: Some(MemoryForm::OverEncoding), ..PLAIN },
+        Options { memory: Some(MemoryForm::AttentionValues), ..PAPER },
+        Options { memory: Some(MemoryForm::AttentionValues), ..PLAIN },
     ]
 }
 
@@ -115,12 +120,13 @@ impl Options {
                 form,
                 gate: self.gate,
                 convolution: self.convolution,
-                layers: vec![0, 1],
+                layers: if form == MemoryForm::OverEncoding { vec![0] } else { vec![0, 1] },
                 max_order: 3,
                 heads: 2,
-                row_width: 3,
+                row_width: if form == MemoryForm::Added { 16 } else { 3 },
                 rows_per_head: vec![5, 7],
                 compression: Compression::None,
+                lookup: Lookup::Own,
                 seed: 0,
                 pad_id: 0,
                 kernel: 3,
