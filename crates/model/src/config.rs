@@ -428,6 +428,18 @@ impl MemoryConfig {
         }
     }
 
+    /// The first key by which this memory departs from both published forms, if one does: what reads published models
+    /// only can refuse it by name.
+    pub fn departs(&self) -> Option<&'static str> {
+        let departures = [
+            (!self.form.is_gated(), "model.memory.form"),
+            (!self.gate.is_default(), "model.memory.gate"),
+            (self.has_convolution() != (self.form == MemoryForm::Paper), "model.memory.convolution"),
+            (!self.lookup.is_default(), "model.memory.lookup"),
+        ];
+        departures.into_iter().find_map(|(departs, key)| departs.then_some(key))
+    }
+
     /// Whether a short convolution follows the gate.
     pub fn has_convolution(&self) -> bool {
         self.convolution.unwrap_or(self.form == MemoryForm::Paper)

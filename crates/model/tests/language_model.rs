@@ -9,7 +9,7 @@ use std::sync::Arc;
 use burn::tensor::{Tensor, TensorData};
 use common::{Batch, Options, PAPER, PLAIN, changed, combinations, device, values, weights};
 use engram_model::{
-    Account, BlockFeedForward, Gate, LanguageModel, MemoryConfig, MemoryForm, MemoryRows, Precision,
+    Account, BlockFeedForward, Gate, LanguageModel, Lookup, MemoryConfig, MemoryForm, MemoryRows, Precision,
     Projection, Tokens, Trace,
 };
 use proptest::prelude::*;
@@ -324,6 +324,20 @@ fn impossible_forms_are_refused() {
     assert!(error.starts_with("`model.memory.gate`: chooses"), "{error}");
     let error = config(form(MemoryForm::Added), &|memory| memory.convolution = Some(true));
     assert!(error.starts_with("`model.memory.convolution`: is true"), "{error}");
+}
+
+#[test]
+fn departures_from_the_published_forms_are_named() {
+    let departs = |options: Options| options.config().memory.unwrap().departs();
+    let form = |form| Options { memory: Some(form), ..PAPER };
+    assert_eq!(departs(PAPER), None);
+    assert_eq!(departs(form(MemoryForm::V41)), None);
+    assert_eq!(departs(form(MemoryForm::Added)), Some("model.memory.form"));
+    assert_eq!(departs(Options { gate: Gate::None, ..PAPER }), Some("model.memory.gate"));
+    assert_eq!(departs(Options { convolution: Some(false), ..PAPER }), Some("model.memory.convolution"));
+    assert_eq!(departs(Options { convolution: Some(false), ..form(MemoryForm::V41) }), None);
+    let permuted = MemoryConfig { lookup: Lookup::Permuted, ..PAPER.config().memory.unwrap() };
+    assert_eq!(permuted.departs(), Some("model.memory.lookup"));
 }
 
 #[test]

@@ -5,10 +5,9 @@
 
 use engram_address::Addressing;
 use engram_model::{Lookup, MemoryConfig};
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 
 use crate::error::Result;
+use crate::sampler::mix;
 
 /// Where the positions of a sequence have their rows from.
 #[derive(Debug, Clone, Copy, Default)]
@@ -61,10 +60,11 @@ impl Permuted {
     /// The earlier position whose n-grams each position reads, drawn once for all by the seed. They share no token with
     /// its own, nor with what is to be predicted. Where there is none yet, an n-gram of padding is read.
     fn sources(self, time: usize) -> Vec<Option<usize>> {
-        let mut random = ChaCha8Rng::seed_from_u64(self.seed);
         let source = |position: usize| {
-            let latest = position.checked_sub(self.max_order)?;
-            Some(random.random_range(0..=latest as u64) as usize)
+            let choices = (position + 1).checked_sub(self.max_order)? as u64;
+            // Of 2⁶⁴ numbers hardly more fall on one choice than on another.
+            let random = mix(mix(self.seed) ^ position as u64);
+            (choices > 0).then(|| (random % choices) as usize)
         };
         (0..time).map(source).collect()
     }
