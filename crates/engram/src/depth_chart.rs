@@ -63,7 +63,7 @@ pub(crate) fn cka(cka: &[Vec<f64>], soft: &[Aligned], [a, b]: [&str; 2]) -> Stri
     let (columns, rows) = (cka.len(), cka.first().map_or(0, Vec::len));
     let cell = (480.0 / columns.max(rows).max(1) as f64).clamp(8.0, 56.0);
     let (inner_width, inner_height) = (cell * columns as f64, cell * rows as f64);
-    let (width, height) = ((LEFT + inner_width + RIGHT).max(420.0), TOP + inner_height + BOTTOM);
+    let (width, height) = ((LEFT + inner_width + RIGHT).max(520.0), TOP + inner_height + BOTTOM);
     // Middle of the cell of a layer, counted from 1 and perhaps between two.
     let x = |layer: f64| LEFT + cell * (layer - 0.5);
     let y = |layer: f64| TOP + inner_height - cell * (layer - 0.5);
@@ -89,7 +89,7 @@ pub(crate) fn cka(cka: &[Vec<f64>], soft: &[Aligned], [a, b]: [&str; 2]) -> Stri
     }
     let diagonal = columns.min(rows) as f64;
     add(format!(
-        "<line stroke=\"#888\" stroke-dasharray=\"4 4\" x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\"/>",
+        "<line stroke=\"#fff\" stroke-dasharray=\"4 4\" x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\"/>",
         x(1.0),
         y(1.0),
         x(diagonal),

@@ -47,6 +47,8 @@ fn depth_is_measured_for_one_model_and_compared_between_two() {
     workshop.fails("inspect depth run run --shards data/valid --samples 9", 2, &["--samples 9", "128"]);
     let too_many = "inspect depth run run --shards data/valid --samples 90000 --batch 90000";
     workshop.fails(too_many, 2, &["names", "--positions all"]);
+    let neighbours = "inspect depth run run --shards data/valid --samples 64 --batch 16 --neighbours 3";
+    workshop.fails(neighbours, 2, &["--neighbours 3", "2 layers"]);
     workshop.fails("inspect depth run nowhere --shards data/valid", 2, &["nowhere"]);
 }
 

@@ -98,7 +98,7 @@ pub fn logit_lens(
     for window in 0..count {
         let tokens = read_window(shards, window, context)?;
         lens.add(model.states(&tokens)?.into_iter().map(|state| model.lens(state)));
-        report(progress, window, count)?;
+        report(progress, window + 1, count)?;
     }
     Ok(lens.divergences())
 }

@@ -45,9 +45,9 @@ pub(crate) struct Depth {
     /// How many of them a minibatch of CKA has.
     #[arg(long, value_name = "N", default_value_t = DepthOptions::default().batch)]
     batch: usize,
-    /// Most similar layers that a soft alignment averages.
-    #[arg(long, value_name = "N", default_value_t = DepthOptions::default().neighbours)]
-    neighbours: usize,
+    /// Most similar layers that a soft alignment averages [default: 5, as in the paper, but no more than half of B's]
+    #[arg(long, value_name = "N")]
+    neighbours: Option<usize>,
     /// Write lens.svg and, for two checkpoints, cka.svg into this folder.
     #[arg(long, value_name = "FOLDER")]
     figures: Option<PathBuf>,
@@ -95,10 +95,13 @@ struct AlignmentFindings {
 
 impl Depth {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let options = self.options()?;
+        let mut options = self.options()?;
         let device = self.device.open()?;
         let paths: Vec<&PathBuf> = std::iter::once(&self.checkpoint).chain(&self.other).collect();
         let models = paths.iter().map(|path| Trained::open(path, &device)).collect::<Result<Vec<_>, _>>()?;
+        if let Some(b) = models.get(1) {
+            options.neighbours = self.neighbours(b.config().model.blocks)?;
+        }
         let shards = TokenShards::open(&self.shards)?;
         interrupt::listen()?;
         let mut lenses = Vec::new();
@@ -132,8 +135,8 @@ impl Depth {
                 self.samples, self.batch
             ));
         }
-        if self.neighbours == 0 || self.lens_tokens == 0 {
-            return refuse("--neighbours and --lens-tokens are at least 1");
+        if self.lens_tokens == 0 {
+            return refuse("--lens-tokens 0: there is nothing to read; take 1 or more");
         }
         Ok(DepthOptions {
             positions: match self.positions {
@@ -142,9 +145,20 @@ impl Depth {
             },
             samples: self.samples,
             batch: self.batch,
-            neighbours: self.neighbours,
+            neighbours: DepthOptions::default().neighbours,
             lens_tokens: self.lens_tokens,
         })
+    }
+
+    /// Neighbours among the `layers` of B. The mean over all of them would be the same for every layer of A.
+    fn neighbours(&self, layers: usize) -> anyhow::Result<usize> {
+        match self.neighbours {
+            None => Ok(DepthOptions::default().neighbours.min(layers.div_ceil(2))),
+            Some(neighbours) if (1..=layers).contains(&neighbours) => Ok(neighbours),
+            Some(neighbours) => {
+                refuse(format!("--neighbours {neighbours}: B has {layers} layers; take 1 to {layers}"))
+            }
+        }
     }
 }
 
