@@ -133,18 +133,27 @@ impl Account {
     fn add_memory(&mut self, config: &ModelConfig, memory: &MemoryConfig, rows: u64) {
         let (streams, width) = (config.streams() as u64, config.width as u64);
         let channels = streams * width;
-        let projection = memory.width() as u64 * (channels + width);
+        let keys = memory.gates(config.streams()) as u64 * width;
+        let inputs = memory.width() as u64;
+        let values = config.attention.heads() as u64 * config.attention.head_widths().1 as u64;
         match memory.form {
-            MemoryForm::Paper => {
-                let kernel = memory.kernel as u64;
-                // Biases, two gate norms, the convolution's norm and its taps.
-                self.add(channels + width + 3 * channels + kernel * channels, projection);
-                self.forward_flops += 2 * kernel * channels;
-            }
-            MemoryForm::V41 => self.add(channels, projection),
+            // Biases and two gate norms.
+            MemoryForm::Paper => self.add(keys + width + 2 * keys, inputs * (keys + width)),
+            MemoryForm::V41 => self.add(keys, inputs * (keys + width)),
+            MemoryForm::Added => {}
+            MemoryForm::OverEncoding => self.add(0, inputs * width),
+            MemoryForm::AttentionValues => self.add(0, inputs * values),
         }
-        // The gate's product and its use.
-        self.forward_flops += 4 * channels;
+        if memory.has_convolution() {
+            let kernel = memory.kernel as u64;
+            // Its norm and its taps.
+            self.add(channels + kernel * channels, 0);
+            self.forward_flops += 2 * kernel * channels;
+        }
+        if keys > 0 {
+            // The gate's product and its use.
+            self.forward_flops += 2 * keys + 2 * channels;
+        }
         let table = rows * memory.row_width as u64;
         self.total += table;
         self.memory += table;

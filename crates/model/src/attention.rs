@@ -33,9 +33,20 @@ impl Attention {
 
     /// `[batch·time, width]` to the same; a token sees itself and the tokens before it.
     pub fn forward(&self, x: Tensor<2>, batch: usize, rotary: &Rotary) -> Tensor<2> {
+        self.forward_adding(x, batch, rotary, None)
+    }
+
+    /// As [`forward`](Self::forward), with `values`, `[batch·time, heads·value]`, added to the values of all heads.
+    pub fn forward_adding(
+        &self,
+        x: Tensor<2>,
+        batch: usize,
+        rotary: &Rotary,
+        values: Option<Tensor<2>>,
+    ) -> Tensor<2> {
         match self {
-            Self::Latent(attention) => attention.forward(x, batch, rotary),
-            Self::Plain(attention) => attention.forward(x, batch, rotary),
+            Self::Latent(attention) => attention.forward(x, batch, rotary, values),
+            Self::Plain(attention) => attention.forward(x, batch, rotary, values),
         }
     }
 }
@@ -102,7 +113,7 @@ impl LatentAttention {
         }
     }
 
-    fn forward(&self, x: Tensor<2>, batch: usize, rotary: &Rotary) -> Tensor<2> {
+    fn forward(&self, x: Tensor<2>, batch: usize, rotary: &Rotary, values: Option<Tensor<2>>) -> Tensor<2> {
         let [tokens, _] = x.dims();
         let query_latent = match (&self.query_down, &self.query_norm) {
             (Some(down), Some(norm)) => norm.forward(down.forward(x.clone())),
@@ -113,12 +124,24 @@ impl LatentAttention {
         let latent = down.clone().slice([0..tokens, 0..self.latent]);
         let rotary_key = down.slice([0..tokens, self.latent..self.latent + self.rotary]);
         let keys_values = self.latent_up.forward(self.latent_norm.forward(latent));
+        let keys_values = match values {
+            Some(values) => keys_values + self.beside_no_keys(values),
+            None => keys_values,
+        };
         let heads = if fused::available(&queries) {
             self.fused(queries, keys_values, rotary_key, batch, rotary)
         } else {
             self.composed(queries, keys_values, rotary_key, batch, rotary)
         };
         self.output.forward(heads)
+    }
+
+    /// `values`, `[tokens, heads·value]`, behind keys of zeros, `[tokens, heads·(content + value)]`.
+    fn beside_no_keys(&self, values: Tensor<2>) -> Tensor<2> {
+        let (tokens, heads) = (values.dims()[0], self.heads);
+        let keys = Tensor::zeros([tokens, heads, self.content], &values.device());
+        let both = Tensor::cat(vec![keys, values.reshape([tokens, heads, self.value])], 2);
+        both.reshape([tokens, heads * (self.content + self.value)])
     }
 
     fn scale(&self) -> f32 {
@@ -197,7 +220,7 @@ impl PlainAttention {
         }
     }
 
-    fn forward(&self, x: Tensor<2>, batch: usize, rotary: &Rotary) -> Tensor<2> {
+    fn forward(&self, x: Tensor<2>, batch: usize, rotary: &Rotary, added: Option<Tensor<2>>) -> Tensor<2> {
         let [tokens, _] = x.dims();
         let time = tokens / batch;
         let heads =
@@ -205,7 +228,10 @@ impl PlainAttention {
         let queries = rotary.rotate(heads(&self.query));
         let keys = rotary.rotate(heads(&self.key));
         let scale = (self.head_width as f32).sqrt().recip();
-        let values = heads(&self.value);
+        let values = match added {
+            Some(added) => heads(&self.value) + added.reshape([batch, time, self.heads, self.head_width]),
+            None => heads(&self.value),
+        };
         self.output.forward(if fused::available(&queries) {
             let shape = engram_kernels::AttentionShape {
                 batch,

@@ -10,7 +10,8 @@ use crate::feed_forward::FeedForward;
 use crate::hyper_connection::HyperConnection;
 use crate::init::Init;
 use crate::linear::Precision;
-use crate::memory::Memory;
+use crate::memory::{Memory, MemoryRows};
+use crate::ngram_embedding::NgramEmbedding;
 use crate::rms_norm::RmsNorm;
 use crate::rotary::Rotary;
 
@@ -19,6 +20,8 @@ use crate::rotary::Rotary;
 pub struct Block {
     /// Memory of this layer.
     pub memory: Option<Memory>,
+    /// Memory of this layer in a form without gates.
+    pub ngrams: Option<NgramEmbedding>,
     /// Attention and its residual.
     pub attention: Attention,
     /// Norm before attention.
@@ -68,7 +71,9 @@ impl Block {
         };
         Self {
             memory: memory
+                .filter(|memory| memory.form.is_gated())
                 .map(|memory| Memory::new(memory, config.streams(), width, &init.child("memory"), precision)),
+            ngrams: memory.and_then(|_| NgramEmbedding::new(config, &init.child("ngrams"), precision)),
             attention: Attention::new(config, &init.child("attention"), precision),
             attention_norm: RmsNorm::new(init, width, epsilon),
             attention_streams: streams("attention_streams", 2 * index),
@@ -78,10 +83,42 @@ impl Block {
         }
     }
 
+    /// Whether the block takes the rows of a memory.
+    pub(crate) fn reads_rows(&self) -> bool {
+        self.memory.is_some() || self.ngrams.as_ref().is_some_and(NgramEmbedding::reads)
+    }
+
+    /// From now on reads nothing from its memory.
+    pub(crate) fn switch_memory_off(&mut self) {
+        self.memory = None;
+        if let Some(ngrams) = &mut self.ngrams {
+            ngrams.switch_off();
+        }
+    }
+
+    /// What the memory makes of streams `[batch·time, n·width]`.
+    pub(crate) fn remember(&self, x: Tensor<2>, batch: usize, rows: Option<&MemoryRows>) -> Tensor<2> {
+        let x = match (&self.memory, rows) {
+            (Some(memory), Some(rows)) => x.clone() + memory.forward(x, batch, rows),
+            _ => x,
+        };
+        match &self.ngrams {
+            Some(ngrams) => ngrams.forward(x, rows),
+            None => x,
+        }
+    }
+
     /// Attention and feed-forward over streams `[batch·time, n·width]`; which experts saw which token, too.
-    pub(crate) fn forward(&self, x: Tensor<2>, batch: usize, rotary: &Rotary) -> (Tensor<2>, Option<Choice>) {
+    pub(crate) fn forward(
+        &self,
+        x: Tensor<2>,
+        batch: usize,
+        rotary: &Rotary,
+        rows: Option<&MemoryRows>,
+    ) -> (Tensor<2>, Option<Choice>) {
+        let values = self.ngrams.as_ref().and_then(|ngrams| ngrams.values(rows));
         let x = around(x, self.attention_streams.as_ref(), |h| {
-            self.attention.forward(self.attention_norm.forward(h), batch, rotary)
+            self.attention.forward_adding(self.attention_norm.forward(h), batch, rotary, values)
         });
         let mut choice = None;
         let x = around(x, self.feed_forward_streams.as_ref(), |h| {

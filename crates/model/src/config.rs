@@ -130,7 +130,7 @@ pub struct HyperConnectionConfig {
     pub sinkhorn_iterations: usize,
 }
 
-/// Which of the two published forms a memory module has.
+/// How a memory is read into the model: one of the two published forms, or a simpler one to compare them with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MemoryForm {
@@ -138,6 +138,38 @@ pub enum MemoryForm {
     Paper,
     /// DeepSeek-V4.1's: no biases, no convolution, one fused projection.
     V41,
+    /// A plain additive table: the mean of a token's rows, as wide as a stream, is added to every stream.
+    Added,
+    /// Over-encoding (arXiv 2501.16975): projected rows, averaged with the input embedding.
+    OverEncoding,
+    /// Projected rows, added to the values of the block's attention.
+    AttentionValues,
+}
+
+impl MemoryForm {
+    /// Whether a gate decides how far the memory is read.
+    pub fn is_gated(self) -> bool {
+        matches!(self, Self::Paper | Self::V41)
+    }
+}
+
+/// What decides how far a memory is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gate {
+    /// Every residual stream against a key of its own (paper, section 2.4).
+    #[default]
+    PerStream,
+    /// The mean of the streams against one key: one gate for all.
+    Shared,
+    /// Nothing: every value is added whole, and there are no keys.
+    None,
+}
+
+impl Gate {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// How tokens are mapped to classes before they are hashed.
@@ -150,6 +182,23 @@ pub enum Compression {
     None,
 }
 
+/// Which n-grams' rows a position reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lookup {
+    /// Those that end there.
+    #[default]
+    Own,
+    /// Those that end at an earlier position, drawn once for all: a control, whose rows say nothing of the token.
+    Permuted,
+}
+
+impl Lookup {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// The memory: hashed n-gram tables and the module that reads them into the residual streams.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -157,6 +206,12 @@ pub struct MemoryConfig {
     /// Form of the module.
     #[serde(default = "default_form")]
     pub form: MemoryForm,
+    /// What decides how far it is read.
+    #[serde(default, skip_serializing_if = "Gate::is_default")]
+    pub gate: Gate,
+    /// Whether a short convolution follows the gate; none: as the form was published.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub convolution: Option<bool>,
     /// Blocks, counted from 0, before whose attention a memory is read; each has a table of its own.
     pub layers: Vec<usize>,
     /// Longest n-gram: orders 2 to this one are looked up.
@@ -170,6 +225,9 @@ pub struct MemoryConfig {
     /// Compression of the vocabulary before hashing.
     #[serde(default = "default_compression")]
     pub compression: Compression,
+    /// Which n-grams' rows a position reads.
+    #[serde(default, skip_serializing_if = "Lookup::is_default")]
+    pub lookup: Lookup,
     /// Seed of the hash multipliers.
     #[serde(default)]
     pub seed: u64,
@@ -244,7 +302,7 @@ impl ModelConfig {
             hyper.validate()?;
         }
         if let Some(memory) = &self.memory {
-            memory.validate(self.blocks, self.vocabulary)?;
+            memory.validate(self)?;
         }
         Ok(())
     }
@@ -360,6 +418,33 @@ impl MemoryConfig {
         self.slots() * self.row_width
     }
 
+    /// Gates per token in a model of `streams` residual streams.
+    pub fn gates(&self, streams: usize) -> usize {
+        match self.gate {
+            _ if !self.form.is_gated() => 0,
+            Gate::PerStream => streams,
+            Gate::Shared => 1,
+            Gate::None => 0,
+        }
+    }
+
+    /// The first key by which this memory departs from both published forms, if one does: what reads published models
+    /// only can refuse it by name.
+    pub fn departs(&self) -> Option<&'static str> {
+        let departures = [
+            (!self.form.is_gated(), "model.memory.form"),
+            (!self.gate.is_default(), "model.memory.gate"),
+            (self.has_convolution() != (self.form == MemoryForm::Paper), "model.memory.convolution"),
+            (!self.lookup.is_default(), "model.memory.lookup"),
+        ];
+        departures.into_iter().find_map(|(departs, key)| departs.then_some(key))
+    }
+
+    /// Whether a short convolution follows the gate.
+    pub fn has_convolution(&self) -> bool {
+        self.convolution.unwrap_or(self.form == MemoryForm::Paper)
+    }
+
     /// The addressing that this memory asks for.
     pub fn addressing(&self) -> AddressConfig {
         AddressConfig {
@@ -374,7 +459,9 @@ impl MemoryConfig {
         }
     }
 
-    fn validate(&self, blocks: usize, vocabulary: usize) -> Result<(), ConfigError> {
+    fn validate(&self, model: &ModelConfig) -> Result<(), ConfigError> {
+        let (blocks, vocabulary) = (model.blocks, model.vocabulary);
+        self.validate_form(model)?;
         positive("model.memory.heads", self.heads)?;
         positive("model.memory.row_width", self.row_width)?;
         positive("model.memory.kernel", self.kernel)?;
@@ -421,6 +508,45 @@ impl MemoryConfig {
         }
         if !(self.row_init >= 0.0 && self.row_init.is_finite()) {
             return Err(ConfigError::new("model.memory.row_init", "must be 0 or above"));
+        }
+        Ok(())
+    }
+}
+
+impl MemoryConfig {
+    fn validate_form(&self, model: &ModelConfig) -> Result<(), ConfigError> {
+        if !self.form.is_gated() && !self.gate.is_default() {
+            return Err(ConfigError::new(
+                "model.memory.gate",
+                "chooses a gate, but only the forms \"paper\" and \"v41\" have one: leave it out",
+            ));
+        }
+        if self.form == MemoryForm::Added && self.row_width != model.width {
+            return Err(ConfigError::new(
+                "model.memory.row_width",
+                format!(
+                    "is {}, but the form \"added\" adds rows to streams of width {}: make them equal",
+                    self.row_width, model.width
+                ),
+            ));
+        }
+        if self.form == MemoryForm::OverEncoding && self.layers != [0] {
+            return Err(ConfigError::new(
+                "model.memory.layers",
+                "names another block than 0, but the form \"over_encoding\" is read at the input: take [0]",
+            ));
+        }
+        if self.gate == Gate::Shared && model.streams() == 1 {
+            return Err(ConfigError::new(
+                "model.memory.gate",
+                "is \"shared\", but the model has one residual stream, whose gate is no other's: leave it out",
+            ));
+        }
+        if self.convolution == Some(true) && self.form != MemoryForm::Paper {
+            return Err(ConfigError::new(
+                "model.memory.convolution",
+                "is true, but only the form \"paper\" has a convolution: take that, or leave it out",
+            ));
         }
         Ok(())
     }

@@ -57,6 +57,7 @@ mod hyper_connection;
 mod init;
 mod linear;
 mod memory;
+mod ngram_embedding;
 mod rms_norm;
 mod rotary;
 mod transformer;
@@ -73,7 +74,10 @@ pub use fused::composed;
 pub use hyper_connection::{Coefficients, HyperConnection};
 pub use init::Init;
 pub use linear::{Linear, Precision};
-pub use memory::{GateNorms, Memory, MemoryRows, Projection, SeparateProjection, ShortConvolution};
+pub use memory::{
+    GateNorms, Memory, MemoryRows, Projection, SeparateProjection, ShortConvolution, ValueProjection,
+};
+pub use ngram_embedding::NgramEmbedding;
 pub use rms_norm::RmsNorm;
 pub use rotary::Rotary;
 pub use transformer::{LanguageModel, Tokens, Trace};

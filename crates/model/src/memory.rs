@@ -5,6 +5,9 @@
 //! `a_m = σ(√|s|·sign s)` of `s = ⟨RMSNorm(h_m), RMSNorm(k_m)⟩/√d`, and `u_m = a_m·v`. The paper's form adds
 //! `SiLU(conv(RMSNorm(u)))`, a short causal convolution over time. The signed root is in the published code, not
 //! in the paper's equation 4.
+//!
+//! Parts can be left out, to see what each is worth (section 6.2): one gate, of the mean of the streams, for all of
+//! them; no gate, so that `u_m = v`; no convolution.
 
 use std::sync::Arc;
 
@@ -32,39 +35,60 @@ pub struct MemoryRows {
     pub dead: Option<Arc<[bool]>>,
 }
 
+impl MemoryRows {
+    /// e: the rows of all orders and heads side by side, `[batch·time, d_mem]`.
+    pub(crate) fn concatenated(&self, memory_width: usize) -> Tensor<2> {
+        let tokens = self.index.len() * self.rows.dims()[1] / memory_width;
+        embed(self.rows.clone(), Arc::clone(&self.index)).reshape([tokens, memory_width])
+    }
+}
+
 /// Reads one layer's memory into the residual streams.
 #[derive(Module, Debug)]
 pub struct Memory {
     /// Keys of all streams, then (in V4.1's fused form) the value.
     pub projection: Projection,
-    /// Weight of the norms before the gate's product.
-    pub norms: GateNorms,
+    /// Weight of the norms before the gate's product; none: there is no gate.
+    pub norms: Option<GateNorms>,
     /// The short convolution of the paper's form.
     pub convolution: Option<ShortConvolution>,
     streams: usize,
+    /// G, gates per token: one for each stream, one for all, or none.
+    gates: usize,
     width: usize,
     memory_width: usize,
     gate_epsilon: f64,
     bf16: bool,
 }
 
-/// From the concatenated rows to the keys of M streams and one value.
+/// From the concatenated rows to the keys of G gates and one value.
 #[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant, reason = "one per block; a few hundred bytes do not matter")]
 pub enum Projection {
     /// Separate projections with biases (the paper's demonstration).
     Separate(SeparateProjection),
-    /// One matrix without biases, `[d_mem, (M+1)·width]`, keys first (V4.1's `wkv`).
+    /// One matrix without biases, `[d_mem, (G+1)·width]`, keys first (V4.1's `wkv`).
     Fused(Param<Tensor<2>>),
+    /// The paper's form where there is no gate.
+    Value(ValueProjection),
 }
 
 /// Projections of the paper's form.
 #[derive(Module, Debug)]
 pub struct SeparateProjection {
-    /// W_K, stream-major, `[d_mem, M·width]`.
+    /// W_K, gate-major, `[d_mem, G·width]`.
     pub key: Param<Tensor<2>>,
-    /// `[M·width]`.
+    /// `[G·width]`.
     pub key_bias: Param<Tensor<1>>,
+    /// W_V, `[d_mem, width]`.
+    pub value: Param<Tensor<2>>,
+    /// `[width]`.
+    pub value_bias: Param<Tensor<1>>,
+}
+
+/// The projection of the paper's form without keys.
+#[derive(Module, Debug)]
+pub struct ValueProjection {
     /// W_V, `[d_mem, width]`.
     pub value: Param<Tensor<2>>,
     /// `[width]`.
@@ -74,9 +98,9 @@ pub struct SeparateProjection {
 /// Weights of the norms of queries and keys. V4.1 keeps only their product.
 #[derive(Module, Debug)]
 pub struct GateNorms {
-    /// Of the residual streams, `[M, width]`.
+    /// Of the residual streams, `[G, width]`.
     pub query: Param<Tensor<2>>,
-    /// Of the keys, `[M, width]`; none: the query's weight is the product of both.
+    /// Of the keys, `[G, width]`; none: the query's weight is the product of both.
     pub key: Option<Param<Tensor<2>>>,
 }
 
@@ -101,7 +125,7 @@ const CONVOLUTION_EPSILON: f64 = 1e-5;
 impl Memory {
     /// A module for `streams` streams of `width`. The convolution starts at zero, as in the paper.
     ///
-    /// `config` must be valid. To give it other weights, set its parameters.
+    /// `config` must be valid and of a gated form. To give it other weights, set its parameters.
     pub fn new(
         config: &MemoryConfig,
         streams: usize,
@@ -109,37 +133,44 @@ impl Memory {
         init: &Init,
         precision: Precision,
     ) -> Self {
-        let memory_width = config.width();
+        let (memory_width, gates) = (config.width(), config.gates(streams));
         let deviation = (memory_width as f32).sqrt().recip();
+        let value = || init.normal("value", [memory_width, width], deviation);
+        let value_bias = || init.constant([width], 0.0);
         let (projection, gate_epsilon) = match config.form {
+            MemoryForm::Paper if gates == 0 => {
+                let projection = ValueProjection { value: value(), value_bias: value_bias() };
+                (Projection::Value(projection), PAPER_GATE_EPSILON)
+            }
             MemoryForm::Paper => {
                 let separate = SeparateProjection {
-                    key: init.normal("key", [memory_width, streams * width], deviation),
-                    key_bias: init.constant([streams * width], 0.0),
-                    value: init.normal("value", [memory_width, width], deviation),
-                    value_bias: init.constant([width], 0.0),
+                    key: init.normal("key", [memory_width, gates * width], deviation),
+                    key_bias: init.constant([gates * width], 0.0),
+                    value: value(),
+                    value_bias: value_bias(),
                 };
                 (Projection::Separate(separate), PAPER_GATE_EPSILON)
             }
-            MemoryForm::V41 => {
-                let fused = init.normal("projection", [memory_width, (streams + 1) * width], deviation);
+            _ => {
+                let fused = init.normal("projection", [memory_width, (gates + 1) * width], deviation);
                 (Projection::Fused(fused), V41_GATE_EPSILON)
             }
         };
         let paper = config.form == MemoryForm::Paper;
         Self {
             projection,
-            norms: GateNorms {
-                query: init.constant([streams, width], 1.0),
-                key: paper.then(|| init.constant([streams, width], 1.0)),
-            },
-            convolution: paper.then(|| ShortConvolution {
+            norms: (gates > 0).then(|| GateNorms {
+                query: init.constant([gates, width], 1.0),
+                key: paper.then(|| init.constant([gates, width], 1.0)),
+            }),
+            convolution: config.has_convolution().then(|| ShortConvolution {
                 norm: init.constant([streams, width], 1.0),
                 weight: init.constant([streams, width, config.kernel], 0.0),
                 dilation: config.max_order,
                 epsilon: CONVOLUTION_EPSILON,
             }),
             streams,
+            gates,
             width,
             memory_width,
             gate_epsilon,
@@ -149,7 +180,7 @@ impl Memory {
 
     /// What is added to the streams: `[batch·time, M·width]` from streams `h` of that shape.
     pub fn forward(&self, h: Tensor<2>, batch: usize, rows: &MemoryRows) -> Tensor<2> {
-        let (keys, value) = self.project(self.concatenate(rows));
+        let (keys, value) = self.project(rows.concatenated(self.memory_width));
         let u = self.gated(h, keys, value);
         let u = match &rows.dead {
             Some(dead) => silence(u, dead),
@@ -161,49 +192,66 @@ impl Memory {
         }
     }
 
-    /// The gates a of every token and stream, `[batch·time, M]`, without a graph.
+    /// The gates a of every token, `[batch·time, G]`, without a graph; nothing where there are none.
     pub fn gates(&self, h: Tensor<2>, rows: &MemoryRows) -> Vec<f32> {
-        let (keys, _) = self.project(self.concatenate(rows));
+        let (Some(keys), _) = self.project(rows.concatenated(self.memory_width)) else { return Vec::new() };
+        let Some(norms) = &self.norms else { return Vec::new() };
         let tokens = h.dims()[0];
-        let gates = self.gate(h.inner_or_self(), keys.inner_or_self(), |norm| norm.inner_or_self());
-        let mut gates = values(gates.reshape([tokens, self.streams]));
+        let query = self.query(h.inner_or_self());
+        let gates = self.gate(query, keys.inner_or_self(), norms, |norm| norm.inner_or_self());
+        let mut gates = values(gates.reshape([tokens, self.gates]));
         if let Some(dead) = &rows.dead {
-            let dead = gates.chunks_exact_mut(self.streams).zip(dead.iter()).filter(|(_, dead)| **dead);
+            let dead = gates.chunks_exact_mut(self.gates).zip(dead.iter()).filter(|(_, dead)| **dead);
             dead.for_each(|(gates, _)| gates.fill(0.0));
         }
         gates
     }
 
-    /// e: the rows of all orders and heads side by side, `[batch·time, d_mem]`.
-    fn concatenate(&self, rows: &MemoryRows) -> Tensor<2> {
-        let tokens = rows.index.len() * rows.rows.dims()[1] / self.memory_width;
-        embed(rows.rows.clone(), Arc::clone(&rows.index)).reshape([tokens, self.memory_width])
-    }
-
-    /// Keys `[tokens, M·width]` and the value `[tokens, width]`.
-    fn project(&self, e: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+    /// Keys `[tokens, G·width]`, where there is a gate, and the value `[tokens, width]`.
+    fn project(&self, e: Tensor<2>) -> (Option<Tensor<2>>, Tensor<2>) {
+        let map = |weight: &Param<Tensor<2>>, bias: &Param<Tensor<1>>| {
+            product(e.clone(), weight.val(), self.bf16) + bias.val().unsqueeze()
+        };
         match &self.projection {
             Projection::Separate(separate) => {
-                let map = |weight: &Param<Tensor<2>>, bias: &Param<Tensor<1>>| {
-                    product(e.clone(), weight.val(), self.bf16) + bias.val().unsqueeze()
-                };
-                (map(&separate.key, &separate.key_bias), map(&separate.value, &separate.value_bias))
+                (Some(map(&separate.key, &separate.key_bias)), map(&separate.value, &separate.value_bias))
             }
+            Projection::Value(only) => (None, map(&only.value, &only.value_bias)),
             Projection::Fused(weight) => {
                 let both = product(e, weight.val(), self.bf16);
-                let keys = self.streams * self.width;
-                (both.clone().narrow(1, 0, keys), both.narrow(1, keys, self.width))
+                match self.gates * self.width {
+                    0 => (None, both),
+                    keys => (Some(both.clone().narrow(1, 0, keys)), both.narrow(1, keys, self.width)),
+                }
             }
         }
     }
 
     /// u: the value times the gate of each stream, `[tokens, M·width]`.
-    fn gated(&self, h: Tensor<2>, keys: Tensor<2>, value: Tensor<2>) -> Tensor<2> {
+    fn gated(&self, h: Tensor<2>, keys: Option<Tensor<2>>, value: Tensor<2>) -> Tensor<2> {
+        let u = match (keys, &self.norms) {
+            (Some(keys), Some(norms)) => self.times_gate(self.query(h), keys, value, norms),
+            _ => value,
+        };
+        if u.dims()[1] == self.streams * self.width { u } else { u.repeat_dim(1, self.streams) }
+    }
+
+    /// What the keys are held against, `[tokens, G·width]`: the streams, or their mean.
+    fn query(&self, h: Tensor<2>) -> Tensor<2> {
+        if self.gates == self.streams {
+            return h;
+        }
+        let tokens = h.dims()[0];
+        h.reshape([tokens, self.streams, self.width]).mean_dim(1).reshape([tokens, self.width])
+    }
+
+    /// The value times every gate, `[tokens, G·width]`.
+    fn times_gate(&self, h: Tensor<2>, keys: Tensor<2>, value: Tensor<2>, norms: &GateNorms) -> Tensor<2> {
         let shape = h.dims();
         if fused::available(&h) {
-            let operation = FusedGate { streams: self.streams, epsilon: self.gate_epsilon as f32 };
-            let query = self.norms.query.val();
-            let key = match &self.norms.key {
+            let operation = FusedGate { streams: self.gates, epsilon: self.gate_epsilon as f32 };
+            let query = norms.query.val();
+            let key = match &norms.key {
                 Some(key) => key.val(),
                 None => Tensor::ones(query.dims(), &query.device()),
             };
@@ -217,16 +265,22 @@ impl Memory {
             return fused::apply(operation, inputs, shape);
         }
         let value = value.reshape([shape[0], 1, self.width]);
-        (self.gate(h, keys, |norm| norm) * value).reshape(shape)
+        (self.gate(h, keys, norms, |norm| norm) * value).reshape(shape)
     }
 
-    /// a, `[tokens, M, 1]`, in Burn's primitives.
-    fn gate(&self, h: Tensor<2>, keys: Tensor<2>, norm: impl Fn(Tensor<2>) -> Tensor<2>) -> Tensor<3> {
+    /// a, `[tokens, G, 1]`, in Burn's primitives.
+    fn gate(
+        &self,
+        h: Tensor<2>,
+        keys: Tensor<2>,
+        norms: &GateNorms,
+        norm: impl Fn(Tensor<2>) -> Tensor<2>,
+    ) -> Tensor<3> {
         let tokens = h.dims()[0];
-        let split = |x: Tensor<2>| x.reshape([tokens, self.streams, self.width]);
-        let query = normalise(split(h), self.gate_epsilon) * norm(self.norms.query.val()).unsqueeze();
+        let split = |x: Tensor<2>| x.reshape([tokens, self.gates, self.width]);
+        let query = normalise(split(h), self.gate_epsilon) * norm(norms.query.val()).unsqueeze();
         let mut key = normalise(split(keys), self.gate_epsilon);
-        if let Some(weight) = &self.norms.key {
+        if let Some(weight) = &norms.key {
             key = key * norm(weight.val()).unsqueeze();
         }
         let s = (query * key).sum_dim(2).div_scalar((self.width as f32).sqrt());
@@ -272,7 +326,7 @@ impl ShortConvolution {
 }
 
 /// Zeroes the rows of dead positions.
-fn silence(u: Tensor<2>, dead: &[bool]) -> Tensor<2> {
+pub(crate) fn silence(u: Tensor<2>, dead: &[bool]) -> Tensor<2> {
     let alive: Vec<f32> = dead.iter().map(|&dead| if dead { 0.0 } else { 1.0 }).collect();
     let tokens = alive.len();
     let alive = Tensor::<2>::from_data(TensorData::new(alive, [tokens, 1]), &u.device());

@@ -39,14 +39,21 @@ pub struct LanguageModel {
 pub struct Trace {
     /// Tokens that each expert saw, by block with experts.
     pub loads: Vec<(usize, Vec<u64>)>,
-    /// Gates `[batch·time, streams]` by memory layer, when asked for.
+    /// Gates `[batch·time, gates]` by memory layer, when asked for.
     pub gates: Option<Vec<(usize, Vec<f32>)>>,
+    /// Mean of the streams after every block, `[batch·time, width]`, when asked for.
+    pub states: Option<Vec<Tensor<2>>>,
 }
 
 impl Trace {
     /// A trace that also keeps the gates.
     pub fn with_gates() -> Self {
         Self { gates: Some(Vec::new()), ..Self::default() }
+    }
+
+    /// A trace that also keeps the states between blocks.
+    pub fn with_states() -> Self {
+        Self { states: Some(Vec::new()), ..Self::default() }
     }
 }
 
@@ -103,15 +110,16 @@ impl LanguageModel {
         }
         let mut memory = tokens.memory.iter();
         for (index, block) in self.blocks.iter().enumerate() {
-            if let Some(module) = &block.memory {
-                let rows = memory.next().expect("rows for every memory layer");
-                if let Some(gates) = &mut trace.gates {
-                    gates.push((index, module.gates(x.clone(), rows)));
-                }
-                x = x.clone() + module.forward(x, batch, rows);
+            let rows = block.reads_rows().then(|| memory.next().expect("rows for every memory layer"));
+            if let (Some(module), Some(rows), Some(gates)) = (&block.memory, rows, &mut trace.gates) {
+                gates.push((index, module.gates(x.clone(), rows)));
             }
-            let (next, choice) = block.forward(x, batch, &self.rotary);
+            x = block.remember(x, batch, rows);
+            let (next, choice) = block.forward(x, batch, &self.rotary, rows);
             x = next;
+            if let Some(states) = &mut trace.states {
+                states.push(self.merge(x.clone()));
+            }
             if let Some(choice) = choice {
                 trace.loads.push((index, choice.loads()));
             }
@@ -149,6 +157,11 @@ impl LanguageModel {
         values(product(last, self.head_weight(), self.bf16))
     }
 
+    /// Logits, `[tokens, vocabulary]`, of states between blocks, `[tokens, width]`, as if no block followed.
+    pub fn lens(&self, states: Tensor<2>) -> Tensor<2> {
+        product(self.norm.forward(states), self.head_weight(), self.bf16)
+    }
+
     /// Moves every balancing bias by `rate` against the loads of a step (see [`Trace::loads`]).
     pub fn rebalance(&mut self, loads: &[(usize, Vec<u64>)], rate: f32) {
         for (index, loads) in loads {
@@ -156,6 +169,12 @@ impl LanguageModel {
                 experts.rebalance(loads, rate);
             }
         }
+    }
+
+    /// Switches the memory off: from now on the model takes no rows, and computes what it would if a gated memory
+    /// added nothing, or if all rows of a form without gates were zero (arXiv 2601.07372, section 6.3).
+    pub fn switch_memory_off(&mut self) {
+        self.blocks.iter_mut().for_each(Block::switch_memory_off);
     }
 
     /// Mean of the streams, `[batch·time, width]`.

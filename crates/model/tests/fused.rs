@@ -10,8 +10,8 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use common::{Batch, Options, PAPER, PLAIN, assert_close, changed, combinations, normal, values, weights};
 use engram_model::{
-    Block, BlockFeedForward, LanguageModel, MemoryForm, MemoryRows, Rotary, Trace, composed, cross_entropy,
-    embed,
+    Block, BlockFeedForward, Gate, LanguageModel, MemoryForm, MemoryRows, Rotary, Trace, composed,
+    cross_entropy, embed,
 };
 
 const TOKENS: usize = 14;
@@ -136,8 +136,13 @@ fn hyper_connections() {
 fn memory_gate_and_short_convolution() {
     for form in [MemoryForm::Paper, MemoryForm::V41] {
         for streams in [1, 4] {
-            for (batch, dead) in [(1, false), (2, true), (7, false)] {
-                let memory = block(Options { memory: Some(form), streams, ..PAPER }).memory.unwrap();
+            for (batch, dead, gate) in [
+                (1, false, Gate::PerStream),
+                (2, true, Gate::PerStream),
+                (7, false, Gate::PerStream),
+                (2, true, if streams > 1 { Gate::Shared } else { Gate::PerStream }),
+            ] {
+                let memory = block(Options { memory: Some(form), gate, streams, ..PAPER }).memory.unwrap();
                 let x = [normal([TOKENS, streams * 16], 8), normal([9, 3], 9)];
                 let index: Arc<[u32]> = (0..TOKENS as u32 * 4).map(|slot| slot * 5 % 9).collect();
                 let dead: Option<Arc<[bool]>> = dead.then(|| (0..TOKENS).map(|t| t % 3 == 1).collect());

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use burn::tensor::{Tensor, TensorData};
 use common::{Batch, Options, PAPER, PLAIN, changed, combinations, device, values, weights};
 use engram_model::{
-    Account, BlockFeedForward, LanguageModel, MemoryForm, MemoryRows, Precision, Projection, Tokens, Trace,
+    Account, BlockFeedForward, Gate, LanguageModel, Lookup, MemoryConfig, MemoryForm, MemoryRows, Precision,
+    Projection, Tokens, Trace,
 };
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
@@ -20,6 +21,8 @@ use rand_distr::StandardNormal;
 const CHANGE: f64 = 1e-3;
 /// Largest error of a directional derivative, as a share of the gradient's length.
 const SHARE: f64 = 5e-3;
+/// By how much rounding changes a loss, which tells the less the longer the step.
+const ROUNDING: f64 = 4e-7;
 /// Least distance of a gate from 1/2, where the root of its score is too steep for differences.
 const GATE_DISTANCE: f32 = 0.07;
 
@@ -62,7 +65,8 @@ fn error(at: &[f32], gradient: &[f32], mut loss: impl FnMut(&[f32]) -> Option<f6
                 0.0
             })
         });
-        (found - product(gradient, &direction)).abs() / length(gradient)
+        let blur = ROUNDING / f64::from(step);
+        ((found - product(gradient, &direction)).abs() - blur).max(0.0) / length(gradient)
     });
     smooth.then(|| errors[0].max(errors[1]))
 }
@@ -71,7 +75,8 @@ fn error(at: &[f32], gradient: &[f32], mut loss: impl FnMut(&[f32]) -> Option<f6
 /// is near 0, or a step makes a token change its experts.
 fn gradient_errors(options: Options, seed: u64) -> Option<Vec<(String, f64)>> {
     let (mut model, config) = (options.model(seed), options.config());
-    for layer in config.memory.iter().flat_map(|memory| &memory.layers) {
+    let gated = config.memory.iter().filter(|memory| memory.gates(options.streams) > 0);
+    for layer in gated.flat_map(|memory| &memory.layers) {
         // Larger scores, few of them near 0.
         let name = format!("blocks.{layer}.memory.norms.query");
         model = changed(model, &name, &|weight| weight.iter_mut().for_each(|weight| *weight *= 5.0));
@@ -126,20 +131,26 @@ fn gradients_are_the_slopes_of_the_loss() {
 }
 
 /// The model with values of zero behind its gates.
-fn with_silent_memory(mut model: LanguageModel, streams: usize, width: usize) -> LanguageModel {
+fn with_silent_memory(mut model: LanguageModel, width: usize) -> LanguageModel {
     for block in &mut model.blocks {
         let memory = block.memory.as_mut().unwrap();
         match &mut memory.projection {
+            Projection::Value(only) => {
+                only.value = only.value.clone().map(|value| value.zeros_like());
+                only.value_bias = only.value_bias.clone().map(|bias| bias.zeros_like());
+            }
             Projection::Separate(separate) => {
                 separate.value = separate.value.clone().map(|value| value.zeros_like());
                 separate.value_bias = separate.value_bias.clone().map(|bias| bias.zeros_like());
             }
             Projection::Fused(both) => {
                 *both = both.clone().map(|both| {
-                    let rows = both.dims()[0];
-                    let keys = both.narrow(1, 0, streams * width);
-                    let value = Tensor::zeros([rows, width], &keys.device());
-                    Tensor::cat(vec![keys, value], 1)
+                    let [rows, columns] = both.dims();
+                    let value = Tensor::zeros([rows, width], &both.device());
+                    match columns - width {
+                        0 => value,
+                        keys => Tensor::cat(vec![both.narrow(1, 0, keys), value], 1),
+                    }
                 });
             }
         }
@@ -149,11 +160,13 @@ fn with_silent_memory(mut model: LanguageModel, streams: usize, width: usize) ->
 
 #[test]
 fn memory_that_says_nothing_changes_nothing() {
+    let gates =
+        [(1, Gate::PerStream), (4, Gate::PerStream), (4, Gate::Shared), (1, Gate::None), (4, Gate::None)];
     for form in [MemoryForm::Paper, MemoryForm::V41] {
-        for streams in [1, 4] {
-            let options = Options { memory: Some(form), streams, ..PAPER };
+        for (streams, gate) in gates {
+            let options = Options { memory: Some(form), gate, streams, ..PAPER };
             let batch = Batch::random(&options.config(), 2, 9, 4);
-            let model = with_silent_memory(options.model(3), streams, 16);
+            let model = with_silent_memory(options.model(3), 16);
             let mut without = model.clone();
             without.blocks.iter_mut().for_each(|block| block.memory = None);
             let tokens = Tokens { memory: &[], ..batch.tokens() };
@@ -165,6 +178,175 @@ fn memory_that_says_nothing_changes_nothing() {
             assert_ne!(bits(heard), bits(without.hidden(tokens, &mut Trace::default())), "{options:?}");
         }
     }
+}
+
+/// One gate for all streams is the gate of one stream that is their mean.
+#[test]
+fn a_shared_gate_is_that_of_the_mean_of_the_streams() {
+    let shared = Options { gate: Gate::Shared, ..PAPER };
+    let memory = shared.model(6).blocks.remove(0).memory.unwrap();
+    let mut alone = Options { streams: 1, ..PAPER }.model(6).blocks.remove(0).memory.unwrap();
+    let rows = Batch::random(&shared.config(), 1, 9, 1).memory.remove(0);
+    let h = common::normal([9, 4 * 16], 2);
+    let mean = h.clone().reshape([9, 4, 16]).mean_dim(1).reshape([9, 16]);
+    let found = memory.gates(h, &rows);
+    assert_eq!(found.len(), 9);
+    alone.projection = memory.projection;
+    alone.norms = memory.norms;
+    common::assert_close("gates", &found, &alone.gates(mean, &rows));
+}
+
+/// Without gates a memory adds the same to whatever is in the streams.
+#[test]
+fn without_a_gate_the_streams_decide_nothing() {
+    for form in [MemoryForm::Paper, MemoryForm::V41] {
+        let options = Options { gate: Gate::None, memory: Some(form), ..PAPER };
+        let memory = options.model(6).blocks.remove(0).memory.unwrap();
+        let rows = Batch::random(&options.config(), 1, 9, 1).memory.remove(0);
+        let added = |seed| memory.forward(common::normal([9, 4 * 16], seed), 1, &rows);
+        assert_eq!(bits(added(1)), bits(added(2)));
+        assert!(memory.gates(common::normal([9, 4 * 16], 1), &rows).is_empty());
+    }
+}
+
+/// Each form against its formula, worked out from the rows of every token.
+#[test]
+fn rows_without_gates_are_added_by_their_forms_formula() {
+    for (form, streams) in [
+        (MemoryForm::Added, 1),
+        (MemoryForm::Added, 3),
+        (MemoryForm::OverEncoding, 1),
+        (MemoryForm::OverEncoding, 3),
+        (MemoryForm::AttentionValues, 2),
+    ] {
+        let options = Options { memory: Some(form), streams, ..PAPER };
+        let module = options.model(6).blocks.remove(0).ngrams.unwrap();
+        let rows = Batch::random(&options.config(), 1, 9, 1).memory.remove(0);
+        let width = rows.rows.dims()[1];
+        let of_token = |token: usize| -> Vec<f32> {
+            let slots = &rows.index[token * 4..][..4];
+            let table = values(rows.rows.clone());
+            slots.iter().flat_map(|&slot| table[slot as usize * width..][..width].to_vec()).collect()
+        };
+        let projected = |e: &[f32]| -> Vec<f32> {
+            let weight = module.projection.as_ref().unwrap().val();
+            let [inputs, outputs] = weight.dims();
+            let weight = values(weight);
+            let column = |o: usize| (0..inputs).map(|i| e[i] * weight[i * outputs + o]).sum();
+            (0..outputs).map(column).collect()
+        };
+        let x = common::normal([9, streams * 16], 2);
+        let found = values(module.forward(x.clone(), Some(&rows)));
+        let x = values(x);
+        let added = module.values(Some(&rows)).map(values);
+        for token in 0..9 {
+            let e = of_token(token);
+            let streams_of = |values: &[f32]| values[token * streams * 16..][..streams * 16].to_vec();
+            let expected: Vec<f32> = match form {
+                MemoryForm::Added => {
+                    let mean = |i: usize| (0..4).map(|slot| e[slot * 16 + i % 16]).sum::<f32>() / 4.0;
+                    streams_of(&x).iter().enumerate().map(|(i, x)| x + mean(i)).collect()
+                }
+                MemoryForm::OverEncoding => {
+                    let projected = projected(&e);
+                    let average = |(i, x): (usize, &f32)| (x + projected[i % 16]) / 5.0;
+                    streams_of(&x).iter().enumerate().map(average).collect()
+                }
+                _ => {
+                    common::assert_close(
+                        "values",
+                        &added.as_ref().unwrap()[token * 21..][..21],
+                        &projected(&e),
+                    );
+                    streams_of(&x)
+                }
+            };
+            common::assert_close("streams", &streams_of(&found), &expected);
+        }
+        assert_eq!(added.is_some(), form == MemoryForm::AttentionValues);
+    }
+}
+
+#[test]
+fn a_memory_switched_off_is_one_whose_rows_are_zero() {
+    for options in combinations().into_iter().filter(|options| options.memory.is_some()) {
+        let batch = Batch::random(&options.config(), 2, 9, 4);
+        let on = options.model(3);
+        let mut off = on.clone();
+        off.switch_memory_off();
+        let silent = Tokens { memory: &[], ..batch.tokens() };
+        let found = bits(off.hidden(silent, &mut Trace::default()));
+        assert_ne!(found, bits(on.hidden(batch.tokens(), &mut Trace::default())), "{options:?}");
+        if options.memory == Some(MemoryForm::Paper) {
+            // Its biases speak without rows, too; switched off they do not.
+            let mut without = on;
+            without.blocks.iter_mut().for_each(|block| block.memory = None);
+            assert_eq!(found, bits(without.hidden(silent, &mut Trace::default())), "{options:?}");
+            continue;
+        }
+        let mut zeros = Batch::random(&options.config(), 2, 9, 4);
+        zeros.memory.iter_mut().for_each(|memory| memory.rows = memory.rows.zeros_like());
+        let expected = values(on.hidden(zeros.tokens(), &mut Trace::default()));
+        let found = values(off.hidden(silent, &mut Trace::default()));
+        common::assert_close(&format!("{options:?}"), &found, &expected);
+    }
+}
+
+#[test]
+fn the_lens_on_the_last_state_shows_what_the_model_says() {
+    for options in [PAPER, PLAIN] {
+        let model = options.model(3);
+        let batch = Batch::random(&options.config(), 2, 9, 4);
+        let mut trace = Trace::with_states();
+        model.hidden(batch.tokens(), &mut trace);
+        let states = trace.states.unwrap();
+        assert_eq!(states.len(), 2);
+        let logits = values(model.lens(states[1].clone()));
+        let expected = model.next_logits(batch.tokens(), &mut Trace::default());
+        common::assert_close("logits", &[&logits[8 * 37..9 * 37], &logits[17 * 37..]].concat(), &expected);
+        assert_ne!(bits(states[0].clone()), bits(states[1].clone()));
+    }
+}
+
+#[test]
+fn impossible_forms_are_refused() {
+    let config = |options: Options, change: &dyn Fn(&mut MemoryConfig)| {
+        let mut config = options.config();
+        change(config.memory.as_mut().unwrap());
+        config.validate().unwrap_err().to_string()
+    };
+    let form = |form| Options { memory: Some(form), ..PAPER };
+    let error = config(form(MemoryForm::Added), &|memory| memory.row_width = 8);
+    assert!(error.starts_with("`model.memory.row_width`: is 8"), "{error}");
+    let error = config(form(MemoryForm::OverEncoding), &|memory| memory.layers = vec![1]);
+    assert!(error.starts_with("`model.memory.layers`: names another"), "{error}");
+    let error = config(form(MemoryForm::AttentionValues), &|memory| memory.gate = Gate::Shared);
+    assert!(error.starts_with("`model.memory.gate`: chooses"), "{error}");
+    let error = config(form(MemoryForm::Added), &|memory| memory.convolution = Some(true));
+    assert!(error.starts_with("`model.memory.convolution`: is true"), "{error}");
+}
+
+#[test]
+fn departures_from_the_published_forms_are_named() {
+    let departs = |options: Options| options.config().memory.unwrap().departs();
+    let form = |form| Options { memory: Some(form), ..PAPER };
+    assert_eq!(departs(PAPER), None);
+    assert_eq!(departs(form(MemoryForm::V41)), None);
+    assert_eq!(departs(form(MemoryForm::Added)), Some("model.memory.form"));
+    assert_eq!(departs(Options { gate: Gate::None, ..PAPER }), Some("model.memory.gate"));
+    assert_eq!(departs(Options { convolution: Some(false), ..PAPER }), Some("model.memory.convolution"));
+    assert_eq!(departs(Options { convolution: Some(false), ..form(MemoryForm::V41) }), None);
+    let permuted = MemoryConfig { lookup: Lookup::Permuted, ..PAPER.config().memory.unwrap() };
+    assert_eq!(permuted.departs(), Some("model.memory.lookup"));
+}
+
+#[test]
+fn impossible_gates_are_refused() {
+    let refused = |options: Options| options.config().validate().unwrap_err().to_string();
+    let error = refused(Options { gate: Gate::Shared, streams: 1, ..PAPER });
+    assert!(error.starts_with("`model.memory.gate`: is \"shared\""), "{error}");
+    let error = refused(Options { convolution: Some(true), memory: Some(MemoryForm::V41), ..PAPER });
+    assert!(error.starts_with("`model.memory.convolution`: is true"), "{error}");
 }
 
 fn bits(tensor: Tensor<2>) -> Vec<u32> {
@@ -186,8 +368,9 @@ fn accounts_are_what_models_hold() {
         assert_eq!(account.vocabulary, of("embedding") + of("head"), "{options:?}");
         let routed = |name: &str| of(&format!("feed_forward.Experts.{name}"));
         assert_eq!(account.experts, routed("input") + routed("output"), "{options:?}");
-        let memory = config.memory.as_ref();
-        assert_eq!(account.memory, memory.map_or(0, |memory| 60 * memory.row_width as u64), "{options:?}");
+        let rows: u64 = table_rows[..layers].iter().sum();
+        let row_width = config.memory.as_ref().map_or(0, |memory| memory.row_width);
+        assert_eq!(account.memory, rows * row_width as u64, "{options:?}");
     }
 }
 

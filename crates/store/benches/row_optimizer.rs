@@ -37,9 +37,11 @@ fn main() {
     let init = RowInit::Normal { deviation: 0.02, seed: 1 };
     let occurrences = vec![0.01; TOUCHED * WIDTH];
     let (mut distinct, mut grads) = (DistinctRows::default(), Vec::new());
-    for (name, optimizer) in
-        [("Adam", RowOptimizer::adam()), ("row-wise Adam", RowOptimizer::row_wise_adam())]
-    {
+    for (name, optimizer) in [
+        ("Adam", RowOptimizer::adam()),
+        ("row-wise Adam", RowOptimizer::row_wise_adam()),
+        ("balanced momentum", RowOptimizer::balanced_momentum()),
+    ] {
         let mut table =
             TrainableTable::new(ROWS, WIDTH, init, optimizer, origin, &Storage::Ram).expect("1 GiB");
         // Touch every row once: state in first use would also pay for its pages.

@@ -72,6 +72,7 @@ compile_error!(
     "rows are kept little-endian, as they are on disk; big-endian machines would need to swap them"
 );
 
+mod balanced_momentum;
 mod cached;
 mod checkpoint;
 mod convert;

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::balanced_momentum::BalancedStep;
 use crate::error::{Result, StoreError};
 use crate::memory::{prefetch, rows_ahead};
 
@@ -31,6 +32,21 @@ use crate::memory::{prefetch, rows_ahead};
 /// 1000 with β2 = 0.999 its v would hold a thousandth of s, and its first step would be 31 times too long.
 /// Starting v at the first s has no bias to correct, so that a row's first step has root mean square `rate`
 /// whenever it comes.
+///
+/// **Balanced momentum** (one moment per value; how DeepSeek-V4.1 trains its tables). With U the rows of a step,
+/// \[rows, width\]:
+///
+/// ```text
+/// m ← β·m + g
+/// U = g + β·m
+/// K times, by turns: all rows of U to root mean square 1, all columns of U to root mean square 1
+/// p ← p − rate · scale · U
+/// ```
+///
+/// Rows whose root mean square is at most `floor` times that of all of U take no step and count for no column.
+/// An odd K ends with rows, so that a row's step has root mean square `rate · scale`, however seldom it comes.
+///
+/// **Frozen**: rows stay as they were made; there is no state.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 #[non_exhaustive]
@@ -51,6 +67,19 @@ pub enum RowOptimizer {
         /// Added to the root of the second moment; above 0.
         epsilon: f64,
     },
+    /// Momentum with steps balanced between rows and columns.
+    BalancedMomentum {
+        /// β, in [0, 1).
+        momentum: f64,
+        /// K, normalisations of rows and columns together; at least 1.
+        iterations: u32,
+        /// Share of the root mean square over all rows below which a row rests, in [0, 1).
+        floor: f64,
+        /// Root mean square of a step at rate 1; above 0.
+        scale: f64,
+    },
+    /// Nothing is learned.
+    Frozen,
 }
 
 impl RowOptimizer {
@@ -64,11 +93,18 @@ impl RowOptimizer {
         Self::RowWiseAdam { beta2: 0.999, epsilon: 1e-8 }
     }
 
+    /// Balanced momentum with V4.1's settings: β = 0.95, K = 11, a floor of 1e-3 and a scale of 0.18.
+    pub const fn balanced_momentum() -> Self {
+        Self::BalancedMomentum { momentum: 0.95, iterations: 11, floor: 1e-3, scale: 0.18 }
+    }
+
     /// State values kept per row of `width` values: the first kind, then the second. 0: there is none.
     pub const fn state_widths(&self, width: usize) -> [usize; 2] {
         match self {
             Self::Adam { .. } => [width, width],
             Self::RowWiseAdam { .. } => [1, 0],
+            Self::BalancedMomentum { .. } => [width, 0],
+            Self::Frozen => [0, 0],
         }
     }
 
@@ -77,8 +113,12 @@ impl RowOptimizer {
         let (beta1, beta2, epsilon) = match *self {
             Self::Adam { beta1, beta2, epsilon } => (beta1, beta2, epsilon),
             Self::RowWiseAdam { beta2, epsilon } => (0.0, beta2, epsilon),
+            Self::BalancedMomentum { momentum, iterations, floor, scale } => {
+                return check_balanced(momentum, iterations, floor, scale);
+            }
+            Self::Frozen => return Ok(()),
         };
-        let unit = "at least 0 and below 1";
+        let unit = UNIT;
         if !(0.0..1.0).contains(&beta1) {
             return Err(StoreError::setting("beta1", beta1, unit));
         }
@@ -106,8 +146,30 @@ impl RowOptimizer {
             Self::RowWiseAdam { beta2, epsilon } => {
                 RowStep::RowWise { take2: (1.0 - beta2) as f32, epsilon: epsilon as f32, rate }
             }
+            Self::BalancedMomentum { momentum, iterations, floor, scale } => {
+                let size = f64::from(rate) * scale;
+                RowStep::Balanced(BalancedStep { momentum: momentum as f32, iterations, floor, size })
+            }
+            Self::Frozen => RowStep::Rest,
         }
     }
+}
+
+const UNIT: &str = "at least 0 and below 1";
+
+fn check_balanced(momentum: f64, iterations: u32, floor: f64, scale: f64) -> Result<()> {
+    for (name, value) in [("momentum", momentum), ("floor", floor)] {
+        if !(0.0..1.0).contains(&value) {
+            return Err(StoreError::setting(name, value, UNIT));
+        }
+    }
+    if iterations == 0 {
+        return Err(StoreError::setting("iterations", iterations, "at least 1"));
+    }
+    if !(scale > 0.0 && scale.is_finite()) {
+        return Err(StoreError::setting("scale", scale, "finite and above 0"));
+    }
+    Ok(())
 }
 
 /// One step's constants, worked out in f64 and rounded once.
@@ -115,6 +177,8 @@ impl RowOptimizer {
 pub(crate) enum RowStep {
     Adam { take1: f32, take2: f32, epsilon: f32, size: f32 },
     RowWise { take2: f32, epsilon: f32, rate: f32 },
+    Balanced(BalancedStep),
+    Rest,
 }
 
 /// A stretch of consecutive rows of a table with their optimiser state: each row's values, then its first and
@@ -139,6 +203,36 @@ impl<'a> RowsMut<'a> {
         let (before, after) = self.records.split_at_mut(place);
         (Self { records: before, ..self }, Self { first: id, records: after, ..self })
     }
+
+    /// The same rows, for a while.
+    pub(crate) fn reborrow(&mut self) -> RowsMut<'_> {
+        RowsMut { records: self.records, first: self.first, widths: self.widths }
+    }
+
+    /// Does `work` on the record of every row of `ids` (ascending, all inside) and its part of `beside`
+    /// \[ids, width\].
+    pub(crate) fn for_each(
+        self,
+        ids: &[u64],
+        beside: &mut [f32],
+        work: &(impl Fn(&mut [f32], &mut [f32]) + Sync),
+    ) {
+        let width = self.widths[0];
+        if beside.len() <= VALUES_PER_TASK || ids.len() < 2 {
+            let (first, record_width) = (self.first, self.record_width());
+            for (&id, beside) in ids.iter().zip(beside.chunks_exact_mut(width)) {
+                work(&mut self.records[(id - first) as usize * record_width..][..record_width], beside);
+            }
+            return;
+        }
+        let middle = ids.len() / 2;
+        let (beside_before, beside_after) = beside.split_at_mut(middle * width);
+        let (before, after) = self.split_at(ids[middle]);
+        rayon::join(
+            || before.for_each(&ids[..middle], beside_before, work),
+            || after.for_each(&ids[middle..], beside_after, work),
+        );
+    }
 }
 
 /// Values below which handing work to another thread costs more than it saves.
@@ -147,8 +241,13 @@ const VALUES_PER_TASK: usize = 1 << 15;
 impl RowStep {
     /// Applies the step to the rows `ids` (ascending, all inside `rows`) with gradients [ids, width].
     ///
-    /// Rows are independent, so the result does not depend on how the work is split.
-    pub(crate) fn apply(self, rows: RowsMut<'_>, ids: &[u64], grads: &[f32]) {
+    /// Rows are independent, or summed up in a fixed order, so the result does not depend on how the work is split.
+    pub(crate) fn apply(self, mut rows: RowsMut<'_>, ids: &[u64], grads: &[f32]) {
+        match self {
+            Self::Balanced(step) => return step.apply(&mut rows, ids, grads),
+            Self::Rest => return,
+            Self::Adam { .. } | Self::RowWise { .. } => {}
+        }
         if grads.len() <= VALUES_PER_TASK || ids.len() < 2 || rayon::current_num_threads() == 1 {
             return self.apply_here(rows, ids, grads);
         }
@@ -175,6 +274,7 @@ impl RowStep {
             match self {
                 Self::Adam { .. } => self.adam(value, state1, state2, grad),
                 Self::RowWise { .. } => self.row_wise(value, &mut state1[0], grad),
+                Self::Balanced(_) | Self::Rest => {}
             }
         }
     }

@@ -4,8 +4,9 @@
 //! 0      header, 4096 bytes, little-endian:
 //!          0  magic "ENGRAMTB"    8  version u32        12  row format u32
 //!         16  rows u64           24  width u64          32  layer u64           40  identity, 32 bytes
-//!         72  step u64           80  optimiser u32 (0 none, 1 Adam, 2 row-wise Adam), u32 zero
-//!         88  β1 f64             96  β2 f64            104  ε f64
+//!         72  step u64           80  optimiser u32 (0 none, 1 Adam, 2 row-wise Adam, 3 balanced momentum,
+//!                                    4 frozen)          84  K u32 (3), or zero
+//!         88  β1 (1), β (3) f64  96  β2 (1, 2), floor (3) f64   104  ε (1, 2), scale (3) f64
 //!        112  bytes per checksum block u64             120  BLAKE3 of the list of checksums, 32 bytes
 //!        152  the table's scale f32, or zero           156  zeros
 //!       4064  BLAKE3 of the header's first 4064 bytes: the file's ContentHash
@@ -147,10 +148,14 @@ impl TableHeader {
     }
 
     pub(crate) fn to_bytes(&self, list_hash: &[u8; 32]) -> [u8; HEADER_BYTES] {
-        let (kind, beta1, beta2, epsilon) = match self.training {
-            None => (0u32, 0.0, 0.0, 0.0),
-            Some((RowOptimizer::Adam { beta1, beta2, epsilon }, _)) => (1, beta1, beta2, epsilon),
-            Some((RowOptimizer::RowWiseAdam { beta2, epsilon }, _)) => (2, 0.0, beta2, epsilon),
+        let (kind, count, settings) = match self.training.map(|(optimizer, _)| optimizer) {
+            None => (0u32, 0u32, [0.0; 3]),
+            Some(RowOptimizer::Adam { beta1, beta2, epsilon }) => (1, 0, [beta1, beta2, epsilon]),
+            Some(RowOptimizer::RowWiseAdam { beta2, epsilon }) => (2, 0, [0.0, beta2, epsilon]),
+            Some(RowOptimizer::BalancedMomentum { momentum, iterations, floor, scale }) => {
+                (3, iterations, [momentum, floor, scale])
+            }
+            Some(RowOptimizer::Frozen) => (4, 0, [0.0; 3]),
         };
         let (format, scale) = self.format.to_code();
         let step = self.training.map_or(0, |(_, step)| step);
@@ -165,9 +170,10 @@ impl TableHeader {
         put(40, self.origin.identity.as_bytes());
         put(72, &step.to_le_bytes());
         put(80, &kind.to_le_bytes());
-        put(88, &beta1.to_le_bytes());
-        put(96, &beta2.to_le_bytes());
-        put(104, &epsilon.to_le_bytes());
+        put(84, &count.to_le_bytes());
+        for (at, setting) in [88, 96, 104].into_iter().zip(settings) {
+            put(at, &setting.to_le_bytes());
+        }
         put(112, &BLOCK_BYTES.to_le_bytes());
         put(120, list_hash);
         put(152, &scale.to_le_bytes());
@@ -206,6 +212,12 @@ impl TableHeader {
             0 => None,
             1 => Some((RowOptimizer::Adam { beta1, beta2, epsilon }, step)),
             2 => Some((RowOptimizer::RowWiseAdam { beta2, epsilon }, step)),
+            3 => {
+                let iterations = u32::from_le_bytes(field(bytes, 84));
+                let (momentum, floor, scale) = (beta1, beta2, epsilon);
+                Some((RowOptimizer::BalancedMomentum { momentum, iterations, floor, scale }, step))
+            }
+            4 => Some((RowOptimizer::Frozen, step)),
             code => return refuse(80, format!("unknown optimiser {code}; use the program that wrote it")),
         };
         let width = u64::from_le_bytes(field(bytes, 24));

@@ -51,7 +51,9 @@ fn training_goes_on_after_loading_as_if_nothing_had_happened() {
     let path = folder.path().join("table");
     // The second has several blocks of checksums, whose last is partly filled.
     for (rows, width) in [(5, 3), (9_001, 40)] {
-        for optimizer in [RowOptimizer::adam(), RowOptimizer::row_wise_adam()] {
+        let optimizers =
+            [RowOptimizer::adam(), RowOptimizer::row_wise_adam(), RowOptimizer::balanced_momentum()];
+        for optimizer in optimizers {
             let mut table = trained(rows, width, optimizer);
             table.save(&path).unwrap();
             for storage in [Storage::Ram, Storage::MappedIn(folder.path().to_owned())] {

@@ -46,6 +46,15 @@ impl Reference {
 
     fn update(&mut self, optimizer: RowOptimizer, ids: &[u64], grads: &[f32], rate: f64) {
         self.step += 1;
+        if let RowOptimizer::BalancedMomentum { momentum, iterations, floor, scale } = optimizer {
+            let mut update = self.nesterov(momentum, ids, grads);
+            balance(&mut update, iterations, floor);
+            for (&id, row) in ids.iter().zip(&update) {
+                let p = &mut self.p[id as usize * self.width..][..self.width];
+                p.iter_mut().zip(row).for_each(|(p, u)| *p -= rate * scale * u);
+            }
+            return;
+        }
         for (&id, g) in ids.iter().zip(grads.chunks(self.width)) {
             let row = id as usize * self.width..(id as usize + 1) * self.width;
             let g = g.iter().map(|&g| f64::from(g));
@@ -70,6 +79,16 @@ impl Reference {
         }
     }
 
+    fn nesterov(&mut self, momentum: f64, ids: &[u64], grads: &[f32]) -> Vec<Vec<f64>> {
+        let rows = ids.iter().zip(grads.chunks(self.width));
+        let row = |(&id, g): (&u64, &[f32])| {
+            let m = &mut self.m[id as usize * self.width..][..self.width];
+            m.iter_mut().zip(g).for_each(|(m, &g)| *m = momentum * *m + f64::from(g));
+            m.iter().zip(g).map(|(m, &g)| f64::from(g) + momentum * m).collect()
+        };
+        rows.map(row).collect()
+    }
+
     fn check(&self, table: &TrainableTable) {
         for (i, (&wanted, found)) in self.p.iter().zip(values(table)).enumerate() {
             let error = (wanted - f64::from(found)).abs();
@@ -78,8 +97,31 @@ impl Reference {
     }
 }
 
-fn optimizers() -> [RowOptimizer; 3] {
+/// Rows and columns by turns to root mean square 1; rows below the floor are zero.
+fn balance(update: &mut [Vec<f64>], iterations: u32, floor: f64) {
+    let norm = |values: &[f64]| (values.iter().map(|u| u * u).sum::<f64>() / values.len() as f64).sqrt();
+    let total = norm(&update.concat());
+    update.iter_mut().filter(|row| norm(row) <= floor * total).for_each(|row| row.fill(0.0));
+    let mut active: Vec<_> = update.iter_mut().filter(|row| norm(row) > 0.0).collect();
+    for iteration in 0..iterations {
+        if iteration % 2 == 0 {
+            for row in &mut active {
+                let norm = norm(row);
+                row.iter_mut().for_each(|u| *u /= norm);
+            }
+            continue;
+        }
+        for column in 0..active.first().map_or(0, |row| row.len()) {
+            let values: Vec<f64> = active.iter().map(|row| row[column]).collect();
+            active.iter_mut().for_each(|row| row[column] /= norm(&values));
+        }
+    }
+}
+
+fn optimizers() -> [RowOptimizer; 5] {
     [
+        RowOptimizer::balanced_momentum(),
+        RowOptimizer::BalancedMomentum { momentum: 0.5, iterations: 2, floor: 0.6, scale: 1.0 },
         RowOptimizer::adam(),
         RowOptimizer::Adam { beta1: 0.5, beta2: 0.9, epsilon: 1e-3 },
         RowOptimizer::RowWiseAdam { beta2: 0.9, epsilon: 1e-6 },
@@ -144,6 +186,34 @@ fn reproduces_pytorch_sparse_adam() {
             );
         }
     }
+}
+
+#[test]
+fn a_balanced_step_is_as_long_for_a_rare_row_as_for_a_frequent_one() {
+    let mut table = new(20, 64, RowOptimizer::balanced_momentum());
+    let ids: Vec<u64> = (0..20).collect();
+    for seed in 0..100 {
+        table.update(&ids[..19], &numbers(19 * 64, seed), 1e-3).unwrap();
+    }
+    let before = values(&table);
+    table.update(&ids, &numbers(20 * 64, 5), 1e-3).unwrap();
+    for (before, after) in before.chunks(64).zip(values(&table).chunks(64)) {
+        let moved = before.iter().zip(after).map(|(b, a)| f64::from(a - b).powi(2)).sum::<f64>();
+        assert!(((moved / 64.0).sqrt() / 0.18e-3 - 1.0).abs() < 1e-3);
+    }
+}
+
+#[test]
+fn frozen_rows_stay_as_they_were_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut table = new(20, 5, RowOptimizer::Frozen);
+    let before = values(&table);
+    table.update(&[3, 7], &numbers(10, 1), 1.0).unwrap();
+    assert_eq!((values(&table), table.step()), (before.clone(), 1));
+    table.save(folder.path().join("table")).unwrap();
+    let table = TrainableTable::load(folder.path().join("table"), &origin(), &Storage::Ram).unwrap();
+    assert_eq!((values(&table), table.step(), table.optimizer()), (before, 1, RowOptimizer::Frozen));
+    assert!(new(20, 5, RowOptimizer::Frozen).update(&[20], &[0.0; 5], 1.0).is_err());
 }
 
 #[test]
@@ -213,6 +283,13 @@ fn settings_outside_their_range_are_refused() {
     assert!(adam(1.0, 0.9, 1e-8).starts_with("beta1 is 1"));
     assert!(adam(0.9, f64::NAN, 1e-8).starts_with("beta2 is NaN"));
     assert!(adam(0.9, 0.9, 0.0).starts_with("epsilon is 0"));
+    let balanced = |momentum, iterations, floor, scale| {
+        refused(NORMAL, RowOptimizer::BalancedMomentum { momentum, iterations, floor, scale })
+    };
+    assert!(balanced(1.0, 11, 0.0, 1.0).starts_with("momentum is 1"));
+    assert!(balanced(0.9, 0, 0.0, 1.0).starts_with("iterations is 0"));
+    assert!(balanced(0.9, 11, -0.1, 1.0).starts_with("floor is -0.1"));
+    assert!(balanced(0.9, 11, 0.0, f64::INFINITY).starts_with("scale is inf"));
     let init = RowInit::Normal { deviation: -1.0, seed: 0 };
     assert!(refused(init, RowOptimizer::adam()).starts_with("deviation is -1"));
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::optimizer::OptimizerConfig;
 use crate::schedule::Schedule;
-use crate::tables::RowTraining;
+use crate::tables::{RowOptimizerKind, RowTraining};
 
 /// Everything that decides a run: one TOML file, copied into every checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -147,6 +147,12 @@ impl RunConfig {
         }
         if !(train.memory.rate_factor > 0.0 && train.memory.rate_factor.is_finite()) {
             return Err(ConfigError::new("train.memory.rate_factor", "must be above 0"));
+        }
+        let rows = self.model.memory.as_ref().map(|memory| memory.row_init);
+        if train.memory.optimizer == RowOptimizerKind::Frozen && rows == Some(0.0) {
+            let reason =
+                "is \"frozen\", but rows begin at zero and would stay there: set `model.memory.row_init`";
+            return Err(ConfigError::new("train.memory.optimizer", reason));
         }
         train
             .schedule

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokenizers::Tokenizer;
 
 use crate::error::{Error, Result};
+use crate::lookup::RowPlaces;
 
 /// How memory rows are trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,6 +39,21 @@ pub enum RowOptimizerKind {
     Adam,
     /// One second moment per row.
     RowWiseAdam,
+    /// One moment per value, with steps balanced between rows and columns, as DeepSeek-V4.1's tables learn.
+    BalancedMomentum,
+    /// Rows stay as they were drawn: a control.
+    Frozen,
+}
+
+impl RowOptimizerKind {
+    fn optimizer(self) -> RowOptimizer {
+        match self {
+            Self::Adam => RowOptimizer::adam(),
+            Self::RowWiseAdam => RowOptimizer::row_wise_adam(),
+            Self::BalancedMomentum => RowOptimizer::balanced_momentum(),
+            Self::Frozen => RowOptimizer::Frozen,
+        }
+    }
 }
 
 /// Where a table being trained lives.
@@ -123,11 +139,22 @@ impl Fetched {
     }
 }
 
-/// Fetches the rows that `batch` sequences of equal length in `tokens`, `[batch·time]`, need of `tables`.
+/// Fetches the rows of their own n-grams that `batch` sequences of equal length in `tokens`, `[batch·time]`, need
+/// of `tables`.
 ///
 /// # Errors
 /// When a token is outside the vocabulary, or a table cannot be read.
 pub fn fetch<T: RowSource>(
+    addressing: &Addressing,
+    tables: &[T],
+    tokens: &[u32],
+    batch: usize,
+) -> Result<Fetched> {
+    fetch_from(RowPlaces::default(), addressing, tables, tokens, batch)
+}
+
+fn fetch_from<T: RowSource>(
+    places: RowPlaces,
     addressing: &Addressing,
     tables: &[T],
     tokens: &[u32],
@@ -138,7 +165,7 @@ pub fn fetch<T: RowSource>(
         let slots = addressing.layers()[index].slots();
         let mut ids = vec![0; tokens.len() * slots];
         for (sequence, ids) in tokens.chunks_exact(time).zip(ids.chunks_exact_mut(time * slots)) {
-            addressing.row_ids_into(index, sequence, ids)?;
+            places.row_ids(addressing, index, sequence, ids)?;
         }
         let distinct = DistinctRows::of(&ids);
         // All layers' rows are on their way before the first is waited for.
@@ -159,6 +186,7 @@ pub fn fetch<T: RowSource>(
 #[derive(Debug)]
 pub struct MemoryTables {
     addressing: Addressing,
+    places: RowPlaces,
     tables: Vec<TrainableTable>,
     rate_factor: f32,
 }
@@ -175,10 +203,7 @@ impl MemoryTables {
         seed: u64,
         folder: &Path,
     ) -> Result<Self> {
-        let optimizer = match training.optimizer {
-            RowOptimizerKind::Adam => RowOptimizer::adam(),
-            RowOptimizerKind::RowWiseAdam => RowOptimizer::row_wise_adam(),
-        };
+        let optimizer = training.optimizer.optimizer();
         let storage = storage(training, folder);
         let table = |layer: &engram_address::LayerAddress| {
             let init = match memory.row_init {
@@ -189,14 +214,15 @@ impl MemoryTables {
             TrainableTable::new(layer.rows(), memory.row_width, init, optimizer, origin, &storage)
         };
         let tables = addressing.layers().iter().map(table).collect::<std::result::Result<_, _>>()?;
-        Ok(Self { addressing, tables, rate_factor: training.rate_factor })
+        Ok(Self { addressing, places: RowPlaces::of(memory), tables, rate_factor: training.rate_factor })
     }
 
     /// The tables of a checkpoint folder, values and optimiser state.
     ///
     /// # Errors
-    /// When a file is missing, damaged, or of another addressing.
+    /// When a file is missing, damaged, of another addressing, or has the state of another optimiser.
     pub fn load(
+        memory: &MemoryConfig,
         training: &RowTraining,
         addressing: Addressing,
         folder: &Path,
@@ -204,10 +230,19 @@ impl MemoryTables {
     ) -> Result<Self> {
         let storage = storage(training, scratch);
         let table = |layer: &engram_address::LayerAddress| {
-            TrainableTable::load(folder.join(file_name(layer.layer())), &origin(&addressing, layer), &storage)
+            let path = folder.join(file_name(layer.layer()));
+            let table = TrainableTable::load(&path, &origin(&addressing, layer), &storage)?;
+            if table.optimizer() != training.optimizer.optimizer() {
+                return Err(Error::Mismatch(format!(
+                    "{}: its rows have the state of another optimiser than `train.memory.optimizer`; keep the one \
+                     that the run began with, or begin another run",
+                    path.display()
+                )));
+            }
+            Ok(table)
         };
-        let tables = addressing.layers().iter().map(table).collect::<std::result::Result<_, _>>()?;
-        Ok(Self { addressing, tables, rate_factor: training.rate_factor })
+        let tables = addressing.layers().iter().map(table).collect::<Result<_>>()?;
+        Ok(Self { addressing, places: RowPlaces::of(memory), tables, rate_factor: training.rate_factor })
     }
 
     /// Writes every table into `folder`; gives the files' names.
@@ -233,7 +268,7 @@ impl MemoryTables {
     /// # Errors
     /// As [`fetch`].
     pub fn fetch(&self, tokens: &[u32], batch: usize) -> Result<Fetched> {
-        fetch(&self.addressing, &self.tables, tokens, batch)
+        fetch_from(self.places, &self.addressing, &self.tables, tokens, batch)
     }
 
     /// Teaches the rows of `fetched` by their gradients, `[distinct, width]` per layer, at `rate` times the rows'
@@ -274,6 +309,7 @@ impl MemoryTables {
 #[derive(Debug)]
 pub struct FrozenTables {
     addressing: Addressing,
+    places: RowPlaces,
     tables: Vec<Table>,
 }
 
@@ -287,7 +323,12 @@ impl FrozenTables {
             Table::open(folder.join(file_name(layer.layer())), &origin(&addressing, layer))
         };
         let tables = addressing.layers().iter().map(table).collect::<std::result::Result<_, _>>()?;
-        Ok(Self { addressing, tables })
+        Ok(Self { addressing, places: RowPlaces::default(), tables })
+    }
+
+    /// The same tables, read from `places`.
+    pub fn reading(self, places: RowPlaces) -> Self {
+        Self { places, ..self }
     }
 
     /// Maps the table file `path` in place of the one of the layer that it belongs to.
@@ -321,7 +362,7 @@ impl FrozenTables {
     /// # Errors
     /// As [`fetch`].
     pub fn fetch(&self, tokens: &[u32], batch: usize) -> Result<Fetched> {
-        fetch(&self.addressing, &self.tables, tokens, batch)
+        fetch_from(self.places, &self.addressing, &self.tables, tokens, batch)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use engram_address::Addressing;
 use engram_model::{LanguageModel, Tokens, Trace};
 
@@ -10,6 +10,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::evaluate::{HeldOut, held_out_loss};
+use crate::lookup::RowPlaces;
 use crate::parameters;
 use crate::shards::TokenShards;
 use crate::tables::{self, Fetched, FrozenTables};
@@ -31,7 +32,7 @@ pub struct Trained {
 pub struct LayerGates {
     /// The layer, counted from 0.
     pub layer: usize,
-    /// Residual streams.
+    /// Gates per token: one for each residual stream, or one for all.
     pub streams: usize,
     /// `[time, streams]`, each in 0..1.
     pub gates: Vec<f32>,
@@ -54,7 +55,10 @@ impl Trained {
         let tensors = checkpoint.tensors("model.safetensors")?;
         let model = parameters::import(model, tensors, &weights.display().to_string())?;
         let memory = match &config.model.memory {
-            Some(memory) => Some(FrozenTables::open(tables::addressing(memory, tokenizer.inner())?, folder)?),
+            Some(memory) => {
+                let tables = FrozenTables::open(tables::addressing(memory, tokenizer.inner())?, folder)?;
+                Some(tables.reading(RowPlaces::of(memory)))
+            }
             None => None,
         };
         Ok(Self { config, device, tokenizer, model, memory })
@@ -88,6 +92,18 @@ impl Trained {
         memory.replace(path)
     }
 
+    /// Switches the memory off: from now on nothing is read from it (arXiv 2601.07372, section 6.3).
+    ///
+    /// # Errors
+    /// When the model has none.
+    pub fn switch_memory_off(&mut self) -> Result<()> {
+        if self.memory.take().is_none() {
+            return Err(Error::Mismatch("this model has no memory that could be switched off".into()));
+        }
+        self.model.switch_memory_off();
+        Ok(())
+    }
+
     /// Loss on `shards`; see [`held_out_loss`].
     ///
     /// # Errors
@@ -117,25 +133,52 @@ impl Trained {
     /// Gates of every memory layer over `tokens`, which must fit the context.
     ///
     /// # Errors
-    /// When the model has no memory, or the tokens do not fit.
+    /// When the model has no memory or no gates, or the tokens do not fit.
     pub fn gates(&self, tokens: &[u32]) -> Result<Vec<LayerGates>> {
-        if self.memory.is_none() {
-            return Err(Error::Mismatch("this model has no memory, and so no gates: inspect another".into()));
+        let streams = match &self.config.model.memory {
+            Some(memory) => memory.gates(self.config.model.streams()),
+            None => {
+                let problem = "this model has no memory, and so no gates: inspect another";
+                return Err(Error::Mismatch(problem.into()));
+            }
+        };
+        if streams == 0 {
+            let problem = "this model reads its memory without gates: inspect another";
+            return Err(Error::Mismatch(problem.into()));
         }
-        if tokens.len() > self.config.model.context {
-            return Err(Error::Mismatch(format!(
-                "the text has {} tokens, the model's context {}: shorten it",
-                tokens.len(),
-                self.config.model.context
-            )));
-        }
-        let seen = self.seen(tokens)?;
+        let seen = self.seen(self.fitting(tokens)?)?;
         let (rows, _) = self.rows(seen)?;
         let mut trace = Trace::with_gates();
         self.model.hidden(Tokens { ids: seen, batch: 1, memory: &rows }, &mut trace);
-        let streams = self.config.model.streams();
         let layers = trace.gates.unwrap_or_default().into_iter();
         Ok(layers.map(|(layer, gates)| LayerGates { layer, streams, gates }).collect())
+    }
+
+    /// States after every block, `[time, width]`, over `tokens`, which must fit the context.
+    ///
+    /// # Errors
+    /// When the tokens do not fit.
+    pub fn states(&self, tokens: &[u32]) -> Result<Vec<Tensor<2>>> {
+        let seen = self.seen(self.fitting(tokens)?)?;
+        let (rows, _) = self.rows(seen)?;
+        let mut trace = Trace::with_states();
+        self.model.hidden(Tokens { ids: seen, batch: 1, memory: &rows }, &mut trace);
+        Ok(trace.states.unwrap_or_default())
+    }
+
+    /// What the model would say, `[tokens, vocabulary]`, if no block followed on `states`, `[tokens, width]`.
+    pub fn lens(&self, states: Tensor<2>) -> Tensor<2> {
+        self.model.lens(states)
+    }
+
+    fn fitting<'a>(&self, tokens: &'a [u32]) -> Result<&'a [u32]> {
+        let context = self.config.model.context;
+        if tokens.len() > context {
+            let found = tokens.len();
+            let problem = format!("the text has {found} tokens, the model's context {context}: shorten it");
+            return Err(Error::Mismatch(problem));
+        }
+        Ok(tokens)
     }
 
     fn seen<'a>(&self, tokens: &'a [u32]) -> Result<&'a [u32]> {

@@ -426,7 +426,8 @@ fn load(
     let memory = match &config.model.memory {
         Some(memory) => {
             let addressing = tables::addressing(memory, tokenizer.inner())?;
-            Some(MemoryTables::load(&config.train.memory, addressing, checkpoint.folder(), scratch)?)
+            let training = &config.train.memory;
+            Some(MemoryTables::load(memory, training, addressing, checkpoint.folder(), scratch)?)
         }
         None => None,
     };

@@ -9,8 +9,8 @@ use burn::module::Param;
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use engram_address::{Addressing, Tokens, Vocabulary, assign_primes, draw_multipliers};
 use engram_model::{
-    Compression, Init, Memory, MemoryConfig, MemoryForm, MemoryRows, Precision, Projection,
-    SeparateProjection, composed,
+    Compression, Gate, GateNorms, Init, Lookup, Memory, MemoryConfig, MemoryForm, MemoryRows, Precision,
+    Projection, SeparateProjection, composed,
 };
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -120,12 +120,15 @@ impl Shape {
         );
         let config = MemoryConfig {
             form: MemoryForm::Paper,
+            gate: Gate::PerStream,
+            convolution: None,
             layers: address.layers,
             max_order: address.max_order,
             heads: address.heads,
             row_width: order_width / address.heads,
             rows_per_head: address.base_rows,
             compression: Compression::Normalised,
+            lookup: Lookup::Own,
             seed: address.seed,
             pad_id: address.pad_id,
             kernel: get(metadata, "kernel_size")?,
@@ -195,8 +198,8 @@ impl Published<'_> {
             value: parameter(weight("value_proj.weight", width)?),
             value_bias: parameter(self.tensor("param.value_proj.bias", [width], device)?),
         });
-        module.norms.query = stack(query_norm)?;
-        module.norms.key = Some(stack(key_norm)?);
+        let norms = GateNorms { query: stack(query_norm)?, key: Some(stack(key_norm)?) };
+        module.norms = Some(norms);
         let convolution = module.convolution.as_mut().context("the paper's form has a convolution")?;
         convolution.norm = stack(convolution_norm)?;
         let taps = [streams, width, config.kernel];
@@ -211,7 +214,8 @@ impl Published<'_> {
             unreachable!("built with separate projections")
         };
         let convolution = module.convolution.as_ref().context("the paper's form has a convolution")?;
-        let key_norms = module.norms.key.as_ref().context("the paper's form has a norm for keys")?;
+        let norms = module.norms.as_ref().context("the paper's form has a gate")?;
+        let key_norms = norms.key.as_ref().context("the paper's form has a norm for keys")?;
         let matrix = |param: &Param<Tensor<2>>| {
             let gradient = param.val().grad(gradients).context("a weight without a gradient")?;
             values(gradient.transpose())
@@ -229,7 +233,7 @@ impl Published<'_> {
         each(key_weight, matrix(&projection.key)?);
         each(key_bias, gradient(&projection.key_bias.val(), gradients)?);
         each(key_norm, gradient(&key_norms.val(), gradients)?);
-        each(query_norm, gradient(&module.norms.query.val(), gradients)?);
+        each(query_norm, gradient(&norms.query.val(), gradients)?);
         each(convolution_norm, gradient(&convolution.norm.val(), gradients)?);
         Ok(all)
     }

@@ -20,6 +20,7 @@ pub(crate) enum Eval {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram eval loss runs/small data/valid
+  engram eval loss runs/small data/valid --without-memory
   engram eval loss runs/small/checkpoints/step-00001000 data/valid --tokens 100000 --json")]
 pub(crate) struct Loss {
     /// A checkpoint, or a run's folder, whose newest is taken.
@@ -29,6 +30,9 @@ pub(crate) struct Loss {
     /// Evaluate on the first tokens only.
     #[arg(long, value_name = "N")]
     tokens: Option<usize>,
+    /// Switch the memory off: the loss of what the model knows without it.
+    #[arg(long)]
+    without_memory: bool,
     /// What to compute on.
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceKind,
@@ -48,7 +52,10 @@ impl Eval {
 
 impl Loss {
     fn run(self) -> anyhow::Result<()> {
-        let model = Trained::open(&self.checkpoint, &self.device.open()?)?;
+        let mut model = Trained::open(&self.checkpoint, &self.device.open()?)?;
+        if self.without_memory {
+            model.switch_memory_off()?;
+        }
         let shards = TokenShards::open(&self.shards)?;
         interrupt::listen()?;
         let loss = measure(&model, &shards, self.tokens)?;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use engram_model::{
-    AttentionConfig, Compression, ExpertsConfig, FeedForwardConfig, HyperConnectionConfig, LanguageModel,
-    MemoryConfig, MemoryForm, MemoryRows, ModelConfig, Precision, Tokens, Trace,
+    AttentionConfig, Compression, ExpertsConfig, FeedForwardConfig, Gate, HyperConnectionConfig,
+    LanguageModel, Lookup, MemoryConfig, MemoryForm, MemoryRows, ModelConfig, Precision, Tokens, Trace,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -22,6 +22,8 @@ const ROWS: usize = 23;
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     pub memory: Option<MemoryForm>,
+    pub gate: Gate,
+    pub convolution: Option<bool>,
     pub streams: usize,
     pub tied: bool,
     pub latent: bool,
@@ -33,6 +35,8 @@ pub struct Options {
 /// The paper's model in small: all parts that it has.
 pub const PAPER: Options = Options {
     memory: Some(MemoryForm::Paper),
+    gate: Gate::PerStream,
+    convolution: None,
     streams: 4,
     tied: false,
     latent: true,
@@ -44,6 +48,8 @@ pub const PAPER: Options = Options {
 /// A plain transformer.
 pub const PLAIN: Options = Options {
     memory: None,
+    gate: Gate::PerStream,
+    convolution: None,
     streams: 1,
     tied: true,
     latent: false,
@@ -64,6 +70,16 @@ pub fn combinations() -> Vec<Options> {
         Options { memory: None, tied: true, ..PAPER },
         Options { experts: true, tied: false, ..PLAIN },
         Options { latent: true, streams: 3, tied: false, memory: Some(MemoryForm::V41), ..PLAIN },
+        Options { gate: Gate::Shared, ..PAPER },
+        Options { gate: Gate::None, query_rank: false, ..PAPER },
+        Options { convolution: Some(false), tied: true, ..PAPER },
+        Options { gate: Gate::Shared, memory: Some(MemoryForm::V41), streams: 2, ..PLAIN },
+        Options { gate: Gate::None, memory: Some(MemoryForm::V41), ..PLAIN },
+        Options { memory: Some(MemoryForm::Added), ..PAPER },
+        Options { memory: Some(MemoryForm::OverEncoding), ..PAPER },
+        Options { memory: Some(MemoryForm::OverEncoding), ..PLAIN },
+        Options { memory: Some(MemoryForm::AttentionValues), ..PAPER },
+        Options { memory: Some(MemoryForm::AttentionValues), ..PLAIN },
     ]
 }
 
@@ -102,12 +118,15 @@ impl Options {
                 .then_some(HyperConnectionConfig { streams: self.streams, sinkhorn_iterations: 20 }),
             memory: self.memory.map(|form| MemoryConfig {
                 form,
-                layers: vec![0, 1],
+                gate: self.gate,
+                convolution: self.convolution,
+                layers: if form == MemoryForm::OverEncoding { vec![0] } else { vec![0, 1] },
                 max_order: 3,
                 heads: 2,
-                row_width: 3,
+                row_width: if form == MemoryForm::Added { 16 } else { 3 },
                 rows_per_head: vec![5, 7],
                 compression: Compression::None,
+                lookup: Lookup::Own,
                 seed: 0,
                 pad_id: 0,
                 kernel: 3,

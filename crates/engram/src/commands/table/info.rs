@@ -94,6 +94,8 @@ impl TableInfo {
             let name = match optimizer {
                 RowOptimizer::Adam { .. } => "Adam",
                 RowOptimizer::RowWiseAdam { .. } => "row-wise Adam",
+                RowOptimizer::BalancedMomentum { .. } => "balanced momentum",
+                RowOptimizer::Frozen => "none, frozen",
                 _ => "another",
             };
             table.row(["optimiser state".to_owned(), format!("{name}, step {step}")]);

@@ -1,0 +1,172 @@
+use std::path::PathBuf;
+
+use clap::Args;
+use engram_eval::gates::{LayerNgrams, NgramOptions, most_open};
+use engram_train::{TokenShards, Trained};
+use serde::Serialize;
+
+use crate::commands::{print, print_json, text_or_stdin};
+use crate::device::DeviceKind;
+use crate::failure::refuse;
+use crate::files::write_file;
+use crate::gate_map::{self, Canvas};
+use crate::gate_page;
+use crate::gate_text::{GateLayer, GateText, visible};
+use crate::interrupt;
+use crate::number::short;
+use crate::progress::Progress;
+use crate::table::Table;
+
+/// Show where the memory opens: in a text, as a heat map of its gates on the terminal or an HTML page; in a corpus, as
+/// the n-grams at which it opens most.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  engram inspect gates runs/quickstart/memory 'Only Alexander the Great could tame the horse Bucephalus.'
+  engram inspect gates runs/small --html gates.html < chapter.txt
+  engram inspect gates runs/small --shards data/valid --top 50 --least 10")]
+pub(crate) struct Gates {
+    /// A checkpoint, or a run's folder, whose newest is taken.
+    checkpoint: PathBuf,
+    /// The text, read as the beginning of a document; `-` or none: standard input.
+    text: Option<String>,
+    /// List the n-grams of these prepared shards at which the memory opens most, instead of a text.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["text", "html", "stream"])]
+    shards: Option<PathBuf>,
+    /// Read the first tokens of the shards only.
+    #[arg(long, value_name = "N", requires = "shards")]
+    tokens: Option<usize>,
+    /// List this many n-grams.
+    #[arg(long, value_name = "N", default_value_t = 20, requires = "shards")]
+    top: usize,
+    /// Leave out n-grams that occur more seldom.
+    #[arg(long, value_name = "N", default_value_t = 5, requires = "shards")]
+    least: u64,
+    /// Write a page to open in a browser; the gates of every layer and stream are in it.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Show one residual stream, from 0, instead of the mean of all.
+    #[arg(long, value_name = "N")]
+    stream: Option<usize>,
+    /// What to compute on.
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: DeviceKind,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Gates {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        if let Some(shards) = &self.shards {
+            return self.list(&TokenShards::open(shards)?);
+        }
+        let text = text_or_stdin(self.text.as_deref())?;
+        let model = Trained::open(&self.checkpoint, &self.device.open()?)?;
+        let model_config = &model.config().model;
+        let streams = model_config.memory.as_ref().map_or(0, |memory| memory.gates(model_config.streams()));
+        if let Some(stream) = self.stream.filter(|&stream| streams > 0 && stream >= streams) {
+            return refuse(format!("--stream {stream}: the model has {streams} gates, counted from 0"));
+        }
+        let gates = gates(&model, &text)?;
+        if let Some(path) = &self.html {
+            let title = "Where the memory opens";
+            let lead = format!(
+                "Gates of {} over a text: the more colour, the more is read.",
+                self.checkpoint.display()
+            );
+            write_file(path, &gate_page::page(title, &lead, std::slice::from_ref(&gates)))?;
+            eprintln!("wrote {}", path.display());
+        }
+        match self.json {
+            true => print_json(&gates),
+            false => print(gate_map::draw(&[gates], self.stream, Canvas::of_stdout())),
+        }
+    }
+}
+
+impl Gates {
+    /// Lists the n-grams of `shards` at which the memory opens most.
+    fn list(&self, shards: &TokenShards) -> anyhow::Result<()> {
+        let model = Trained::open(&self.checkpoint, &self.device.open()?)?;
+        let options = NgramOptions { tokens: self.tokens, least: self.least, top: self.top };
+        interrupt::listen()?;
+        let mut progress = Progress::new(self.tokens.map_or(shards.len(), |tokens| tokens as u64));
+        let layers = most_open(&model, shards, &options, &mut |done, total| {
+            progress.show(done, || format!("reading gates: {} of {} tokens", short(done), short(total)));
+            !interrupt::asked()
+        })?;
+        let listings: Vec<Listing> = layers.iter().map(|layer| Listing::of(&model, layer)).collect();
+        if self.json {
+            return print_json(&listings);
+        }
+        let tables: Vec<String> = listings.iter().map(Listing::table).collect();
+        print(tables.join("\n"))
+    }
+}
+
+/// The n-grams of one layer, as text.
+#[derive(Debug, Serialize)]
+struct Listing {
+    /// The block, counted from 0.
+    layer: usize,
+    /// Mean gate over all tokens.
+    mean_gate: f64,
+    ngrams: Vec<ListedNgram>,
+}
+
+#[derive(Debug, Serialize)]
+struct ListedNgram {
+    text: String,
+    /// Mean gate at its last token.
+    gate: f64,
+    occurrences: u64,
+}
+
+impl Listing {
+    fn of(model: &Trained, layer: &LayerNgrams) -> Self {
+        let text = |tokens: &[u32]| {
+            let bytes: Vec<u8> =
+                tokens.iter().flat_map(|&token| model.tokenizer().token_bytes(token).to_vec()).collect();
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        let ngrams = layer.ngrams.iter().map(|ngram| ListedNgram {
+            text: text(&ngram.tokens),
+            gate: ngram.gate,
+            occurrences: ngram.count,
+        });
+        Self { layer: layer.layer, mean_gate: layer.mean, ngrams: ngrams.collect() }
+    }
+
+    fn table(&self) -> String {
+        let heading = format!("layer {}, mean gate {:.3}", self.layer, self.mean_gate);
+        let mut table = Table::new([heading.as_str(), "gate", "times"]);
+        for ngram in &self.ngrams {
+            let text = format!("“{}”", visible(&ngram.text));
+            table.row([text, format!("{:.3}", ngram.gate), ngram.occurrences.to_string()]);
+        }
+        table.to_string()
+    }
+}
+
+/// The gates over `text`, the beginning of a document.
+pub(in crate::commands) fn gates(model: &Trained, text: &str) -> anyhow::Result<GateText> {
+    let tokenizer = model.tokenizer();
+    // A document begins after the end of another, which is not shown.
+    let mut tokens = vec![tokenizer.end_of_text()];
+    tokens.extend(tokenizer.encode(text)?);
+    if tokens.len() == 1 {
+        return refuse("the text is empty");
+    }
+    let layers = model.gates(&tokens)?.into_iter().map(|layer| GateLayer {
+        layer: layer.layer,
+        gates: layer.gates.chunks(layer.streams).skip(1).map(<[f32]>::to_vec).collect(),
+    });
+    Ok(GateText {
+        layers: layers.collect(),
+        max_order: model.config().model.memory.as_ref().map_or(0, |memory| memory.max_order),
+        tokens: tokens[1..]
+            .iter()
+            .map(|&token| String::from_utf8_lossy(tokenizer.token_bytes(token)).into_owned())
+            .collect(),
+    })
+}
