@@ -21,7 +21,6 @@ mod progress;
 mod random;
 mod run;
 mod table;
-mod text_stream;
 
 use std::process::ExitCode;
 

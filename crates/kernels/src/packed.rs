@@ -12,10 +12,10 @@ use crate::heads::HeadMut;
 use crate::parallel;
 use crate::simd::vectorized;
 
-/// Columns of a panel: four vectors of 512 bits.
-const PANEL: usize = 64;
+/// Columns of a panel: four vectors of 256 bits, which is what loops are compiled to even where wider ones exist.
+const PANEL: usize = 32;
 /// Rows that share one pass over a panel: their sums and a panel's values together fit the vector registers.
-const ROWS: usize = 6;
+const ROWS: usize = 4;
 /// Rows of a task, where there are many: a panel stays in cache meanwhile.
 const TASK_ROWS: usize = 48;
 /// Multiplications below which a second thread costs more than it saves.
@@ -243,8 +243,6 @@ fn rows_by_panel<T: Copy>(
                     1 => few_rows::<1, T>(x, first, panel, widen, each),
                     2 => few_rows::<2, T>(x, first, panel, widen, each),
                     3 => few_rows::<3, T>(x, first, panel, widen, each),
-                    4 => few_rows::<4, T>(x, first, panel, widen, each),
-                    5 => few_rows::<5, T>(x, first, panel, widen, each),
                     _ => few_rows::<ROWS, T>(x, first, panel, widen, each),
                 }
                 first += few;

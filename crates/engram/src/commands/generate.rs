@@ -8,7 +8,7 @@ use super::{print, print_json, text_or_stdin};
 use crate::device::DeviceKind;
 use crate::failure::Interrupted;
 use crate::interrupt;
-use crate::text_stream::TextStream;
+use engram_serve::TextStream;
 
 /// Continue a text, as it comes.
 #[derive(Debug, Args)]
