@@ -610,11 +610,11 @@ impl Worker {
             let running = &mut self.running[part.running];
             let of_part: Vec<&[f32]> = logits.by_ref().take(part.logits).collect();
             let first = running.sequence.len();
+            let drafted = &part.tokens[part.tokens.len() - part.drafts..];
             let mut right = 0;
             for (index, logits) in of_part.iter().enumerate() {
                 let token = running.draw(logits, &self.model.token_bytes, &self.shared.metrics);
-                let draft = part.tokens.get(index + 1);
-                if running.outcome.is_some() || draft != Some(&token) {
+                if running.outcome.is_some() || drafted.get(index) != Some(&token) {
                     break;
                 }
                 right += 1;

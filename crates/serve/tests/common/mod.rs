@@ -114,6 +114,19 @@ impl Fixture {
         self.model.next_logits(Tokens { ids: tokens, batch: 1, memory: &memory }, &mut Trace::default())
     }
 
+    /// Logits after every token, `[tokens][vocabulary]`, by one plain forward pass.
+    pub(crate) fn plain_all(&self, tokens: &[u32]) -> Vec<Vec<f32>> {
+        let memory = self.memory_rows(tokens);
+        let hidden =
+            self.model.hidden(Tokens { ids: tokens, batch: 1, memory: &memory }, &mut Trace::default());
+        let head = match &self.model.head {
+            Some(head) => head.val(),
+            None => self.model.embedding.val().transpose(),
+        };
+        let logits: Vec<f32> = hidden.matmul(head).into_data().try_into_vec().unwrap();
+        logits.chunks_exact(self.config.vocabulary).map(<[f32]>::to_vec).collect()
+    }
+
     pub(crate) fn plain_gates(&self, tokens: &[u32]) -> Vec<Vec<f32>> {
         let memory = self.memory_rows(tokens);
         let mut trace = Trace::with_gates();
