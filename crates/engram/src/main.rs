@@ -20,6 +20,7 @@ mod number;
 mod progress;
 mod random;
 mod run;
+mod served;
 mod table;
 
 use std::process::ExitCode;

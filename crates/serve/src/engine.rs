@@ -52,6 +52,8 @@ pub struct EngineOptions {
     pub prompt_tokens: usize,
     /// Tokens drafted at most; 0: none.
     pub drafts: usize,
+    /// Threads that compute.
+    pub threads: usize,
 }
 
 impl Default for EngineOptions {
@@ -64,6 +66,7 @@ impl Default for EngineOptions {
             chunk: 128,
             prompt_tokens: 256,
             drafts: 4,
+            threads: rayon::current_num_threads(),
         }
     }
 }
@@ -100,6 +103,9 @@ pub enum EngineError {
     /// The thread could not be had.
     #[error("cannot start the engine's thread")]
     Thread(#[source] std::io::Error),
+    /// The threads that compute could not be had.
+    #[error("cannot start the threads that compute")]
+    Pool(#[from] rayon::ThreadPoolBuildError),
 }
 
 /// Answers requests. Dropped, it ends what runs.
@@ -216,7 +222,10 @@ impl Engine {
             running: Vec::new(),
             promised: 0,
         };
-        let thread = std::thread::Builder::new().name("engine".into()).spawn(move || work.run());
+        // Threads of its own, of which the engine's work is one: handing work from outside costs each product.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build()?;
+        let thread =
+            std::thread::Builder::new().name("engine".into()).spawn(move || pool.install(|| work.run()));
         Ok(Self { commands: Some(commands), shared, thread: Some(thread.map_err(EngineError::Thread)?) })
     }
 

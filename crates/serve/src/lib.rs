@@ -1,5 +1,8 @@
 //! Checkpoints to answers: incremental decoding, continuous batching, and HTTP in the form of OpenAI's API.
+mod answer;
+mod api;
 mod cache;
+mod chat_template;
 mod decoder;
 mod engine;
 mod experts;
@@ -10,14 +13,18 @@ mod prompt_lookup;
 mod request;
 mod row_fetch;
 mod sampling;
+mod server;
 mod stop_strings;
+mod text_codec;
 mod text_stream;
 
 pub use cache::{Cache, CacheFull, CacheLayout, Root, Sequence};
+pub use chat_template::{ChatTemplate, Message, TemplateError};
 pub use decoder::{Chunk, Decoder, StepOutput};
 pub use engine::{Engine, EngineError, EngineOptions, Model};
 pub use metrics::Metrics;
 pub use request::{Event, Failure, Finish, GeneratedToken, PositionGates, Refusal, Request, Summary};
 pub use row_fetch::{RowFetch, RowIds, RowTiers, TierError};
 pub use sampling::{BadParameter, Sampling, TokenLogprob};
-pub use text_stream::TextStream;
+pub use server::{Facts, Server, ServerOptions};
+pub use text_codec::{CodecError, TextCodec};

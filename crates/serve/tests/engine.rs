@@ -37,6 +37,7 @@ const SMALL: EngineOptions = EngineOptions {
     chunk: 12,
     prompt_tokens: 30,
     drafts: 4,
+    threads: 2,
 };
 
 #[derive(Debug, PartialEq)]
