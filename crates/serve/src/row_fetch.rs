@@ -15,11 +15,13 @@ use engram_store::{DistinctRows, PrefetchOptions, Prefetcher, RowSource, StoreEr
 pub struct RowTiers {
     addressing: Addressing,
     layers: Vec<Tier>,
+    /// Whether rows are asked for only where a layer needs them.
+    on_demand: bool,
 }
 
 #[derive(Debug)]
 struct Tier {
-    prefetcher: Prefetcher,
+    prefetcher: Arc<Prefetcher>,
     /// Values of a row.
     width: usize,
 }
@@ -70,10 +72,15 @@ impl RowTiers {
                 return Err(TierError::Rows { layer: layer.layer(), needed, found });
             }
             let width = source.width();
-            Ok(Tier { prefetcher: Prefetcher::new(source, options)?, width })
+            Ok(Tier { prefetcher: Arc::new(Prefetcher::new(source, options)?), width })
         });
         let layers = layers.collect::<Result<_, _>>()?;
-        Ok(Self { addressing, layers })
+        Ok(Self { addressing, layers, on_demand: false })
+    }
+
+    /// Asks for rows only where a layer needs them: to measure what asking early is worth.
+    pub fn on_demand(self) -> Self {
+        Self { on_demand: true, ..self }
     }
 
     /// The addressing.
@@ -93,8 +100,11 @@ impl RowTiers {
     pub fn fetch(&self, ids: RowIds) -> Result<RowFetch, StoreError> {
         let layers = self.layers.iter().zip(&ids.layers).map(|(tier, ids)| {
             let distinct = DistinctRows::of(ids);
-            let ticket = tier.prefetcher.submit(distinct.ids())?;
-            Ok(LayerFetch { distinct, ticket: Some(ticket), width: tier.width })
+            let rows = match self.on_demand {
+                false => Rows::OnTheirWay(tier.prefetcher.submit(distinct.ids())?),
+                true => Rows::OnDemand(Arc::clone(&tier.prefetcher)),
+            };
+            Ok(LayerFetch { distinct, rows, width: tier.width })
         });
         Ok(RowFetch { layers: layers.collect::<Result<_, StoreError>>()?, waited: Duration::ZERO })
     }
@@ -137,9 +147,14 @@ pub struct RowFetch {
 
 struct LayerFetch {
     distinct: DistinctRows,
-    /// Until the rows are taken.
-    ticket: Option<Ticket>,
+    rows: Rows,
     width: usize,
+}
+
+enum Rows {
+    OnTheirWay(Ticket),
+    OnDemand(Arc<Prefetcher>),
+    Taken,
 }
 
 impl RowFetch {
@@ -153,10 +168,13 @@ impl RowFetch {
     /// When they were taken before.
     pub(crate) fn take(&mut self, index: usize, out: &mut Vec<f32>) -> Result<(), StoreError> {
         let layer = &mut self.layers[index];
-        let ticket = layer.ticket.take().expect("the rows of a layer are taken once");
         let mut rows = vec![0.0; layer.distinct.len() * layer.width];
         let start = Instant::now();
-        let fetched = ticket.wait();
+        let fetched = match std::mem::replace(&mut layer.rows, Rows::Taken) {
+            Rows::OnTheirWay(ticket) => ticket.wait(),
+            Rows::OnDemand(prefetcher) => prefetcher.submit(layer.distinct.ids()).and_then(Ticket::wait),
+            Rows::Taken => panic!("the rows of a layer are taken once"),
+        };
         self.waited += start.elapsed();
         fetched?.decode(&mut rows)?;
         let first = out.len();
