@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use engram_kernels::WeightFormat;
@@ -15,6 +14,7 @@ use engram_serve::{
 use engram_store::{PrefetchOptions, RowSource, TableHeader};
 use engram_train::Trained;
 
+use crate::commands::chat;
 use crate::commands::table::tier::{Counts, OpenTier, TierOptions};
 use crate::failure::{Interrupted, refuse};
 use crate::interrupt;
@@ -120,14 +120,7 @@ impl Served {
             metrics: Some(Box::new(move || row_metrics(&layers, &counts))),
         };
         let path = trained.folder().join("tokenizer_config.json");
-        let template = match path.is_file() {
-            true => {
-                let text = std::fs::read_to_string(&path)
-                    .with_context(|| format!("cannot read {}", path.display()))?;
-                ChatTemplate::from_tokenizer_config(&text)?
-            }
-            false => None,
-        };
+        let template = if path.is_file() { chat::read(&path)? } else { None };
         Ok(Self { model: Model { decoder, rows, token_bytes }, codec, facts, template })
     }
 

@@ -307,7 +307,7 @@ fn bad_requests_get_an_error_object_and_the_server_lives() {
             400,
             "--chat-template",
         ),
-        ("POST /tokenize HTTP/1.1", "[]".to_owned(), 400, "prompt"),
+        ("POST /tokenize HTTP/1.1", "{}".to_owned(), 400, "prompt"),
         ("GET /v1/completions HTTP/1.1", String::new(), 405, "method"),
         ("GET /nowhere HTTP/1.1", String::new(), 404, "nothing"),
         ("GET /v1/models/gpt HTTP/1.1", String::new(), 404, "gpt"),
@@ -374,7 +374,9 @@ fn as_many_wait_as_may() {
         busy.iter()
             .all(|reply| reply.head.contains("retry-after: 1") && reply.body.contains("rate_limit_error"))
     );
-    server.complete(json!({"prompt": "Ada", "max_tokens": 2}));
+    wait_until("a place", || {
+        server.post("/v1/completions", &json!({"prompt": "Ada", "max_tokens": 2})).status == 200
+    });
 }
 
 #[test]

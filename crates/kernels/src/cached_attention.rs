@@ -98,13 +98,11 @@ impl CachedAttentionShape {
     fn attend(&self, first: usize, queries: &[f32], output: &mut [f32], seen: &Seen<'_>, scale: f32) {
         let heads = queries.len() / self.key;
         let mut weights = vec![0.0; heads * seen.count];
-        let mut position = 0;
-        for entry in self.entries(seen) {
+        for (position, entry) in self.entries(seen).enumerate() {
             for head in 0..heads {
                 let key = &entry[(first + head) * self.key_stride..][..self.key];
                 weights[head * seen.count + position] = dot(&queries[head * self.key..][..self.key], key);
             }
-            position += 1;
         }
         for weights in weights.chunks_exact_mut(seen.count) {
             let shift = scale * max(weights);

@@ -10,13 +10,12 @@
 use burn::module::Param;
 use burn::tensor::Tensor;
 use engram_kernels::{
-    Angles, CachedAttentionShape, HyperShape, HyperWeights, PackedMatrix, Seen, WeightFormat,
-    cached_attention, embedding, head_products, hyper_coefficients_of_product, hyper_read, hyper_write,
-    rms_norm,
+    CachedAttentionShape, HyperShape, HyperWeights, PackedMatrix, Seen, WeightFormat, cached_attention,
+    embedding, head_products, hyper_coefficients_of_product, hyper_read, hyper_write, rms_norm,
 };
 use engram_model::{
     Attention, AttentionConfig, Block, BlockFeedForward, HyperConnection, LanguageModel, LatentAttention,
-    Linear, ModelConfig, PlainAttention, RmsNorm,
+    Linear, ModelConfig, PlainAttention, RmsNorm, Rotary,
 };
 use engram_store::StoreError;
 
@@ -95,12 +94,11 @@ impl Decoder {
         };
         let mut convolutions = config.blocks;
         let mut block = |block: &Block| DecoderBlock::new(block, config, format, &mut convolutions);
-        let (rotary_width, base) = config.attention.rotary();
         Self {
             blocks: model.blocks.iter().map(&mut block).collect(),
             norm: Norm::new(&model.norm, config),
             head: PackedMatrix::new(&head, width, vocabulary, format),
-            angles: Positions::new(rotary_width, base, config.context),
+            angles: Positions::new(config),
             embedding,
             config: config.clone(),
         }
@@ -296,8 +294,16 @@ impl AttentionDecoder {
     }
 
     fn latent(attention: &LatentAttention, config: &ModelConfig, format: WeightFormat) -> Self {
-        let AttentionConfig::Latent { heads, latent_rank, content_width, rotary_width, value_width, .. } =
-            config.attention
+        // Every field is named: one that is added changes what has to be computed here.
+        let AttentionConfig::Latent {
+            heads,
+            query_rank: _,
+            latent_rank,
+            content_width,
+            rotary_width,
+            value_width,
+            rotary_base: _,
+        } = config.attention
         else {
             unreachable!("the model was built from this configuration")
         };
@@ -388,18 +394,14 @@ impl AttentionDecoder {
         angles: &Positions,
         cache: &mut Cache,
     ) -> Vec<f32> {
-        let (queries, entries) = match &self.kind {
+        let (queries, entries): (_, Vec<f32>) = match &self.kind {
             AttentionKind::Latent(latent) => latent.project(h, places, angles),
             AttentionKind::Plain { query, key, value } => {
-                let heads = self.shape.heads;
+                let (heads, width) = (self.shape.heads, self.shape.value_start);
                 let turned = |linear: &PackedMatrix| angles.turn_heads(linear.product(h), places, heads);
-                let (keys, width) = (turned(key), heads * self.shape.key);
-                let both = keys
-                    .chunks_exact(width)
-                    .zip(value.product(h).chunks_exact(width).map(<[f32]>::to_vec).collect::<Vec<_>>())
-                    .flat_map(|(key, value)| [key.to_vec(), value].concat())
-                    .collect();
-                (turned(query), both)
+                let (keys, values) = (turned(key), value.product(h));
+                let rows = keys.chunks_exact(width).zip(values.chunks_exact(width));
+                (turned(query), rows.flat_map(|(key, value)| key.iter().chain(value).copied()).collect())
             }
         };
         for (place, entry) in places.iter().zip(entries.chunks_exact(self.shape.entry)) {
@@ -542,26 +544,22 @@ impl Norm {
     }
 }
 
-/// Cosines and sines of all positions of the context.
+/// Rotary positions of the whole context.
 #[derive(Debug)]
 pub(crate) struct Positions {
+    rotary: Rotary,
     width: usize,
-    cos: Vec<f32>,
-    sin: Vec<f32>,
+    context: usize,
 }
 
 impl Positions {
-    /// Angles `position · base^(−2i/width)`.
-    fn new(width: usize, base: f32, context: usize) -> Self {
-        let frequencies: Vec<f64> =
-            (0..width / 2).map(|i| f64::from(base).powf(-2.0 * i as f64 / width as f64)).collect();
-        let angles = (0..context).flat_map(|t| frequencies.iter().map(move |f| t as f64 * f));
-        let (cos, sin) = angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
-        Self { width, cos, sin }
+    fn new(config: &ModelConfig) -> Self {
+        let ((width, base), context) = (config.attention.rotary(), config.context);
+        Self { rotary: Rotary::new(width, base, context), width, context }
     }
 
     fn turn(&self, position: usize, input: &[f32], output: &mut [f32]) {
-        Angles { cos: &self.cos, sin: &self.sin }.turn(position, input, output);
+        self.rotary.angles(self.context).turn(position, input, output);
     }
 
     /// All heads of `x` `[rows, heads, width]`.

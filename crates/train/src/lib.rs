@@ -8,7 +8,7 @@
 //! A [`RunConfig`] describes a run, and a [`Trainer`] carries it out: [`Optimizer`] trains the weights, and
 //! [`MemoryTables`] the memory rows, which it fetches for the next batch while this one computes. A [`Checkpoint`]
 //! holds everything, so that a run that was killed goes on as if it had not been. [`Trained`] is what comes out: it
-//! is evaluated ([`HeldOut`]), shows its gates, and is served (`engram-serve`).
+//! is evaluated ([`HeldOut`]), continues a text ([`generate`], the plain way), and shows its gates.
 //!
 //! ```
 //! use std::ops::ControlFlow::Continue;
@@ -39,6 +39,7 @@ mod data_error;
 mod error;
 mod evaluate;
 mod files;
+mod generate;
 mod optimizer;
 mod parameters;
 mod sampler;
@@ -55,6 +56,7 @@ pub use corpus::{Corpus, Documents};
 pub use data_error::Error as DataError;
 pub use error::{Error, Result};
 pub use evaluate::{HeldOut, held_out_loss};
+pub use generate::{Sampling, generate};
 pub use optimizer::{Gradients, Optimizer, OptimizerConfig, global_norm};
 pub use parameters::{HostTensor, export, export_gradients, import};
 pub use sampler::{Batch, Sampler, SamplerState, validation_windows};

@@ -51,22 +51,25 @@ impl TemplateOption {
     /// The template that was asked for, or else the checkpoint's own.
     pub(crate) fn or(&self, own: Option<ChatTemplate>) -> anyhow::Result<Option<ChatTemplate>> {
         let Some(path) = &self.chat_template else { return Ok(own) };
-        let text =
-            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        match read(path, text) {
-            Ok(Some(template)) => Ok(Some(template)),
-            Ok(None) => refuse(format!("{}: it has no chat_template", path.display())),
-            Err(error) => refuse(format!("{}: {error}", path.display())),
+        match read(path)? {
+            Some(template) => Ok(Some(template)),
+            None => refuse(format!("{}: it has no chat_template", path.display())),
         }
     }
 }
 
-fn read(path: &Path, text: String) -> Result<Option<ChatTemplate>, engram_serve::TemplateError> {
-    if path.extension().is_some_and(|extension| extension == "json") {
+/// The template in a file; none where a tokenizer_config.json has none.
+pub(crate) fn read(path: &Path) -> anyhow::Result<Option<ChatTemplate>> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) => return refuse(format!("cannot read {}: {error}", path.display())),
+    };
+    let template = if path.extension().is_some_and(|extension| extension == "json") {
         ChatTemplate::from_tokenizer_config(&text)
     } else {
         ChatTemplate::new(text, String::new(), String::new()).map(Some)
-    }
+    };
+    template.or_else(|error| refuse(format!("{}: {error}", path.display())))
 }
 
 impl Chat {
@@ -104,7 +107,8 @@ impl Chat {
                 continue;
             }
             messages.push(said("user", line.trim()));
-            let prompt = codec.marked(&template.render(&messages)?)?;
+            let prompt =
+                codec.marked(&template.render(&messages).or_else(|error| refuse(error.to_string()))?)?;
             let left = engine.context().saturating_sub(prompt.len());
             if left == 0 {
                 return refuse(format!(

@@ -1,7 +1,7 @@
 //! One file per command.
 
 mod addressing;
-mod chat;
+pub(crate) mod chat;
 mod data;
 mod eval;
 mod generate;
