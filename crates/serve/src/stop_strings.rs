@@ -26,8 +26,8 @@ impl StopStrings {
             from += 1;
         }
         let begins = |tail: &str| self.strings.iter().any(|stop| stop.starts_with(tail));
-        let tails = self.held[from..].char_indices().map(|(at, _)| from + at);
-        let keep = tails.into_iter().find(|&at| begins(&self.held[at..])).unwrap_or(self.held.len());
+        let mut tails = self.held[from..].char_indices().map(|(at, _)| from + at);
+        let keep = tails.find(|&at| begins(&self.held[at..])).unwrap_or(self.held.len());
         let rest = self.held.split_off(keep);
         (std::mem::replace(&mut self.held, rest), false)
     }
