@@ -342,10 +342,10 @@ mod tests {
     fn compute(cache: &mut Cache, sequence: &mut Sequence, tokens: &[u32]) -> Result<(), CacheFull> {
         let first = sequence.len();
         cache.reserve(sequence, tokens.len() - first)?;
-        for position in first..tokens.len() {
+        for (position, &token) in tokens.iter().enumerate().skip(first) {
             for part in 0..2 {
                 let pages = sequence.pages.clone();
-                cache.position_mut(&pages, part, position).fill(tokens[position] as f32);
+                cache.position_mut(&pages, part, position).fill(token as f32);
             }
         }
         cache.commit(sequence, tokens.len(), tokens);

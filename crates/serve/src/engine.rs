@@ -252,10 +252,8 @@ impl Engine {
         }
         let (events, receiver) = unbounded_channel();
         let waiting = Waiting { request, events, since: Instant::now() };
-        match self.commands.as_ref().map(|commands| commands.send(waiting)) {
-            Some(Ok(())) => Ok(receiver),
-            _ => refused(Refusal::Stopping),
-        }
+        let sent = self.commands.as_ref().is_some_and(|commands| commands.send(waiting).is_ok());
+        if sent { Ok(receiver) } else { refused(Refusal::Stopping) }
     }
 
     /// Takes no more requests; those that were taken are answered.
