@@ -261,6 +261,11 @@ impl Engine {
         self.shared.stopping.store(true, SeqCst);
     }
 
+    /// Whether its thread still works: it ends when the engine is dropped, or by an error in the program.
+    pub fn is_alive(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
     /// Longest sequence in tokens.
     pub fn context(&self) -> usize {
         self.shared.limits.context

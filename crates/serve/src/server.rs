@@ -252,8 +252,14 @@ async fn page() -> Response {
     (headers, PAGE).into_response()
 }
 
-async fn health() -> Json<Value> {
-    Json(json!({"status": "ok"}))
+async fn health(State(server): State<Arc<Server>>) -> Result<Json<Value>, ApiError> {
+    if server.engine.is_alive() {
+        return Ok(Json(json!({"status": "ok"})));
+    }
+    Err(ApiError::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "the engine has ended by an error: start the server again",
+    ))
 }
 
 async fn metrics(State(server): State<Arc<Server>>) -> Response {
