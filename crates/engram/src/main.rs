@@ -21,8 +21,8 @@ mod number;
 mod progress;
 mod random;
 mod run;
+mod served;
 mod table;
-mod text_stream;
 
 use std::process::ExitCode;
 

@@ -181,6 +181,8 @@ fn every_command_explains_itself() {
         "rows",
         "eval loss",
         "generate",
+        "chat",
+        "serve",
         "inspect gates",
     ];
     for command in commands {

@@ -51,6 +51,25 @@ fn product(c: &mut Criterion) {
     });
 }
 
+/// A decoder's products: few rows by weights that do not fit the caches, and a prompt's.
+fn packed(c: &mut Criterion) {
+    let (inputs, outputs) = (2560, 2560);
+    let w = values(inputs * outputs);
+    for format in [WeightFormat::F32, WeightFormat::Bf16] {
+        let packed = PackedMatrix::new(&w, inputs, outputs, format);
+        for rows in [1, 4, 16, 256] {
+            let x = values(rows * inputs);
+            c.bench_function(&format!("packed/{format:?}/{rows}"), |b| {
+                b.iter(|| packed.product(black_box(&x)))
+            });
+        }
+    }
+    for rows in [1, 4, 16, 256] {
+        let x = values(rows * inputs);
+        c.bench_function(&format!("packed/gemm/{rows}"), |b| b.iter(|| linear(black_box(&x), &w, inputs)));
+    }
+}
+
 fn positions(c: &mut Criterion) {
     let (heads, width) = (8, 32);
     let x = values(TOKENS * heads * width);
@@ -108,6 +127,6 @@ criterion_group! {
         .sample_size(20)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1));
-    targets = normalisation, activation, product, positions, plain_attention, attention_over_latents, loss
+    targets = normalisation, activation, product, packed, positions, plain_attention, attention_over_latents, loss
 }
 criterion_main!(kernels);

@@ -97,23 +97,33 @@ pub fn hyper_coefficients(x: &[f32], weights: HyperWeights<'_>, shape: HyperShap
         let (a, b) = (Matrix::new(x, inverse_rms.len(), row), Matrix::new(weights.phi, row, count));
         let c = MatrixMut::new(projected, inverse_rms.len(), count);
         multiply(1.0, a, b, 0.0, c, Threads::One);
-        vectorized(
-            #[inline(always)]
-            || {
-                let rows = x.chunks_exact(row).zip(projected.chunks_exact_mut(count)).zip(inverse_rms);
-                for ((x, z), inverse) in rows {
-                    *inverse = 1.0 / (dot(x, x) / row as f32 + shape.epsilon).sqrt();
-                    z.iter_mut().for_each(|z| *z *= *inverse);
-                }
-                let mut group = Group::new(weights, shape);
-                let groups = projected.chunks(LANES * count).zip(output.chunks_mut(LANES * count));
-                for (z, output) in groups {
-                    group.forward(z, output);
-                }
-            },
-        );
+        shape.finish(weights, x, projected, inverse_rms, output);
     });
     HyperCoefficients { output, projected, inverse_rms }
+}
+
+/// The coefficients `[rows, coefficient_count]` of [`hyper_coefficients`] from `product` `[rows, coefficient_count]`,
+/// which is `x`·φ as the caller computed it: a decoder's products have an order of sums of their own.
+///
+/// # Panics
+/// As [`hyper_coefficients`], and when `product` is not of that shape.
+pub fn hyper_coefficients_of_product(
+    x: &[f32],
+    mut product: Vec<f32>,
+    weights: HyperWeights<'_>,
+    shape: HyperShape,
+) -> Vec<f32> {
+    let rows = shape.check(x, weights);
+    let (row, count) = (shape.streams * shape.width, coefficient_count(shape.streams));
+    assert_eq!(product.len(), rows * count, "hyper_coefficients: the product is not [{rows}, {count}]");
+    let mut output = vec![0.0; rows * count];
+    let mut inverse_rms = vec![0.0; rows];
+    let blocks = (x.chunks(PRODUCT_ROWS * row).zip(output.chunks_mut(PRODUCT_ROWS * count)))
+        .zip(product.chunks_mut(PRODUCT_ROWS * count).zip(inverse_rms.chunks_mut(PRODUCT_ROWS)));
+    parallel::for_each(blocks, |((x, output), (product, inverse_rms))| {
+        shape.finish(weights, x, product, inverse_rms, output);
+    });
+    output
 }
 
 /// Gradients of [`hyper_coefficients`], given `grad` `[rows, coefficient_count]` of its output.
@@ -186,6 +196,33 @@ pub fn hyper_coefficients_backward(
 }
 
 impl HyperShape {
+    /// From `projected`, x·φ of a block of rows, to z, their 1/rms and their coefficients.
+    fn finish(
+        self,
+        weights: HyperWeights<'_>,
+        x: &[f32],
+        projected: &mut [f32],
+        inverse_rms: &mut [f32],
+        output: &mut [f32],
+    ) {
+        let (row, count) = (self.streams * self.width, coefficient_count(self.streams));
+        vectorized(
+            #[inline(always)]
+            || {
+                let rows = x.chunks_exact(row).zip(projected.chunks_exact_mut(count)).zip(inverse_rms);
+                for ((x, z), inverse) in rows {
+                    *inverse = 1.0 / (dot(x, x) / row as f32 + self.epsilon).sqrt();
+                    z.iter_mut().for_each(|z| *z *= *inverse);
+                }
+                let mut group = Group::new(weights, self);
+                let groups = projected.chunks(LANES * count).zip(output.chunks_mut(LANES * count));
+                for (z, output) in groups {
+                    group.forward(z, output);
+                }
+            },
+        );
+    }
+
     /// Checks the slices against the shape and returns the number of rows.
     fn check(&self, x: &[f32], weights: HyperWeights<'_>) -> usize {
         let (row, count) = (self.streams * self.width, coefficient_count(self.streams));

@@ -14,6 +14,8 @@
 //! * **Threads.** Work is spread over rayon's current pool in blocks that depend on shapes alone, and
 //!   sums over blocks are added in block order: the same input gives the same bits on every run, with
 //!   any number of threads.
+//! * **Decoding.** [`PackedMatrix`] and [`cached_attention`] give a row the same bits in any batch, so that a
+//!   server's answer does not depend on what else it answers.
 //! * **Instruction sets.** Loops are compiled several times and the best version is chosen when the
 //!   program runs (AVX-512, AVX2 with FMA, NEON); no compiler flag is needed. Without fused
 //!   multiply-add the results are the same, slowly.
@@ -38,6 +40,7 @@
 
 mod adam;
 mod attention;
+mod cached_attention;
 mod cross_entropy;
 mod embedding;
 mod experts;
@@ -46,6 +49,7 @@ mod hyper_connection;
 mod linear;
 mod memory_gate;
 mod newton_schulz;
+mod packed;
 mod parallel;
 mod product;
 mod rms_norm;
@@ -61,6 +65,7 @@ pub use attention::{
     Attention, AttentionGradients, AttentionOutput, AttentionShape, LatentGradients, LatentShape,
     causal_attention, causal_attention_backward, latent_attention, latent_attention_backward,
 };
+pub use cached_attention::{CachedAttentionShape, Seen, cached_attention};
 pub use cross_entropy::{LinearCrossEntropy, LinearCrossEntropyGradients, linear_cross_entropy};
 pub use embedding::{embedding, embedding_backward};
 pub use experts::{
@@ -68,12 +73,13 @@ pub use experts::{
 };
 pub use hyper_connection::{
     HyperCoefficients, HyperGradients, HyperShape, HyperWeights, HyperWriteGradients, MAX_STREAMS,
-    coefficient_count, hyper_coefficients, hyper_coefficients_backward, hyper_read, hyper_read_backward,
-    hyper_write, hyper_write_backward,
+    coefficient_count, hyper_coefficients, hyper_coefficients_backward, hyper_coefficients_of_product,
+    hyper_read, hyper_read_backward, hyper_write, hyper_write_backward,
 };
 pub use linear::{linear, linear_backward_input, linear_backward_weight};
 pub use memory_gate::{MemoryGate, MemoryGateGradients, MemoryGateInput, memory_gate, memory_gate_backward};
 pub use newton_schulz::newton_schulz;
+pub use packed::{PackedMatrix, WeightFormat, head_products};
 pub use rms_norm::{RmsNorm, RmsNormGradients, rms_norm, rms_norm_backward};
 pub use rotary::{Angles, rotary, rotary_backward};
 pub use short_convolution::{

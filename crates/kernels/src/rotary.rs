@@ -34,8 +34,11 @@ impl Angles<'_> {
     }
 
     /// Writes to `output` the vector `input` turned by the angles of `position`.
+    ///
+    /// # Panics
+    /// When there are no angles of that position, or `output` is shorter than `input`.
     #[inline(always)]
-    pub(crate) fn turn(&self, position: usize, input: &[f32], output: &mut [f32]) {
+    pub fn turn(&self, position: usize, input: &[f32], output: &mut [f32]) {
         self.turn_signed(position, 1.0, input, output);
     }
 

@@ -24,7 +24,10 @@ impl Rotary {
     }
 
     /// Cosines and sines of the first `time` positions, `[time, width/2]` each.
-    pub(crate) fn angles(&self, time: usize) -> Angles<'_> {
+    ///
+    /// # Panics
+    /// When there are fewer.
+    pub fn angles(&self, time: usize) -> Angles<'_> {
         let count = time * self.width / 2;
         Angles { cos: &self.cos[..count], sin: &self.sin[..count] }
     }

@@ -1,4 +1,5 @@
-//! Text from a model, one token after another.
+//! Text from a model, one token after another, the plain way: the whole context is computed for each. `engram-serve`
+//! computes what is new, gives the same, and is fast.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

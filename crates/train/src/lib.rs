@@ -8,7 +8,7 @@
 //! A [`RunConfig`] describes a run, and a [`Trainer`] carries it out: [`Optimizer`] trains the weights, and
 //! [`MemoryTables`] the memory rows, which it fetches for the next batch while this one computes. A [`Checkpoint`]
 //! holds everything, so that a run that was killed goes on as if it had not been. [`Trained`] is what comes out: it
-//! is evaluated ([`HeldOut`]), continues a text ([`generate`]), and shows its gates.
+//! is evaluated ([`HeldOut`]), continues a text ([`generate`], the plain way), and shows its gates.
 //!
 //! ```
 //! use std::ops::ControlFlow::Continue;

@@ -331,11 +331,12 @@ impl FrozenTables {
         Self { places, ..self }
     }
 
-    /// Maps the table file `path` in place of the one of the layer that it belongs to.
+    /// Maps the table file `path` in place of the one of the layer that it belongs to; says which of the tables it
+    /// replaces.
     ///
     /// # Errors
     /// When the file is no table of this addressing, is damaged, or has rows of another width.
-    pub fn replace(&mut self, path: &Path) -> Result<()> {
+    pub fn replace(&mut self, path: &Path) -> Result<usize> {
         let header = TableHeader::read(path)?;
         let layer = header.origin.layer;
         let place = self.addressing.layers().iter().position(|own| own.layer() as u64 == layer);
@@ -349,7 +350,7 @@ impl FrozenTables {
             return Err(Error::weights(path, problem));
         }
         self.tables[place] = Table::open(path, &origin(&self.addressing, &self.addressing.layers()[place]))?;
-        Ok(())
+        Ok(place)
     }
 
     /// The addressing of these tables.
@@ -377,7 +378,7 @@ fn origin(addressing: &Addressing, layer: &engram_address::LayerAddress) -> Tabl
     TableOrigin { identity: addressing.identity(), layer: layer.layer() as u64 }
 }
 
-fn file_name(layer: usize) -> String {
+pub(crate) fn file_name(layer: usize) -> String {
     format!("memory.layer{layer}.table")
 }
 

@@ -1,6 +1,6 @@
 //! A trained model to look at and to use: a checkpoint without what only training needs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
 use engram_address::Addressing;
@@ -25,6 +25,9 @@ pub struct Trained {
     tokenizer: Tokenizer,
     model: LanguageModel,
     memory: Option<FrozenTables>,
+    /// Table files of the memory layers, in order.
+    tables: Vec<PathBuf>,
+    folder: PathBuf,
 }
 
 /// Gates of one memory layer over a text.
@@ -61,12 +64,30 @@ impl Trained {
             }
             None => None,
         };
-        Ok(Self { config, device, tokenizer, model, memory })
+        let layers = config.model.memory.iter().flat_map(|memory| &memory.layers);
+        let tables = layers.map(|&layer| folder.join(tables::file_name(layer))).collect();
+        let folder = folder.to_owned();
+        Ok(Self { config, device, tokenizer, model, memory, tables, folder })
     }
 
     /// The configuration of the run.
     pub fn config(&self) -> &RunConfig {
         &self.config
+    }
+
+    /// The weights.
+    pub fn model(&self) -> &LanguageModel {
+        &self.model
+    }
+
+    /// The checkpoint's folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The table file of each memory layer, in order.
+    pub fn table_files(&self) -> &[PathBuf] {
+        &self.tables
     }
 
     /// The tokenizer.
@@ -89,7 +110,9 @@ impl Trained {
         let Some(memory) = &mut self.memory else {
             return Err(Error::Mismatch("this model has no memory, and so no tables".into()));
         };
-        memory.replace(path)
+        let place = memory.replace(path)?;
+        self.tables[place] = path.to_owned();
+        Ok(())
     }
 
     /// Switches the memory off: from now on nothing is read from it (arXiv 2601.07372, section 6.3).

@@ -1,30 +1,44 @@
-use std::path::PathBuf;
-
 use clap::Args;
-use engram_train::{Sampling, Trained, generate};
+use engram_serve::{Engine, Request, Sampling, TextCodec};
 use serde::Serialize;
 
 use super::{print, print_json, text_or_stdin};
-use crate::device::DeviceKind;
-use crate::failure::Interrupted;
+use crate::failure::refuse;
 use crate::interrupt;
-use crate::text_stream::TextStream;
+use crate::served::{ModelOptions, say};
 
 /// Continue a text, as it comes.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram generate runs/quickstart/memory --prompt 'The President of the United States'
   engram generate runs/small --prompt - --tokens 500 --temperature 0 < beginning.txt
-  engram generate runs/small --prompt 'Once' --top-k 40 --seed 7 --json")]
+  engram generate runs/small --prompt 'Once' --top-k 40 --seed 7 --json
+  engram generate runs/large --prompt 'Once' --tier direct --cache 1GiB --no-memory")]
 pub(crate) struct Generate {
-    /// A checkpoint, or a run's folder, whose newest is taken.
-    checkpoint: PathBuf,
+    #[command(flatten)]
+    model: ModelOptions,
     /// Text to continue, as the beginning of a document; `-`: standard input.
     #[arg(long)]
     prompt: String,
-    /// Tokens at most; the model may end the text earlier.
-    #[arg(long, value_name = "N", default_value_t = 200)]
-    tokens: usize,
+    /// Tokens at most; the model may end the text earlier. Without it: 200, or what is left of the context.
+    #[arg(long, value_name = "N")]
+    tokens: Option<usize>,
+    #[command(flatten)]
+    sampling: SamplingOptions,
+    /// Text before which to end.
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Switch the memory off, to see what it does.
+    #[arg(long)]
+    no_memory: bool,
+    /// Print JSON when done, instead of the text as it comes.
+    #[arg(long)]
+    json: bool,
+}
+
+/// How tokens are drawn.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct SamplingOptions {
     /// Logits are divided by it: 0 takes the likeliest token, 1 the model's own probabilities.
     #[arg(long, value_name = "T", default_value_t = 0.8)]
     temperature: f32,
@@ -34,15 +48,28 @@ pub(crate) struct Generate {
     /// Consider only the likeliest tokens that together reach probability P.
     #[arg(long, value_name = "P", default_value_t = 0.95)]
     top_p: f32,
+    /// Consider only tokens at least P times as probable as the likeliest.
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    min_p: f32,
+    /// Divide the logits of tokens that occurred before by R; 1: leave them.
+    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    repetition_penalty: f32,
     /// Seed of the draw.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// What to compute on.
-    #[arg(long, value_enum, default_value = "cpu")]
-    device: DeviceKind,
-    /// Print JSON when done, instead of the text as it comes.
-    #[arg(long)]
-    json: bool,
+}
+
+impl SamplingOptions {
+    /// Refuses impossible values.
+    pub(crate) fn sampling(self) -> anyhow::Result<Sampling> {
+        let Self { temperature, top_k, top_p, min_p, repetition_penalty, seed } = self;
+        let sampling =
+            Sampling { temperature, top_k, top_p, min_p, repetition_penalty, seed, ..Sampling::default() };
+        match sampling.validate() {
+            Ok(()) => Ok(sampling),
+            Err(bad) => refuse(format!("--{} {}", bad.name.replace('_', "-"), bad.problem)),
+        }
+    }
 }
 
 /// A prompt and what came of it.
@@ -53,54 +80,65 @@ pub(super) struct Continuation {
     /// The continuation.
     pub(super) text: String,
     tokens: Vec<u32>,
+    /// Time spent waiting for memory rows.
+    row_wait_seconds: f64,
 }
+
+/// Tokens of a continuation, where nothing says how many.
+const TOKENS: usize = 200;
 
 impl Generate {
     /// Runs the command.
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        let Self { temperature, top_k, top_p, seed, .. } = self;
-        let sampling = Sampling { temperature, top_k, top_p, seed };
-        sampling.validate()?;
+        let sampling = self.sampling.sampling()?;
         let prompt = text_or_stdin(Some(&self.prompt))?;
-        let model = Trained::open(&self.checkpoint, &self.device.open()?)?;
+        let (engine, codec) = self.model.open()?.for_one()?;
+        let request =
+            Request { sampling, stop: self.stop, memory: !self.no_memory, ..Request::new(Vec::new(), 0) };
         interrupt::listen()?;
         if self.json {
-            let continuation = proceed(&model, &prompt, self.tokens, sampling, &mut |_| Ok(()))?;
+            let continuation = proceed((&engine, &codec), &prompt, self.tokens, request, &mut |_| Ok(()))?;
             return print_json(&continuation);
         }
         print(&prompt)?;
-        let continuation = proceed(&model, &prompt, self.tokens, sampling, &mut |text| print(text));
+        let shown = &mut |text: &str| print(text);
+        let continuation = proceed((&engine, &codec), &prompt, self.tokens, request, shown);
         print("\n")?;
         continuation.map(|_| ())
     }
 }
 
-/// Continues `prompt`, the beginning of a document, and gives each piece of whole characters to `show`.
+/// Continues `prompt`, the beginning of a document, as `request` says, by `count` tokens, or by a usual number. Gives
+/// each piece of whole characters to `show`.
 pub(super) fn proceed(
-    model: &Trained,
+    (engine, codec): (&Engine, &TextCodec),
     prompt: &str,
-    count: usize,
-    sampling: Sampling,
+    count: Option<usize>,
+    request: Request,
     show: &mut dyn FnMut(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<Continuation> {
-    let tokenizer = model.tokenizer();
-    // A document begins after the end of another.
-    let mut before = vec![tokenizer.end_of_text()];
-    before.extend(tokenizer.encode(prompt)?);
-    let (mut stream, mut text, mut shown) = (TextStream::default(), String::new(), Ok(()));
-    let mut each = |token: u32| {
-        let piece = stream.push(tokenizer.token_bytes(token));
-        text.push_str(&piece);
-        shown = show(&piece);
-        shown.is_ok() && !interrupt::asked()
-    };
-    let tokens = generate(model, &before, count, sampling, &mut each)?;
-    shown?;
-    let rest = stream.finish();
-    show(&rest)?;
-    text.push_str(&rest);
-    if interrupt::asked() {
-        return Err(Interrupted(String::new()).into());
+    let tokens = codec.document(prompt)?;
+    let left = engine.context().saturating_sub(tokens.len());
+    if left == 0 {
+        return refuse(format!(
+            "the prompt has {} tokens, which leaves none of the model's context of {}: shorten it",
+            tokens.len(),
+            engine.context()
+        ));
     }
-    Ok(Continuation { prompt: prompt.to_owned(), sampling, text, tokens })
+    let sampling = request.sampling;
+    let request = Request {
+        prompt: tokens,
+        max_tokens: count.unwrap_or(TOKENS.min(left)),
+        end_tokens: vec![codec.end_of_text()],
+        ..request
+    };
+    let said = say(engine, request, show)?;
+    Ok(Continuation {
+        prompt: prompt.to_owned(),
+        sampling,
+        text: said.text,
+        tokens: said.tokens,
+        row_wait_seconds: said.row_wait.as_secs_f64(),
+    })
 }

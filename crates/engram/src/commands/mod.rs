@@ -1,6 +1,7 @@
 //! One file per command.
 
 mod addressing;
+pub(crate) mod chat;
 mod data;
 mod eval;
 mod generate;
@@ -8,7 +9,8 @@ mod inspect;
 mod params;
 mod quickstart;
 mod rows;
-mod table;
+mod serve;
+pub(crate) mod table;
 mod tokenizer;
 mod train;
 
@@ -37,6 +39,8 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Eval(eval::Eval),
     Generate(generate::Generate),
+    Chat(chat::Chat),
+    Serve(serve::Serve),
     /// Make, check, convert and study tables of memory rows.
     #[command(subcommand)]
     Table(table::Table),
@@ -57,6 +61,8 @@ impl Command {
             Self::Rows(command) => command.run(),
             Self::Eval(command) => command.run(),
             Self::Generate(command) => command.run(),
+            Self::Chat(command) => command.run(),
+            Self::Serve(command) => command.run(),
             Self::Table(command) => command.run(),
             Self::Inspect(command) => command.run(),
         }

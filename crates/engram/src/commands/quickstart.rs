@@ -5,7 +5,8 @@ use anyhow::Context;
 use burn::tensor::Device;
 use clap::Args;
 use engram_model::Account;
-use engram_train::{Corpus, DataConfig, HeldOut, RunConfig, Sampling, Tokenizer, TokenizerTraining, Trained};
+use engram_serve::{Request, Sampling};
+use engram_train::{Corpus, DataConfig, HeldOut, RunConfig, Tokenizer, TokenizerTraining, Trained};
 use serde::Serialize;
 
 use super::{data, generate, inspect, params, print, tokenizer};
@@ -20,6 +21,7 @@ use crate::metrics::{self, Metric};
 use crate::number::{duration, short};
 use crate::progress::Progress;
 use crate::run::Run;
+use crate::served::Served;
 use crate::table::Table;
 
 const TRAIN: &[u8] = include_bytes!("../../../../data/quickstart.train.jsonl.zst");
@@ -208,8 +210,10 @@ impl Quickstart {
 
         let memory = &Trained::open(&self.folder("memory"), device)?;
         print(format!("A sample of the memory model:\n\n{PROMPT}"))?;
-        let sampling = Sampling { temperature: 0.7, top_k: None, top_p: 0.9, seed: self.seed };
-        generate::proceed(memory, PROMPT, 80, sampling, &mut |text| print(text))?;
+        let sampling = Sampling { temperature: 0.7, top_p: 0.9, seed: self.seed, ..Sampling::default() };
+        let request = Request { sampling, ..Request::new(Vec::new(), 0) };
+        let (engine, codec) = Served::mapped(memory)?.for_one()?;
+        generate::proceed((&engine, &codec), PROMPT, Some(80), request, &mut |text| print(text))?;
 
         print("\n\nWhere the memory opens, in sentences neither model has seen:\n\n")?;
         let gates =

@@ -9,7 +9,7 @@ mod info;
 mod origin;
 mod serve_redis_load;
 mod stats;
-mod tier;
+pub(crate) mod tier;
 mod verify;
 
 use clap::Subcommand;

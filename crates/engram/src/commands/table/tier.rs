@@ -16,10 +16,10 @@ use crate::failure::refuse;
 
 /// A tier, and what it needs to know.
 #[derive(Debug, Args)]
-pub(super) struct TierOptions {
+pub(crate) struct TierOptions {
     /// Where the rows are.
     #[arg(long = "tier", value_enum, default_value = "mapped")]
-    pub(super) kind: Tier,
+    pub(crate) kind: Tier,
     /// Keep rows in memory in front of the tier, within so many bytes: 256MiB.
     #[arg(long, value_name = "SIZE")]
     cache: Option<ByteSize>,
@@ -35,10 +35,10 @@ pub(super) struct TierOptions {
 
 /// A cluster, and how long to wait for it.
 #[derive(Debug, Args)]
-pub(super) struct ClusterOptions {
+pub(crate) struct ClusterOptions {
     /// Nodes of the Redis Cluster, such as redis://127.0.0.1:7000; one that answers is enough.
     #[arg(long = "node", value_name = "URL")]
-    pub(super) nodes: Vec<String>,
+    pub(crate) nodes: Vec<String>,
     /// Seconds that a request to the cluster may take.
     #[arg(long, value_name = "S", default_value_t = 15.0)]
     limit: f64,
@@ -47,7 +47,7 @@ pub(super) struct ClusterOptions {
 /// Where rows are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Tier {
+pub(crate) enum Tier {
     /// All in memory, on huge pages where the system has them.
     Ram,
     /// In the file, mapped; the system keeps what it likes in memory.
@@ -68,16 +68,16 @@ enum Queue {
 }
 
 /// A tier that answers.
-pub(super) struct OpenTier {
-    pub(super) source: Box<dyn RowSource>,
+pub(crate) struct OpenTier {
+    pub(crate) source: Box<dyn RowSource>,
     cache: Option<Arc<Cached<Box<dyn RowSource>>>>,
     /// How the direct tier reads: the system may have refused what was asked for.
-    pub(super) path: Option<String>,
+    pub(crate) path: Option<String>,
 }
 
 impl TierOptions {
     /// The tier with the rows of the table file at `path`.
-    pub(super) fn open(&self, path: &Path, header: &TableHeader) -> anyhow::Result<OpenTier> {
+    pub(crate) fn open(&self, path: &Path, header: &TableHeader) -> anyhow::Result<OpenTier> {
         let origin = &header.origin;
         if self.kind != Tier::Redis && !self.cluster.nodes.is_empty() {
             return refuse("--node goes with --tier redis");
@@ -107,7 +107,7 @@ impl TierOptions {
     }
 
     /// Reads of a file that the tier keeps in flight for each thread that asks; none if it reads no file.
-    pub(super) fn reads_in_flight(&self) -> Option<usize> {
+    pub(crate) fn reads_in_flight(&self) -> Option<usize> {
         match self.kind {
             Tier::Ram | Tier::Redis => None,
             Tier::Mapped => Some(1),
@@ -116,7 +116,7 @@ impl TierOptions {
     }
 
     /// The tier, and the cache in front of it.
-    pub(super) fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         let tier = match self.kind {
             Tier::Ram => "RAM",
             Tier::Mapped => "mapped file",
@@ -132,7 +132,7 @@ impl TierOptions {
 
 impl ClusterOptions {
     /// The nodes, of which there must be one.
-    pub(super) fn nodes(&self) -> anyhow::Result<Vec<&str>> {
+    pub(crate) fn nodes(&self) -> anyhow::Result<Vec<&str>> {
         if self.nodes.is_empty() {
             return refuse("name a node of the cluster, such as --node redis://127.0.0.1:7000");
         }
@@ -140,7 +140,7 @@ impl ClusterOptions {
     }
 
     /// How long to wait.
-    pub(super) fn limit(&self) -> anyhow::Result<Duration> {
+    pub(crate) fn limit(&self) -> anyhow::Result<Duration> {
         if !(self.limit > 0.0 && self.limit <= 86_400.0) {
             return refuse(format!("--limit is {}, but must be above 0 and at most a day", self.limit));
         }
@@ -148,9 +148,24 @@ impl ClusterOptions {
     }
 }
 
+/// Counts of a cache; none if there is no cache.
+pub(crate) type Counts = Box<dyn Fn() -> Option<CacheCounts> + Send + Sync>;
+
 impl OpenTier {
+    /// The rows of the table file at `path`, mapped.
+    pub(crate) fn mapped(path: &Path, header: &TableHeader) -> anyhow::Result<Self> {
+        let table = Table::open(path, &header.origin)?;
+        Ok(Self { source: Box::new(table), cache: None, path: None })
+    }
+
+    /// The rows, for threads to share, and what counts the cache's hits.
+    pub(crate) fn into_shared(self) -> (Arc<dyn RowSource>, Counts) {
+        let cache = self.cache;
+        (Arc::from(self.source), Box::new(move || cache.as_ref().map(|cache| cache.counts())))
+    }
+
     /// What the cache in front had; none if there is no cache.
-    pub(super) fn counts(&self) -> Option<CacheCounts> {
+    pub(crate) fn counts(&self) -> Option<CacheCounts> {
         self.cache.as_ref().map(|cache| cache.counts())
     }
 }

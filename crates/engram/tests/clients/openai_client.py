@@ -1,0 +1,57 @@
+"""The unmodified `openai` client against a running server: python3 openai_client.py URL MODEL"""
+
+import sys
+
+import openai
+
+url, model = sys.argv[1:]
+client = openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0)
+
+assert [entry.id for entry in client.models.list()] == [model]
+assert client.models.retrieve(model).id == model
+
+# Completions: whole, streamed, with log-probabilities, several at once.
+whole = client.completions.create(model=model, prompt="Queen Anne", max_tokens=12, temperature=0, logprobs=3)
+choice = whole.choices[0]
+assert choice.finish_reason == "length" and whole.usage.completion_tokens == 12, whole
+assert len(choice.logprobs.tokens) == 12 and all(len(top) == 3 for top in choice.logprobs.top_logprobs)
+assert all(max(top.values()) == own for top, own in zip(choice.logprobs.top_logprobs, choice.logprobs.token_logprobs))
+parts = list(
+    client.completions.create(
+        model=model, prompt="Queen Anne", max_tokens=12, temperature=0, stream=True, stream_options={"include_usage": True}
+    )
+)
+assert "".join(part.choices[0].text for part in parts if part.choices) == choice.text
+assert parts[-1].usage.completion_tokens == 12
+several = client.completions.create(model=model, prompt=["Ada", "Queen"], n=2, max_tokens=4, seed=1, top_p=0.9)
+assert [entry.index for entry in several.choices] == [0, 1, 2, 3]
+
+# Conversations: whole, streamed, with log-probabilities.
+messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Ada?"}]
+answer = client.chat.completions.create(
+    model=model, messages=messages, max_tokens=8, seed=3, logprobs=True, top_logprobs=2, stop=["User:"]
+)
+message = answer.choices[0].message
+assert message.role == "assistant" and answer.object == "chat.completion"
+assert all(len(token.top_logprobs) == 2 and token.logprob <= 0 for token in answer.choices[0].logprobs.content)
+with client.chat.completions.stream(model=model, messages=messages, max_tokens=8, seed=3, stop=["User:"]) as stream:
+    streamed = "".join(event.delta for event in stream if event.type == "content.delta")
+    assert streamed == message.content, (streamed, message.content)
+
+# What is not of OpenAI's API goes in the extra body.
+gates = client.completions.create(model=model, prompt="Ada", max_tokens=3, extra_body={"gates": True, "memory": False})
+assert gates.choices[0].engram["gates"]
+
+# Errors are the client's own kinds.
+for kind, arguments in [
+    (openai.BadRequestError, {"model": model, "prompt": "a", "max_tokens": 10**6}),
+    (openai.BadRequestError, {"model": model, "prompt": "a", "temperature": -1}),
+    (openai.NotFoundError, {"model": "another", "prompt": "a"}),
+]:
+    try:
+        client.completions.create(**arguments)
+    except kind as error:
+        assert error.body["message"], error
+    else:
+        raise AssertionError(f"{arguments} was answered")
+print("openai", openai.__version__, "is served")

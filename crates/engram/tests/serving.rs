@@ -1,0 +1,464 @@
+//! The server as its clients meet it: over HTTP, with a small trained model behind it.
+#![allow(clippy::unwrap_used, reason = "a panic is a failure")]
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use common::{CONFIG, Random, Workshop, wait_until};
+use serde_json::{Value, json};
+
+/// A run in `run/`, of a model with a longer context than the other tests'.
+fn workshop() -> &'static Workshop {
+    static WORKSHOP: OnceLock<Workshop> = OnceLock::new();
+    WORKSHOP.get_or_init(|| {
+        let workshop = Workshop::prepared();
+        let config = CONFIG
+            .replace("context = 32", "context = 160")
+            .replace("evaluate_tokens = 200", "evaluate_tokens = 161");
+        workshop.write("long.toml", config);
+        workshop.ok("train long.toml --out run --steps 6");
+        workshop.write("template.jinja", include_str!("../../../configs/chat-template.jinja"));
+        workshop
+    })
+}
+
+/// A server that ends with the test.
+struct Server {
+    child: Child,
+    address: String,
+}
+
+struct Reply {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Server {
+    fn start(options: &str) -> Self {
+        Self::start_with(options, None)
+    }
+
+    fn start_with(options: &str, key: Option<&str>) -> Self {
+        let line = format!("serve run --port 0 {options}");
+        let mut command = workshop().command(line.split_whitespace());
+        command.env_remove("ENGRAM_API_KEY").stdout(Stdio::piped()).stderr(Stdio::null());
+        if let Some(key) = key {
+            command.env("ENGRAM_API_KEY", key);
+        }
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("listening at http://").expect("an address").to_owned();
+        Self { child, address }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream
+    }
+
+    fn send(&self, head: &str, body: &str) -> TcpStream {
+        let mut stream = self.connect();
+        let length = body.len();
+        write!(stream, "{head}\r\nhost: test\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}")
+            .unwrap();
+        stream
+    }
+
+    fn ask(&self, head: &str, body: &str) -> Reply {
+        Reply::read(self.send(head, body))
+    }
+
+    fn get(&self, path: &str) -> Reply {
+        self.ask(&format!("GET {path} HTTP/1.1"), "")
+    }
+
+    fn post(&self, path: &str, body: &Value) -> Reply {
+        self.ask(&format!("POST {path} HTTP/1.1"), &body.to_string())
+    }
+
+    /// A completion that must succeed.
+    fn complete(&self, body: Value) -> Value {
+        let reply = self.post("/v1/completions", &body);
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        reply.json()
+    }
+
+    fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").body;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("{name} in\n{text}")).parse().unwrap()
+    }
+
+    fn signal(&self, signal: &str) {
+        assert!(
+            Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap().success()
+        );
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Reply {
+    fn read(mut stream: TcpStream) -> Self {
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).unwrap();
+        let text = String::from_utf8(bytes).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no head in {text:?}"));
+        let head = head.to_lowercase();
+        let body = if head.contains("transfer-encoding: chunked") { unchunk(body) } else { body.to_owned() };
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        Self { status, head, body }
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error} in {}", self.body))
+    }
+
+    /// The data of server-sent events.
+    fn events(&self) -> Vec<Value> {
+        assert!(self.head.contains("text/event-stream"), "{}", self.head);
+        let mut events: Vec<&str> =
+            self.body.split("\n\n").filter_map(|event| event.strip_prefix("data: ")).collect();
+        assert_eq!(events.pop(), Some("[DONE]"));
+        events.into_iter().map(|event| serde_json::from_str(event).unwrap()).collect()
+    }
+}
+
+fn unchunk(mut body: &str) -> String {
+    let mut text = String::new();
+    while let Some((size, rest)) = body.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).unwrap();
+        text += &rest[..size];
+        body = &rest[size + 2..];
+    }
+    text
+}
+
+#[test]
+fn a_text_is_completed_whole_and_streamed() {
+    let server = Server::start("");
+    let request = json!({"prompt": "Queen Anne", "max_tokens": 12, "temperature": 0, "logprobs": 2});
+    let whole = server.complete(request.clone());
+    assert_eq!((&whole["object"], &whole["model"]), (&json!("text_completion"), &json!("run")));
+    let choice = &whole["choices"][0];
+    let text = choice["text"].as_str().unwrap();
+    assert_eq!((&choice["finish_reason"], &choice["index"]), (&json!("length"), &json!(0)));
+    assert_eq!(whole["usage"]["completion_tokens"], 12);
+    let logprobs = &choice["logprobs"];
+    assert_eq!(logprobs["tokens"].as_array().unwrap().len(), 12);
+    assert_eq!(logprobs["top_logprobs"][0].as_object().unwrap().len(), 2);
+    let best = logprobs["top_logprobs"][3]
+        .as_object()
+        .unwrap()
+        .values()
+        .map(|v| v.as_f64().unwrap())
+        .fold(-99.0, f64::max);
+    assert_eq!(logprobs["token_logprobs"][3], best, "the likeliest was taken");
+
+    let mut streamed = request;
+    streamed["stream"] = true.into();
+    streamed["stream_options"] = json!({"include_usage": true});
+    let events = server.post("/v1/completions", &streamed).events();
+    let joined: String = events.iter().filter_map(|event| event["choices"][0]["text"].as_str()).collect();
+    assert_eq!(joined, text);
+    let (usage, parts) = events.split_last().unwrap();
+    assert_eq!((&usage["choices"], &usage["usage"]["completion_tokens"]), (&json!([]), &json!(12)));
+    assert_eq!(parts.last().unwrap()["choices"][0]["finish_reason"], "length");
+    assert!(parts.iter().all(|part| part["id"] == parts[0]["id"]));
+
+    // The command answers the same.
+    let generated = workshop().ok_arguments([
+        "generate",
+        "run",
+        "--prompt",
+        "Queen Anne",
+        "--tokens",
+        "12",
+        "--temperature",
+        "0",
+    ]);
+    assert_eq!(generated, format!("Queen Anne{text}\n"));
+    // Several prompts, several choices, repeated prompts.
+    let many =
+        server.complete(json!({"prompt": ["Ada", "my"], "n": 2, "max_tokens": 3, "echo": true, "seed": 5}));
+    let texts: Vec<&str> =
+        many["choices"].as_array().unwrap().iter().map(|choice| choice["text"].as_str().unwrap()).collect();
+    assert_eq!(texts.len(), 4);
+    assert!(
+        texts[..2].iter().all(|text| text.starts_with("Ada"))
+            && texts[2..].iter().all(|text| text.starts_with("my"))
+    );
+}
+
+#[test]
+fn a_conversation_goes_through_the_template() {
+    let server = Server::start("--chat-template template.jinja");
+    let request = json!({"messages": [{"role": "user", "content": "Ada?"}], "max_tokens": 5, "seed": 1, "logprobs": true, "top_logprobs": 1});
+    let reply = server.post("/v1/chat/completions", &request);
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    let whole = reply.json();
+    let message = &whole["choices"][0]["message"];
+    assert_eq!((&whole["object"], &message["role"]), (&json!("chat.completion"), &json!("assistant")));
+    assert_eq!(whole["choices"][0]["logprobs"]["content"][0]["top_logprobs"].as_array().unwrap().len(), 1);
+    // It is what follows the template's text.
+    let plain = server.complete(json!({"prompt": "User: Ada?\nAssistant:", "max_tokens": 5, "seed": 1}));
+    assert_eq!(message["content"], plain["choices"][0]["text"]);
+
+    let mut streamed = request;
+    streamed["stream"] = true.into();
+    let events = server.post("/v1/chat/completions", &streamed).events();
+    assert_eq!(events[0]["choices"][0]["delta"]["role"], "assistant");
+    let joined: String =
+        events.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str()).collect();
+    assert_eq!(message["content"], joined);
+
+    let wrong =
+        server.post("/v1/chat/completions", &json!({"messages": [{"role": "robot", "content": "x"}]}));
+    assert_eq!(wrong.status, 400);
+    assert!(wrong.body.contains("robot"), "{}", wrong.body);
+
+    let said = workshop().shell(
+        "printf 'Ada?\\n' | \"$ENGRAM\" chat run --chat-template template.jinja --tokens 5 --temperature 0",
+    );
+    assert_eq!(said.status, Some(0), "{}", said.stderr);
+    let request =
+        json!({"messages": [{"role": "user", "content": "Ada?"}], "max_tokens": 5, "temperature": 0});
+    let answer = server.post("/v1/chat/completions", &request).json();
+    assert_eq!(format!("{}\n", answer["choices"][0]["message"]["content"].as_str().unwrap()), said.stdout);
+}
+
+#[test]
+fn gates_and_the_memory_switch() {
+    let server = Server::start("");
+    let request = json!({"prompt": "Queen Anne", "max_tokens": 8, "temperature": 0, "gates": true});
+    let with = server.complete(request.clone());
+    let gates = &with["choices"][0]["engram"]["gates"];
+    let positions: usize =
+        gates.as_array().unwrap().iter().map(|part| part["layers"][0].as_array().unwrap().len()).sum();
+    let prompt = with["usage"]["prompt_tokens"].as_u64().unwrap() as usize;
+    assert!(positions >= prompt + 7, "{positions} positions");
+    for gate in gates[0]["layers"][0][1].as_array().unwrap() {
+        assert!((0.0..=1.0).contains(&gate.as_f64().unwrap()));
+    }
+    let mut without = request;
+    without["memory"] = false.into();
+    let without = server.complete(without);
+    let shut = &without["choices"][0]["engram"]["gates"][0]["layers"][0];
+    assert!(
+        shut.as_array().unwrap().iter().flat_map(|gates| gates.as_array().unwrap()).all(|gate| *gate == 0.0)
+    );
+
+    let page = server.get("/");
+    assert!(page.head.contains("text/html") && page.body.contains("<title>Engram</title>"));
+    assert!(
+        !page.body.contains("http://") && !page.body.contains("https://"),
+        "nothing comes from elsewhere"
+    );
+    let model = &server.get("/v1/models").json()["data"][0];
+    assert_eq!((&model["id"], &model["engram"]["memory_layers"]), (&json!("run"), &json!([1])));
+    assert_eq!(server.get("/v1/models/run").json()["id"], "run");
+    assert_eq!(server.get("/health").json(), json!({"status": "ok"}));
+    let tokens = server.post("/tokenize", &json!({"prompt": "Queen Anne"})).json();
+    assert_eq!(tokens["count"].as_u64().unwrap() as usize, prompt);
+    assert_eq!(
+        tokens["texts"].as_array().unwrap()[1..]
+            .iter()
+            .map(|text| text.as_str().unwrap())
+            .collect::<String>(),
+        "Queen Anne"
+    );
+}
+
+#[test]
+fn bad_requests_get_an_error_object_and_the_server_lives() {
+    let server = Server::start("--max-body 2KB");
+    let complete = "POST /v1/completions HTTP/1.1";
+    let long = "Ada ".repeat(200);
+    for (head, body, status, words) in [
+        (complete, "{".to_owned(), 400, "line 1"),
+        (complete, "".to_owned(), 400, "EOF"),
+        (complete, "\u{0}\u{1}".to_owned(), 400, "expected value"),
+        (complete, json!({"prompt": "a", "max_tokens": "many"}).to_string(), 400, "many"),
+        (complete, json!({"prompt": "a", "colour": 1}).to_string(), 400, "colour"),
+        (complete, json!({"prompt": "a", "temperature": -1}).to_string(), 400, "temperature"),
+        (complete, json!({"prompt": "a", "max_tokens": 10_000}).to_string(), 400, "context"),
+        (complete, json!({"prompt": "a", "max_tokens": u64::MAX}).to_string(), 400, "context"),
+        (complete, json!({"prompt": long}).to_string(), 400, "context is 160"),
+        (complete, json!({"prompt": [1, 99_999]}).to_string(), 400, "99999"),
+        (complete, json!({"prompt": []}).to_string(), 400, "empty"),
+        (complete, json!({"prompt": "a", "model": "gpt"}).to_string(), 404, "gpt"),
+        (complete, json!({"prompt": "x".repeat(3000)}).to_string(), 413, "2000 bytes"),
+        (
+            "POST /v1/chat/completions HTTP/1.1",
+            json!({"messages": [{"role": "user", "content": "a"}]}).to_string(),
+            400,
+            "--chat-template",
+        ),
+        ("POST /tokenize HTTP/1.1", "{}".to_owned(), 400, "prompt"),
+        ("GET /v1/completions HTTP/1.1", String::new(), 405, "method"),
+        ("GET /nowhere HTTP/1.1", String::new(), 404, "nothing"),
+        ("GET /v1/models/gpt HTTP/1.1", String::new(), 404, "gpt"),
+    ] {
+        let reply = server.ask(head, &body);
+        assert_eq!(reply.status, status, "{head} {body}: {}", reply.body);
+        let error = &reply.json()["error"];
+        assert!(error["message"].as_str().unwrap().contains(words), "{head} {body}: {error}");
+        assert_eq!(error["type"], "invalid_request_error");
+    }
+    let mut random = Random(3);
+    for _ in 0..50 {
+        let garbage: Vec<u8> = (0..random.below(300)).map(|_| random.below(256) as u8).collect();
+        let mut stream = server.connect();
+        let _ = stream.write_all(&garbage);
+        let _ = stream.shutdown(Shutdown::Write);
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+    server.complete(json!({"prompt": "Ada", "max_tokens": 2}));
+}
+
+#[test]
+fn clients_that_hang_or_leave_keep_nobody_waiting() {
+    let server = Server::start("--running 2 --patience 2");
+    // Heads and bodies that never end.
+    let mut hanging = Vec::new();
+    for start in [
+        "POST /v1/comp",
+        "POST /v1/completions HTTP/1.1\r\nhost: test\r\ncontent-length: 100\r\n\r\n{\"prompt\"",
+    ] {
+        let mut stream = server.connect();
+        stream.write_all(start.as_bytes()).unwrap();
+        hanging.push(stream);
+    }
+    // Clients that leave before the end, of the whole and of a stream.
+    for stream in [false, true] {
+        for _ in 0..6 {
+            let body = json!({"prompt": "Ada", "max_tokens": 150, "stream": stream});
+            drop(server.send("POST /v1/completions HTTP/1.1", &body.to_string()));
+        }
+    }
+    server.complete(json!({"prompt": "Ada", "max_tokens": 2}));
+    wait_until("the places to be free", || {
+        server.metric("engram_running_requests") == 0.0 && server.metric("engram_cache_pages_in_use") == 0.0
+    });
+    let begun = Instant::now();
+    let body = Reply::read(hanging.pop().unwrap());
+    assert_eq!(body.status, 408, "{}", body.body);
+    let _ = hanging.pop().unwrap().read_to_end(&mut Vec::new());
+    assert!(begun.elapsed() < Duration::from_secs(20), "they were sent away");
+}
+
+#[test]
+fn as_many_wait_as_may() {
+    let server = Server::start("--running 1 --waiting 1 --drafts 0");
+    let body = json!({"prompt": "Ada", "max_tokens": 150, "n": 2}).to_string();
+    // Each has two choices, for one of which there is no place while another's runs.
+    let streams: Vec<TcpStream> =
+        (0..8).map(|_| server.send("POST /v1/completions HTTP/1.1", &body)).collect();
+    let replies: Vec<Reply> = streams.into_iter().map(Reply::read).collect();
+    let busy: Vec<&Reply> = replies.iter().filter(|reply| reply.status == 429).collect();
+    assert!(!busy.is_empty());
+    assert!(
+        busy.iter()
+            .all(|reply| reply.head.contains("retry-after: 1") && reply.body.contains("rate_limit_error"))
+    );
+    wait_until("a place", || {
+        server.post("/v1/completions", &json!({"prompt": "Ada", "max_tokens": 2})).status == 200
+    });
+}
+
+#[test]
+fn a_key_is_asked_for() {
+    let server = Server::start_with("", Some("sesame"));
+    let models =
+        |key: &str| server.ask(&format!("GET /v1/models HTTP/1.1\r\nauthorization: {key}"), "").status;
+    assert_eq!((models("Bearer sesame"), models("Bearer sesam"), models("sesame")), (200, 401, 401));
+    let refused = server.post("/v1/completions", &json!({"prompt": "Ada"}));
+    assert_eq!((refused.status, &refused.json()["error"]["type"]), (401, &json!("authentication_error")));
+    assert_eq!(server.get("/health").status, 200);
+}
+
+#[test]
+fn told_to_end_it_answers_what_it_took() {
+    let mut server = Server::start("--drafts 0");
+    let body = json!({"prompt": "Ada", "max_tokens": 150}).to_string();
+    let streams: Vec<TcpStream> =
+        (0..10).map(|_| server.send("POST /v1/completions HTTP/1.1", &body)).collect();
+    wait_until("all to be taken", || server.metric("engram_prompt_tokens_total") >= 10.0 * 3.0);
+    server.signal("-TERM");
+    for stream in streams {
+        assert_eq!(Reply::read(stream).status, 200);
+    }
+    assert!(server.child.wait().unwrap().success());
+    assert!(TcpStream::connect(&server.address).is_err());
+}
+
+#[test]
+fn impossible_options_are_refused() {
+    workshop().fails("serve nowhere", 2, &["nowhere"]);
+    workshop().fails("serve run --running 0", 2, &["running", "at least 1"]);
+    workshop().fails("serve run --token-cache 10B", 2, &["cache_bytes"]);
+    workshop().fails("serve run --chat-template nowhere.jinja", 2, &["nowhere.jinja"]);
+    workshop().fails("serve run --node redis://127.0.0.1:1", 2, &["--tier redis"]);
+    workshop().fails("chat run", 2, &["--chat-template"]);
+    workshop().fails("generate run --prompt Ada --tokens 1000", 2, &["context is 160"]);
+    workshop().fails("generate run --prompt Ada --min-p 2", 2, &["--min-p", "from 0 to 1"]);
+}
+
+#[test]
+fn rows_come_from_any_tier() {
+    let ask = |options: &str| {
+        let server = Server::start(options);
+        let answer = server.complete(json!({"prompt": "Queen Anne", "max_tokens": 20, "temperature": 0}));
+        let hits =
+            options.contains("cache").then(|| server.metric("engram_rows_total{layer=\"1\",from=\"cache\"}"));
+        assert!(hits.is_none_or(|hits| hits > 0.0), "rows come again");
+        answer["choices"][0]["text"].clone()
+    };
+    let expected = ask("");
+    for options in ["--tier ram", "--tier direct", "--tier direct --cache 1MiB", "--tier mapped --cache 1MiB"]
+    {
+        assert_eq!(ask(options), expected, "{options}");
+    }
+}
+
+/// Runs a client in Python against a server; skips, loudly, where the interpreter lacks its module.
+fn client(script: &str, module: &str) {
+    let python = std::env::var("ENGRAM_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
+    let there = Command::new(&python).args(["-c", &format!("import {module}")]).output();
+    if !there.is_ok_and(|output| output.status.success()) {
+        eprintln!("SKIPPED: {python} has no {module}; name one that has with ENGRAM_TEST_PYTHON");
+        return;
+    }
+    let server = Server::start("--chat-template template.jinja");
+    let script = format!("{}/tests/clients/{script}", env!("CARGO_MANIFEST_DIR"));
+    let output =
+        Command::new(python).args([&script, &format!("http://{}", server.address), "run"]).output().unwrap();
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+}
+
+#[test]
+fn the_openai_client_is_served() {
+    client("openai_client.py", "openai");
+}
+
+/// Needs a browser, which a machine that builds seldom has: run it by name.
+#[test]
+#[ignore = "needs Playwright and a browser"]
+fn the_page_works_in_a_browser() {
+    client("page_in_browser.py", "playwright");
+}

@@ -1,0 +1,220 @@
+//! How fast the engine answers, and what a memory that lives elsewhere costs.
+//!
+//!     cargo bench -p engram-serve --bench serving -- decode
+//!     cargo bench -p engram-serve --bench serving -- offload FOLDER [SEQUENCES]
+//!
+//! `decode`: a model of the shape of SmolLM2-135M; `benches/pytorch/decode.py` does the same in PyTorch.
+//! `offload`: a dense backbone whose memory has fifty times its parameters; FOLDER gets the table's file.
+#![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on stops")]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use burn::tensor::Device;
+use engram_address::{Addressing, Vocabulary};
+use engram_kernels::WeightFormat;
+use engram_model::{LanguageModel, ModelConfig, Precision};
+use engram_serve::{Decoder, Engine, EngineOptions, Event, Model, Request, RowTiers, Sampling};
+use engram_store::{
+    DirectOptions, DirectTable, PrefetchOptions, RowFormat, RowSource, Storage, Table, TableOrigin,
+};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+fn main() {
+    // `cargo bench` and `cargo test` add options of their own.
+    let arguments: Vec<String> =
+        std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["decode"] => decode(),
+        ["offload", folder, sequences @ ..] => {
+            let sequences = sequences.first().map_or(512, |count| count.parse().unwrap());
+            offload(Path::new(folder), sequences);
+        }
+        _ => println!("name what to measure: `decode`, or `offload FOLDER`"),
+    }
+}
+
+/// The shape of SmolLM2-135M, but for its keys and values, which several heads share there.
+const SMALL: &str = r#"
+    vocabulary = 49152
+    width = 576
+    blocks = 30
+    context = 2048
+    tied_head = true
+    attention = { kind = "plain", heads = 9, head_width = 64 }
+    feed_forward = { width = 1536 }
+"#;
+
+fn decode() {
+    let config: ModelConfig = toml::from_str(SMALL).unwrap();
+    let model = LanguageModel::new(&config, &Device::flex(), 1, Precision::F32).unwrap();
+    for format in [WeightFormat::F32, WeightFormat::Bf16] {
+        let decoder = Decoder::new(&model, &config, format);
+        let bytes = decoder.bytes();
+        let model = Model { decoder, rows: None, token_bytes: Vec::new() };
+        let options =
+            EngineOptions { running: 16, drafts: 0, prompt_tokens: 512, ..EngineOptions::default() };
+        let engine = Engine::start(model, options).unwrap();
+        println!("{format:?}: {} MB of weights", bytes / 1_000_000);
+        let prefill = best(3, |turn| {
+            let start = Instant::now();
+            finish(engine.submit(greedy(random(512, turn), 1)).unwrap());
+            512.0 / start.elapsed().as_secs_f64()
+        });
+        println!("  prefill, 512 tokens: {prefill:.0} tokens/s");
+        for sequences in [1, 16] {
+            let speed = best(3, |turn| decoding_speed(&engine, sequences, 64, turn));
+            println!("  decoding, {sequences} at once after 128 tokens: {speed:.1} tokens/s");
+        }
+    }
+}
+
+/// Tokens per second of all sequences from the time when all have their first.
+fn decoding_speed(engine: &Engine, sequences: usize, tokens: usize, turn: u64) -> f64 {
+    let prompt = |index: usize| random(128, 1000 * turn + index as u64);
+    let mut events: Vec<_> =
+        (0..sequences).map(|index| engine.submit(greedy(prompt(index), tokens)).unwrap()).collect();
+    for events in &mut events {
+        while !matches!(events.blocking_recv(), Some(Event::Token(_))) {}
+    }
+    let start = Instant::now();
+    let left: usize = events.into_iter().map(|events| finish(events).0).sum();
+    left as f64 / start.elapsed().as_secs_f64()
+}
+
+/// A dense backbone of 8.0 million parameters.
+fn offloaded(rows_per_head: u64) -> ModelConfig {
+    toml::from_str(&format!(
+        r#"
+        vocabulary = 8192
+        width = 256
+        blocks = 8
+        context = 1024
+        tied_head = true
+        attention = {{ kind = "latent", heads = 4, latent_rank = 64, content_width = 64, rotary_width = 32, value_width = 64 }}
+        feed_forward = {{ width = 768 }}
+        memory = {{ layers = [1], max_order = 3, heads = 4, row_width = 64, rows_per_head = [{rows_per_head}, {rows_per_head}] }}
+        "#
+    ))
+    .unwrap()
+}
+
+/// Rows per head of a table that fits the processor's caches, and of one of 2 GiB.
+const FEW: u64 = 1_000;
+const MANY: u64 = 1_000_000;
+
+fn offload(folder: &Path, sequences: usize) {
+    let (small, _) = table(FEW, None);
+    let path = folder.join("offload.table");
+    let (large, origin) = table(MANY, Some(&path));
+    let direct: Arc<dyn RowSource> =
+        Arc::new(DirectTable::open(&path, &origin, &DirectOptions::default()).unwrap());
+    let bytes = large.rows() as usize * large.bytes_per_row();
+    println!("table: {} rows, {:.2} GB", large.rows(), bytes as f64 / 1e9);
+    let requests = requests(sequences);
+    let total: usize = requests.iter().map(|request| request.prompt.len() + request.max_tokens).sum();
+    println!("{sequences} sequences, {total} tokens in all");
+    let ways: [(&str, u64, &Arc<dyn RowSource>, bool); 5] = [
+        ("a table that fits the cache", FEW, &small, false),
+        ("RAM, prefetched", MANY, &large, false),
+        ("RAM, read in the forward pass", MANY, &large, true),
+        ("direct, prefetched", MANY, &direct, false),
+        ("direct, read in the forward pass", MANY, &direct, true),
+    ];
+    let parts = 4;
+    let mut seconds = [0.0; 5];
+    let mut waits = [Duration::ZERO; 5];
+    // In turn, so that what else happens on the machine happens to all.
+    for part in requests.chunks(sequences.div_ceil(parts)) {
+        for (way, (_, rows_per_head, source, on_demand)) in ways.iter().enumerate() {
+            let engine = engine(*rows_per_head, Arc::clone(source), *on_demand);
+            let start = Instant::now();
+            let events: Vec<_> = part.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
+            waits[way] += events.into_iter().map(|events| finish(events).1).sum();
+            seconds[way] += start.elapsed().as_secs_f64();
+        }
+    }
+    for (way, (name, ..)) in ways.iter().enumerate() {
+        let speed = total as f64 / seconds[way];
+        let relative = seconds[0] / seconds[way];
+        let wait = waits[way].as_secs_f64() / sequences as f64;
+        println!("{name:34} {speed:8.1} tokens/s  {relative:.3}  {wait:.4} s waited per request");
+    }
+}
+
+fn addressing(config: &ModelConfig) -> Addressing {
+    let memory = config.memory.as_ref().unwrap();
+    Addressing::new(&memory.addressing(), Vocabulary::identity(config.vocabulary)).unwrap()
+}
+
+/// A table for the model with so many rows per head, in RAM, and in a file too.
+fn table(rows_per_head: u64, path: Option<&Path>) -> (Arc<dyn RowSource>, TableOrigin) {
+    let config = offloaded(rows_per_head);
+    let addressing = addressing(&config);
+    let layer = &addressing.layers()[0];
+    let origin = TableOrigin { identity: addressing.identity(), layer: layer.layer() as u64 };
+    let fill = |id: u64, row: &mut [f32]| {
+        row.iter_mut().zip(0..).for_each(|(value, i)| {
+            *value = ((id.wrapping_mul(0x9e37_79b9) ^ i) % 1000) as f32 / 1000.0 - 0.5;
+        });
+    };
+    let table = Table::from_fn(layer.rows(), 64, RowFormat::F32, origin, &Storage::Ram, fill).unwrap();
+    if let Some(path) = path {
+        table.save(path).unwrap();
+    }
+    (Arc::new(table), origin)
+}
+
+fn engine(rows_per_head: u64, source: Arc<dyn RowSource>, on_demand: bool) -> Engine {
+    let config = offloaded(rows_per_head);
+    let model = LanguageModel::new(&config, &Device::flex(), 1, Precision::F32).unwrap();
+    let tiers = RowTiers::new(addressing(&config), vec![source], &PrefetchOptions::default()).unwrap();
+    let rows = Some(if on_demand { tiers.on_demand() } else { tiers });
+    let decoder = Decoder::new(&model, &config, WeightFormat::F32);
+    let options = EngineOptions { running: 64, waiting: 1000, drafts: 0, ..EngineOptions::default() };
+    Engine::start(Model { decoder, rows, token_bytes: Vec::new() }, options).unwrap()
+}
+
+/// Sequences of 100 to 1024 tokens, of which up to 64 are generated. All tokens are random: hardly a row comes twice.
+fn requests(count: usize) -> Vec<Request> {
+    let mut random_length = ChaCha8Rng::seed_from_u64(9);
+    let request = |index: usize| {
+        let length = random_length.random_range(100..=1024);
+        let generated = random_length.random_range(16..=64);
+        let tokens = random(length - generated, index as u64).iter().map(|token| token % 8192).collect();
+        greedy(tokens, generated)
+    };
+    (0..count).map(request).collect()
+}
+
+fn greedy(prompt: Vec<u32>, max_tokens: usize) -> Request {
+    Request {
+        sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+        ..Request::new(prompt, max_tokens)
+    }
+}
+
+fn random(count: usize, seed: u64) -> Vec<u32> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    (0..count).map(|_| random.random_range(0..49152)).collect()
+}
+
+/// Tokens that still came, and the time waited for rows.
+fn finish(mut events: UnboundedReceiver<Event>) -> (usize, Duration) {
+    let mut tokens = 0;
+    loop {
+        match events.blocking_recv().unwrap() {
+            Event::Token(_) => tokens += 1,
+            Event::Gates(_) => {}
+            Event::Done(summary) => return (tokens, summary.row_wait),
+            Event::Failed(failure) => panic!("{failure}"),
+        }
+    }
+}
+
+fn best(turns: u64, mut measure: impl FnMut(u64) -> f64) -> f64 {
+    (0..turns).map(&mut measure).fold(0.0, f64::max)
+}

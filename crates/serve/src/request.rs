@@ -1,0 +1,178 @@
+//! What is asked of the engine, and what it answers.
+
+use std::time::{Duration, Instant};
+
+use crate::cache::Root;
+use crate::sampling::{BadParameter, Sampling, TokenLogprob};
+
+/// A text to be continued.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// Its tokens, at least one.
+    pub prompt: Vec<u32>,
+    /// Tokens of the continuation at most.
+    pub max_tokens: usize,
+    /// How they are drawn.
+    pub sampling: Sampling,
+    /// Texts before which the continuation ends.
+    pub stop: Vec<String>,
+    /// Tokens that end it, and are not part of it.
+    pub end_tokens: Vec<u32>,
+    /// With the probability of each token, and of so many likeliest ones.
+    pub logprobs: Option<usize>,
+    /// With the gates of every position.
+    pub gates: bool,
+    /// Whether the memory is read.
+    pub memory: bool,
+    /// When it must be done.
+    pub deadline: Option<Instant>,
+}
+
+impl Request {
+    /// The model's own continuation of `prompt`.
+    pub fn new(prompt: Vec<u32>, max_tokens: usize) -> Self {
+        Self {
+            prompt,
+            max_tokens,
+            sampling: Sampling::default(),
+            stop: Vec::new(),
+            end_tokens: Vec::new(),
+            logprobs: None,
+            gates: false,
+            memory: true,
+            deadline: None,
+        }
+    }
+
+    pub(crate) fn root(&self) -> Root {
+        if self.memory { Root::Memory } else { Root::NoMemory }
+    }
+}
+
+/// Why a request is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// A parameter cannot be.
+    #[error(transparent)]
+    Parameter(#[from] BadParameter),
+    /// The prompt has no token.
+    #[error("the prompt is empty: give at least one token")]
+    EmptyPrompt,
+    /// A token that the model does not know.
+    #[error("token {token}, at position {position} of the prompt, is outside the vocabulary of {vocabulary}")]
+    Token {
+        /// The token.
+        token: u32,
+        /// Where it stands.
+        position: usize,
+        /// Tokens of the vocabulary.
+        vocabulary: usize,
+    },
+    /// Prompt and continuation are longer than the model's context.
+    #[error(
+        "this model's context is {context} tokens, but {prompt} are in the prompt and {max_tokens} are to follow: \
+         shorten either"
+    )]
+    TooLong {
+        /// Tokens of the context.
+        context: usize,
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens asked for.
+        max_tokens: usize,
+    },
+    /// The whole cache could not hold it.
+    #[error(
+        "the request needs {needed} pages of the cache, which has {pages}: shorten it, or enlarge the cache"
+    )]
+    Cache {
+        /// Pages that it would fill.
+        needed: usize,
+        /// Pages that there are.
+        pages: usize,
+    },
+    /// As many requests wait as may.
+    #[error("{waiting} requests wait already: try again later")]
+    Busy {
+        /// Requests that wait.
+        waiting: usize,
+    },
+    /// The engine takes no more requests.
+    #[error("the server is stopping and takes no more requests")]
+    Stopping,
+}
+
+/// What comes of a request, one after another; the last is [`Event::Done`] or [`Event::Failed`].
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A token of the continuation.
+    Token(GeneratedToken),
+    /// Gates of positions that have been computed, if they were asked for.
+    Gates(PositionGates),
+    /// The continuation is complete.
+    Done(Summary),
+    /// It could not be completed.
+    Failed(Failure),
+}
+
+/// A token of a continuation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GeneratedToken {
+    /// The token.
+    pub id: u32,
+    /// Text that is certain now; it may end before the token does, or begin before.
+    pub text: String,
+    /// How likely it was, if that was asked for.
+    pub logprob: Option<TokenLogprob>,
+}
+
+/// Gates of consecutive positions.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PositionGates {
+    /// The first position; the prompt begins at 0.
+    pub first: usize,
+    /// Of each memory layer `[positions, streams]`.
+    pub layers: Vec<Vec<f32>>,
+}
+
+/// Why a continuation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// By an end token or a stop string.
+    Stop,
+    /// It has as many tokens as were asked for.
+    Length,
+}
+
+/// A request that is done.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Summary {
+    /// Why it ended.
+    pub finish: Finish,
+    /// Text that was held back until now.
+    pub text: String,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Of these, found in the cache.
+    pub cached_tokens: usize,
+    /// Tokens of the continuation; an end token counts.
+    pub completion_tokens: usize,
+    /// Tokens that were drafted, and those of them that were right.
+    pub drafted: [usize; 2],
+    /// Time that its steps spent waiting for memory rows.
+    pub row_wait: Duration,
+}
+
+/// Why a request failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// Memory rows could not be had.
+    #[error("memory rows could not be had: {0}")]
+    Rows(String),
+    /// It was not done in time.
+    #[error("the request was not done within its time limit")]
+    Deadline,
+    /// The engine ended.
+    #[error("the server stopped before the request was done")]
+    Stopped,
+}

@@ -1,0 +1,195 @@
+//! The rows of a step, on their way before the model computes.
+//!
+//! Which rows a token reads depends on tokens alone. As soon as a step's tokens are known the rows of every memory
+//! layer are asked for; they are waited for where the layer needs them, and the wait is measured.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use engram_address::{Addressing, History};
+use engram_store::{DistinctRows, PrefetchOptions, Prefetcher, RowSource, StoreError, Ticket};
+
+/// Addressing, and for each memory layer the tier that its rows are fetched from.
+#[derive(Debug)]
+pub struct RowTiers {
+    addressing: Addressing,
+    layers: Vec<Tier>,
+    /// Whether rows are asked for only where a layer needs them.
+    on_demand: bool,
+}
+
+#[derive(Debug)]
+struct Tier {
+    prefetcher: Arc<Prefetcher>,
+    /// Values of a row.
+    width: usize,
+}
+
+/// Tables that do not fit the addressing.
+#[derive(Debug, thiserror::Error)]
+pub enum TierError {
+    /// Another number of tables than of memory layers.
+    #[error("{found} tables for {needed} memory layers")]
+    Count {
+        /// Memory layers.
+        needed: usize,
+        /// Tables given.
+        found: usize,
+    },
+    /// A table has other rows than its layer reads.
+    #[error("the table of layer {layer} has {found} rows, but the layer addresses {needed}")]
+    Rows {
+        /// The layer, counted from 0.
+        layer: usize,
+        /// Rows that it addresses.
+        needed: u64,
+        /// Rows of the table.
+        found: u64,
+    },
+    /// Threads could not be had.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl RowTiers {
+    /// Fetches from `sources`, one for each memory layer in order, by `options`.
+    ///
+    /// # Errors
+    /// When the tables are not those of the addressing's layers, or threads cannot be had.
+    pub fn new(
+        addressing: Addressing,
+        sources: Vec<Arc<dyn RowSource>>,
+        options: &PrefetchOptions,
+    ) -> Result<Self, TierError> {
+        let needed = addressing.layers().len();
+        if sources.len() != needed {
+            return Err(TierError::Count { needed, found: sources.len() });
+        }
+        let layers = addressing.layers().iter().zip(sources).map(|(layer, source)| {
+            if source.rows() != layer.rows() {
+                let (needed, found) = (layer.rows(), source.rows());
+                return Err(TierError::Rows { layer: layer.layer(), needed, found });
+            }
+            let width = source.width();
+            Ok(Tier { prefetcher: Arc::new(Prefetcher::new(source, options)?), width })
+        });
+        let layers = layers.collect::<Result<_, _>>()?;
+        Ok(Self { addressing, layers, on_demand: false })
+    }
+
+    /// Asks for rows only where a layer needs them: to measure what asking early is worth.
+    pub fn on_demand(self) -> Self {
+        Self { on_demand: true, ..self }
+    }
+
+    /// The addressing.
+    pub fn addressing(&self) -> &Addressing {
+        &self.addressing
+    }
+
+    /// Values of a row of each layer.
+    pub fn widths(&self) -> Vec<usize> {
+        self.layers.iter().map(|tier| tier.width).collect()
+    }
+
+    /// Has the rows of all layers fetched that these tokens read.
+    ///
+    /// # Errors
+    /// When there is no room for them within the prefetcher's limit.
+    pub fn fetch(&self, ids: RowIds) -> Result<RowFetch, StoreError> {
+        let layers = self.layers.iter().zip(&ids.layers).map(|(tier, ids)| {
+            let distinct = DistinctRows::of(ids);
+            let rows = match self.on_demand {
+                false => Rows::OnTheirWay(tier.prefetcher.submit(distinct.ids())?),
+                true => Rows::OnDemand(Arc::clone(&tier.prefetcher)),
+            };
+            Ok(LayerFetch { distinct, rows, width: tier.width })
+        });
+        Ok(RowFetch { layers: layers.collect::<Result<_, StoreError>>()?, waited: Duration::ZERO })
+    }
+}
+
+/// Row ids of tokens, layer by layer, `[tokens, slots]` each.
+#[derive(Debug, Clone, Default)]
+pub struct RowIds {
+    layers: Vec<Vec<u64>>,
+}
+
+impl RowIds {
+    /// Adds those of `tokens`, which come next in `history`.
+    ///
+    /// # Errors
+    /// When a token is outside the vocabulary. The history is then as it was.
+    pub fn add(
+        &mut self,
+        history: &mut History,
+        tokens: &[u32],
+        addressing: &Addressing,
+    ) -> Result<(), engram_address::AddressError> {
+        self.layers.resize(addressing.layers().len(), Vec::new());
+        let new = history.extend(tokens)?;
+        let mut of_layer = Vec::new();
+        for (layer, ids) in self.layers.iter_mut().enumerate() {
+            of_layer.clear();
+            new.row_ids(layer, &mut of_layer)?;
+            ids.extend_from_slice(&of_layer);
+        }
+        Ok(())
+    }
+}
+
+/// Rows that are on their way.
+pub struct RowFetch {
+    layers: Vec<LayerFetch>,
+    waited: Duration,
+}
+
+struct LayerFetch {
+    distinct: DistinctRows,
+    rows: Rows,
+    width: usize,
+}
+
+enum Rows {
+    OnTheirWay(Ticket),
+    OnDemand(Arc<Prefetcher>),
+    Taken,
+}
+
+impl RowFetch {
+    /// Waits for the rows of memory layer `index` and adds them to `out`, `[tokens, slots · row width]`: each token's
+    /// rows side by side.
+    ///
+    /// # Errors
+    /// When they cannot be had, or not in time.
+    ///
+    /// # Panics
+    /// When they were taken before.
+    pub(crate) fn take(&mut self, index: usize, out: &mut Vec<f32>) -> Result<(), StoreError> {
+        let layer = &mut self.layers[index];
+        let mut rows = vec![0.0; layer.distinct.len() * layer.width];
+        let start = Instant::now();
+        let fetched = match std::mem::replace(&mut layer.rows, Rows::Taken) {
+            Rows::OnTheirWay(ticket) => ticket.wait(),
+            Rows::OnDemand(prefetcher) => prefetcher.submit(layer.distinct.ids()).and_then(Ticket::wait),
+            Rows::Taken => panic!("the rows of a layer are taken once"),
+        };
+        self.waited += start.elapsed();
+        fetched?.decode(&mut rows)?;
+        let first = out.len();
+        out.resize(first + layer.distinct.index().len() * layer.width, 0.0);
+        layer.distinct.expand(&rows, layer.width, &mut out[first..])
+    }
+
+    /// Time spent waiting for rows so far.
+    pub fn waited(&self) -> Duration {
+        self.waited
+    }
+}
+
+impl fmt::Debug for RowFetch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RowFetch").field("layers", &self.layers.len()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,320 @@
+//! How the next token is drawn.
+
+use std::collections::HashMap;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+/// What decides a draw. Penalties change the logits first; then they are divided by the temperature, and the
+/// likeliest tokens are kept by `top_k`, `min_p` and `top_p`, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Sampling {
+    /// Logits are divided by it; 0 takes the likeliest token.
+    pub temperature: f32,
+    /// Only so many of the likeliest tokens are considered; none: all.
+    pub top_k: Option<usize>,
+    /// Only the likeliest tokens that together reach this probability; 1: all.
+    pub top_p: f32,
+    /// Only tokens at least this times as probable as the likeliest; 0: all.
+    pub min_p: f32,
+    /// Logits of tokens that occurred, in the prompt too, are divided by it where positive, multiplied where
+    /// negative (CTRL, arXiv 1909.05858, section 4.1); 1: no change.
+    pub repetition_penalty: f32,
+    /// Taken from the logits of tokens that were generated before.
+    pub presence_penalty: f32,
+    /// Taken from the logits of tokens for each time that they were generated before.
+    pub frequency_penalty: f32,
+    /// Seed of the draw.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    /// The model's own probabilities.
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: None,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            seed: 0,
+        }
+    }
+}
+
+/// A parameter that no request can have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{name}` {problem}")]
+pub struct BadParameter {
+    /// The parameter.
+    pub name: &'static str,
+    /// What it is, and what it may be.
+    pub problem: String,
+}
+
+impl BadParameter {
+    pub(crate) fn new(name: &'static str, problem: impl Into<String>) -> Self {
+        Self { name, problem: problem.into() }
+    }
+}
+
+impl Sampling {
+    /// Refuses impossible values.
+    ///
+    /// # Errors
+    /// The parameter that cannot be, and its range.
+    pub fn validate(&self) -> Result<(), BadParameter> {
+        let within = |name, value: f32, low: f32, high: f32| match value {
+            value if value >= low && value <= high => Ok(()),
+            _ => Err(BadParameter::new(name, format!("is {value}, but must be from {low} to {high}"))),
+        };
+        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
+            return Err(BadParameter::new(
+                "temperature",
+                format!("is {}, but must be 0 or above", self.temperature),
+            ));
+        }
+        if self.top_k == Some(0) {
+            return Err(BadParameter::new("top_k", "is 0, which leaves no token: take 1 or more"));
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            let problem = format!("is {}, but must lie above 0 and at most at 1", self.top_p);
+            return Err(BadParameter::new("top_p", problem));
+        }
+        if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
+            let problem = format!("is {}, but must be above 0", self.repetition_penalty);
+            return Err(BadParameter::new("repetition_penalty", problem));
+        }
+        within("min_p", self.min_p, 0.0, 1.0)?;
+        within("presence_penalty", self.presence_penalty, -2.0, 2.0)?;
+        within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+    }
+}
+
+/// Draws the tokens of one answer, one after another: the same logits and seed give the same tokens.
+#[derive(Debug)]
+pub(crate) struct Sampler {
+    sampling: Sampling,
+    random: ChaCha8Rng,
+    /// Tokens that occurred, and how often they were generated.
+    seen: HashMap<u32, u32>,
+}
+
+impl Sampler {
+    pub(crate) fn new(sampling: Sampling, prompt: &[u32]) -> Self {
+        let random = ChaCha8Rng::seed_from_u64(sampling.seed);
+        Self { sampling, random, seen: prompt.iter().map(|&token| (token, 0)).collect() }
+    }
+
+    /// The next token, from the logits of all.
+    pub(crate) fn draw(&mut self, logits: &[f32]) -> u32 {
+        let token = if self.has_penalties() {
+            let mut logits = logits.to_vec();
+            self.penalise(&mut logits);
+            self.choose(&logits)
+        } else {
+            self.choose(logits)
+        };
+        *self.seen.entry(token).or_default() += 1;
+        token
+    }
+
+    fn has_penalties(&self) -> bool {
+        let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.sampling;
+        repetition_penalty != 1.0 || presence_penalty != 0.0 || frequency_penalty != 0.0
+    }
+
+    fn penalise(&self, logits: &mut [f32]) {
+        let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.sampling;
+        for (&token, &count) in &self.seen {
+            let logit = &mut logits[token as usize];
+            *logit = if *logit > 0.0 { *logit / repetition_penalty } else { *logit * repetition_penalty };
+            if count > 0 {
+                *logit -= presence_penalty + count as f32 * frequency_penalty;
+            }
+        }
+    }
+
+    fn choose(&mut self, logits: &[f32]) -> u32 {
+        if self.sampling.temperature == 0.0 {
+            return likeliest(logits);
+        }
+        draw(logits, &self.sampling, self.random.random::<f32>())
+    }
+}
+
+/// The likeliest token, the first of equals.
+pub(crate) fn likeliest(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (token, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] {
+            best = token;
+        }
+    }
+    best as u32
+}
+
+/// The token that the uniform number `uniform` in 0..1 chooses.
+fn draw(logits: &[f32], sampling: &Sampling, uniform: f32) -> u32 {
+    let largest = logits[likeliest(logits) as usize];
+    let weight = |token: u32| ((logits[token as usize] - largest) / sampling.temperature).exp();
+    let mut kept: Vec<(u32, f32)> = (0..logits.len() as u32).map(|token| (token, weight(token))).collect();
+    let better = |a: &(u32, f32), b: &(u32, f32)| {
+        let logit = |token: u32| logits[token as usize];
+        logit(b.0).total_cmp(&logit(a.0)).then(a.0.cmp(&b.0))
+    };
+    if let Some(k) = sampling.top_k.filter(|&k| k < kept.len()) {
+        kept.select_nth_unstable_by(k - 1, better);
+        kept.truncate(k);
+    }
+    kept.retain(|(_, weight)| *weight >= sampling.min_p);
+    // An order of its own, whatever the selection left.
+    kept.sort_unstable_by(better);
+    if sampling.top_p < 1.0 {
+        let total: f32 = kept.iter().map(|(_, weight)| weight).sum();
+        let mut reached = 0.0;
+        let last = kept.iter().position(|(_, weight)| {
+            reached += weight / total;
+            reached >= sampling.top_p
+        });
+        kept.truncate(last.map_or(kept.len(), |last| last + 1));
+    }
+    let mut left = uniform * kept.iter().map(|(_, weight)| weight).sum::<f32>();
+    let chosen = kept.iter().find(|(_, weight)| {
+        left -= weight;
+        left < 0.0
+    });
+    chosen.or(kept.last()).map_or_else(|| likeliest(logits), |(token, _)| *token)
+}
+
+/// How likely the model finds a token, and which it finds likeliest.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprob {
+    /// Natural logarithm of the token's probability, before penalties and temperature.
+    pub logprob: f32,
+    /// The likeliest tokens, likeliest first, as many as were asked for.
+    pub top: Vec<(u32, f32)>,
+}
+
+impl TokenLogprob {
+    /// Of `token`, beside the `top` likeliest.
+    pub(crate) fn of(logits: &[f32], token: u32, top: usize) -> Self {
+        let largest = logits[likeliest(logits) as usize];
+        let sum: f64 = logits.iter().map(|logit| f64::from(logit - largest).exp()).sum();
+        let logprob = |token: u32| (f64::from(logits[token as usize] - largest) - sum.ln()) as f32;
+        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+        let logit = |token: u32| logits[token as usize];
+        let better = |a: &u32, b: &u32| logit(*b).total_cmp(&logit(*a)).then(a.cmp(b));
+        if top > 0 && top < order.len() {
+            order.select_nth_unstable_by(top - 1, better);
+        }
+        order.truncate(top);
+        order.sort_unstable_by(better);
+        Self {
+            logprob: logprob(token),
+            top: order.into_iter().map(|token| (token, logprob(token))).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Logarithms of 0.5, 0.3, 0.2, out of order.
+    fn logits() -> Vec<f32> {
+        [0.2_f32, 0.5, 0.3].map(f32::ln).to_vec()
+    }
+
+    #[test]
+    fn draws_follow_the_probabilities() {
+        let all = Sampling::default();
+        for (uniform, token) in [(0.0, 1), (0.49, 1), (0.51, 2), (0.79, 2), (0.81, 0), (0.999, 0)] {
+            assert_eq!(draw(&logits(), &all, uniform), token, "at {uniform}");
+        }
+    }
+
+    #[test]
+    fn zero_temperature_takes_the_likeliest() {
+        let mut sampler = Sampler::new(Sampling { temperature: 0.0, ..Sampling::default() }, &[]);
+        assert_eq!(sampler.draw(&logits()), 1);
+        assert_eq!(likeliest(&[1.0, 3.0, 3.0, f32::NEG_INFINITY]), 1);
+    }
+
+    #[test]
+    fn the_tail_can_be_cut() {
+        let all = Sampling::default();
+        let k = Sampling { top_k: Some(2), ..all };
+        assert_eq!(draw(&logits(), &k, 0.62), 1);
+        assert_eq!(draw(&logits(), &k, 0.63), 2);
+        assert_eq!(draw(&logits(), &Sampling { top_p: 0.5, ..all }, 0.999), 1);
+        assert_eq!(draw(&logits(), &Sampling { top_p: 0.6, ..all }, 0.999), 2);
+        assert_eq!(draw(&logits(), &Sampling { min_p: 0.5, ..all }, 0.999), 2);
+        assert_eq!(draw(&logits(), &Sampling { min_p: 0.7, ..all }, 0.999), 1);
+    }
+
+    #[test]
+    fn temperature_flattens() {
+        let hot = Sampling { temperature: 1e6, ..Sampling::default() };
+        assert_eq!(draw(&logits(), &hot, 0.34), 2);
+        assert_eq!(draw(&logits(), &hot, 0.67), 0);
+    }
+
+    #[test]
+    fn penalties_turn_from_what_was_said() {
+        let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
+        // Logits are negative here: a penalty multiplies them.
+        let mut repeated = Sampler::new(Sampling { repetition_penalty: 2.0, ..greedy }, &[1]);
+        assert_eq!(repeated.draw(&logits()), 2);
+        let mut present = Sampler::new(Sampling { presence_penalty: 1.0, ..greedy }, &[1]);
+        let drawn: Vec<u32> = (0..3).map(|_| present.draw(&logits())).collect();
+        assert_eq!(drawn, [1, 2, 0], "the prompt does not count, what was generated does");
+        let mut frequent = Sampler::new(Sampling { frequency_penalty: 0.3, ..greedy }, &[]);
+        let drawn: Vec<u32> = (0..4).map(|_| frequent.draw(&logits())).collect();
+        assert_eq!(drawn, [1, 1, 2, 1]);
+    }
+
+    #[test]
+    fn a_seed_repeats_itself() {
+        let draws = |seed| {
+            let mut sampler = Sampler::new(Sampling { seed, ..Sampling::default() }, &[]);
+            (0..50).map(|_| sampler.draw(&logits())).collect::<Vec<_>>()
+        };
+        assert_eq!(draws(1), draws(1));
+        assert_ne!(draws(1), draws(2));
+    }
+
+    #[test]
+    fn logprobs_are_logarithms_of_probabilities() {
+        let shifted: Vec<f32> = logits().iter().map(|logit| logit + 100.0).collect();
+        let found = TokenLogprob::of(&shifted, 0, 2);
+        assert!((found.logprob - 0.2_f32.ln()).abs() < 1e-5);
+        assert_eq!(found.top.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [1, 2]);
+        assert!((found.top[0].1 - 0.5_f32.ln()).abs() < 1e-5);
+        assert!(TokenLogprob::of(&shifted, 0, 0).top.is_empty());
+        assert_eq!(TokenLogprob::of(&shifted, 0, 9).top.len(), 3);
+    }
+
+    #[test]
+    fn impossible_values_are_named() {
+        let all = Sampling::default();
+        let refused = [
+            (Sampling { temperature: -1.0, ..all }, "temperature"),
+            (Sampling { temperature: f32::NAN, ..all }, "temperature"),
+            (Sampling { top_k: Some(0), ..all }, "top_k"),
+            (Sampling { top_p: 0.0, ..all }, "top_p"),
+            (Sampling { top_p: 1.1, ..all }, "top_p"),
+            (Sampling { min_p: f32::NAN, ..all }, "min_p"),
+            (Sampling { repetition_penalty: 0.0, ..all }, "repetition_penalty"),
+            (Sampling { presence_penalty: 3.0, ..all }, "presence_penalty"),
+            (Sampling { frequency_penalty: f32::INFINITY, ..all }, "frequency_penalty"),
+        ];
+        for (sampling, name) in refused {
+            assert_eq!(sampling.validate().unwrap_err().name, name);
+        }
+        assert_eq!(all.validate(), Ok(()));
+    }
+}
