@@ -18,6 +18,7 @@ mod loss_chart;
 mod metrics;
 mod number;
 mod progress;
+mod provenance;
 mod random;
 mod run;
 mod table;

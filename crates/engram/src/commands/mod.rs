@@ -8,6 +8,7 @@ mod inspect;
 mod params;
 mod quickstart;
 mod rows;
+mod study;
 mod table;
 mod tokenizer;
 mod train;
@@ -37,6 +38,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Eval(eval::Eval),
     Generate(generate::Generate),
+    Study(study::Study),
     /// Make, check, convert and study tables of memory rows.
     #[command(subcommand)]
     Table(table::Table),
@@ -57,6 +59,7 @@ impl Command {
             Self::Rows(command) => command.run(),
             Self::Eval(command) => command.run(),
             Self::Generate(command) => command.run(),
+            Self::Study(command) => command.run(),
             Self::Table(command) => command.run(),
             Self::Inspect(command) => command.run(),
         }
