@@ -182,6 +182,7 @@ fn every_command_explains_itself() {
         "eval loss",
         "generate",
         "inspect gates",
+        "study",
     ];
     for command in commands {
         let help = workshop.ok(&format!("{command} --help"));

@@ -92,7 +92,6 @@ struct Outline<'a> {
     pilots: usize,
     runs: usize,
     remaining: usize,
-    flops_per_second: f64,
     expected_seconds: f64,
 }
 
@@ -102,6 +101,13 @@ struct OutlineArm<'a> {
     x: Option<f64>,
     #[serde(flatten)]
     costs: study::Costs,
+    seconds_per_step: Option<f64>,
+}
+
+impl<'a> OutlineArm<'a> {
+    fn of((arm, &seconds_per_step): (&'a study::Arm, &Option<f64>)) -> Self {
+        Self { name: &arm.name, x: arm.x, costs: arm.costs, seconds_per_step }
+    }
 }
 
 impl Study {
@@ -116,11 +122,8 @@ impl Study {
         let results = study::read_results(&self.out)?;
         let remaining = Remaining::of(&plan, &results, &only)?;
         let left = remaining.all();
-        let speed = match left.get(left.len() / 2) {
-            Some(run) => Some(workers.measure(&plan, run)?),
-            None => None,
-        };
-        self.show_plan(&plan, &remaining, &workers, speed)?;
+        let speed = workers.measure(&plan, &left, &Measuring)?;
+        self.show_plan(&plan, &remaining, &workers, &speed)?;
         if self.dry_run {
             return Ok(());
         }
@@ -129,7 +132,7 @@ impl Study {
         let configuration = std::fs::read_to_string(&self.config)
             .with_context(|| format!("cannot read {}", self.config.display()))?;
         folder.write("study.toml", configuration.as_bytes())?;
-        self.conduct(&workers, &plan, &folder, &only, speed)?;
+        self.conduct(&workers, &plan, &folder, &only, &speed)?;
         if let Some(more) = self.what_else(&plan, &folder)? {
             return print(more);
         }
@@ -178,32 +181,28 @@ impl Study {
         plan: &Plan,
         remaining: &Remaining,
         workers: &Workers,
-        speed: Option<Speed>,
+        speed: &Speed,
     ) -> anyhow::Result<()> {
         let all = remaining.all();
-        let time = speed.map_or(Duration::ZERO, |speed| workers.expect(plan, &all, speed));
+        let time = workers.expect(plan, &all, speed);
         let runs = plan.arms.len() * plan.seeds.len();
         if self.dry_run && self.json {
             return print_json(&Outline {
                 study: plan.kind,
-                arms: plan
-                    .arms
-                    .iter()
-                    .map(|arm| OutlineArm { name: &arm.name, x: arm.x, costs: arm.costs })
-                    .collect(),
+                arms: plan.arms.iter().zip(&speed.seconds_per_step).map(OutlineArm::of).collect(),
                 seeds: &plan.seeds,
                 pilots: plan.pilots().len(),
                 runs,
                 remaining: all.len(),
-                flops_per_second: speed.map_or(0.0, |speed| speed.flops_per_second),
                 expected_seconds: time.as_secs_f64(),
             });
         }
-        let mut table =
-            Table::new(["arm", "parameters", "active", "FLOPs/token", "experts", "rows", "tokens a run"]);
-        for arm in &plan.arms {
+        let header =
+            ["arm", "parameters", "active", "FLOPs/token", "experts", "rows", "tokens a run", "tokens/s"];
+        let mut table = Table::new(header);
+        for (arm, seconds) in plan.arms.iter().zip(&speed.seconds_per_step) {
             let (costs, train) = (arm.costs, &arm.config.train);
-            let tokens = train.steps * (train.batch * arm.config.model.context) as u64;
+            let a_step = (train.batch * arm.config.model.context) as u64;
             table.row([
                 arm.name.clone(),
                 short(costs.total_parameters),
@@ -211,7 +210,8 @@ impl Study {
                 short(costs.forward_flops_per_token),
                 costs.routed_experts.to_string(),
                 short(costs.memory_rows),
-                short(tokens),
+                short(train.steps * a_step),
+                seconds.map_or("–".into(), |seconds| short((a_step as f64 / seconds) as u64)),
             ]);
         }
         let mut text =
@@ -223,18 +223,20 @@ impl Study {
                 rule.factors.len()
             );
         }
-        text += &match speed {
-            Some(speed) => format!(
-                "; {} to be done, {} at a time.\nExpected time: {} (measured: {}FLOP/s per worker).\n",
-                all.len(),
+        text += &match all.len() {
+            0 => "; all are done.\n".to_owned(),
+            left => format!(
+                "; {left} to be done, {} at a time.\nExpected time: {}, by a few steps of every arm.\n",
                 workers.parallel,
-                duration(time),
-                short(speed.flops_per_second as u64)
+                duration(time)
             ),
-            None => "; all are done.\n".to_owned(),
         };
         // The plan is what a dry run is asked for, and progress otherwise.
-        if self.dry_run { print(text) } else { Ok(eprint!("{text}")) }
+        if self.dry_run {
+            return print(text);
+        }
+        eprint!("{text}");
+        Ok(())
     }
 
     fn conduct(
@@ -243,10 +245,10 @@ impl Study {
         plan: &Plan,
         folder: &StudyFolder,
         only: &[usize],
-        speed: Option<Speed>,
+        speed: &Speed,
     ) -> anyhow::Result<()> {
         let remaining = Remaining::of(plan, &study::read_results(folder.path())?, only)?;
-        let watch = Watching::new(plan, &remaining, workers, speed);
+        let watch = Watching::new(plan, &remaining, workers.parallel, speed);
         let outcome = workers.conduct(plan, folder, only, &watch);
         drop(watch);
         match outcome {
@@ -304,60 +306,57 @@ impl Study {
     }
 }
 
-/// Progress over all runs, in steps weighed by what they cost.
+/// A measurement of speed, which can be interrupted.
+struct Measuring;
+
+impl Watch for Measuring {
+    fn event(&self, _: Event<'_>) {}
+
+    fn stop(&self) -> bool {
+        interrupt::asked()
+    }
+}
+
+/// Progress over all runs, in milliseconds of one worker as they were expected.
 struct Watching<'a> {
     plan: &'a Plan,
-    state: Mutex<Watched>,
+    speed: &'a Speed,
+    parallel: usize,
     total: u64,
     runs: usize,
-    speed: Option<(Speed, usize)>,
+    state: Mutex<Watched>,
 }
 
 struct Watched {
     progress: Progress,
-    /// Millions of operations done.
     done: u64,
+    /// Of that, what was done before this began.
+    before: u64,
     finished: usize,
     begun: Instant,
-    /// Done when it began: what earlier invocations left half-way.
-    before: u64,
 }
 
 impl<'a> Watching<'a> {
-    fn new(plan: &'a Plan, remaining: &Remaining, workers: &Workers, speed: Option<Speed>) -> Self {
+    fn new(plan: &'a Plan, remaining: &Remaining, parallel: usize, speed: &'a Speed) -> Self {
         let all = remaining.all();
-        let total = all.iter().map(|run| run.config.train.steps * step_cost(plan, run)).sum();
-        let state = Watched {
-            progress: Progress::new(total),
-            done: 0,
-            finished: 0,
-            begun: Instant::now(),
-            before: 0,
-        };
-        let speed = speed.map(|speed| (speed, workers.parallel));
-        Self { plan, state: Mutex::new(state), total, runs: all.len(), speed }
+        let total = all.iter().map(|run| (1e3 * speed.seconds(plan, run)) as u64).sum();
+        let progress = Progress::new(total);
+        let state = Watched { progress, done: 0, before: 0, finished: 0, begun: Instant::now() };
+        Self { plan, speed, parallel, total, runs: all.len(), state: Mutex::new(state) }
     }
 
-    fn time_left(&self, state: &Watched) -> String {
-        let seconds = state.begun.elapsed().as_secs_f64();
+    fn of_steps(&self, run: &study::Run, steps: u64) -> u64 {
+        let share = steps as f64 / run.config.train.steps as f64;
+        (1e3 * share * self.speed.seconds(self.plan, run)) as u64
+    }
+
+    fn left(&self, state: &Watched) -> Duration {
+        let elapsed = state.begun.elapsed().as_millis() as f64;
         let (here, left) = ((state.done - state.before) as f64, self.total.saturating_sub(state.done) as f64);
-        // As it went so far; in the first half minute as was measured.
-        let speed = match self.speed {
-            Some((speed, workers)) if seconds < 30.0 => speed.flops_per_second * workers as f64 / 1e6,
-            _ => here / seconds.max(1e-9),
-        };
-        if speed > 0.0 {
-            format!("  {} left", duration(Duration::from_secs_f64(left / speed)))
-        } else {
-            String::new()
-        }
+        // In the first half minute as was expected, then as it goes.
+        let pace = if elapsed < 3e4 || here == 0.0 { self.parallel as f64 } else { here / elapsed };
+        Duration::from_secs_f64(left / pace / 1e3)
     }
-}
-
-/// Millions of operations of a step.
-fn step_cost(plan: &Plan, run: &study::Run) -> u64 {
-    let tokens = (run.config.train.batch * run.config.model.context) as u64;
-    (3 * plan.arms[run.arm].costs.forward_flops_per_token * tokens / 1_000_000).max(1)
 }
 
 impl Watch for Watching<'_> {
@@ -365,17 +364,18 @@ impl Watch for Watching<'_> {
         let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         match event {
             Event::Begun(run, step) => {
-                let done = step * step_cost(self.plan, run);
+                let done = self.of_steps(run, step);
                 state.done += done;
                 state.before += done;
             }
             Event::Step(run, report) => {
-                state.done += step_cost(self.plan, run);
-                let (done, left) = (state.done, self.time_left(&state));
-                let (finished, runs) = (state.finished, self.runs);
+                let step = report.step;
+                state.done += self.of_steps(run, step) - self.of_steps(run, step - 1);
+                let (done, left, finished) = (state.done, self.left(&state), state.finished);
                 state.progress.show(done, || {
-                    let (step, steps, loss) = (report.step, run.config.train.steps, report.loss);
-                    format!("{finished}/{runs} runs{left}  {} step {step}/{steps} loss {loss:.3}", run.id)
+                    let (runs, left, id) = (self.runs, duration(left), &run.id);
+                    let (steps, loss) = (run.config.train.steps, report.loss);
+                    format!("{finished}/{runs} runs  {left} left  {id} step {step}/{steps} loss {loss:.3}")
                 });
             }
             Event::Done(run, result) => {

@@ -197,16 +197,22 @@ impl Base {
     fn memory(&self, sweep: &MemorySweep) -> Result<Vec<Arm>> {
         let mut slots = sweep.slots.clone();
         slots.sort_unstable();
-        let memory = ("memory".to_owned(), Patch::default());
-        let series = std::iter::once(memory).chain(sweep.series.clone());
-        let mut arms = Vec::new();
-        for (series, patch) in series {
-            for &slots in &slots {
-                let name = format!("{series} {slots}");
-                let rows = Solve { key: "model.memory.rows_per_head".into(), equal: Cost::Rows };
-                let arm = self.arm(&name, &patch, |config| budget::meet(config, &rows, slots))?;
-                let x = Some(arm.costs.memory_rows as f64);
-                arms.push(Arm { x, series: Some(series.clone()), ..arm });
+        let rows = |equal| Solve { key: "model.memory.rows_per_head".into(), equal };
+        let memory: Vec<Arm> = slots
+            .iter()
+            .map(|&slots| {
+                let adjust = |config: &mut Table| budget::meet(config, &rows(Cost::Rows), slots);
+                let arm = self.arm(&format!("memory {slots}"), &Patch::default(), adjust)?;
+                Ok(Arm { x: Some(arm.costs.memory_rows as f64), series: Some("memory".into()), ..arm })
+            })
+            .collect::<Result<_>>()?;
+        let mut arms = memory.clone();
+        for (series, patch) in &sweep.series {
+            for (like, slots) in memory.iter().zip(&slots) {
+                let total = like.costs.total_parameters;
+                let adjust = |config: &mut Table| budget::meet(config, &rows(Cost::Total), total);
+                let arm = self.arm(&format!("{series} {slots}"), patch, adjust)?;
+                arms.push(Arm { x: like.x, series: Some(series.clone()), ..arm });
             }
         }
         Ok(arms)
@@ -321,6 +327,218 @@ fn merge(table: &mut Table, changes: &Table) {
         match (table.get_mut(key), change) {
             (Some(Value::Table(inner)), Value::Table(change)) => merge(inner, change),
             _ => _ = table.insert(key.clone(), change.clone()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn config(study: &str) -> StudyConfig {
+        let base = r#"
+            [model]
+            vocabulary = 512
+            width = 64
+            blocks = 3
+            context = 64
+            attention = { kind = "plain", heads = 4, head_width = 16 }
+            feed_forward = { width = 128 }
+            experts = { first_block = 1, routed = 66, active = 2, width = 24, shared_width = 96 }
+
+            [model.memory]
+            layers = [1]
+            max_order = 3
+            heads = 4
+            row_width = 8
+            rows_per_head = [2000, 3000]
+
+            [data]
+            train = "train"
+            valid = "valid"
+            tokenizer = "tokenizer.json"
+
+            [train]
+            steps = 10
+            batch = 4
+            schedule = { decay = "constant" }
+
+            [study]
+            seeds = [0]
+        "#;
+        toml::from_str(&format!("{base}\n{study}")).unwrap()
+    }
+
+    fn made(kind: Kind, config: &StudyConfig) -> Result<Vec<Arm>> {
+        arms(kind, config, Path::new("study.toml"))
+    }
+
+    fn refused(kind: Kind, study: &str) -> String {
+        made(kind, &config(study)).unwrap_err().to_string()
+    }
+
+    #[track_caller]
+    fn close(cost: Cost, found: u64, target: u64) {
+        let off = (found as f64 / target as f64 - 1.0).abs();
+        assert!(off <= cost.tolerance(), "{cost:?}: {found} for {target}");
+    }
+
+    #[test]
+    fn shares_of_one_budget() {
+        let arms =
+            made(Kind::Allocation, &config("allocation = { shares = [0.25, 1.0, 0.75, 0.5, 0.0] }")).unwrap();
+        let names: Vec<_> = arms.iter().map(|arm| arm.name.as_str()).collect();
+        assert_eq!(names, ["rho 1", "rho 0.75", "rho 0.5", "rho 0.25", "rho 0"]);
+        let routed: Vec<_> = arms.iter().map(|arm| arm.costs.routed_experts).collect();
+        assert_eq!(routed, [66, 50, 34, 18, 2]);
+        assert_eq!(arms[0].config.model.memory, None);
+        for arm in &arms {
+            // As anyone would count them, from what is trained.
+            for cost in [Cost::Total, Cost::Flops] {
+                let [found, target] = [arm, &arms[0]].map(|arm| cost.of(&arm.config.model).unwrap());
+                close(cost, found, target);
+            }
+        }
+        let shares: Vec<_> = arms.iter().map(|arm| arm.x.unwrap()).collect();
+        assert_eq!(shares, [1.0, 0.75, 0.5, 0.25, 0.0]);
+        // A quarter of 64 resting experts in two blocks, less what the module itself takes.
+        let freed = 16 * 2 * 3 * 64 * 24;
+        let rows = arms[1].costs.memory_parameters;
+        assert!((0.8..1.05).contains(&(rows as f64 / freed as f64)), "{rows} of {freed}");
+        // Rows of the orders keep their proportions.
+        let rows = &arms[1].config.model.memory.as_ref().unwrap().rows_per_head;
+        assert!((rows[1] as f64 / rows[0] as f64 - 1.5).abs() < 0.01, "{rows:?}");
+    }
+
+    #[test]
+    fn other_series_have_as_many_parameters() {
+        let study =
+            "memory = { slots = [60000, 6000, 600], series = { v41 = { set.model.memory.form = 'v41' } } }";
+        let arms = made(Kind::Memory, &config(study)).unwrap();
+        let names: Vec<_> = arms.iter().map(|arm| arm.name.as_str()).collect();
+        let expected = ["memory 600", "memory 6000", "memory 60000", "v41 600", "v41 6000", "v41 60000"];
+        assert_eq!(names, expected);
+        for (arm, slots) in arms.iter().zip([600, 6000, 60_000]) {
+            close(Cost::Rows, arm.costs.memory_rows, slots);
+            assert_eq!(arm.costs.forward_flops_per_token, arms[0].costs.forward_flops_per_token);
+        }
+        for (memory, v41) in arms[..3].iter().zip(&arms[3..]) {
+            assert_eq!(v41.config.model.memory.as_ref().unwrap().form, engram_model::MemoryForm::V41);
+            close(Cost::Total, v41.costs.total_parameters, memory.costs.total_parameters);
+            assert_eq!(v41.x, memory.x);
+        }
+    }
+
+    #[test]
+    fn changes_are_merged_removed_and_solved() {
+        let study = r#"
+            [[study.ablation.arms]]
+            name = "v41"
+            set.model.memory.form = "v41"
+
+            [[study.ablation.arms]]
+            name = "4-grams"
+            set.model.memory = { max_order = 4, rows_per_head = [10, 10, 10] }
+            solve = [{ key = "model.memory.rows_per_head", equal = "total" }]
+
+            [[study.ablation.arms]]
+            name = "wider"
+            remove = ["model.memory"]
+            solve = [{ key = "model.experts.shared_width", equal = "total" }]
+
+            [study.ablation]
+            reference = "v41"
+        "#;
+        // TOML wants a table before its own arrays of tables.
+        let (arms_text, reference) = study.split_once("[study.ablation]").unwrap();
+        let study = format!("[study.ablation]{reference}{arms_text}");
+        let arms = made(Kind::Ablation, &config(&study)).unwrap();
+        let memory = |arm: usize| arms[arm].config.model.memory.as_ref();
+        assert_eq!(memory(0).unwrap().form, engram_model::MemoryForm::V41);
+        assert_eq!(memory(0).unwrap().heads, 4, "what is not named stays");
+        assert_eq!((memory(1).unwrap().max_order, memory(1).unwrap().rows_per_head.len()), (4, 3));
+        assert_eq!(memory(1).unwrap().form, engram_model::MemoryForm::Paper, "a change of the base alone");
+        assert_eq!(memory(2), None);
+        for arm in &arms[1..] {
+            close(Cost::Total, arm.costs.total_parameters, arms[0].costs.total_parameters);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_name() {
+        let allocation =
+            |shares: &str| refused(Kind::Allocation, &format!("allocation = {{ shares = {shares} }}"));
+        let message = allocation("[1.0, 0.5, 0.501]");
+        assert!(message.contains("arm `rho 0.5`: has as many experts as `rho 0.501`"), "{message}");
+        assert!(refused(Kind::Memory, "").contains("[study.memory]"));
+
+        let mut narrow = config("allocation = { shares = [1.0, 0.5, 0.0] }");
+        narrow.model.experts.as_mut().unwrap().shared_width = 2;
+        let message = made(Kind::Allocation, &narrow).unwrap_err().to_string();
+        assert!(
+            message.contains("arm `rho 0.5`: no configuration meets the budget: operations per token"),
+            "{message}"
+        );
+
+        let arm = |change: &str| {
+            let arms =
+                format!("[[study.ablation.arms]]\nname = 'a'\n[[study.ablation.arms]]\nname = 'b'\n{change}");
+            refused(Kind::Ablation, &arms)
+        };
+        for (change, words) in [
+            ("set.model.memory.gait = false", "arm `b`: unknown field `gait`"),
+            ("set.model.memory.heads = 0", "arm `b`: `model.memory.heads`: is 0"),
+            ("remove = ['model.memroy']", "arm `b`: the base has no `model.memroy`"),
+            ("solve = [{ key = 'model.heads', equal = 'total' }]", "arm `b`: there is no `model.heads`"),
+            ("solve = [{ key = 'model.tied_head', equal = 'total' }]", "is not a whole number"),
+            ("solve = [{ key = 'train.batch', equal = 'total' }]", "does not raise its parameters in all"),
+            ("set.data.valid = 'elsewhere'", "arm `b`: changes data"),
+            ("set.train.steps = 11", "arm `b`: changes the number of training tokens"),
+        ] {
+            let message = arm(change);
+            assert!(message.contains(words), "{message}");
+        }
+        let message = refused(Kind::Ablation, "ablation.arms = [{ name = 'a' }, { name = '../b' }]");
+        assert!(message.contains("arm `../b`: a name has"), "{message}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn every_arm_that_is_made_meets_the_budget(
+            width in 2..12usize, blocks in 2..5usize, routed in 10..80usize, hidden in 8..40usize,
+            shared in 32..200usize, heads in 1..5usize, row_width in 4..20usize,
+            base in 10..5000u64, share in 0.1..0.9f64, v41: bool,
+        ) {
+            let mut config = config("allocation = { shares = [] }");
+            config.study.allocation = Some(Allocation { shares: vec![1.0, share, 0.0] });
+            config.model.width = 8 * width;
+            config.model.blocks = blocks;
+            let experts = config.model.experts.as_mut().unwrap();
+            (experts.routed, experts.width, experts.shared_width) = (routed, hidden, shared);
+            let memory = config.model.memory.as_mut().unwrap();
+            (memory.heads, memory.row_width, memory.rows_per_head) = (heads, row_width, vec![base, 2 * base]);
+            if v41 {
+                memory.form = engram_model::MemoryForm::V41;
+            }
+            match made(Kind::Allocation, &config) {
+                Ok(arms) => for arm in &arms[1..] {
+                    for cost in [Cost::Total, Cost::Flops] {
+                        let [found, target] = [arm, &arms[0]].map(|arm| cost.of(&arm.config.model).unwrap());
+                        prop_assert!((found as f64 / target as f64 - 1.0).abs() <= cost.tolerance());
+                    }
+                    let wanted = if arm.name == "rho 0" { 0.0 } else { share };
+                    prop_assert!((arm.x.unwrap() - wanted).abs() <= 0.5 / (routed - 2) as f64 + 1e-9);
+                },
+                Err(Error::Arm { problem, .. }) => {
+                    let fine = ["no configuration meets the budget", "has as many experts as", "does not raise"];
+                    prop_assert!(fine.iter().any(|words| problem.contains(words)), "{}", problem);
+                }
+                Err(other) => prop_assert!(false, "{}", other),
+            }
         }
     }
 }

@@ -32,7 +32,7 @@ pub struct Provenance {
 pub struct Remaining {
     /// Those that choose rates.
     pub pilots: Vec<Run>,
-    /// Those that are compared. While rates are not chosen, they stand here at the base's.
+    /// Those that are compared; at the base's rates while an arm lacks pilots.
     pub runs: Vec<Run>,
 }
 
@@ -47,7 +47,8 @@ impl Remaining {
             let done = |run: &Run| results.iter().any(|result| result.run == run.id);
             runs.into_iter().filter(|run| wanted(run) && !done(run)).collect()
         };
-        let factors = plan.factors(results)?.unwrap_or_else(|| vec![1.0; plan.arms.len()]);
+        let factors: Vec<f32> =
+            plan.factors(results)?.into_iter().map(|factor| factor.unwrap_or(1.0)).collect();
         Ok(Self { pilots: left(plan.pilots()), runs: left(plan.runs(&factors)) })
     }
 

@@ -82,7 +82,7 @@ pub struct Allocation {
 pub struct MemorySweep {
     /// Rows over all heads, orders and layers.
     pub slots: Vec<u64>,
-    /// Other ways to use as many rows, each as a change of the base; their losses are fitted, too.
+    /// Other uses of as many parameters, each as a change of the base whose rows are adjusted; fitted, too.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub series: BTreeMap<String, Patch>,
 }

@@ -27,11 +27,11 @@ pub struct Workers {
     pub threads: usize,
 }
 
-/// How fast the workers are.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+/// How fast the workers are while all work: seconds a step of every arm takes; none: it was not measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Speed {
-    /// Floating-point operations a second of each worker, while all work.
-    pub flops_per_second: f64,
+    /// By arm of the plan.
+    pub seconds_per_step: Vec<Option<f64>>,
 }
 
 /// What the study reports while it works.
@@ -54,28 +54,41 @@ pub trait Watch: Sync {
 }
 
 impl Workers {
-    /// Measures the speed on a few steps of `run`, in all workers at once.
+    /// Measures the speed: a few steps of every arm that has one of `runs`, in all workers at once, for operations alone
+    /// do not tell (an expert at rest costs its optimiser's time).
     ///
     /// # Errors
-    /// When the steps fail.
-    pub fn measure(&self, plan: &Plan, run: &Run) -> Result<Speed> {
-        const STEPS: u32 = 3;
-        let flops = 3 * plan.arms[run.arm].costs.forward_flops_per_token;
-        let train = &run.config.train;
-        let per_step = (flops * (train.batch * run.config.model.context) as u64) as f64;
-        let seconds = self.each(|| {
-            let scratch = tempfile::tempdir().map_err(Error::file("create", std::env::temp_dir()))?;
-            let failed = |source| Error::Run { run: run.id.clone(), source };
-            let mut trainer =
-                Trainer::new(run.config.clone(), scratch.path(), &self.device).map_err(failed)?;
-            // The first step also fills caches and the batch ahead.
-            trainer.step().map_err(failed)?;
-            let begun = Instant::now();
-            (0..STEPS).try_for_each(|_| trainer.step().map(|_| ())).map_err(failed)?;
-            Ok(begun.elapsed().as_secs_f64() / f64::from(STEPS))
+    /// When the steps fail, or `watch` asked to stop.
+    pub fn measure(&self, plan: &Plan, runs: &[Run], watch: &dyn Watch) -> Result<Speed> {
+        let of_arm = |arm: usize| runs.iter().find(|run| run.arm == arm);
+        let queue = Mutex::new((0..plan.arms.len()).filter_map(of_arm).collect::<VecDeque<_>>());
+        let next = || queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop_front();
+        let measured = self.each(|| {
+            let mut measured = Vec::new();
+            while let Some(run) = next() {
+                if watch.stop() {
+                    return Err(Error::Interrupted);
+                }
+                let seconds = self.seconds_per_step(run)?;
+                measured.push((run.arm, seconds));
+            }
+            Ok(measured)
         })?;
-        let mean = seconds.iter().sum::<f64>() / seconds.len() as f64;
-        Ok(Speed { flops_per_second: per_step / mean.max(1e-9) })
+        let mut seconds_per_step = vec![None; plan.arms.len()];
+        measured.into_iter().flatten().for_each(|(arm, seconds)| seconds_per_step[arm] = Some(seconds));
+        Ok(Speed { seconds_per_step })
+    }
+
+    fn seconds_per_step(&self, run: &Run) -> Result<f64> {
+        const STEPS: u32 = 3;
+        let scratch = tempfile::tempdir().map_err(Error::file("create", std::env::temp_dir()))?;
+        let failed = |source| Error::Run { run: run.id.clone(), source };
+        let mut trainer = Trainer::new(run.config.clone(), scratch.path(), &self.device).map_err(failed)?;
+        // The first step also fills caches and the batch ahead.
+        trainer.step().map_err(failed)?;
+        let begun = Instant::now();
+        (0..STEPS).try_for_each(|_| trainer.step().map(|_| ())).map_err(failed)?;
+        Ok(begun.elapsed().as_secs_f64() / f64::from(STEPS))
     }
 
     /// Carries out `runs`, of which none has a result yet, and adds their results to `log`.
@@ -153,17 +166,25 @@ impl Workers {
     }
 
     /// The time that `runs` will take at `speed`.
-    pub fn expect(&self, plan: &Plan, runs: &[Run], speed: Speed) -> Duration {
-        let seconds =
-            |run: &Run| run.flops(&plan.arms[run.arm], plan.held_out_tokens) / speed.flops_per_second;
+    pub fn expect(&self, plan: &Plan, runs: &[Run], speed: &Speed) -> Duration {
         // Whoever is free takes the next.
         let mut busy = vec![0.0_f64; self.parallel.max(1)];
         for run in runs {
             if let Some(first) = busy.iter_mut().min_by(|a, b| a.total_cmp(b)) {
-                *first += seconds(run);
+                *first += speed.seconds(plan, run);
             }
         }
         Duration::from_secs_f64(busy.into_iter().fold(0.0, f64::max))
+    }
+}
+
+impl Speed {
+    /// Seconds that a run takes: its steps, and measuring, which is a forward pass, a third of a step's work.
+    pub fn seconds(&self, plan: &Plan, run: &Run) -> f64 {
+        let Some(step) = self.seconds_per_step[run.arm] else { return 0.0 };
+        let train = &run.config.train;
+        let tokens = (train.batch * run.config.model.context) as f64;
+        step * (train.steps as f64 + plan.held_out_tokens as f64 / tokens / 3.0)
     }
 }
 
@@ -180,7 +201,11 @@ impl One<'_> {
         let begun = Instant::now();
         let trained = self.train(folder).and_then(|trainer| {
             let losses = trainer.document_losses(&mut || !(self.stop)())?;
-            Ok((trainer.step_count(), Documents::of(&losses)))
+            // The last update may have been one too many.
+            match losses.iter().all(|document| document.nats.is_finite()) {
+                true => Ok((trainer.step_count(), Documents::of(&losses))),
+                false => Err(engram_train::Error::Diverged { step: trainer.step_count() }),
+            }
         });
         let (steps, documents) = match trained {
             Ok(trained) => trained,

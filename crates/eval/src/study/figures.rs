@@ -85,7 +85,7 @@ fn slots(findings: &Findings) -> Figure {
             "Loss by the rows of memory; dots: {} seeds, line: least squares",
             findings.seeds.len()
         ),
-        x: axis("slots (rows of all tables)", Scale::Logarithmic),
+        x: axis("slots (rows of all tables; other series: as many parameters)", Scale::Logarithmic),
         y: axis(LOSS, Scale::Linear),
         series: series.collect(),
     }

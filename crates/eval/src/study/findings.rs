@@ -420,3 +420,202 @@ fn no_error() -> Error {
 fn list<T: ToString>(items: impl Iterator<Item = T>) -> String {
     items.map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::arm::{Arm, arms};
+    use super::super::config::{RateRule, StudyConfig};
+    use super::super::results::tests::result;
+    use super::*;
+
+    const BASE: &str = r#"
+        [model]
+        vocabulary = 64
+        width = 32
+        blocks = 2
+        context = 16
+        attention = { kind = "plain", heads = 2, head_width = 16 }
+        feed_forward = { width = 32 }
+        experts = { first_block = 1, routed = 42, active = 2, width = 16, shared_width = 96 }
+        memory = { layers = [1], max_order = 2, heads = 2, row_width = 8, rows_per_head = [500] }
+        [data]
+        train = "train"
+        valid = "valid"
+        tokenizer = "tokenizer.json"
+        [train]
+        steps = 10
+        batch = 4
+        schedule = { decay = "constant" }
+        [study]
+        seeds = [0, 1, 2]
+    "#;
+
+    fn plan(kind: Kind, study: &str) -> Plan {
+        let config: StudyConfig = toml::from_str(&format!("{BASE}\n{study}")).unwrap();
+        Plan {
+            kind,
+            arms: arms(kind, &config, Path::new("study.toml")).unwrap(),
+            seeds: vec![0, 1, 2],
+            rates: None,
+            keep_checkpoints: false,
+            held_out_tokens: 100,
+            fingerprint: String::new(),
+        }
+    }
+
+    /// Results of 20 documents whose losses follow `loss` of an arm, with what seeds and documents add, and `noise`.
+    fn results(plan: &Plan, loss: impl Fn(&Arm) -> f64, noise: f64) -> Vec<RunResult> {
+        let mut state = 1_u64;
+        let mut random = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 11) as f64 / 2f64.powi(53) - 0.5
+        };
+        let mut results = Vec::new();
+        for arm in &plan.arms {
+            for seed in 0..3 {
+                let document = |document: i32| {
+                    let shared = 0.3 * f64::from(document) + 0.1 * seed as f64;
+                    10.0 * (loss(arm) + shared + noise * random())
+                };
+                results.push(result(&arm.name, seed, &(0..20).map(document).collect::<Vec<_>>()));
+            }
+        }
+        results
+    }
+
+    fn statements(plan: &Plan, results: &[RunResult]) -> String {
+        Findings::of(plan, results).unwrap().statements.join("\n")
+    }
+
+    const SHARES: &str = "allocation = { shares = [1.0, 0.75, 0.5, 0.25] }";
+
+    #[test]
+    fn a_minimum_inside_is_found_where_there_is_one() {
+        let plan = plan(Kind::Allocation, SHARES);
+        let u = |arm: &Arm| (arm.x.unwrap() - 0.7).powi(2);
+        let text = statements(&plan, &results(&plan, u, 0.01));
+        for words in
+            ["ρ = 0.750 has the lowest mean loss", "both ends are worse beyond the noise", "as a U does"]
+        {
+            assert!(text.contains(words), "{text}");
+        }
+        assert!(text.contains("at the same rates"), "{text}");
+    }
+
+    #[test]
+    fn nothing_is_claimed_within_the_noise() {
+        let plan = plan(Kind::Allocation, SHARES);
+        let text = statements(&plan, &results(&plan, |_| 0.0, 1.0));
+        assert!(!text.contains("beyond the noise;") && !text.contains("both ends are worse"), "{text}");
+        assert!(text.contains("within the noise") && text.contains("no bend beyond the noise"), "{text}");
+    }
+
+    #[test]
+    fn a_minimum_at_the_edge_is_none_inside() {
+        let plan = plan(Kind::Allocation, SHARES);
+        let text = statements(&plan, &results(&plan, |arm| arm.x.unwrap(), 0.01));
+        assert!(text.contains("at the edge of the range, at ρ = 0.250: no U"), "{text}");
+    }
+
+    #[test]
+    fn the_slope_of_a_line_is_found_and_compared() {
+        let study = "memory = { slots = [100, 1000, 10000, 100000], series = { flat = { set.model.memory.form = 'v41' } } }";
+        let plan = plan(Kind::Memory, study);
+        let line = |arm: &Arm| {
+            let steep = if arm.series.as_deref() == Some("flat") { -0.01 } else { -0.05 };
+            3.0 + steep * arm.x.unwrap().log10()
+        };
+        let results = results(&plan, line, 0.005);
+        let findings = Findings::of(&plan, &results).unwrap();
+        let [memory, flat] = [0, 1].map(|index| &findings.fits[index]);
+        assert_eq!((memory.series.as_str(), flat.series.as_str()), ("memory", "flat"));
+        for (fit, slope) in [(memory, -0.05), (flat, -0.01)] {
+            assert!((fit.slope.low..fit.slope.high).contains(&slope), "{fit:?}");
+            assert!((fit.slope.estimate.value - slope).abs() < 0.002 && fit.explained > 0.97, "{fit:?}");
+            assert!(!fit.bend.is_beyond_noise(), "{fit:?}");
+        }
+        let text = findings.statements.join("\n");
+        assert!(
+            text.contains("the loss falls with the logarithm") && text.contains("`memory` gains faster"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn arms_are_ranked_against_the_reference() {
+        let plan = plan(
+            Kind::Ablation,
+            "ablation.arms = [{ name = 'memory' }, { name = 'same' }, { name = 'worse' }]",
+        );
+        let loss = |arm: &Arm| if arm.name == "worse" { 3.2 } else { 3.0 };
+        let findings = Findings::of(&plan, &results(&plan, loss, 0.05)).unwrap();
+        assert_eq!(findings.arms[0].difference, None);
+        assert!((findings.arms[2].difference.unwrap().estimate.value - 0.2).abs() < 0.02);
+        assert!(
+            findings.statements[0].starts_with("`worse` against `memory`: +0."),
+            "{:?}",
+            findings.statements
+        );
+        assert!(findings.statements[0].ends_with("worse."), "{:?}", findings.statements);
+        assert!(
+            findings.statements[1].ends_with("no difference beyond the noise."),
+            "{:?}",
+            findings.statements
+        );
+    }
+
+    #[test]
+    fn a_run_that_diverged_is_said_and_left_out() {
+        let plan = plan(Kind::Ablation, "ablation.arms = [{ name = 'a' }, { name = 'b' }, { name = 'c' }]");
+        let mut results = results(&plan, |_| 3.0, 0.1);
+        let diverge = |result: &mut RunResult| {
+            (result.nats_per_token, result.bits_per_byte) = (None, None);
+            result.documents = Default::default();
+        };
+        diverge(&mut results[4]); // b with seed 1
+        results[6..].iter_mut().for_each(diverge); // c with all
+        let findings = Findings::of(&plan, &results).unwrap();
+        assert_eq!((findings.seeds.as_slice(), findings.arms.len()), (&[0, 2][..], 2));
+        let text = findings.statements.join("\n");
+        assert!(
+            text.contains("`b` diverged with seed 1") && text.contains("`c` diverged with seed 0, 1, 2"),
+            "{text}"
+        );
+        results[..3].iter_mut().for_each(diverge);
+        assert!(Findings::of(&plan, &results).is_err(), "without a reference nothing is compared");
+    }
+
+    #[test]
+    fn rates_are_those_of_the_best_pilot_and_an_edge_is_said() {
+        let mut plan = plan(Kind::Ablation, "ablation.arms = [{ name = 'a' }, { name = 'b' }]");
+        plan.rates = Some(RateRule { factors: vec![0.5, 1.0, 2.0], seed: 9, steps: Some(5) });
+        assert_eq!(plan.pilots().len(), 6);
+        assert_eq!(plan.pilots()[0].config.train.steps, 5);
+        let mut pilots = Vec::new();
+        for (arm, best) in [("a", 1.0), ("b", 2.0)] {
+            for factor in [0.5_f32, 1.0, 2.0] {
+                let factors = plan.factors(&pilots).unwrap();
+                assert_eq!(factors[usize::from(arm == "b")], None, "not before its pilots are done");
+                let mut pilot = result(arm, 9, &[10.0 + f64::from((factor - best).abs())]);
+                (pilot.pilot, pilot.factor) = (true, factor);
+                pilots.push(pilot);
+            }
+        }
+        assert_eq!(plan.factors(&pilots).unwrap(), [Some(1.0), Some(2.0)]);
+        let rates = |run: &super::super::plan::Run| run.config.train.optimizer.adam_rate;
+        let runs = plan.runs(&[1.0, 2.0]);
+        assert_eq!((runs.len(), rates(&runs[1]) / rates(&runs[0])), (6, 2.0));
+        let mut all = results(&plan, |_| 3.0, 0.1);
+        all.iter_mut().filter(|result| result.arm == "b").for_each(|result| result.factor = 2.0);
+        all.extend(pilots.clone());
+        assert!(
+            statements(&plan, &all).contains("at the edge of those tried for b:"),
+            "{}",
+            statements(&plan, &all)
+        );
+        pilots.iter_mut().for_each(|pilot| pilot.nats_per_token = None);
+        assert!(plan.factors(&pilots).unwrap_err().to_string().contains("diverged at every rate"));
+    }
+}

@@ -129,29 +129,24 @@ impl Plan {
         self.seeds.iter().flat_map(|&seed| (0..self.arms.len()).map(move |arm| run(seed, arm))).collect()
     }
 
-    /// Every arm's factor on the rates, as the rule says; none while an arm lacks pilots.
+    /// Every arm's factor on the rates, as the rule says; none where an arm lacks pilots.
     ///
     /// # Errors
     /// When all pilots of an arm diverged.
-    pub fn factors(&self, results: &[RunResult]) -> Result<Option<Vec<f32>>> {
-        let Some(rule) = &self.rates else { return Ok(Some(vec![1.0; self.arms.len()])) };
-        let mut factors = Vec::new();
-        for arm in &self.arms {
+    pub fn factors(&self, results: &[RunResult]) -> Result<Vec<Option<f32>>> {
+        let Some(rule) = &self.rates else { return Ok(vec![Some(1.0); self.arms.len()]) };
+        let factor = |arm: &Arm| {
             let pilots = results.iter().filter(|result| result.pilot && result.arm == arm.name);
             let pilots: Vec<_> = pilots.filter(|pilot| rule.factors.contains(&pilot.factor)).collect();
             if pilots.len() < rule.factors.len() {
                 return Ok(None);
             }
-            let loss = |pilot: &&&RunResult| pilot.nats_per_token.unwrap_or(f64::INFINITY);
-            let best = pilots.iter().min_by(|a, b| loss(a).total_cmp(&loss(b)));
-            match best.filter(|best| best.nats_per_token.is_some()) {
-                Some(best) => factors.push(best.factor),
-                None => {
-                    return Err(Error::arm(&arm.name, "diverged at every rate: add lower `rates.factors`"));
-                }
-            }
-        }
-        Ok(Some(factors))
+            let losses = pilots.iter().filter_map(|pilot| Some((pilot.nats_per_token?, pilot.factor)));
+            let best = losses.min_by(|(a, _), (b, _)| a.total_cmp(b));
+            let diverged = || Error::arm(&arm.name, "diverged at every rate: add lower `rates.factors`");
+            best.map(|(_, factor)| Some(factor)).ok_or_else(diverged)
+        };
+        self.arms.iter().map(factor).collect()
     }
 
     fn run(&self, id: String, arm: usize, seed: u64, factor: f32) -> Run {
@@ -160,15 +155,6 @@ impl Plan {
         config.train.optimizer.muon_rate *= factor;
         config.train.optimizer.adam_rate *= factor;
         Run { id, arm, seed, factor, pilot: false, config }
-    }
-}
-
-impl Run {
-    /// Operations of the whole run: training, and measuring on `held_out` tokens.
-    pub(crate) fn flops(&self, arm: &Arm, held_out: u64) -> f64 {
-        let train = &self.config.train;
-        let tokens = train.steps * (train.batch * self.config.model.context) as u64;
-        arm.costs.forward_flops_per_token as f64 * (3 * tokens + held_out) as f64
     }
 }
 
@@ -199,7 +185,7 @@ impl Data {
         let identity =
             vec![tokenizer.hash().to_string(), train.identity().to_string(), valid.identity().to_string()];
         let limit = config.train.evaluate_tokens.map_or(u64::MAX, |limit| limit as u64);
-        Ok(Self { identity, held_out_tokens: (valid.len() - 1).min(limit) })
+        Ok(Self { identity, held_out_tokens: valid.len().saturating_sub(1).min(limit) })
     }
 }
 
