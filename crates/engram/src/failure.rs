@@ -10,6 +10,7 @@
 use std::io;
 
 use engram_address::AddressError;
+use engram_eval::study;
 use engram_store::StoreError;
 use engram_train::DataError;
 
@@ -42,6 +43,9 @@ pub(crate) fn status(error: &anyhow::Error) -> u8 {
         if cause.is::<Refused>() || cause.is::<AddressError>() {
             return 2;
         }
+        if let Some(error) = cause.downcast_ref::<study::Error>() {
+            return of_study(error);
+        }
         if let Some(error) = cause.downcast_ref::<DataError>() {
             return of_data(error);
         }
@@ -64,6 +68,17 @@ fn of_training(error: &engram_train::Error) -> u8 {
         Error::Data(error) => of_data(error),
         Error::Store(error) => of_store(error),
         _ => 2,
+    }
+}
+
+fn of_study(error: &study::Error) -> u8 {
+    use study::Error;
+    match error {
+        Error::Interrupted => 130,
+        Error::File { source, .. } => of_input(names_no_input(source)),
+        Error::Run { source, .. } | Error::Train(source) => of_training(source),
+        Error::Inconclusive(_) => 1,
+        Error::Arm { .. } | Error::UnknownArm { .. } | Error::Folder { .. } | Error::Results { .. } => 2,
     }
 }
 

@@ -19,6 +19,7 @@ mod loss_chart;
 mod metrics;
 mod number;
 mod progress;
+mod provenance;
 mod random;
 mod run;
 mod served;

@@ -184,6 +184,7 @@ fn every_command_explains_itself() {
         "chat",
         "serve",
         "inspect gates",
+        "study",
     ];
     for command in commands {
         let help = workshop.ok(&format!("{command} --help"));

@@ -1,7 +1,16 @@
 //! Checkpoints to evidence.
 //!
+//! * [`tasks`]: answers, not only losses. Questions of the kinds that the field uses, written down as files, put to
+//!   a model and counted with their standard errors.
+//! * [`outside`]: models that others have trained, so that the same questions can be put to them.
+//! * [`study`]: a question asked of many runs at once, such as where memory pays: a grid of arms and seeds that are
+//!   trained, measured on the same held-out documents, and compared in pairs.
 //! * [`depth`]: how early a model's layers know what it will say, and which layers of another model they are like.
 //! * [`gates`]: the n-grams at which a memory opens most.
 
 pub mod depth;
+pub mod figure;
 pub mod gates;
+pub mod outside;
+pub mod study;
+pub mod tasks;

@@ -34,6 +34,16 @@ pub struct DataConfig {
     pub tokenizer: PathBuf,
 }
 
+impl DataConfig {
+    /// Takes relative paths from the folder of the file at `path`, which they were read from.
+    pub fn resolve(&mut self, path: &Path) {
+        let folder = path.parent().unwrap_or(Path::new(""));
+        for data in [&mut self.train, &mut self.valid, &mut self.tokenizer] {
+            *data = folder.join(&data);
+        }
+    }
+}
+
 /// How a model learns.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -113,12 +123,8 @@ impl RunConfig {
     /// # Errors
     /// When the file cannot be read, or a key or value in it cannot be used: named with its line.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
-        let mut config: Self = parse(&text, path)?;
-        let folder = path.parent().unwrap_or(Path::new(""));
-        for data in [&mut config.data.train, &mut config.data.valid, &mut config.data.tokenizer] {
-            *data = folder.join(&data);
-        }
+        let (text, mut config) = load_toml::<Self>(path)?;
+        config.data.resolve(path);
         config.validate().map_err(|error| locate(&text, path, &error))?;
         Ok(config)
     }
@@ -176,21 +182,26 @@ pub fn load_model_config(path: &Path) -> Result<ModelConfig> {
     struct ModelOnly {
         model: ModelConfig,
     }
-    let text = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
-    let ModelOnly { model } = parse(&text, path)?;
+    let (text, ModelOnly { model }) = load_toml(path)?;
     model.validate().map_err(|error| locate(&text, path, &error))?;
     Ok(model)
 }
 
-fn parse<T: for<'de> Deserialize<'de>>(text: &str, path: &Path) -> Result<T> {
-    toml::from_str(text).map_err(|error| {
-        let line = error.span().map_or(1, |span| line_of(text, span.start));
+/// Reads a TOML file; its text, too, so that what is refused later can be [located](locate).
+///
+/// # Errors
+/// When the file cannot be read, or does not hold a `T`: with the line.
+pub fn load_toml<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<(String, T)> {
+    let text = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
+    let parsed = toml::from_str(&text).map_err(|error| {
+        let line = error.span().map_or(1, |span| line_of(&text, span.start));
         Error::Config { path: path.to_owned(), line, problem: error.message().trim().to_owned() }
-    })
+    })?;
+    Ok((text, parsed))
 }
 
 /// Puts the line of `error`'s key to it; where the key itself is absent, that of its table.
-fn locate(text: &str, path: &Path, error: &ConfigError) -> Error {
+pub fn locate(text: &str, path: &Path, error: &ConfigError) -> Error {
     let line = key_line(text, &error.key);
     Error::Config { path: path.to_owned(), line, problem: error.to_string() }
 }

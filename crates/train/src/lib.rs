@@ -52,11 +52,11 @@ mod trained;
 mod trainer;
 
 pub use checkpoint::{Checkpoint, CheckpointWriter};
-pub use config::{DataConfig, PrecisionConfig, RunConfig, TrainConfig, load_model_config};
+pub use config::{DataConfig, PrecisionConfig, RunConfig, TrainConfig, load_model_config, load_toml, locate};
 pub use corpus::{Corpus, Documents};
 pub use data_error::Error as DataError;
 pub use error::{Error, Result};
-pub use evaluate::{HeldOut, held_out_loss};
+pub use evaluate::{DocumentLoss, HeldOut, document_losses, held_out_loss};
 pub use generate::{Sampling, generate};
 pub use lookup::RowPlaces;
 pub use optimizer::{Gradients, Optimizer, OptimizerConfig, global_norm};

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::{Checkpoint, CheckpointWriter};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
-use crate::evaluate::{HeldOut, held_out_loss};
+use crate::evaluate::{DocumentLoss, HeldOut, document_losses, held_out_loss};
 use crate::optimizer::{Gradients, Optimizer, global_norm};
 use crate::parameters;
 use crate::sampler::{Sampler, SamplerState};
@@ -259,20 +259,28 @@ impl Trainer {
     /// # Errors
     /// When data cannot be read.
     pub fn evaluate(&self) -> Result<HeldOut> {
-        let fetch = |tokens: &[u32], batch: usize| match &self.memory {
+        let window = (self.config.model.context, self.config.train.evaluate_tokens);
+        let (data, fetch) =
+            ((&self.valid, &self.tokenizer), |tokens: &[u32], batch| self.fetch(tokens, batch));
+        held_out_loss(&self.model().valid(), &self.device, data, window, fetch, &mut |_, _| true)
+    }
+
+    /// The same by document. `go_on` is asked now and then whether to.
+    ///
+    /// # Errors
+    /// When data cannot be read, or `go_on` said no.
+    pub fn document_losses(&self, go_on: &mut dyn FnMut() -> bool) -> Result<Vec<DocumentLoss>> {
+        let window = (self.config.model.context, self.config.train.evaluate_tokens);
+        let (data, fetch) =
+            ((&self.valid, &self.tokenizer), |tokens: &[u32], batch| self.fetch(tokens, batch));
+        document_losses(&self.model().valid(), &self.device, data, window, fetch, &mut |_, _| go_on())
+    }
+
+    fn fetch(&self, tokens: &[u32], batch: usize) -> Result<Fetched> {
+        match &self.memory {
             Some(memory) => memory.fetch(tokens, batch),
             None => Ok(Fetched::none()),
-        };
-        let model = self.model().valid();
-        let (context, limit) = (self.config.model.context, self.config.train.evaluate_tokens);
-        held_out_loss(
-            &model,
-            &self.device,
-            (&self.valid, &self.tokenizer),
-            (context, limit),
-            fetch,
-            &mut |_, _| true,
-        )
+        }
     }
 
     /// Writes a checkpoint and removes those beyond the ones to keep.
@@ -313,10 +321,7 @@ impl Trainer {
                 .collect::<Vec<_>>()
         };
         let (inputs, targets) = (part(0..width - 1), part(1..width));
-        let rows = match &self.memory {
-            Some(memory) => memory.fetch(&inputs, self.config.train.batch)?,
-            None => Fetched::none(),
-        };
+        let rows = self.fetch(&inputs, self.config.train.batch)?;
         Ok(Batch { inputs, targets, rows, sampler })
     }
 

@@ -10,6 +10,7 @@ mod params;
 mod quickstart;
 mod rows;
 mod serve;
+mod study;
 pub(crate) mod table;
 mod tokenizer;
 mod train;
@@ -41,6 +42,7 @@ pub(crate) enum Command {
     Generate(generate::Generate),
     Chat(chat::Chat),
     Serve(serve::Serve),
+    Study(study::Study),
     /// Make, check, convert and study tables of memory rows.
     #[command(subcommand)]
     Table(table::Table),
@@ -63,6 +65,7 @@ impl Command {
             Self::Generate(command) => command.run(),
             Self::Chat(command) => command.run(),
             Self::Serve(command) => command.run(),
+            Self::Study(command) => command.run(),
             Self::Table(command) => command.run(),
             Self::Inspect(command) => command.run(),
         }

@@ -1,0 +1,39 @@
+//! Where a result comes from: the program and the machine.
+
+/// The version, and the commit that the program was built from.
+pub(crate) fn program() -> String {
+    format!("engram {}, commit {}", env!("CARGO_PKG_VERSION"), env!("ENGRAM_COMMIT"))
+}
+
+/// The processor, its cores, and the memory, as far as the system tells.
+pub(crate) fn machine() -> String {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let mut machine = format!("{cores} cores");
+    if let Some(name) = value("/proc/cpuinfo", "model name") {
+        machine += &format!(" of {name}");
+    }
+    let kibibytes = value("/proc/meminfo", "MemTotal");
+    let kibibytes = kibibytes.as_deref().and_then(|text| text.split(' ').next()?.parse::<u64>().ok());
+    if let Some(kibibytes) = kibibytes {
+        machine += &format!(", {} of memory", crate::number::bytes(kibibytes << 10));
+    }
+    machine
+}
+
+/// The first value of a key in a file of `key : value` lines.
+fn value(path: &str, key: &str) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let line = text.lines().find(|line| line.starts_with(key))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_and_the_machine_are_named() {
+        assert!(program().starts_with("engram ") && program().contains("commit "), "{}", program());
+        assert!(machine().contains("cores"), "{}", machine());
+    }
+}

@@ -1,0 +1,125 @@
+//! `report.html`: one page that needs nothing else.
+
+use std::fmt::Write;
+
+use super::arm::Kind;
+use super::conduct::Provenance;
+use super::findings::{ArmFinding, Findings};
+use crate::figure::escape;
+
+const STYLE: &str = "
+body { font: 16px/1.55 system-ui, sans-serif; color: #222; background: #fff; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
+figure { margin: 1rem 0 } svg { max-width: 100%; height: auto }
+.wide { overflow-x: auto }
+table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums }
+th, td { padding: .25rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e4e4e4 }
+th:first-child, td:first-child { text-align: left }
+pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .85rem }
+dt { font-weight: 600 } dd { margin: 0 0 .5rem }
+";
+
+/// The page of these findings. `figures` are SVG documents; `seconds` is the time that all runs took.
+pub(crate) fn page(findings: &Findings, provenance: &Provenance, figures: &[String], seconds: f64) -> String {
+    let title = title(findings.study);
+    let mut page = String::new();
+    let mut add = |text: std::fmt::Arguments<'_>| {
+        // Writing to a string cannot fail.
+        let _ = page.write_fmt(text);
+    };
+    add(format_args!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
+    ));
+    add(format_args!("<h2>What was found</h2>\n<ul>\n"));
+    for statement in &findings.statements {
+        add(format_args!("<li>{}</li>\n", escape(statement)));
+    }
+    add(format_args!("</ul>\n"));
+    for figure in figures {
+        add(format_args!("<figure>\n{figure}</figure>\n"));
+    }
+    add(format_args!("<h2>Arms</h2>\n<div class=\"wide\"><table>\n<tr>"));
+    COLUMNS.iter().for_each(|(name, _)| add(format_args!("<th>{name}</th>")));
+    add(format_args!("</tr>\n"));
+    for arm in &findings.arms {
+        add(format_args!("<tr>"));
+        COLUMNS.iter().for_each(|(_, cell)| add(format_args!("<td>{}</td>", escape(&cell(arm)))));
+        add(format_args!("</tr>\n"));
+    }
+    let seeds: Vec<_> = findings.seeds.iter().map(ToString::to_string).collect();
+    add(format_args!(
+        "</table></div>\n<h2>How</h2>\n\
+         <p>Losses are nats per token over {} tokens of {} held-out documents, the same for every run. Every arm was \
+         trained with the seeds {}; runs of one seed saw the same data in the same order. Differences are paired over \
+         seeds and documents. An error is the square root of the sum of two variances: over seeds, pooled over arms, \
+         and over documents; ± is one standard error, and intervals of one kind hold together with probability \
+         95 % (Student’s t, Bonferroni). “Within the noise” means that such an interval holds zero.</p>\n\
+         <p>All runs together took {:.1} hours.</p>\n",
+        findings.tokens,
+        findings.documents,
+        seeds.join(", "),
+        seconds / 3600.0
+    ));
+    add(format_args!(
+        "<h2>Where it comes from</h2>\n<dl>\n<dt>Program</dt><dd>{}</dd>\n<dt>Machine</dt><dd>{}</dd>\n\
+         <dt>Runs</dt><dd>{}</dd>\n</dl>\n<pre>{}</pre>\n<h2>Configuration</h2>\n<pre>{}</pre>\n</body>\n</html>\n",
+        escape(&provenance.program),
+        escape(&provenance.machine),
+        escape(&provenance.workers),
+        escape(&provenance.commands.join("\n")),
+        escape(&provenance.configuration)
+    ));
+    page
+}
+
+fn title(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Allocation => "Experts or memory: how to spend a budget of parameters",
+        Kind::Memory => "More memory for the same backbone",
+        Kind::Placement => "Where the memory stands",
+        Kind::Ablation => "What the memory cannot do without",
+        Kind::Baselines => "Memory, its alternatives, and negative controls",
+    }
+}
+
+type Column = (&'static str, fn(&ArmFinding) -> String);
+
+const COLUMNS: [Column; 10] = [
+    ("arm", |arm| arm.name.clone()),
+    ("loss, nats/token", |arm| format!("{:.4}", arm.nats_per_token)),
+    ("bits/byte", |arm| format!("{:.4}", arm.bits_per_byte)),
+    ("difference", |arm| arm.difference.map_or("–".into(), |difference| difference.to_string())),
+    ("rates", |arm| format!("×{}", arm.factor)),
+    ("parameters", |arm| grouped(arm.costs.total_parameters)),
+    ("active", |arm| grouped(arm.costs.active_parameters)),
+    ("FLOPs/token", |arm| grouped(arm.costs.forward_flops_per_token)),
+    ("routed experts", |arm| arm.costs.routed_experts.to_string()),
+    ("memory rows", |arm| grouped(arm.costs.memory_rows)),
+];
+
+/// A number with its thousands apart.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_are_apart() {
+        for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (12_345_678, "12,345,678")] {
+            assert_eq!(grouped(number), text);
+        }
+    }
+}
