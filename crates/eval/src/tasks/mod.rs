@@ -1,0 +1,26 @@
+//! Tasks: questions with known answers, put to a language model.
+//!
+//! A [`Task`] is a TOML file that names a file of records and says, in templates, what the model reads and what
+//! counts as right. Its [`questions`](Task::questions) are put to a [`Scorer`], an Engram checkpoint or a model from
+//! outside, by [`ask`], which computes shared beginnings once and batches by length. What comes back are
+//! [`Outcome`]s, question by question; they are kept in a [`RecordFile`], so that a run that was stopped goes on, and
+//! become a [`Summary`] with standard errors. Two models that answered the same questions are compared pair by pair
+//! ([`Paired`]).
+//!
+//! The definitions are those of EleutherAI's lm-evaluation-harness, which the field reports: a continuation is scored
+//! by the sum of its tokens' log-probabilities; the prompt's trailing blanks belong to the continuation; prompt and
+//! continuation are turned into tokens together.
+
+mod answer;
+mod data_file;
+mod error;
+mod few_shot;
+mod question;
+mod task_file;
+mod template;
+
+pub use answer::AnswerRule;
+pub use error::{Error, Result};
+pub use few_shot::FewShot;
+pub use question::{Ask, Place, Question, Statement};
+pub use task_file::{Form, Task};
