@@ -54,6 +54,7 @@ pub use checkpoint::{Checkpoint, CheckpointWriter};
 pub use config::{DataConfig, PrecisionConfig, RunConfig, TrainConfig, load_model_config};
 pub use corpus::{Corpus, Documents};
 pub use data_error::Error as DataError;
+pub use engram_model::TargetScore;
 pub use error::{Error, Result};
 pub use evaluate::{HeldOut, held_out_loss};
 pub use generate::{Sampling, generate};

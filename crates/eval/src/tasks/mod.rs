@@ -12,15 +12,27 @@
 //! continuation are turned into tokens together.
 
 mod answer;
+mod ask;
+mod checkpoint_scorer;
 mod data_file;
 mod error;
 mod few_shot;
+mod outcome;
+mod outside_scorer;
 mod question;
+mod record_file;
+mod scorer;
+mod summary;
 mod task_file;
 mod template;
 
-pub use answer::AnswerRule;
+pub use answer::{AnswerRule, Which};
+pub use ask::{AskOptions, Progress, Window, ask, windows};
 pub use error::{Error, Result};
 pub use few_shot::FewShot;
+pub use outcome::{Length, Measure, Outcome, Said};
 pub use question::{Ask, Place, Question, Statement};
-pub use task_file::{Form, Task};
+pub use record_file::{Header, RecordFile, read_record};
+pub use scorer::{Begin, Cost, Likelihood, Request, Scorer};
+pub use summary::{Paired, Summary, compare, summarize};
+pub use task_file::{Cloze, Form, Generation, MultipleChoice, Perplexity, Task};
