@@ -67,10 +67,17 @@ impl BlockFormat {
             Self::F32 => numbers.push(f32::from_le_bytes([block[0], block[1], block[2], block[3]])),
             Self::F16 => numbers.push(half(0)),
             Self::Bf16 => numbers.push(bf16::from_le_bytes([block[0], block[1]]).to_f32()),
-            Self::Q4_0 => numbers.extend(nibbles(&block[2..]).map(|q| half(0) * (f32::from(q) - 8.0))),
-            Self::Q4_1 => numbers.extend(nibbles(&block[4..]).map(|q| half(0) * f32::from(q) + half(2))),
+            Self::Q4_0 => {
+                let scale = half(0);
+                numbers.extend(nibbles(&block[2..]).map(|q| scale * (f32::from(q) - 8.0)));
+            }
+            Self::Q4_1 => {
+                let (scale, offset) = (half(0), half(2));
+                numbers.extend(nibbles(&block[4..]).map(|q| scale * f32::from(q) + offset));
+            }
             Self::Q8_0 => {
-                numbers.extend(block[2..].iter().map(|&q| half(0) * f32::from(i8::from_le_bytes([q]))));
+                let scale = half(0);
+                numbers.extend(block[2..].iter().map(|&q| scale * f32::from(i8::from_le_bytes([q]))));
             }
         }
     }

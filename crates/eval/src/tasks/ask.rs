@@ -495,15 +495,15 @@ mod tests {
         Ok((outcomes, cut))
     }
 
-    const CHOICE: &str = "data = 'a.jsonl'\n[multiple_choice]\nprompt = '{{ q }}'\nchoices = 'c'\nanswer = 0";
+    const CHOICE: &str =
+        "data = 'a.jsonl'\n[multiple_choice]\nprompt = '{{ q }}'\nchoices = 'c'\nanswer = '0'";
 
     #[test]
     fn a_choice_is_scored_as_its_tokens_are() {
         let records = "{\"q\": \"ab \", \"c\": [\"x\", \"yz\"]}\n{\"q\": \"\", \"c\": [\"x\", \"yz\"]}";
-        let (whole, _) =
-            outcomes(&CHOICE.replace("answer = 0", "answer = '0'"), records, AskOptions::default()).unwrap();
+        let (whole, _) = outcomes(CHOICE, records, AskOptions::default()).unwrap();
         let small = AskOptions { batch: 1, ..AskOptions::default() };
-        let (apart, _) = outcomes(&CHOICE.replace("answer = 0", "answer = '0'"), records, small).unwrap();
+        let (apart, _) = outcomes(CHOICE, records, small).unwrap();
         let model = model();
         let tokens = |text: &str| model.encode(text).unwrap();
         for (index, outcome) in whole.iter().enumerate() {
@@ -599,7 +599,7 @@ mod tests {
     fn it_stops_when_asked() {
         let model = model();
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("t.toml"), CHOICE.replace("answer = 0", "answer = '0'")).unwrap();
+        std::fs::write(folder.path().join("t.toml"), CHOICE).unwrap();
         std::fs::write(folder.path().join("a.jsonl"), "{\"q\": \"a\", \"c\": [\"x\", \"y\"]}\n".repeat(3))
             .unwrap();
         let task = Task::load(Path::new(&folder.path().join("t.toml"))).unwrap();

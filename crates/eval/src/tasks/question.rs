@@ -67,6 +67,32 @@ pub enum Ask {
     },
 }
 
+impl Question {
+    /// Adds everything that is asked to a hash.
+    pub(crate) fn hash(&self, hash: &mut blake3::Hasher) {
+        let mut add = |text: &str| {
+            hash.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
+        };
+        match &self.ask {
+            Ask::Choice { statements, choices, answer } => {
+                add(&answer.to_string());
+                choices.iter().for_each(|choice| add(choice));
+                statements.iter().flat_map(|s| [&s.prompt, &s.continuation]).for_each(|text| add(text));
+            }
+            Ask::Cloze(statement) => {
+                add(&statement.prompt);
+                add(&statement.continuation);
+            }
+            Ask::Generation { prompt, answers } => {
+                add(prompt);
+                answers.iter().for_each(|answer| add(answer));
+            }
+            Ask::Document { text } => add(text),
+        }
+        hash.update(&(self.place.line as u64).to_le_bytes());
+    }
+}
+
 /// A continuation of a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Statement {

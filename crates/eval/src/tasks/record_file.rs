@@ -7,9 +7,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::ask::AskOptions;
 use super::error::{Error, Result};
 use super::outcome::Outcome;
 use super::question::Question;
+use super::scorer::Scorer;
+use super::task_file::Task;
 
 /// What was asked of whom: two files with equal headers, but for the model, can be compared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,6 +98,26 @@ pub fn read_record(path: &Path) -> Result<(Header, Vec<Outcome>)> {
 }
 
 impl Header {
+    /// Of a run that puts these questions to a model, which was opened by a path.
+    pub fn new(
+        task: &Task,
+        questions: &[Question],
+        options: AskOptions,
+        (scorer, path): (&dyn Scorer, &Path),
+    ) -> Self {
+        let mut hash = blake3::Hasher::new();
+        // The size of batches changes rounding alone.
+        hash.update(task.hash().as_bytes()).update(&[options.cut.into()]);
+        questions.iter().for_each(|question| question.hash(&mut hash));
+        Self {
+            task: task.name().to_owned(),
+            questions_hash: hash.finalize().to_hex().to_string(),
+            questions: questions.len(),
+            model: scorer.identity(),
+            model_name: path.display().to_string(),
+        }
+    }
+
     /// Whether a run with `other` goes on with this one. The path of the model may have changed.
     fn same_run(&self, other: &Self) -> bool {
         Self { model_name: other.model_name.clone(), ..self.clone() } == *other

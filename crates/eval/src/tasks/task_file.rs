@@ -179,6 +179,11 @@ impl Task {
         self.hash.to_hex().to_string()
     }
 
+    /// The name of its file of outcomes.
+    pub fn record_name(&self) -> String {
+        format!("{}.jsonl", self.name)
+    }
+
     /// What is asked.
     pub fn form(&self) -> &Form {
         &self.form
@@ -202,6 +207,9 @@ impl TaskFile {
             return Err(check.at(fields.span().start, "`line_fields` is empty: name the field of each line"));
         }
         let name = check.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        if self.name.as_ref().is_some_and(|name| name.contains('/') || name.is_empty()) {
+            return Err(Error::line(check.path, 1, "`name` must be able to name a file"));
+        }
         let form = form((self.multiple_choice, self.cloze, self.generation, self.perplexity), check)?;
         if matches!(form, Form::Perplexity { .. }) && self.few_shot.count > 0 {
             return Err(Error::line(check.path, 1, "`few_shot`: documents have no examples before them"));
