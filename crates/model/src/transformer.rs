@@ -83,7 +83,10 @@ impl LanguageModel {
                 .collect(),
             norm: RmsNorm::new(&init, width, config.norm_epsilon),
             head: (!config.tied_head).then(|| init.normal("head", [width, vocabulary], 0.02)),
-            rotary: Rotary::new(rotary_width, base, config.context),
+            rotary: match config.attention.yarn() {
+                Some(yarn) => Rotary::stretched(rotary_width, base, config.context, yarn),
+                None => Rotary::new(rotary_width, base, config.context),
+            },
             streams: config.streams(),
             width,
             bf16: precision == Precision::Bf16,
