@@ -195,7 +195,10 @@ fn a_context_is_extended_from_a_checkpoint() {
     let workshop = Workshop::trained();
     let yarn = "rotary_width = 4\nyarn = { original_context = 32, scale = 4.0 }";
     let long = |context: usize| {
-        CONFIG.replace("context = 32", &format!("context = {context}")).replace("rotary_width = 4", yarn)
+        let config = CONFIG.replace("context = 32", &format!("context = {context}"));
+        config
+            .replace("rotary_width = 4", yarn)
+            .replace("checkpoint_every = 6", "checkpoint_every = 6\nkeep = 3")
     };
     workshop.write("long.toml", long(128));
     let loss = |run: &str| json(&workshop.ok(&format!("eval loss {run} data/valid --tokens 100 --json")));
