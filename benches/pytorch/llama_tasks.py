@@ -151,6 +151,7 @@ def main():
     parser.add_argument("task", help="lambada, piqa, arc_easy, hellaswag, or logits")
     parser.add_argument("data", type=Path)
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--skip", type=int, default=0, help="questions that another run has answered")
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--out")
     parser.add_argument("--threads", type=int, default=2)
@@ -163,7 +164,7 @@ def main():
         last = [model.logits(model.hidden(tokenizer.encode(prompt))[-1:])[0].numpy() for prompt in prompts]
         np.save(options.out, np.stack(last))
         return
-    asked = questions(options.task, options.data, options.limit)
+    asked = questions(options.task, options.data, options.limit)[options.skip:]
     requests = [[pair(tokenizer, prompt, " " + choice) for choice in choices] for prompt, choices, _ in asked]
     model.score(*requests[0][0])
     begun = time.perf_counter()

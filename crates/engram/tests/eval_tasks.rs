@@ -134,3 +134,24 @@ fn what_cannot_be_asked_is_refused_with_file_and_line() {
     workshop.write("model.gguf", "GGML");
     workshop.fails("eval tasks model.gguf letters.toml", INPUT, &["model.gguf", "not a GGUF file"]);
 }
+
+#[test]
+fn ruler_writes_tasks_that_can_be_asked() {
+    let workshop = workshop();
+    let config = common::CONFIG.replace("context = 32", "context = 400").replace("steps = 12", "steps = 1");
+    workshop.write("long.toml", config);
+    workshop.ok("train long.toml --out long");
+    let write = "eval ruler long --lengths 300,400 --kinds single,variable_tracking --samples 2";
+    let table = workshop.ok(&format!("{write} --out ruler"));
+    assert!(table.contains("variable_tracking-400"), "{table}");
+    assert_eq!(workshop.list("ruler").len(), 8);
+    let report =
+        json(&workshop.ok("eval tasks long ruler/single-300.toml ruler/variable_tracking-300.toml --json"));
+    assert_eq!(report["tasks"][1]["questions"], 2);
+    workshop.ok(&format!("{write} --out again --seed 0"));
+    assert_eq!(workshop.read("ruler/single-400.jsonl"), workshop.read("again/single-400.jsonl"));
+    workshop.fails(&write.replace("400", "500"), INPUT, &["--out"]);
+    workshop.fails(&format!("{write} --out r").replace("400", "500"), INPUT, &["500", "context is 400"]);
+    workshop.fails(&format!("{write} --out r").replace("300", "30"), INPUT, &["the shortest takes"]);
+    workshop.fails("eval ruler long --lengths 300 --kinds needle --out r", INPUT, &["multi_query"]);
+}

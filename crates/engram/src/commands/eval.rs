@@ -1,4 +1,5 @@
 mod compare;
+mod ruler;
 mod tasks;
 
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ pub(crate) enum Eval {
     Loss(Loss),
     Tasks(tasks::Tasks),
     Compare(compare::Compare),
+    Ruler(ruler::Ruler),
 }
 
 /// Measure a checkpoint's loss on token shards, in nats per token and bits per byte.
@@ -50,6 +52,7 @@ impl Eval {
             Self::Loss(command) => command.run(),
             Self::Tasks(command) => command.run(),
             Self::Compare(command) => command.run(),
+            Self::Ruler(command) => command.run(),
         }
     }
 }

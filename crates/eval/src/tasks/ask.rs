@@ -47,8 +47,8 @@ pub fn ask(
     let asking = Asking { scorer, questions, options };
     match task.form() {
         Form::Generation { text, rule } => {
-            let accepts = |text: &str, answers: &[String]| rule.accepts(text, answers);
-            asking.generate(pending, (&text.stop, text.tokens), &accepts, each, progress)
+            let score = |text: &str, answers: &[String]| rule.score(text, answers);
+            asking.generate(pending, (&text.stop, text.tokens), &score, each, progress)
         }
         Form::Perplexity { text } => asking.likelihoods(pending, text.overlap.unwrap_or(1), each, progress),
         Form::MultipleChoice { .. } | Form::Cloze { .. } => asking.likelihoods(pending, 1, each, progress),
@@ -213,7 +213,7 @@ impl Asking<'_> {
         &self,
         pending: &[usize],
         (stop, limit): (&[String], usize),
-        accepts: &dyn Fn(&str, &[String]) -> bool,
+        score: &dyn Fn(&str, &[String]) -> f64,
         each: &mut dyn FnMut(Outcome) -> Result<()>,
         progress: Progress<'_>,
     ) -> Result<usize> {
@@ -253,9 +253,9 @@ impl Asking<'_> {
                 let text = self.scorer.decode(&tokens)?;
                 let end = stop.iter().filter_map(|stop| text.find(stop)).min().unwrap_or(text.len());
                 let text = text[..end].to_owned();
-                let right = accepts(&text, answers);
+                let score = score(&text, answers);
                 let line = self.questions[*number].place.line;
-                each(Outcome { question: *number, line, said: Said::Generation { text, right } })?;
+                each(Outcome { question: *number, line, said: Said::Generation { text, score } })?;
             }
             done += cost(batch);
         }
@@ -547,7 +547,7 @@ mod tests {
         let (outcomes_, _) = outcomes(task, records, AskOptions::default()).unwrap();
         let model = model();
         for (outcome, prompt) in outcomes_.iter().zip(["ab", "abc"]) {
-            let Said::Generation { text, right: false } = &outcome.said else { panic!("{outcome:?}") };
+            let Said::Generation { text, score: 0.0 } = &outcome.said else { panic!("{outcome:?}") };
             // Each token is the one that scoring calls the likeliest.
             let (mut context, mut expected) = (model.encode(prompt).unwrap(), Vec::new());
             for _ in 0..5 {

@@ -40,8 +40,8 @@ pub enum Said {
     Generation {
         /// The text.
         text: String,
-        /// Whether it is one of the answers.
-        right: bool,
+        /// How right it is, from 0 to 1.
+        score: f64,
     },
     /// A document.
     Document {
@@ -70,7 +70,7 @@ pub struct Length {
 #[serde(rename_all = "snake_case")]
 pub enum Measure {
     /// Share of right answers. For choices: the likeliest is right (the harness's `acc`). For a cloze: greedy decoding
-    /// gives it.
+    /// gives it. For generated texts: the mean score.
     Accuracy,
     /// Share of questions whose choice with the largest log-probability per character is right (`acc_norm`).
     PerCharacter,
@@ -133,7 +133,7 @@ impl Outcome {
             Said::Cloze { log_probability, greedy } => {
                 vec![(Measure::Accuracy, right(*greedy), 1.0), (Measure::Perplexity, -log_probability, 1.0)]
             }
-            Said::Generation { right: found, .. } => vec![(Measure::Accuracy, right(*found), 1.0)],
+            Said::Generation { score, .. } => vec![(Measure::Accuracy, *score, 1.0)],
             Said::Document { log_probability, tokens, bytes } => vec![
                 (Measure::BitsPerByte, -log_probability / std::f64::consts::LN_2, *bytes as f64),
                 (Measure::TokenPerplexity, -log_probability, *tokens as f64),

@@ -7,7 +7,7 @@ use regex::Regex;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::answer::{AnswerRule, Which};
+use super::answer::{AnswerRule, Compare, Which};
 use super::error::{Error, Result};
 use super::few_shot::Choose;
 use super::template::Templates;
@@ -97,6 +97,8 @@ pub struct Generation {
     remove: Vec<Spanned<String>>,
     #[serde(default)]
     ignore_case: bool,
+    #[serde(default)]
+    compare: Compare,
 }
 
 /// See [`Form::Perplexity`].
@@ -307,7 +309,7 @@ impl Check<'_> {
             None => None,
         };
         let remove = text.remove.iter().map(|pattern| self.pattern("remove", pattern));
-        Ok(AnswerRule::new(extract, remove.collect::<Result<_>>()?, text.ignore_case))
+        Ok(AnswerRule::new(extract, remove.collect::<Result<_>>()?, text.ignore_case, text.compare))
     }
 }
 

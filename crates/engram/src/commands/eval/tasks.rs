@@ -161,7 +161,7 @@ impl Report {
 }
 
 /// Opens a checkpoint, or a model from outside.
-fn open(path: &Path, device: DeviceKind) -> anyhow::Result<Box<dyn Scorer>> {
+pub(super) fn open(path: &Path, device: DeviceKind) -> anyhow::Result<Box<dyn Scorer>> {
     if OutsideModel::is_one(path) {
         if device != DeviceKind::Cpu {
             return refuse("a model from outside computes on the processor: leave --device out");
