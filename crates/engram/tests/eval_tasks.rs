@@ -136,6 +136,26 @@ fn what_cannot_be_asked_is_refused_with_file_and_line() {
 }
 
 #[test]
+fn key_tokens_of_one_model_count_for_another() {
+    let workshop = workshop();
+    let task = "data = 'corpus.jsonl'\n[long_perplexity]\ntext = '{{ text }}'\nshort = 4\nstep = 4\n\
+                alpha = 0.01\nbeta = -9.0";
+    workshop.write("long.toml", task);
+    let line = "eval tasks run long.toml --limit 4 --json";
+    let own = json(&workshop.ok(&format!("{line} --out own")));
+    let measures = own["tasks"][0]["measures"].as_array().unwrap();
+    assert_eq!(measures[0]["measure"], "long_perplexity");
+    assert_eq!(measures[1]["measure"], "token_perplexity");
+    // Its own keys are the same keys; another's are not of the same questions.
+    let again = json(&workshop.ok(&format!("{line} --keys own/long.jsonl")));
+    assert_same(&again, &own);
+    workshop.fails(&format!("{line} --keys own/long.jsonl --out own"), INPUT, &["other questions"]);
+    workshop.fails("eval tasks run letters.toml --keys own/long.jsonl", INPUT, &["[long_perplexity]"]);
+    workshop.write("long.toml", task.replace("short = 4", "short = 40"));
+    workshop.fails(line, INPUT, &["corpus.jsonl:1: a short context of 40 tokens", "32"]);
+}
+
+#[test]
 fn ruler_writes_tasks_that_can_be_asked() {
     let workshop = workshop();
     let config = common::CONFIG.replace("context = 32", "context = 400").replace("steps = 12", "steps = 1");

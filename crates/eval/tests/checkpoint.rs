@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use burn::tensor::Device;
 use engram_eval::tasks::{Likelihood, Request, Scorer};
 use engram_train::{
-    Corpus, PrepareOptions, RunConfig, Tokenizer, TokenizerTraining, Trained, Trainer, prepare,
+    Corpus, PrepareOptions, RunConfig, TargetScore, Tokenizer, TokenizerTraining, Trained, Trainer, prepare,
 };
 use proptest::prelude::*;
 
@@ -92,9 +92,10 @@ fn by_definition(context: &[u32], continuation: &[u32]) -> Likelihood {
         let logits = model().next_logits(&[context, &continuation[..index]].concat()).unwrap();
         let total: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
         let own = logits[continuation[index] as usize];
-        ((f64::from(own) - total.ln()) as f32, logits.iter().all(|&logit| logit <= own))
+        let log_probability = (f64::from(own) - total.ln()) as f32;
+        TargetScore { log_probability, likeliest: logits.iter().all(|&logit| logit <= own) }
     };
-    Likelihood::of((0..continuation.len()).map(token))
+    Likelihood::of(&(0..continuation.len()).map(token).collect::<Vec<_>>())
 }
 
 proptest! {
@@ -115,7 +116,7 @@ proptest! {
         let requests: Vec<Request> = texts.iter().map(|(c, e)| Request::new(c, e).unwrap()).collect();
         let scores = model().score(&requests.iter().collect::<Vec<_>>()).unwrap();
         for ((context, continuation), found) in texts.iter().zip(scores) {
-            let expected = by_definition(context, continuation);
+            let (found, expected) = (Likelihood::of(&found), by_definition(context, continuation));
             prop_assert!((found.log_probability - expected.log_probability).abs() < 1e-4, "{found:?} {expected:?}");
             prop_assert_eq!(found.greedy, expected.greedy);
         }

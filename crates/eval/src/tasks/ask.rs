@@ -2,11 +2,13 @@
 
 use std::ops::ControlFlow;
 
+use engram_train::TargetScore;
+
 use super::error::{Error, Result};
 use super::outcome::{Length, Outcome, Said};
 use super::question::{Ask, Place, Question, Statement};
 use super::scorer::{Begin, Cost, Likelihood, Request, Scorer};
-use super::task_file::{Form, Task};
+use super::task_file::{Form, LongPerplexity, Task};
 use crate::outside::common;
 
 /// How questions are put.
@@ -50,9 +52,26 @@ pub fn ask(
             let score = |text: &str, answers: &[String]| rule.score(text, answers);
             asking.generate(pending, (&text.stop, text.tokens), &score, each, progress)
         }
-        Form::Perplexity { text } => asking.likelihoods(pending, text.overlap.unwrap_or(1), each, progress),
-        Form::MultipleChoice { .. } | Form::Cloze { .. } => asking.likelihoods(pending, 1, each, progress),
+        Form::Perplexity { text } => {
+            asking.likelihoods(pending, Reading::Once { overlap: text.overlap.unwrap_or(1) }, each, progress)
+        }
+        Form::LongPerplexity { text, keys } => {
+            let keys = keys.as_deref();
+            asking.likelihoods(pending, Reading::LongAndShort { of: text, keys }, each, progress)
+        }
+        Form::MultipleChoice { .. } | Form::Cloze { .. } => {
+            asking.likelihoods(pending, Reading::Once { overlap: 1 }, each, progress)
+        }
     }
+}
+
+/// How documents are read.
+#[derive(Clone, Copy)]
+enum Reading<'a> {
+    /// In windows that read at least so many tokens again.
+    Once { overlap: usize },
+    /// With all the context there is, and again with little; `keys` says which tokens count, by question, instead.
+    LongAndShort { of: &'a LongPerplexity, keys: Option<&'a [Vec<usize>]> },
 }
 
 struct Asking<'a> {
@@ -72,14 +91,14 @@ impl Asking<'_> {
     fn likelihoods(
         &self,
         pending: &[usize],
-        overlap: usize,
+        reading: Reading<'_>,
         each: &mut dyn FnMut(Outcome) -> Result<()>,
         progress: Progress<'_>,
     ) -> Result<usize> {
         let (mut requests, mut cut) = (Vec::new(), 0);
         let mut answers: Vec<Answers> = Vec::with_capacity(pending.len());
         for (at, &question) in pending.iter().enumerate() {
-            let (parts, cuts) = self.requests(&self.questions[question], overlap)?;
+            let (parts, cuts) = self.requests(&self.questions[question], reading)?;
             answers.push(Answers::new(&parts));
             cut += usize::from(cuts);
             requests.extend((parts.into_iter().enumerate()).map(|(part, request)| Owned {
@@ -96,13 +115,13 @@ impl Asking<'_> {
                 return Err(Error::Interrupted);
             }
             let batch: Vec<&Request> = requests[range.clone()].iter().map(|owned| &owned.request).collect();
-            let likelihoods = self.scorer.score(&batch)?;
-            for (owned, likelihood) in requests[range].iter().zip(likelihoods) {
+            let scores = self.scorer.score(&batch)?;
+            for (owned, scores) in requests[range].iter().zip(scores) {
                 let answer = &mut answers[owned.question];
-                answer.add(owned.part, likelihood);
+                answer.add(owned.part, scores);
                 if answer.is_complete() {
                     let question = pending[owned.question];
-                    each(self.outcome(question, answer))?;
+                    each(self.outcome(question, answer, reading)?)?;
                 }
             }
             done += cost as u64;
@@ -111,11 +130,11 @@ impl Asking<'_> {
     }
 
     /// The requests of a question, and whether any was cut.
-    fn requests(&self, question: &Question, overlap: usize) -> Result<(Vec<Request>, bool)> {
+    fn requests(&self, question: &Question, reading: Reading<'_>) -> Result<(Vec<Request>, bool)> {
         let statements = match &question.ask {
             Ask::Choice { statements, .. } => statements.as_slice(),
             Ask::Cloze(statement) => std::slice::from_ref(statement),
-            Ask::Document { text } => return Ok((self.windows(text, overlap, &question.place)?, false)),
+            Ask::Document { text } => return Ok((self.read(text, reading, &question.place)?, false)),
             Ask::Generation { .. } => return Err(Error::Mismatch("a text is generated, not scored".into())),
         };
         let (mut requests, mut cut) = (Vec::new(), false);
@@ -159,10 +178,29 @@ impl Asking<'_> {
         }
     }
 
-    fn windows(&self, text: &str, overlap: usize, place: &Place) -> Result<Vec<Request>> {
+    /// The windows of a document; those with little context after the others.
+    fn read(&self, text: &str, reading: Reading<'_>, place: &Place) -> Result<Vec<Request>> {
+        let context = self.scorer.context();
+        match reading {
+            Reading::Once { overlap } => self.windows(text, (context, overlap), place),
+            Reading::LongAndShort { of: &LongPerplexity { short, step, .. }, .. } => {
+                let little = (short + step).saturating_sub(1);
+                if short == 0 || step == 0 || little >= context {
+                    let problem = format!(
+                        "a short context of {short} tokens, read {step} at a time, is not shorter than the model's, {context}"
+                    );
+                    return Err(Error::line(&place.path, place.line, problem));
+                }
+                let mut requests = self.windows(text, (context, short), place)?;
+                requests.extend(self.windows(text, (little, short), place)?);
+                Ok(requests)
+            }
+        }
+    }
+
+    fn windows(&self, text: &str, (context, overlap): (usize, usize), place: &Place) -> Result<Vec<Request>> {
         let tokens = self.scorer.encode(text)?;
         let (Begin::Always(begin) | Begin::IfEmpty(begin)) = self.scorer.begin();
-        let context = self.scorer.context();
         if tokens.is_empty() || !(1..=context).contains(&overlap) {
             let problem = format!("a document without tokens, or an overlap that is not in 1..={context}");
             return Err(Error::line(&place.path, place.line, problem));
@@ -176,37 +214,43 @@ impl Asking<'_> {
             .collect())
     }
 
-    fn outcome(&self, number: usize, answers: &Answers) -> Outcome {
+    fn outcome(&self, number: usize, answers: &Answers, reading: Reading<'_>) -> Result<Outcome> {
         let question = &self.questions[number];
-        let sum = |likelihoods: &[Likelihood]| likelihoods.iter().map(|l| l.log_probability).sum::<f64>();
-        let all: Vec<Likelihood> = answers.likelihoods.iter().flatten().copied().collect();
-        let said = match &question.ask {
-            Ask::Choice { choices, answer, .. } => {
+        let parts: Vec<Likelihood> = answers.parts.iter().map(|part| Likelihood::of(part)).collect();
+        let whole = Likelihood {
+            log_probability: parts.iter().map(|part| part.log_probability).sum(),
+            greedy: parts.iter().all(|part| part.greedy),
+        };
+        let said = match (&question.ask, reading) {
+            (Ask::Choice { choices, answer, .. }, _) => {
                 let mean = |values: Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
-                let of = |choice: usize| (choice..all.len()).step_by(choices.len());
-                let log_probabilities = (0..choices.len())
-                    .map(|choice| mean(of(choice).map(|part| all[part].log_probability).collect()))
-                    .collect();
-                let tokens =
-                    |choice| mean(of(choice).map(|part| answers.tokens[part] as f64).collect()).ceil();
+                let of = |choice: usize| (choice..parts.len()).step_by(choices.len());
+                let log_probability =
+                    |choice| mean(of(choice).map(|part| parts[part].log_probability).collect());
+                let tokens = |choice| mean(of(choice).map(|part| answers.parts[part].len() as f64).collect());
                 let length = |(choice, text): (usize, &String)| Length {
-                    tokens: tokens(choice) as usize,
+                    tokens: tokens(choice).ceil() as usize,
                     characters: text.chars().count(),
                     bytes: text.len(),
                 };
                 let lengths = choices.iter().enumerate().map(length).collect();
+                let log_probabilities = (0..choices.len()).map(log_probability).collect();
                 Said::Choice { log_probabilities, lengths, answer: *answer }
             }
-            Ask::Document { text } => {
-                let tokens = answers.tokens.iter().sum();
-                Said::Document { log_probability: sum(&all), tokens, bytes: text.len() }
+            (Ask::Document { text }, Reading::Once { .. }) => {
+                let tokens = answers.parts.iter().map(Vec::len).sum();
+                Said::Document { log_probability: whole.log_probability, tokens, bytes: text.len() }
             }
-            Ask::Cloze(_) | Ask::Generation { .. } => Said::Cloze {
-                log_probability: sum(&all),
-                greedy: all.iter().all(|likelihood| likelihood.greedy),
-            },
+            (Ask::Document { .. }, Reading::LongAndShort { of, keys }) => {
+                let keys = keys.map(|keys| keys.get(number).map_or(&[][..], Vec::as_slice));
+                let said = long_document(&answers.parts, of, keys);
+                said.map_err(|problem| Error::line(&question.place.path, question.place.line, problem))?
+            }
+            (Ask::Cloze(_) | Ask::Generation { .. }, _) => {
+                Said::Cloze { log_probability: whole.log_probability, greedy: whole.greedy }
+            }
         };
-        Outcome { question: number, line: question.place.line, said }
+        Ok(Outcome { question: number, line: question.place.line, said })
     }
 
     fn generate(
@@ -271,22 +315,49 @@ fn too_long(place: &Place, length: usize, context: usize) -> Error {
     Error::line(&place.path, place.line, problem)
 }
 
+/// LongPPL's tokens (Fang et al. 2024, arXiv 2410.23771): those that much context makes likelier by more than `alpha`
+/// nats, to more than `beta`. `parts` are the windows with all the context, then those with little: each half has every
+/// token once.
+fn long_document(
+    parts: &[Vec<TargetScore>],
+    of: &LongPerplexity,
+    keys: Option<&[usize]>,
+) -> std::result::Result<Said, String> {
+    let scores = || parts.iter().flatten().map(|token| f64::from(token.log_probability));
+    let tokens = scores().count() / 2;
+    let long: Vec<f64> = scores().take(tokens).collect();
+    let is_key = |&(long, short): &(&f64, f64)| long - short > of.alpha && *long > of.beta;
+    let keys: Vec<usize> = match keys {
+        Some(keys) => keys.to_vec(),
+        None => {
+            let pairs = long.iter().zip(scores().skip(tokens)).enumerate();
+            pairs.filter(|(_, pair)| is_key(pair)).map(|(token, _)| token).collect()
+        }
+    };
+    if let Some(key) = keys.iter().find(|&&key| key >= tokens) {
+        return Err(format!(
+            "key token {key} is not among its {tokens}: the keys are of another tokenizer or text"
+        ));
+    }
+    let key_log_probability = keys.iter().map(|&key| long[key]).sum();
+    Ok(Said::LongDocument { log_probability: long.iter().sum(), tokens, key_log_probability, keys })
+}
+
 /// What is known of a question's parts.
 struct Answers {
-    likelihoods: Vec<Option<Likelihood>>,
-    /// Tokens scored in each part.
-    tokens: Vec<usize>,
+    /// The scores of each part's tokens; none yet: empty.
+    parts: Vec<Vec<TargetScore>>,
     open: usize,
 }
 
 impl Answers {
     fn new(parts: &[Request]) -> Self {
-        let tokens = parts.iter().map(|part| part.targets().len()).collect();
-        Self { likelihoods: vec![None; parts.len()], tokens, open: parts.len() }
+        Self { parts: vec![Vec::new(); parts.len()], open: parts.len() }
     }
 
-    fn add(&mut self, part: usize, likelihood: Likelihood) {
-        self.open -= usize::from(self.likelihoods[part].replace(likelihood).is_none());
+    fn add(&mut self, part: usize, scores: Vec<TargetScore>) {
+        self.open -= usize::from(self.parts[part].is_empty());
+        self.parts[part] = scores;
     }
 
     fn is_complete(&self) -> bool {
@@ -384,6 +455,11 @@ mod tests {
         (tokens(6), tokens(5)).prop_map(|(context, end)| Request::new(&context, &end).unwrap())
     }
 
+    /// Scores one request.
+    fn likelihood(model: &OutsideModel, request: &Request) -> Likelihood {
+        Likelihood::of(&model.score(&[request]).unwrap()[0])
+    }
+
     fn close(found: Likelihood, expected: Likelihood) {
         let difference = (found.log_probability - expected.log_probability).abs();
         assert!(difference < 1e-4 && found.greedy == expected.greedy, "{found:?}, not {expected:?}");
@@ -398,12 +474,12 @@ mod tests {
         ) {
             let model = model();
             let alone: Vec<Likelihood> =
-                requests.iter().map(|request| model.score(&[request]).unwrap()[0]).collect();
+                requests.iter().map(|request| likelihood(&model, request)).collect();
             let mut order: Vec<usize> = (0..requests.len()).collect();
             order.rotate_left(turn % requests.len());
             let batch: Vec<&Request> = order.iter().map(|&index| &requests[index]).collect();
             for (index, found) in order.into_iter().zip(model.score(&batch).unwrap()) {
-                close(found, alone[index]);
+                close(Likelihood::of(&found), alone[index]);
             }
         }
 
@@ -412,8 +488,7 @@ mod tests {
             let model = model();
             let cut = 1 + cut % (tokens.len() - 2);
             let score = |start: usize, end: usize| {
-                let request = Request::new(&tokens[..start], &tokens[start..end]).unwrap();
-                model.score(&[&request]).unwrap()[0]
+                likelihood(&model, &Request::new(&tokens[..start], &tokens[start..end]).unwrap())
             };
             let (whole, first, second) = (score(1, tokens.len()), score(1, cut + 1), score(cut + 1, tokens.len()));
             let log_probability = first.log_probability + second.log_probability;
@@ -513,7 +588,7 @@ mod tests {
             for (choice, text) in ["x", "yz"].into_iter().enumerate() {
                 // The blank at the prompt's end, and the delimiter.
                 let end = tokens(&format!("{}{text}", if index == 0 { "  " } else { " " }));
-                let likelihood = model.score(&[&Request::new(&prompt, &end).unwrap()]).unwrap()[0];
+                let likelihood = likelihood(&model, &Request::new(&prompt, &end).unwrap());
                 assert!((likelihood.log_probability - log_probabilities[choice]).abs() < 1e-4);
                 assert!((others[choice] - log_probabilities[choice]).abs() < 1e-4);
                 let length = Length { tokens: end.len(), characters: text.len(), bytes: text.len() };
@@ -551,9 +626,8 @@ mod tests {
             // Each token is the one that scoring calls the likeliest.
             let (mut context, mut expected) = (model.encode(prompt).unwrap(), Vec::new());
             for _ in 0..5 {
-                let next = (0..model.llama().config().vocabulary as u32).find(|&token| {
-                    model.score(&[&Request::new(&context, &[token]).unwrap()]).unwrap()[0].greedy
-                });
+                let next = (0..model.llama().config().vocabulary as u32)
+                    .find(|&token| likelihood(&model, &Request::new(&context, &[token]).unwrap()).greedy);
                 if next == Some(model.tokenizer().end_of_text()) {
                     break;
                 }
@@ -587,12 +661,52 @@ mod tests {
             .map(|window| {
                 Request::new(&all[window.start..window.first], &all[window.first..window.end]).unwrap()
             })
-            .map(|request| model.score(&[&request]).unwrap()[0].log_probability)
+            .map(|request| likelihood(&model, &request).log_probability)
             .sum();
         assert!((log_probability - expected).abs() < 1e-3);
         assert_ne!(of(30), of(1));
         let error = outcomes(&task(61), &records, AskOptions::default()).unwrap_err().to_string();
         assert!(error.contains("a.jsonl:1: ") && error.contains("1..=60"), "{error}");
+    }
+
+    #[test]
+    fn key_tokens_are_those_that_context_makes_likely() {
+        let task = "data = 'a.jsonl'\n[long_perplexity]\ntext = '{{ q }}'\nshort = 4\nstep = 3\n\
+                    alpha = 0.02\nbeta = -5.5";
+        let text = "many words, and more of them than fit. ".repeat(3);
+        let records = format!("{{\"q\": {text:?}}}");
+        let (found, _) = outcomes(task, &records, AskOptions::default()).unwrap();
+        let Said::LongDocument { log_probability, tokens, key_log_probability, keys } = &found[0].said else {
+            panic!("{found:?}")
+        };
+        let model = model();
+        let all = [vec![model.tokenizer().end_of_text()], model.encode(&text).unwrap()].concat();
+        let read = |context: usize| -> Vec<f64> {
+            let windows = windows(all.len() - 1, context, 4).into_iter();
+            let requests =
+                windows.map(|w| Request::new(&all[w.start..w.first], &all[w.first..w.end]).unwrap());
+            requests
+                .flat_map(|request| model.score(&[&request]).unwrap().remove(0))
+                .map(|token| f64::from(token.log_probability))
+                .collect()
+        };
+        let (long, short) = (read(60), read(6));
+        let expected: Vec<usize> = (0..long.len())
+            .filter(|&token| long[token] - short[token] > 0.02 && long[token] > -5.5)
+            .collect();
+        assert!(
+            !expected.is_empty() && expected.len() < long.len() / 2,
+            "{} of {}",
+            expected.len(),
+            long.len()
+        );
+        assert_eq!((keys, *tokens), (&expected, text.len()));
+        let sum: f64 = expected.iter().map(|&token| long[token]).sum();
+        assert!((key_log_probability - sum).abs() < 1e-3);
+        assert!((log_probability - long.iter().sum::<f64>()).abs() < 1e-3);
+
+        let error = outcomes(&task.replace("short = 4", "short = 60"), &records, AskOptions::default());
+        assert!(error.unwrap_err().to_string().contains("a.jsonl:1: a short context of 60 tokens"));
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Asking a checkpoint of Engram.
 
-use engram_train::{Sampling, Trained, generate};
+use engram_train::{Sampling, TargetScore, Trained, generate};
 
 use super::error::Result;
-use super::scorer::{Begin, Cost, Likelihood, Request, Scorer};
+use super::scorer::{Begin, Cost, Request, Scorer};
 
 impl Scorer for Trained {
     fn identity(&self) -> String {
@@ -33,7 +33,7 @@ impl Scorer for Trained {
 
     /// Requests that read the same, or what another begins with, are computed with it; the rest are filled up to one
     /// length. Positions see only those before them, so what stands behind changes nothing.
-    fn score(&self, batch: &[&Request]) -> Result<Vec<Likelihood>> {
+    fn score(&self, batch: &[&Request]) -> Result<Vec<Vec<TargetScore>>> {
         let (sequences, of) = longest(batch);
         let time = sequences.iter().map(|sequence| sequence.len()).max().unwrap_or(0);
         let fill = self.tokenizer().end_of_text();
@@ -48,11 +48,8 @@ impl Scorer for Trained {
             targets.extend(rows.zip(request.targets().iter().copied()));
         }
         let mut scores = self.target_scores(&tokens, sequences.len(), &targets)?.into_iter();
-        let likelihood = |request: &&Request| {
-            let own = scores.by_ref().take(request.targets().len());
-            Likelihood::of(own.map(|score| (score.log_probability, score.likeliest)))
-        };
-        Ok(batch.iter().map(likelihood).collect())
+        let own = |request: &&Request| scores.by_ref().take(request.targets().len()).collect();
+        Ok(batch.iter().map(own).collect())
     }
 
     fn proceed(

@@ -37,4 +37,4 @@ pub use record_file::{Header, RecordFile, read_record};
 pub use ruler::{Haystack, Ruler, RulerRecord};
 pub use scorer::{Begin, Cost, Likelihood, Request, Scorer};
 pub use summary::{Paired, Summary, compare, summarize};
-pub use task_file::{Cloze, Form, Generation, MultipleChoice, Perplexity, Task};
+pub use task_file::{Cloze, Form, Generation, LongPerplexity, MultipleChoice, Perplexity, Task};

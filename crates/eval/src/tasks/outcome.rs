@@ -52,6 +52,17 @@ pub enum Said {
         /// Bytes of text.
         bytes: usize,
     },
+    /// A long document.
+    LongDocument {
+        /// Its log-probability with all the context there is, in nats.
+        log_probability: f64,
+        /// Tokens predicted.
+        tokens: usize,
+        /// Log-probability of the key tokens.
+        key_log_probability: f64,
+        /// Which tokens are key.
+        keys: Vec<usize>,
+    },
 }
 
 /// How long a text is.
@@ -84,6 +95,8 @@ pub enum Measure {
     BitsPerByte,
     /// exp of the negative log-probability per token, over all documents.
     TokenPerplexity,
+    /// exp of the negative log-probability per key token, over all documents (LongPPL).
+    LongPerplexity,
 }
 
 impl Measure {
@@ -97,6 +110,7 @@ impl Measure {
             Self::Perplexity => "perplexity",
             Self::BitsPerByte => "bits per byte",
             Self::TokenPerplexity => "perplexity per token",
+            Self::LongPerplexity => "perplexity of key tokens",
         }
     }
 
@@ -107,7 +121,7 @@ impl Measure {
 
     /// Whether it is exp of a mean.
     pub(crate) fn is_exponential(self) -> bool {
-        matches!(self, Self::Perplexity | Self::TokenPerplexity)
+        matches!(self, Self::Perplexity | Self::TokenPerplexity | Self::LongPerplexity)
     }
 }
 
@@ -138,6 +152,10 @@ impl Outcome {
                 (Measure::BitsPerByte, -log_probability / std::f64::consts::LN_2, *bytes as f64),
                 (Measure::TokenPerplexity, -log_probability, *tokens as f64),
             ],
+            Said::LongDocument { log_probability, tokens, key_log_probability, keys } => vec![
+                (Measure::LongPerplexity, -key_log_probability, keys.len() as f64),
+                (Measure::TokenPerplexity, -log_probability, *tokens as f64),
+            ],
         }
     }
 
@@ -149,7 +167,7 @@ impl Outcome {
             }
             (Said::Cloze { .. }, Ask::Cloze(_))
             | (Said::Generation { .. }, Ask::Generation { .. })
-            | (Said::Document { .. }, Ask::Document { .. }) => true,
+            | (Said::Document { .. } | Said::LongDocument { .. }, Ask::Document { .. }) => true,
             _ => false,
         };
         form && self.line == question.place.line

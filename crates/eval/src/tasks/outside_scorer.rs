@@ -1,9 +1,10 @@
 //! Asking a model from outside.
 
 use engram_kernels::Segment;
+use engram_train::TargetScore;
 
 use super::error::{Error, Result};
-use super::scorer::{Begin, Cost, Likelihood, Request, Scorer};
+use super::scorer::{Begin, Cost, Request, Scorer};
 use crate::outside::{LlamaState, OutsideModel, PrefixRows};
 
 impl Scorer for OutsideModel {
@@ -31,7 +32,7 @@ impl Scorer for OutsideModel {
         Ok(self.tokenizer().decode(tokens).map_err(engram_train::Error::from)?)
     }
 
-    fn score(&self, batch: &[&Request]) -> Result<Vec<Likelihood>> {
+    fn score(&self, batch: &[&Request]) -> Result<Vec<Vec<TargetScore>>> {
         let inputs: Vec<&[u32]> = batch.iter().map(|request| request.inputs()).collect();
         self.check(&inputs)?;
         let rows = PrefixRows::of(&inputs);
@@ -46,11 +47,15 @@ impl Scorer for OutsideModel {
             }
         }
         let mut scores = self.llama().scores(&before, &targets).into_iter().zip(&targets);
-        let likelihood = |request: &&Request| {
+        let own = |request: &&Request| {
             let own = scores.by_ref().take(request.targets().len());
-            Likelihood::of(own.map(|(score, &target)| (score.log_probability, score.likeliest == target)))
+            own.map(|(score, &target)| TargetScore {
+                log_probability: score.log_probability,
+                likeliest: score.likeliest == target,
+            })
+            .collect()
         };
-        Ok(batch.iter().map(likelihood).collect())
+        Ok(batch.iter().map(own).collect())
     }
 
     fn proceed(

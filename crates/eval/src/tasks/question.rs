@@ -118,7 +118,7 @@ impl Task {
         let folder = folder.unwrap_or(beside);
         let mut library = Library { folder, files: HashMap::new() };
         let count = few_shot.count.unwrap_or(self.shots.count);
-        if count > 0 && matches!(self.form, Form::Perplexity { .. }) {
+        if count > 0 && self.form.is_of_documents() {
             return Err(Error::Mismatch(format!("{}: documents have no examples before them", self.name)));
         }
         let mut questions = Vec::new();
@@ -289,7 +289,9 @@ impl<'a> Writer<'a> {
                 };
                 Ok(format!("{prompt}{}{shown}", text.delimiter))
             }
-            Form::Perplexity { .. } => unreachable!("refused before"),
+            Form::Perplexity { .. } | Form::LongPerplexity { .. } => {
+                Err(self.error(record, "few_shot", "documents have no examples before them"))
+            }
         }
     }
 
@@ -311,13 +313,8 @@ impl<'a> Writer<'a> {
                 let (prompt, answers) = self.generation(text, record, &fields.value())?;
                 Ok(Ask::Generation { prompt: format!("{before}{prompt}"), answers })
             }
-            Form::Perplexity { text } => {
-                let text = self.text("text", text.text.as_ref(), record, &fields.value())?;
-                if text.is_empty() {
-                    return Err(self.error(record, "text", "it is empty"));
-                }
-                Ok(Ask::Document { text })
-            }
+            Form::Perplexity { text } => self.document(&text.text, record, &fields.value()),
+            Form::LongPerplexity { text, .. } => self.document(&text.text, record, &fields.value()),
         }
     }
 
@@ -389,6 +386,14 @@ impl<'a> Writer<'a> {
             return Err(self.error(record, "target", "it is empty"));
         }
         Ok(Statement { prompt, continuation: format!("{}{target}", text.delimiter) })
+    }
+
+    fn document(&self, template: &Spanned<String>, record: &Record, fields: &Value) -> Result<Ask> {
+        let text = self.text("text", template.as_ref(), record, fields)?;
+        if text.is_empty() {
+            return Err(self.error(record, "text", "it is empty"));
+        }
+        Ok(Ask::Document { text })
     }
 
     fn generation(

@@ -1,5 +1,7 @@
 //! What a model must be able to do to be asked.
 
+use engram_train::TargetScore;
+
 use super::error::Result;
 
 /// A continuation whose likelihood is asked for, after what stands before it.
@@ -42,13 +44,12 @@ pub struct Likelihood {
 }
 
 impl Likelihood {
-    /// Of the tokens' log-probabilities, and whether each was the likeliest.
-    pub fn of(tokens: impl IntoIterator<Item = (f32, bool)>) -> Self {
-        let nothing = Self { log_probability: 0.0, greedy: true };
-        tokens.into_iter().fold(nothing, |whole, (log_probability, likeliest)| Self {
-            log_probability: whole.log_probability + f64::from(log_probability),
-            greedy: whole.greedy && likeliest,
-        })
+    /// Of a continuation's tokens together.
+    pub fn of(tokens: &[TargetScore]) -> Self {
+        Self {
+            log_probability: tokens.iter().map(|token| f64::from(token.log_probability)).sum(),
+            greedy: tokens.iter().all(|token| token.likeliest),
+        }
     }
 }
 
@@ -96,12 +97,12 @@ pub trait Scorer {
     /// A token outside the vocabulary.
     fn decode(&self, tokens: &[u32]) -> Result<String>;
 
-    /// How likely each request's continuation is, in order. Inputs fit the context. Which requests come together, and in
+    /// How likely each token of each request's continuation is, in order. Inputs fit the context. Which requests come together, and in
     /// which order, changes nothing but rounding.
     ///
     /// # Errors
     /// When the model cannot be computed.
-    fn score(&self, batch: &[&Request]) -> Result<Vec<Likelihood>>;
+    fn score(&self, batch: &[&Request]) -> Result<Vec<Vec<TargetScore>>>;
 
     /// The likeliest continuation of each prompt, token by token, by at most `limit` tokens, or until
     /// `finished(prompt, tokens so far)`, or the end of the text, which is not given. Prompts are not empty, and fit the context

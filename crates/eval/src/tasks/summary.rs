@@ -119,7 +119,9 @@ fn by_measure(outcomes: &[Outcome]) -> Vec<(Measure, Amounts)> {
         }
         amounts.entry(measure.name()).or_default().push((amount, of));
     }
-    order.into_iter().map(|measure| (measure, amounts.remove(measure.name()).unwrap_or_default())).collect()
+    let all = order.into_iter().map(|measure| (measure, amounts.remove(measure.name()).unwrap_or_default()));
+    // Where no document has a key token there is nothing to be measured on.
+    all.filter(|(_, amounts)| total(amounts) > 0.0).collect()
 }
 
 fn total(amounts: &Amounts) -> f64 {
@@ -218,6 +220,21 @@ mod tests {
         close(perplexity.second, 2.0_f64.exp());
         assert_eq!(perplexity.only_one_right, None);
         assert!(compare(&first, &second[1..]).unwrap_err().to_string().contains("(4 and 3)"));
+    }
+
+    #[test]
+    fn documents_without_key_tokens_weigh_nothing() {
+        let document = |question, key_log_probability, keys: &[usize]| {
+            let keys = keys.to_vec();
+            let said = Said::LongDocument { log_probability: -6.0, tokens: 4, key_log_probability, keys };
+            Outcome { question, line: 1, said }
+        };
+        let [long, all] = summarize(&[document(0, -3.0, &[1, 2]), document(1, 0.0, &[])])[..] else {
+            panic!()
+        };
+        close(long.value, 1.5_f64.exp());
+        close(all.value, 1.5_f64.exp());
+        assert_eq!(summarize(&[document(1, 0.0, &[])]).len(), 1);
     }
 
     #[test]

@@ -10,6 +10,8 @@ use toml::Spanned;
 use super::answer::{AnswerRule, Compare, Which};
 use super::error::{Error, Result};
 use super::few_shot::Choose;
+use super::outcome::{Outcome, Said};
+use super::record_file::read_record;
 use super::template::Templates;
 
 /// A task: where its records are, and how each becomes a question.
@@ -52,6 +54,13 @@ pub enum Form {
     Perplexity {
         /// Templates.
         text: Perplexity,
+    },
+    /// The likelihood of the tokens of long documents that need what is far back.
+    LongPerplexity {
+        /// Templates and limits.
+        text: LongPerplexity,
+        /// Which tokens count, by document: as another model found them.
+        keys: Option<Vec<Vec<usize>>>,
     },
 }
 
@@ -110,6 +119,23 @@ pub struct Perplexity {
     pub(crate) overlap: Option<usize>,
 }
 
+/// See [`Form::LongPerplexity`].
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LongPerplexity {
+    pub(crate) text: Spanned<String>,
+    /// Tokens of the short context, at least.
+    pub(crate) short: usize,
+    /// Tokens that are predicted from one short window.
+    pub(crate) step: usize,
+    /// A key token gains more than this from the long context, in nats.
+    #[serde(default = "two")]
+    pub(crate) alpha: f64,
+    /// A key token's log-probability with the long context is above this.
+    #[serde(default = "minus_two")]
+    pub(crate) beta: f64,
+}
+
 /// Solved examples before a question.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -150,6 +176,15 @@ struct TaskFile {
     cloze: Option<Cloze>,
     generation: Option<Generation>,
     perplexity: Option<Perplexity>,
+    long_perplexity: Option<LongPerplexity>,
+}
+
+fn two() -> f64 {
+    2.0
+}
+
+fn minus_two() -> f64 {
+    -2.0
 }
 
 fn blank() -> String {
@@ -186,9 +221,39 @@ impl Task {
         format!("{}.jsonl", self.name)
     }
 
+    /// Lets the tokens count that the record of another run of this task found to be key: models are compared on the
+    /// same tokens.
+    ///
+    /// # Errors
+    /// When this is no task of long documents, or the file is no record of one.
+    pub fn use_keys(&mut self, path: &Path) -> Result<()> {
+        let Form::LongPerplexity { keys, .. } = &mut self.form else {
+            let problem = format!("{}: only tasks with [long_perplexity] have key tokens", self.name);
+            return Err(Error::Mismatch(problem));
+        };
+        let (_, outcomes) = read_record(path)?;
+        let key = |outcome: Outcome| match outcome.said {
+            Said::LongDocument { keys, .. } => Ok(keys),
+            _ => Err(Error::line(path, 1, "not the record of a task with [long_perplexity]")),
+        };
+        let found = outcomes.into_iter().map(key).collect::<Result<Vec<_>>>()?;
+        let mut hash = blake3::Hasher::new();
+        hash.update(self.hash.as_bytes()).update(format!("{found:?}").as_bytes());
+        self.hash = hash.finalize();
+        *keys = Some(found);
+        Ok(())
+    }
+
     /// What is asked.
     pub fn form(&self) -> &Form {
         &self.form
+    }
+}
+
+impl Form {
+    /// Whether whole documents are read, without anything before them.
+    pub(crate) fn is_of_documents(&self) -> bool {
+        matches!(self, Self::Perplexity { .. } | Self::LongPerplexity { .. })
     }
 }
 
@@ -212,8 +277,10 @@ impl TaskFile {
         if self.name.as_ref().is_some_and(|name| name.contains('/') || name.is_empty()) {
             return Err(Error::line(check.path, 1, "`name` must be able to name a file"));
         }
-        let form = form((self.multiple_choice, self.cloze, self.generation, self.perplexity), check)?;
-        if matches!(form, Form::Perplexity { .. }) && self.few_shot.count > 0 {
+        let forms =
+            (self.multiple_choice, self.cloze, self.generation, (self.perplexity, self.long_perplexity));
+        let form = form(forms, check)?;
+        if form.is_of_documents() && self.few_shot.count > 0 {
             return Err(Error::line(check.path, 1, "`few_shot`: documents have no examples before them"));
         }
         Ok(Task {
@@ -230,12 +297,13 @@ impl TaskFile {
     }
 }
 
-type Forms = (Option<MultipleChoice>, Option<Cloze>, Option<Generation>, Option<Perplexity>);
+type Forms =
+    (Option<MultipleChoice>, Option<Cloze>, Option<Generation>, (Option<Perplexity>, Option<LongPerplexity>));
 
 /// The one form that the file has.
 fn form(forms: Forms, check: &Check<'_>) -> Result<Form> {
     match forms {
-        (Some(text), None, None, None) => {
+        (Some(text), None, None, (None, None)) => {
             check.template("prompt", &text.prompt)?;
             check.expression("choices", &text.choices)?;
             check.expression("answer", &text.answer)?;
@@ -243,25 +311,29 @@ fn form(forms: Forms, check: &Check<'_>) -> Result<Form> {
             text.paraphrases.iter().try_for_each(|text| check.expression("paraphrases", text))?;
             Ok(Form::MultipleChoice { text })
         }
-        (None, Some(text), None, None) => {
+        (None, Some(text), None, (None, None)) => {
             check.template("prompt", &text.prompt)?;
             check.template("target", &text.target)?;
             Ok(Form::Cloze { text })
         }
-        (None, None, Some(text), None) => {
+        (None, None, Some(text), (None, None)) => {
             check.template("prompt", &text.prompt)?;
             check.expression("answers", &text.answers)?;
             text.shown.iter().try_for_each(|text| check.template("shown", text))?;
             let rule = check.rule(&text)?;
             Ok(Form::Generation { text, rule })
         }
-        (None, None, None, Some(text)) => {
+        (None, None, None, (Some(text), None)) => {
             check.template("text", &text.text)?;
             Ok(Form::Perplexity { text })
         }
+        (None, None, None, (None, Some(text))) => {
+            check.template("text", &text.text)?;
+            Ok(Form::LongPerplexity { text, keys: None })
+        }
         _ => {
-            let problem = "a task has exactly one of the tables [multiple_choice], [cloze], [generation] and \
-                           [perplexity]";
+            let problem = "a task has exactly one of the tables [multiple_choice], [cloze], [generation], \
+                           [perplexity] and [long_perplexity]";
             Err(Error::line(check.path, 1, problem))
         }
     }

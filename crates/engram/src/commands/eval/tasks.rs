@@ -27,6 +27,7 @@ use crate::table::Table;
   engram eval tasks runs/small configs/tasks/*.toml --data sets --limit 500 --out results/small
   engram eval tasks SmolLM2-135M-Instruct.Q4_1.gguf configs/tasks/piqa.toml --data sets --json
   engram eval tasks runs/small my-task.toml --shots 5 --seed 1
+  engram eval tasks runs/small long.toml --keys results/large/long.jsonl
 
 With --out every answer is kept as it comes; the same command goes on after an interruption. `engram eval compare`
 sets two such folders side by side.")]
@@ -48,6 +49,9 @@ pub(crate) struct Tasks {
     /// Seed of their choice.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Answers of another model to a task with [long_perplexity]: let the tokens count that it found to be key.
+    #[arg(long, value_name = "FILE")]
+    keys: Option<PathBuf>,
     /// Cut the beginning of what is longer than the model's context, instead of refusing it.
     #[arg(long)]
     cut: bool,
@@ -88,7 +92,10 @@ impl Tasks {
             return refuse("--batch and --limit must be at least 1");
         }
         // Files that cannot be used are refused before a model is loaded.
-        let tasks = self.tasks.iter().map(|path| Task::load(path)).collect::<Result<Vec<_>, _>>()?;
+        let mut tasks = self.tasks.iter().map(|path| Task::load(path)).collect::<Result<Vec<_>, _>>()?;
+        if let Some(keys) = &self.keys {
+            tasks.iter_mut().try_for_each(|task| task.use_keys(keys))?;
+        }
         if let Some(name) = repeated(&tasks) {
             return refuse(format!("two tasks are called {name}; name each once"));
         }
