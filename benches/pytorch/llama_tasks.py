@@ -1,6 +1,7 @@
 """A Llama-type model from a GGUF file in plain PyTorch, asked the tasks of configs/tasks: an implementation of the same
 definitions that shares nothing with the Rust one but the file. Values are decoded by the package `gguf`, tokens are
-made by the BPE below, and every request is computed by itself, in f32.
+made by the BPE below, and every request is computed by itself, in f32; with --shared, the choices of a question are
+computed together, after one pass over their prompt.
 
     python llama_tasks.py MODEL.gguf logits LAMBADA.jsonl --count 50 --out logits.npy
     python llama_tasks.py MODEL.gguf piqa DATA_FOLDER --limit 1000 --out piqa.jsonl
@@ -73,9 +74,9 @@ class Llama:
         angles = torch.outer(torch.arange(value("context_length"), dtype=torch.float64), frequencies)
         self.cos, self.sin = angles.cos().float(), angles.sin().float()
 
-    def rotate(self, x):
-        """x: [heads, time, size]."""
-        cos, sin = self.cos[: x.shape[1]], self.sin[: x.shape[1]]
+    def rotate(self, x, first):
+        """x: [batch, heads, time, size], from position `first` on."""
+        cos, sin = (angles[first : first + x.shape[2]] for angles in (self.cos, self.sin))
         a, b = x[..., 0::2], x[..., 1::2]
         return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
 
@@ -83,36 +84,63 @@ class Llama:
         return F.rms_norm(x, (self.width,), self.weights[name + ".weight"], self.epsilon)
 
     @torch.inference_mode()
-    def hidden(self, tokens):
-        """Hidden states before the head, [time, width]."""
+    def hidden(self, tokens, past=None):
+        """Hidden states before the head, [batch, time, width], of tokens [batch, time], and each block's keys and values.
+
+        `past` holds those of one sequence that all of the batch continue.
+        """
         x = self.weights["token_embd.weight"][torch.tensor(tokens)]
+        batch, time, _ = x.shape
+        before = past[0][0].shape[-2] if past else 0
+        mask = torch.ones(time, before + time, dtype=torch.bool).tril(before)
+        kept = []
         for block in range(self.blocks):
             linear = lambda x, part: F.linear(x, self.weights[f"blk.{block}.{part}.weight"])
             normal = self.norm(x, f"blk.{block}.attn_norm")
-            split = lambda y, heads: y.view(len(tokens), heads, self.size).transpose(0, 1)
-            q = self.rotate(split(linear(normal, "attn_q"), self.heads))
-            k = self.rotate(split(linear(normal, "attn_k"), self.key_heads))
+            split = lambda y, heads: y.view(batch, time, heads, self.size).transpose(1, 2)
+            q = self.rotate(split(linear(normal, "attn_q"), self.heads), before)
+            k = self.rotate(split(linear(normal, "attn_k"), self.key_heads), before)
             v = split(linear(normal, "attn_v"), self.key_heads)
+            if past:
+                k, v = (torch.cat((p.expand(batch, -1, -1, -1), n), 2) for p, n in zip(past[block], (k, v)))
+            kept.append((k, v))
             group = self.heads // self.key_heads
-            k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
-            attended = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True)[0]
-            x = x + linear(attended.transpose(0, 1).reshape(len(tokens), -1), "attn_output")
+            k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            x = x + linear(attended.transpose(1, 2).reshape(batch, time, -1), "attn_output")
             normal = self.norm(x, f"blk.{block}.ffn_norm")
             x = x + linear(F.silu(linear(normal, "ffn_gate")) * linear(normal, "ffn_up"), "ffn_down")
-        return self.norm(x, "output_norm")
+        return self.norm(x, "output_norm"), kept
 
     @torch.inference_mode()
     def logits(self, hidden):
         return F.linear(hidden, self.weights.get("output.weight", self.weights["token_embd.weight"]))
 
-    @torch.inference_mode()
-    def score(self, context, continuation):
-        """Log-probability of the continuation, and whether it is greedy."""
-        hidden = self.hidden((context + continuation)[:-1])[len(context) - 1:]
+    def judge(self, hidden, continuation):
+        """Log-probability of the continuation after each of the hidden states, and whether it is greedy."""
         logarithms = torch.log_softmax(self.logits(hidden), dim=-1)
         targets = torch.tensor(continuation)
         chosen = logarithms.gather(1, targets[:, None]).double().sum().item()
         return chosen, bool((logarithms.argmax(1) == targets).all())
+
+    @torch.inference_mode()
+    def score(self, context, continuation):
+        hidden, _ = self.hidden([(context + continuation)[:-1]])
+        return self.judge(hidden[0, len(context) - 1:], continuation)
+
+    @torch.inference_mode()
+    def score_shared(self, context, continuations):
+        """Continuations of one context: its keys and values are computed once."""
+        first, past = self.hidden([context])
+        longest = max(map(len, continuations)) - 1
+        after = None
+        if longest:
+            after, _ = self.hidden([(c[:-1] + [0] * longest)[:longest] for c in continuations], past)
+        found = []
+        for index, continuation in enumerate(continuations):
+            rest = after[index, : len(continuation) - 1] if longest else first[0, :0]
+            found.append(self.judge(torch.cat((first[0, -1:], rest)), continuation))
+        return found
 
 
 def pair(tokenizer, prompt, continuation):
@@ -152,6 +180,7 @@ def main():
     parser.add_argument("data", type=Path)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--skip", type=int, default=0, help="questions that another run has answered")
+    parser.add_argument("--shared", action="store_true", help="a question's prompt once, its choices together")
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--out")
     parser.add_argument("--threads", type=int, default=2)
@@ -161,14 +190,18 @@ def main():
     tokenizer, model = Tokenizer(reader), Llama(reader)
     if options.task == "logits":
         prompts = [record["context"] for record in lines(options.data, options.count)]
-        last = [model.logits(model.hidden(tokenizer.encode(prompt))[-1:])[0].numpy() for prompt in prompts]
+        last = [model.logits(model.hidden([tokenizer.encode(prompt)])[0][0, -1]).numpy() for prompt in prompts]
         np.save(options.out, np.stack(last))
         return
     asked = questions(options.task, options.data, options.limit)[options.skip:]
     requests = [[pair(tokenizer, prompt, " " + choice) for choice in choices] for prompt, choices, _ in asked]
     model.score(*requests[0][0])
     begun = time.perf_counter()
-    scores = [[model.score(*request) for request in question] for question in requests]
+    if options.shared:
+        # Prompt and choices are turned into tokens together, but the prompt's are the same for all.
+        scores = [model.score_shared(question[0][0], [rest for _, rest in question]) for question in requests]
+    else:
+        scores = [[model.score(*request) for request in question] for question in requests]
     seconds = time.perf_counter() - begun
     if options.out:
         with open(options.out, "w", encoding="utf-8") as out:
