@@ -158,7 +158,7 @@ fn key_tokens_of_one_model_count_for_another() {
 #[test]
 fn ruler_writes_tasks_that_can_be_asked() {
     let workshop = workshop();
-    let config = common::CONFIG.replace("context = 32", "context = 400").replace("steps = 12", "steps = 1");
+    let config = common::CONFIG.replace("context = 32", "context = 400").replace("steps = 12", "steps = 5");
     workshop.write("long.toml", config);
     workshop.ok("train long.toml --out long");
     let write = "eval ruler long --lengths 300,400 --kinds single,variable_tracking --samples 2";

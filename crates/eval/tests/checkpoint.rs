@@ -56,6 +56,10 @@ batch = 2
 evaluate_every = 3
 evaluate_tokens = 40
 checkpoint_every = 3
+
+[train.schedule]
+warmup = 1
+decay = { cosine = { floor = 0.1 } }
 "#;
 
 /// A model after three steps: no longer as symmetric as it began.
