@@ -10,6 +10,28 @@
 //! The definitions are those of EleutherAI's lm-evaluation-harness, which the field reports: a continuation is scored
 //! by the sum of its tokens' log-probabilities; the prompt's trailing blanks belong to the continuation; prompt and
 //! continuation are turned into tokens together.
+//!
+//! ```
+//! use engram_eval::tasks::{Ask, FewShot, Task};
+//!
+//! let folder = tempfile::tempdir()?;
+//! std::fs::write(folder.path().join("riddles.jsonl"), r#"{"riddle": "What has keys?", "answer": "a piano"}"#)?;
+//! std::fs::write(
+//!     folder.path().join("riddles.toml"),
+//!     r#"
+//!     data = "riddles.jsonl"
+//!     [cloze]
+//!     prompt = "Riddle: {{ riddle }} Answer:"
+//!     target = "{{ answer }}"
+//!     "#,
+//! )?;
+//! let task = Task::load(&folder.path().join("riddles.toml"))?;
+//! let questions = task.questions(None, FewShot { count: None, seed: 0 }, None)?;
+//! let Ask::Cloze(statement) = &questions[0].ask else { unreachable!() };
+//! assert_eq!(statement.prompt, "Riddle: What has keys? Answer:");
+//! assert_eq!(statement.continuation, " a piano");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod answer;
 mod ask;

@@ -116,14 +116,14 @@ impl Task {
     ) -> Result<Vec<Question>> {
         let beside = self.path.parent().unwrap_or(Path::new("."));
         let folder = folder.unwrap_or(beside);
-        let mut library = Library { folder, files: HashMap::new() };
+        let mut library = Library { folder, files: HashMap::new(), lists: HashMap::new() };
         let count = few_shot.count.unwrap_or(self.shots.count);
         if count > 0 && self.form.is_of_documents() {
             return Err(Error::Mismatch(format!("{}: documents have no examples before them", self.name)));
         }
         let mut questions = Vec::new();
         for path in data_files(&folder.join(&self.data))? {
-            let mut writer = Writer::new(self, &path, library.read(&path, self.line_fields.as_deref())?);
+            let writer = Writer::new(self, &path, library.read(&path, self.line_fields.as_deref())?);
             for index in 0..writer.records.len().min(limit.unwrap_or(usize::MAX)) {
                 let shots = writer.shots(index, (count, few_shot.seed), &mut library)?;
                 let ask = writer.ask(index, &shots, &mut library)?;
@@ -154,6 +154,8 @@ fn data_files(path: &Path) -> Result<Vec<PathBuf>> {
 struct Library<'a> {
     folder: &'a Path,
     files: HashMap<PathBuf, Arc<[Record]>>,
+    /// The same as templates see them.
+    lists: HashMap<PathBuf, Value>,
 }
 
 impl Library<'_> {
@@ -165,6 +167,11 @@ impl Library<'_> {
         self.files.insert(path.to_owned(), records.clone());
         Ok(records)
     }
+
+    fn list(&mut self, path: &Path, records: &[Record]) -> Value {
+        let list = || records.iter().map(|record| Value::from(Serde(&record.fields))).collect();
+        self.lists.entry(path.to_owned()).or_insert_with(list).clone()
+    }
 }
 
 /// Turns the records of one file into texts.
@@ -173,13 +180,11 @@ struct Writer<'a> {
     path: Arc<Path>,
     records: Arc<[Record]>,
     templates: Templates,
-    /// The records of the file, and of each table by its path, as templates see them.
-    lists: HashMap<PathBuf, Value>,
 }
 
 impl<'a> Writer<'a> {
     fn new(task: &'a Task, path: &Path, records: Arc<[Record]>) -> Self {
-        Self { task, path: path.into(), records, templates: Templates::new(), lists: HashMap::new() }
+        Self { task, path: path.into(), records, templates: Templates::new() }
     }
 
     fn place(&self, index: usize) -> Place {
@@ -187,25 +192,19 @@ impl<'a> Writer<'a> {
     }
 
     /// What templates see of a record: its fields, the name of its file, all records of its file, and the tables.
-    fn fields(&mut self, record: &Record, library: &mut Library<'_>) -> Result<Fields> {
+    fn fields(&self, record: &Record, library: &mut Library<'_>) -> Result<Fields> {
         let mut fields: Vec<(String, Value)> =
             record.fields.iter().map(|(name, value)| (name.clone(), Value::from(Serde(value)))).collect();
         let stem = self.path.file_stem().unwrap_or_default().to_string_lossy();
         fields.push(("file".into(), Value::from(stem.into_owned())));
-        let (path, records) = (self.path.to_path_buf(), self.records.clone());
-        fields.push(("all".into(), self.list(path, &records)));
+        fields.push(("all".into(), library.list(&self.path, &self.records)));
         for (name, path) in &self.task.tables {
             let path = self.text("tables", path, record, &Value::from_pairs(fields.clone()))?;
             let path = library.folder.join(path);
             let records = library.read(&path, None)?;
-            fields.push((name.clone(), self.list(path, &records)));
+            fields.push((name.clone(), library.list(&path, &records)));
         }
         Ok(Fields(fields))
-    }
-
-    fn list(&mut self, path: PathBuf, records: &[Record]) -> Value {
-        let list = || records.iter().map(|record| Value::from(Serde(&record.fields))).collect();
-        self.lists.entry(path).or_insert_with(list).clone()
     }
 
     fn error(&self, record: &Record, key: &str, reason: &str) -> Error {
@@ -229,14 +228,8 @@ impl<'a> Writer<'a> {
     }
 
     /// The preamble and the solved examples before question `index`.
-    fn shots(
-        &mut self,
-        index: usize,
-        (count, seed): (usize, u64),
-        library: &mut Library<'_>,
-    ) -> Result<String> {
-        let (records, shots) = (self.records.clone(), &self.task.shots);
-        let record = &records[index];
+    fn shots(&self, index: usize, (count, seed): (usize, u64), library: &mut Library<'_>) -> Result<String> {
+        let (record, shots) = (&self.records[index], &self.task.shots);
         if count == 0 && self.task.preamble.is_empty() {
             return Ok(String::new());
         }
@@ -245,13 +238,13 @@ impl<'a> Writer<'a> {
         if count == 0 {
             return Ok(before);
         }
-        let mut source = match &shots.data {
+        let source = match &shots.data {
             Some(path) => {
                 let path = library.folder.join(self.text("few_shot.data", path.as_ref(), record, &fields)?);
                 let examples = library.read(&path, self.task.line_fields.as_deref())?;
                 Self::new(self.task, &path, examples)
             }
-            None => Self::new(self.task, &self.path, records.clone()),
+            None => Self::new(self.task, &self.path, self.records.clone()),
         };
         let except = shots.data.is_none().then_some(index);
         let there = source.records.len();
@@ -267,8 +260,8 @@ impl<'a> Writer<'a> {
     }
 
     /// A record as a solved example.
-    fn solved(&mut self, index: usize, library: &mut Library<'_>) -> Result<String> {
-        let record = &self.records.clone()[index];
+    fn solved(&self, index: usize, library: &mut Library<'_>) -> Result<String> {
+        let record = &self.records[index];
         let fields = self.fields(record, library)?;
         match &self.task.form {
             Form::MultipleChoice { text } => {
@@ -295,8 +288,8 @@ impl<'a> Writer<'a> {
         }
     }
 
-    fn ask(&mut self, index: usize, before: &str, library: &mut Library<'_>) -> Result<Ask> {
-        let record = &self.records.clone()[index];
+    fn ask(&self, index: usize, before: &str, library: &mut Library<'_>) -> Result<Ask> {
+        let record = &self.records[index];
         let fields = self.fields(record, library)?;
         match &self.task.form {
             Form::MultipleChoice { text } => {
