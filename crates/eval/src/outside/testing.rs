@@ -54,7 +54,7 @@ pub(crate) fn tensors(seed: u64) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
 }
 
 /// Byte-level names of all bytes, as GPT-2 has them, and the end of text.
-fn names() -> Vec<String> {
+pub(crate) fn names() -> Vec<String> {
     let printable = |byte: u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
     let others: Vec<u32> = (0..256).filter(|&byte| !printable(byte)).collect();
     let name = |byte: u32| match others.iter().position(|&other| other == byte) {

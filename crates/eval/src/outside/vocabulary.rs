@@ -127,3 +127,83 @@ fn token_name<'a>(gguf: &Gguf, tokens: &[&'a str], key: &str) -> Result<&'a str>
     let id = gguf.integer(key)?;
     tokens.get(id).copied().ok_or_else(|| gguf.error(format!("`{key}` is {id}, outside the vocabulary")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::gguf::tests::Writer;
+    use super::super::testing::names;
+    use super::*;
+
+    /// Bytes, two merges, and the end of text, with a rule for splitting.
+    fn file(pre: &str) -> Writer {
+        let (mut tokens, mut file) = (names(), Writer::default());
+        tokens.extend(["12".into(), "ab".into(), "<|user|>".into()]);
+        let mut types = vec![1; tokens.len()];
+        (types[256], types[259]) = (3, 4);
+        file.text("tokenizer.ggml.model", "gpt2").text("tokenizer.ggml.pre", pre);
+        file.texts("tokenizer.ggml.tokens", &tokens).integers("tokenizer.ggml.token_type", &types);
+        file.texts("tokenizer.ggml.merges", &["1 2".into(), "a b".into()]);
+        file.integer("tokenizer.ggml.eos_token_id", 256);
+        file
+    }
+
+    fn read_back(file: &Writer) -> Result<(Tokenizer, Begin)> {
+        let place = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(place.path(), file.bytes()).unwrap();
+        read(&Gguf::open(place.path())?)
+    }
+
+    fn encode(pre: &str, text: &str) -> Vec<u32> {
+        read_back(&file(pre)).unwrap().0.encode(text).unwrap()
+    }
+
+    #[test]
+    fn each_rule_splits_digits_its_own_way() {
+        let byte = |letter: u8| encode("gpt-2", &char::from(letter).to_string())[0];
+        let (one, two) = (byte(b'1'), byte(b'2'));
+        for (pre, expected) in [
+            ("gpt-2", vec![257, 258]),
+            ("llama-bpe", vec![257, 258]),
+            ("smollm", vec![one, two, 258]),
+            ("qwen2", vec![one, two, 258]),
+        ] {
+            assert_eq!(encode(pre, "12ab"), expected, "{pre}");
+        }
+        // Four digits: three at a time, or all.
+        assert_eq!(encode("gpt-2", "1212"), [257, 257]);
+        assert_eq!(encode("llama-bpe", "1212"), [257, one, two]);
+    }
+
+    #[test]
+    fn texts_come_back_and_names_of_special_tokens_are_text() {
+        let (tokenizer, begin) = read_back(&file("smollm")).unwrap();
+        assert_eq!((tokenizer.end_of_text(), begin), (256, Begin::IfEmpty(256)));
+        for text in ["naïve 12 ab", "<|endoftext|>", " \n\t"] {
+            let tokens = tokenizer.encode(text).unwrap();
+            assert!(!tokens.contains(&256));
+            assert_eq!(tokenizer.decode(&tokens).unwrap(), text);
+        }
+        let mut always = file("smollm");
+        always.integer("tokenizer.ggml.bos_token_id", 7).bool("tokenizer.ggml.add_bos_token", true);
+        assert_eq!(read_back(&always).unwrap().1, Begin::Always(7));
+        let mut named = file("smollm");
+        named.integer("tokenizer.ggml.bos_token_id", 7);
+        assert_eq!(read_back(&named).unwrap().1, Begin::IfEmpty(7));
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused_by_name() {
+        let refused = |file: &Writer, message: &str| {
+            let error = read_back(file).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        };
+        refused(&file("falcon"), "in the way `falcon`");
+        refused(Writer::default().text("tokenizer.ggml.model", "llama"), "of kind `llama`");
+        // A later value replaces an earlier one.
+        refused(
+            file("smollm").integers("tokenizer.ggml.token_type", &[1]),
+            "does not give each token a type",
+        );
+        refused(file("smollm").integer("tokenizer.ggml.eos_token_id", 999), "999, outside the vocabulary");
+    }
+}
