@@ -1,4 +1,5 @@
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::Context;
 use clap::Args;
@@ -132,6 +133,7 @@ impl Tasks {
             outcomes.push(outcome);
             Ok(())
         };
+        let begun = Instant::now();
         let mut passage: Option<Passage> = None;
         let mut progress = |done, total| {
             passage.get_or_insert_with(|| Passage::of_tokens(task.name(), total)).show(done, total)
@@ -148,6 +150,7 @@ impl Tasks {
             return Err(Interrupted(format!(": {} has {done} of {all} answers{kept}", task.name())).into());
         }
         let cut = asked?;
+        eprintln!("{}: {} questions in {:.1} s", task.name(), pending.len(), begun.elapsed().as_secs_f64());
         outcomes.sort_by_key(|outcome| outcome.question);
         let (task, measures) = (task.name().to_owned(), summarize(&outcomes));
         Ok(TaskReport { task, questions: outcomes.len(), cut, measures })
