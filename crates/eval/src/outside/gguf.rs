@@ -117,11 +117,11 @@ impl Gguf {
         let Some(Value::Array(values)) = self.value(key) else {
             return Err(self.error(format!("metadata `{key}` is no list")));
         };
-        let text = |value| match value {
-            &Value::Text(ref text) => Ok(text.as_str()),
+        let texts = values.iter().map(|value| match value {
+            Value::Text(text) => Ok(text.as_str()),
             _ => Err(self.error(format!("metadata `{key}` is no list of texts"))),
-        };
-        values.iter().map(text).collect()
+        });
+        texts.collect()
     }
 
     /// An error about this file.
