@@ -55,8 +55,33 @@ pub(crate) fn status(error: &anyhow::Error) -> u8 {
         if let Some(error) = cause.downcast_ref::<engram_train::Error>() {
             return of_training(error);
         }
+        if let Some(error) = cause.downcast_ref::<engram_eval::tasks::Error>() {
+            return of_tasks(error);
+        }
+        if let Some(error) = cause.downcast_ref::<engram_eval::outside::Error>() {
+            return of_outside(error);
+        }
     }
     1
+}
+
+fn of_tasks(error: &engram_eval::tasks::Error) -> u8 {
+    use engram_eval::tasks::Error;
+    match error {
+        Error::Interrupted => 130,
+        Error::File { source, .. } => of_input(names_no_input(source)),
+        Error::Model(error) => of_training(error),
+        Error::Line { .. } | Error::Mismatch(_) => 2,
+    }
+}
+
+fn of_outside(error: &engram_eval::outside::Error) -> u8 {
+    use engram_eval::outside::Error;
+    match error {
+        Error::Read { source, .. } => of_input(names_no_input(source)),
+        Error::Tokenizer(error) => of_data(error),
+        Error::Model { .. } => 2,
+    }
 }
 
 fn of_training(error: &engram_train::Error) -> u8 {

@@ -61,7 +61,7 @@ impl Progress {
 /// A job that goes through data: how far it has come, how fast it is, and how long it will take.
 #[derive(Debug)]
 pub(crate) struct Passage {
-    name: &'static str,
+    name: String,
     progress: Progress,
     pace: Pace,
     begun: Instant,
@@ -94,22 +94,23 @@ impl Unit {
 
 impl Passage {
     /// A job called `name` over `total` units of `bytes` bytes each.
-    pub(crate) fn new(name: &'static str, total: u64, bytes: u64) -> Self {
+    pub(crate) fn new(name: &str, total: u64, bytes: u64) -> Self {
         Self::of(name, total, Unit::Bytes(bytes))
     }
 
     /// A job called `name` over `total` tokens.
-    pub(crate) fn of_tokens(name: &'static str, total: u64) -> Self {
+    pub(crate) fn of_tokens(name: &str, total: u64) -> Self {
         Self::of(name, total, Unit::Tokens)
     }
 
-    fn of(name: &'static str, total: u64, unit: Unit) -> Self {
+    fn of(name: &str, total: u64, unit: Unit) -> Self {
+        let name = name.to_owned();
         Self { name, progress: Progress::new(total), pace: Pace::new(0), begun: Instant::now(), unit }
     }
 
     /// Shows that `done` units of `total` are done; whether to go on.
     pub(crate) fn show(&mut self, done: u64, total: u64) -> ControlFlow<()> {
-        let &mut Self { name, ref pace, begun, unit, .. } = self;
+        let &mut Self { ref name, ref pace, begun, unit, .. } = self;
         self.progress.show(done, || {
             let speed = done as f64 / begun.elapsed().as_secs_f64().max(1e-9);
             let speed = unit.amount(speed as u64);

@@ -35,6 +35,18 @@ impl Run {
         Ok(run)
     }
 
+    /// Begins a run in `folder` from the weights of another's checkpoint, at a longer context.
+    pub(crate) fn extend(
+        config: RunConfig,
+        from: &Path,
+        folder: &Path,
+        device: &Device,
+    ) -> anyhow::Result<Self> {
+        let run = Self::of(Trainer::extend(config, from, folder, device)?, folder)?;
+        run.trainer.save()?;
+        Ok(run)
+    }
+
     /// Goes on from the newest checkpoint in `folder`.
     pub(crate) fn resume(config: RunConfig, folder: &Path, device: &Device) -> anyhow::Result<Self> {
         Self::of(Trainer::resume(Some(config), folder, device)?, folder)

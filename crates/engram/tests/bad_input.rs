@@ -73,6 +73,15 @@ fn a_wrong_key_or_value_is_named_with_its_line() {
     refuse("layers = [1]", "layers = [2]", &["model.memory.layers", "block 2"]);
     refuse("heads = 2\nlatent", "heads = \nlatent", &[]);
     refuse("steps = 12", "steps = 0", &["train.steps"]);
+    let yarn = |keys: &str| format!("yarn = {{ {keys} }}\nrotary_width = 4");
+    let refuse_yarn = |keys: &str, words: &[&str]| refuse("rotary_width = 4", &yarn(keys), words);
+    refuse_yarn("original_context = 16, scale = 0.5", &["model.attention.yarn.scale", "at least 1"]);
+    refuse_yarn("original_context = 16, alpha = 40.0", &["model.attention.yarn.beta", "`alpha`"]);
+    refuse_yarn("original_context = 0", &["model.attention.yarn.original_context"]);
+    let short = CONFIG.replace("rotary_width = 4", &yarn("original_context = 16, scale = 1.5"));
+    workshop.write("wrong.toml", short);
+    let words = ["model.context", "raise `model.attention.yarn.scale`"];
+    workshop.fails("train wrong.toml --out run", INPUT, &words);
     assert!(!workshop.path("run").exists());
     workshop.fails("train config.toml --out run --steps 0", INPUT, &["steps"]);
     workshop.fails("train config.toml --out run --steps 3", INPUT, &["warmup = 4", "3 steps"]);

@@ -192,3 +192,33 @@ fn every_command_explains_itself() {
     }
     assert!(workshop.ok("--version").starts_with(concat!("engram ", env!("CARGO_PKG_VERSION"))));
 }
+
+#[test]
+fn a_context_is_extended_from_a_checkpoint() {
+    let workshop = Workshop::trained();
+    let yarn = "rotary_width = 4\nyarn = { original_context = 32, scale = 4.0 }";
+    let long = |context: usize| {
+        let config = CONFIG.replace("context = 32", &format!("context = {context}"));
+        config
+            .replace("rotary_width = 4", yarn)
+            .replace("checkpoint_every = 6", "checkpoint_every = 6\nkeep = 3")
+    };
+    workshop.write("long.toml", long(128));
+    let loss = |run: &str| json(&workshop.ok(&format!("eval loss {run} data/valid --tokens 100 --json")));
+    let nats = |run: &str| loss(run)["nats_per_token"].as_f64().unwrap();
+    // It begins where the other ended: the checkpoint of step 0 is the trained model, seen through other positions.
+    workshop.ok("train long.toml --out long --extend-context run");
+    let begun = nats("long/checkpoints/step-00000000");
+    assert!((begun - nats("run")).abs() < 0.2, "{begun}");
+    assert!(workshop.list("long/checkpoints").contains(&"step-00000012".to_owned()));
+
+    let fails = |config: String, words: &[&str]| {
+        workshop.write("wrong.toml", config);
+        workshop.fails("train wrong.toml --out other --extend-context run", 2, words);
+    };
+    fails(long(32), &["`model.context` is 32"]);
+    fails(long(128).replace("original_context = 32", "original_context = 40"), &["was trained with 32"]);
+    fails(long(128).replace("width = 48", "width = 64"), &["only `context`"]);
+    workshop.fails("train long.toml --out long --extend-context run", 2, &["already holds a run"]);
+    workshop.fails("train long.toml --out long --extend-context run --resume", 2, &["--resume"]);
+}

@@ -47,7 +47,7 @@ pub fn linear_cross_entropy(
 ) -> LinearCrossEntropy {
     let problem = Problem::new(hidden, weight, targets);
     let Problem { tokens, width, vocabulary, .. } = problem;
-    let block = (BLOCK_LOGITS / vocabulary).clamp(FEWEST_TOKENS, 1024).min(tokens);
+    let block = block_tokens(tokens, vocabulary);
     let mut logits = vec![0.0; block * vocabulary];
     let mut losses = vec![0.0; tokens];
     let transposed = if gradients { transpose_parallel(weight, width, vocabulary) } else { Vec::new() };
@@ -66,6 +66,57 @@ pub fn linear_cross_entropy(
     }
     let mean = losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / tokens as f64;
     LinearCrossEntropy { mean: mean as f32, losses, gradients: found }
+}
+
+/// How a target fares among the logits of its token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TargetScore {
+    /// Logarithm of the target's probability, in nats.
+    pub log_probability: f32,
+    /// The likeliest target; of several, the first.
+    pub likeliest: u32,
+}
+
+/// Scores of `targets` `[tokens]` under softmax(hidden · weight). Shapes as for [`linear_cross_entropy`], with as many
+/// logits at a time.
+///
+/// # Panics
+/// As [`linear_cross_entropy`].
+pub fn linear_target_scores(hidden: &[f32], weight: &[f32], targets: &[u32]) -> Vec<TargetScore> {
+    let problem = Problem::new(hidden, weight, targets);
+    let vocabulary = problem.vocabulary;
+    let block = block_tokens(problem.tokens, vocabulary);
+    let mut logits = vec![0.0; block * vocabulary];
+    let mut scores = Vec::with_capacity(targets.len());
+    for (index, targets) in targets.chunks(block).enumerate() {
+        let logits = &mut logits[..targets.len() * vocabulary];
+        problem.logits(index * block, logits);
+        let tasks = logits.chunks_mut(TASK_TOKENS * vocabulary).zip(targets.chunks(TASK_TOKENS));
+        let found = parallel::map(tasks, |(logits, targets)| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    let rows = logits.chunks_exact_mut(vocabulary).zip(targets);
+                    rows.map(|(logits, &target)| target_score(logits, target as usize)).collect::<Vec<_>>()
+                },
+            )
+        });
+        scores.extend(found.into_iter().flatten());
+    }
+    scores
+}
+
+/// Tokens whose logits exist at a time.
+fn block_tokens(tokens: usize, vocabulary: usize) -> usize {
+    (BLOCK_LOGITS / vocabulary).clamp(FEWEST_TOKENS, 1024).min(tokens)
+}
+
+#[inline(always)]
+fn target_score(logits: &mut [f32], target: usize) -> TargetScore {
+    let max = simd::max(logits);
+    // Logits that are all NaN have no largest; the log-probability then says so.
+    let likeliest = logits.iter().position(|&logit| logit == max).unwrap_or(0) as u32;
+    TargetScore { log_probability: -token_loss(logits, target, None), likeliest }
 }
 
 /// The operands and their sizes.
@@ -241,6 +292,24 @@ mod tests {
         }
         assert_close(&all.hidden, &by_token, 1e-6);
         assert_close(&all.weight, &of_weight.iter().map(|&g| g as f32).collect::<Vec<_>>(), 1e-6);
+    }
+
+    #[test]
+    fn scores_are_losses_beside_the_likeliest() {
+        let (tokens, width, vocabulary) = (150, 24, 40_000);
+        let (hidden, weight) = (random(tokens * width, 1), random(width * vocabulary, 2));
+        let first = targets(tokens, vocabulary, 3);
+        let scores = linear_target_scores(&hidden, &weight, &first);
+        let losses = linear_cross_entropy(&hidden, &weight, &first, false).losses;
+        assert!(scores.iter().zip(&losses).all(|(score, loss)| score.log_probability == -loss));
+        let likeliest: Vec<u32> = scores.iter().map(|score| score.likeliest).collect();
+        let best = linear_target_scores(&hidden, &weight, &likeliest);
+        for ((best, score), token) in best.iter().zip(&scores).zip(&likeliest) {
+            assert_eq!(best.likeliest, *token);
+            assert!(best.log_probability >= score.log_probability);
+        }
+        let tied = linear_target_scores(&[1.0], &[0.5, 2.0, 2.0], &[2]);
+        assert_eq!(tied[0].likeliest, 1);
     }
 
     #[test]

@@ -54,6 +54,7 @@ mod parallel;
 mod product;
 mod rms_norm;
 mod rotary;
+mod segment_attention;
 mod short_convolution;
 mod simd;
 mod swiglu;
@@ -66,7 +67,9 @@ pub use attention::{
     causal_attention, causal_attention_backward, latent_attention, latent_attention_backward,
 };
 pub use cached_attention::{CachedAttentionShape, Seen, cached_attention};
-pub use cross_entropy::{LinearCrossEntropy, LinearCrossEntropyGradients, linear_cross_entropy};
+pub use cross_entropy::{
+    LinearCrossEntropy, LinearCrossEntropyGradients, TargetScore, linear_cross_entropy, linear_target_scores,
+};
 pub use embedding::{embedding, embedding_backward};
 pub use experts::{
     Experts, ExpertsGradients, ExpertsInput, ExpertsSaved, ExpertsShape, experts, experts_backward,
@@ -82,6 +85,7 @@ pub use newton_schulz::newton_schulz;
 pub use packed::{PackedMatrix, WeightFormat, head_products};
 pub use rms_norm::{RmsNorm, RmsNormGradients, rms_norm, rms_norm_backward};
 pub use rotary::{Angles, rotary, rotary_backward};
+pub use segment_attention::{GroupedShape, Segment, segment_attention};
 pub use short_convolution::{
     ShortConvolution, ShortConvolutionGradients, ShortConvolutionShape, ShortConvolutionWeights,
     short_convolution, short_convolution_backward,

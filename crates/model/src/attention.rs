@@ -144,8 +144,8 @@ impl LatentAttention {
         both.reshape([tokens, heads * (self.content + self.value)])
     }
 
-    fn scale(&self) -> f32 {
-        ((self.content + self.rotary) as f32).sqrt().recip()
+    fn scale(&self, rotary: &Rotary) -> f32 {
+        ((self.content + self.rotary) as f32).sqrt().recip() * rotary.inverse_temperature()
     }
 
     fn fused(&self, q: Tensor<2>, kv: Tensor<2>, key: Tensor<2>, batch: usize, rotary: &Rotary) -> Tensor<2> {
@@ -159,7 +159,7 @@ impl LatentAttention {
             rotary: self.rotary,
             value: self.value,
         };
-        let operation = FusedLatent { shape, rotary: rotary.clone(), scale: self.scale() };
+        let operation = FusedLatent { shape, rotary: rotary.clone(), scale: self.scale(rotary) };
         let inputs = [fused::input(q), fused::input(kv), fused::input(key)];
         fused::apply(operation, inputs, [tokens, self.heads * self.value])
     }
@@ -183,7 +183,7 @@ impl LatentAttention {
         let k_rotary = rotary.rotate(key.reshape([batch, time, 1, self.rotary])).repeat_dim(2, heads);
         let queries = Tensor::cat(vec![q_content, q_rotary], 3);
         let keys = Tensor::cat(vec![k_content, k_rotary], 3);
-        causal(queries, keys, values, self.scale(), self.bf16)
+        causal(queries, keys, values, self.scale(rotary), self.bf16)
     }
 }
 

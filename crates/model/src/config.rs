@@ -78,6 +78,9 @@ pub enum AttentionConfig {
         /// Base of the rotary frequencies.
         #[serde(default = "default_rotary_base")]
         rotary_base: f32,
+        /// Stretches the rotary positions to a context longer than the one trained on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        yarn: Option<YarnConfig>,
     },
     /// Plain multi-head attention with rotary positions over whole heads.
     Plain {
@@ -89,6 +92,56 @@ pub enum AttentionConfig {
         #[serde(default = "default_rotary_base")]
         rotary_base: f32,
     },
+}
+
+/// How rotary positions are stretched (YaRN, arXiv 2309.00071). The defaults are those of the paper's extension to
+/// 32k.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct YarnConfig {
+    /// How many times longer the context becomes; 1 changes nothing.
+    #[serde(default = "default_yarn_scale")]
+    pub scale: f32,
+    /// The context that the model was trained on before.
+    pub original_context: usize,
+    /// Pairs with fewer turns over the original context are stretched fully.
+    #[serde(default = "default_yarn_alpha")]
+    pub alpha: f32,
+    /// Pairs with more turns stay as they are.
+    #[serde(default = "default_yarn_beta")]
+    pub beta: f32,
+    /// Scores are multiplied by (0.1·factor·ln scale + 1)².
+    #[serde(default = "default_yarn_factor")]
+    pub factor: f32,
+}
+
+impl YarnConfig {
+    /// What scores are multiplied by.
+    pub fn inverse_temperature(&self) -> f32 {
+        (0.1 * self.factor * self.scale.ln() + 1.0).powi(2)
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        positive("model.attention.yarn.original_context", self.original_context)?;
+        let checks = [
+            ("model.attention.yarn.scale", self.scale >= 1.0 && self.scale.is_finite(), "must be at least 1"),
+            ("model.attention.yarn.alpha", self.alpha >= 0.0, "must be at least 0"),
+            (
+                "model.attention.yarn.beta",
+                self.beta > self.alpha && self.beta.is_finite(),
+                "must be above `alpha`",
+            ),
+            (
+                "model.attention.yarn.factor",
+                self.factor >= 0.0 && self.factor.is_finite(),
+                "must be at least 0",
+            ),
+        ];
+        match checks.iter().find(|(_, right, _)| !right) {
+            Some((key, _, reason)) => Err(ConfigError::new(*key, *reason)),
+            None => Ok(()),
+        }
+    }
 }
 
 /// A SwiGLU feed-forward.
@@ -248,6 +301,18 @@ fn default_epsilon() -> f32 {
 fn default_rotary_base() -> f32 {
     10_000.0
 }
+fn default_yarn_scale() -> f32 {
+    10.0
+}
+fn default_yarn_alpha() -> f32 {
+    1.0
+}
+fn default_yarn_beta() -> f32 {
+    32.0
+}
+fn default_yarn_factor() -> f32 {
+    0.707
+}
 fn default_balance_rate() -> f32 {
     1e-3
 }
@@ -295,6 +360,15 @@ impl ModelConfig {
             return Err(ConfigError::new("model.norm_epsilon", "must be above 0"));
         }
         self.attention.validate()?;
+        if let Some(yarn) = self.attention.yarn()
+            && self.context as f32 > yarn.scale * yarn.original_context as f32
+        {
+            let reason = format!(
+                "is {}, but {} times the original context of {} is less: raise `model.attention.yarn.scale`",
+                self.context, yarn.scale, yarn.original_context
+            );
+            return Err(ConfigError::new("model.context", reason));
+        }
         if let Some(experts) = &self.experts {
             experts.validate(self.blocks)?;
         }
@@ -334,8 +408,27 @@ impl AttentionConfig {
         }
     }
 
+    /// How its rotary positions are stretched, if they are.
+    pub fn yarn(&self) -> Option<&YarnConfig> {
+        match self {
+            Self::Latent { yarn, .. } => yarn.as_ref(),
+            Self::Plain { .. } => None,
+        }
+    }
+
+    /// The same attention with its positions stretched so; plain attention stays as it is.
+    pub fn with_yarn(mut self, stretched: Option<YarnConfig>) -> Self {
+        if let Self::Latent { yarn, .. } = &mut self {
+            *yarn = stretched;
+        }
+        self
+    }
+
     fn validate(&self) -> Result<(), ConfigError> {
         positive("model.attention.heads", self.heads())?;
+        if let Some(yarn) = self.yarn() {
+            yarn.validate()?;
+        }
         let (rotary_width, base) = self.rotary();
         let rotary_key = match *self {
             Self::Latent { query_rank, latent_rank, content_width, value_width, .. } => {

@@ -35,6 +35,34 @@ pub fn token_losses(hidden: Tensor<2>, head: Tensor<2>, targets: &[u32], bf16: b
     values(log_softmax(product(hidden, head, bf16), 1).gather(1, targets).neg())
 }
 
+/// How a token fares among those that may follow.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TargetScore {
+    /// Logarithm of its probability, in nats.
+    pub log_probability: f32,
+    /// Whether no other is likelier; of equals, the first is.
+    pub likeliest: bool,
+}
+
+/// Scores of `targets` `[tokens]`, without gradients. Shapes as for [`cross_entropy`].
+pub fn target_scores(hidden: Tensor<2>, head: Tensor<2>, targets: &[u32], bf16: bool) -> Vec<TargetScore> {
+    if fused::available(&hidden) {
+        let (hidden, head) = (values(hidden), values(head));
+        let scores = engram_kernels::linear_target_scores(&hidden, &head, targets).into_iter().zip(targets);
+        let score = |(score, &target): (engram_kernels::TargetScore, &u32)| TargetScore {
+            log_probability: score.log_probability,
+            likeliest: score.likeliest == target,
+        };
+        return scores.map(score).collect();
+    }
+    let logarithms = log_softmax(product(hidden, head, bf16), 1);
+    let ids: Vec<i32> = targets.iter().map(|&target| target as i32).collect();
+    let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [targets.len(), 1]), &logarithms.device());
+    let likeliest = logarithms.clone().argmax(1).equal(ids.clone()).into_data();
+    let scores = values(logarithms.gather(1, ids)).into_iter().zip(likeliest.iter::<bool>());
+    scores.map(|(log_probability, likeliest)| TargetScore { log_probability, likeliest }).collect()
+}
+
 #[derive(Debug)]
 struct Fused {
     targets: Arc<[u32]>,

@@ -66,7 +66,7 @@ pub use accounting::Account;
 pub use attention::{Attention, LatentAttention, PlainAttention};
 pub use block::{Block, BlockFeedForward};
 pub use config::*;
-pub use cross_entropy::{cross_entropy, token_losses};
+pub use cross_entropy::{TargetScore, cross_entropy, target_scores, token_losses};
 pub use embedding::embed;
 pub use experts::{Choice, Experts};
 pub use feed_forward::FeedForward;

@@ -1,9 +1,11 @@
-//! Rotary positions (RoPE, arXiv 2104.09864).
+//! Rotary positions (RoPE, arXiv 2104.09864), stretched to a longer context by YaRN (arXiv 2309.00071).
 
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use engram_kernels::Angles;
+
+use crate::config::YarnConfig;
 
 /// Cosines and sines of every position and frequency, `[time, width/2]`. Dimension i is paired with i + width/2.
 #[derive(Debug, Clone)]
@@ -11,16 +13,38 @@ pub struct Rotary {
     width: usize,
     cos: Arc<[f32]>,
     sin: Arc<[f32]>,
+    inverse_temperature: f32,
 }
 
 impl Rotary {
     /// Angles `position · base^(−2i/width)` for `time` positions.
     pub fn new(width: usize, base: f32, time: usize) -> Self {
-        let frequencies: Vec<f64> =
-            (0..width / 2).map(|i| f64::from(base).powf(-2.0 * i as f64 / width as f64)).collect();
+        Self::of(width, frequencies(width, base), time, 1.0)
+    }
+
+    /// The same, stretched: a pair that turns fully less than α times over the original context turns slower by the
+    /// scale; one that turns more than β times stays; between the two, in proportion. Scores are divided by a
+    /// temperature, too. With a scale of 1 this is [`new`](Self::new), bit for bit.
+    pub fn stretched(width: usize, base: f32, time: usize, yarn: &YarnConfig) -> Self {
+        let turn = |frequency: f64| {
+            let turns = yarn.original_context as f64 * frequency / std::f64::consts::TAU;
+            let (alpha, beta) = (f64::from(yarn.alpha), f64::from(yarn.beta));
+            let kept = ((turns - alpha) / (beta - alpha)).clamp(0.0, 1.0);
+            frequency + (1.0 - kept) * (frequency / f64::from(yarn.scale) - frequency)
+        };
+        let frequencies = frequencies(width, base).into_iter().map(turn).collect();
+        Self::of(width, frequencies, time, yarn.inverse_temperature())
+    }
+
+    fn of(width: usize, frequencies: Vec<f64>, time: usize, inverse_temperature: f32) -> Self {
         let angles = (0..time).flat_map(|t| frequencies.iter().map(move |f| t as f64 * f));
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
-        Self { width, cos: cos.into(), sin: sin.into() }
+        Self { width, cos: cos.into(), sin: sin.into(), inverse_temperature }
+    }
+
+    /// What the scores of attention are multiplied by, beside 1/√width; 1 unless stretched.
+    pub(crate) fn inverse_temperature(&self) -> f32 {
+        self.inverse_temperature
     }
 
     /// Cosines and sines of the first `time` positions, `[time, width/2]` each.
@@ -48,5 +72,56 @@ impl Rotary {
         };
         let rotated_a = a.clone() * cos.clone() - b.clone() * sin.clone();
         Tensor::cat(vec![rotated_a, b * cos + a * sin], 3)
+    }
+}
+
+/// Radians per position of each pair.
+fn frequencies(width: usize, base: f32) -> Vec<f64> {
+    (0..width / 2).map(|i| f64::from(base).powf(-2.0 * i as f64 / width as f64)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn yarn(scale: f32) -> YarnConfig {
+        YarnConfig { scale, original_context: 4096, alpha: 1.0, beta: 32.0, factor: 0.707 }
+    }
+
+    fn bits(values: &[f32]) -> Vec<u32> {
+        values.iter().map(|value| value.to_bits()).collect()
+    }
+
+    #[test]
+    fn a_scale_of_one_is_the_plain_embedding_bit_for_bit() {
+        for (width, base) in [(4, 100.0), (64, 10_000.0), (64, 500_000.0)] {
+            let (plain, found) =
+                (Rotary::new(width, base, 300), Rotary::stretched(width, base, 300, &yarn(1.0)));
+            assert_eq!(bits(&found.cos), bits(&plain.cos));
+            assert_eq!(bits(&found.sin), bits(&plain.sin));
+            assert_eq!(found.inverse_temperature(), 1.0);
+        }
+    }
+
+    #[test]
+    fn fast_pairs_stay_and_slow_ones_are_stretched() {
+        let (width, base, scale) = (64, 10_000.0_f32, 10.0);
+        let (plain, found) = (frequencies(width, base), Rotary::stretched(width, base, 2, &yarn(scale)));
+        for (pair, frequency) in plain.iter().enumerate() {
+            // The sine of one step is nearly its angle, or is compared as such.
+            let step = f64::from(found.sin[width / 2 + pair]);
+            let turns = 4096.0 * frequency / std::f64::consts::TAU;
+            let expected = match turns {
+                turns if turns > 32.0 => *frequency,
+                turns if turns < 1.0 => frequency / f64::from(scale),
+                turns => {
+                    let kept = (turns - 1.0) / 31.0;
+                    kept * frequency + (1.0 - kept) * frequency / f64::from(scale)
+                }
+            };
+            assert!((step - expected.sin()).abs() < 1e-6, "pair {pair}: {step}, not {expected}");
+        }
+        // √(1/t) = 0.0707·ln 10 + 1, as DeepSeek-V2 has it; scores get its square.
+        assert!((found.inverse_temperature() - 1.352_088).abs() < 1e-5, "{}", found.inverse_temperature());
     }
 }

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 
 use crate::block::{Block, BlockFeedForward};
 use crate::config::{ConfigError, ModelConfig};
-use crate::cross_entropy::{cross_entropy, token_losses};
+use crate::cross_entropy::{TargetScore, cross_entropy, target_scores, token_losses};
 use crate::embedding::embed;
 use crate::experts::values;
 use crate::init::Init;
@@ -90,7 +90,10 @@ impl LanguageModel {
                 .collect(),
             norm: RmsNorm::new(&init, width, config.norm_epsilon),
             head: (!config.tied_head).then(|| init.normal("head", [width, vocabulary], 0.02)),
-            rotary: Rotary::new(rotary_width, base, config.context),
+            rotary: match config.attention.yarn() {
+                Some(yarn) => Rotary::stretched(rotary_width, base, config.context, yarn),
+                None => Rotary::new(rotary_width, base, config.context),
+            },
             streams: config.streams(),
             width,
             bf16: precision == Precision::Bf16,
@@ -142,6 +145,24 @@ impl LanguageModel {
     /// As [`hidden`](Self::hidden).
     pub fn token_losses(&self, tokens: Tokens<'_>, targets: &[u32], trace: &mut Trace) -> Vec<f32> {
         token_losses(self.hidden(tokens, trace), self.head_weight(), targets, self.bf16)
+    }
+
+    /// How `targets` fare, without gradients: each a row of the batch, `[batch·time]`, and the token that may follow
+    /// there.
+    ///
+    /// # Panics
+    /// As [`hidden`](Self::hidden), or when there is no target or a row is not there.
+    pub fn target_scores(
+        &self,
+        tokens: Tokens<'_>,
+        targets: &[(usize, u32)],
+        trace: &mut Trace,
+    ) -> Vec<TargetScore> {
+        let (rows, targets): (Vec<i32>, Vec<u32>) =
+            targets.iter().map(|&(row, target)| (row as i32, target)).unzip();
+        let hidden = self.hidden(tokens, trace);
+        let rows = Tensor::<1, Int>::from_data(rows.as_slice(), &hidden.device());
+        target_scores(hidden.select(0, rows), self.head_weight(), &targets, self.bf16)
     }
 
     /// Logits of the token after each sequence's last, `[batch, vocabulary]`.

@@ -10,8 +10,8 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use common::{Batch, Options, PAPER, PLAIN, assert_close, changed, combinations, normal, values, weights};
 use engram_model::{
-    Block, BlockFeedForward, Gate, LanguageModel, MemoryForm, MemoryRows, Rotary, Trace, composed,
-    cross_entropy, embed,
+    Attention, Block, BlockFeedForward, Gate, LanguageModel, MemoryForm, MemoryRows, Rotary, Trace,
+    YarnConfig, composed, cross_entropy, embed,
 };
 
 const TOKENS: usize = 14;
@@ -74,9 +74,13 @@ fn swiglu() {
 fn latent_attention() {
     for query_rank in [true, false] {
         let attention = block(Options { query_rank, ..PAPER }).attention;
-        let rotary = Rotary::new(4, 100.0, TOKENS);
-        for batch in [1, 2, 7] {
-            agree(&attention, &[hidden(2)], |attention, x| attention.forward(x[0].clone(), batch, &rotary));
+        let yarn = YarnConfig { scale: 4.0, original_context: 8, alpha: 0.1, beta: 1.0, factor: 0.707 };
+        for rotary in [Rotary::new(4, 100.0, TOKENS), Rotary::stretched(4, 100.0, TOKENS, &yarn)] {
+            for batch in [1, 2, 7] {
+                let forward =
+                    |attention: &Attention, x: &[Tensor<2>]| attention.forward(x[0].clone(), batch, &rotary);
+                agree(&attention, &[hidden(2)], forward);
+            }
         }
     }
 }

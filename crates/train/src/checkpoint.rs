@@ -169,6 +169,14 @@ impl Checkpoint {
         &self.folder
     }
 
+    /// What tells this checkpoint from others: blake3 of the list of its files and their sums.
+    ///
+    /// # Errors
+    /// When the list cannot be read.
+    pub fn identity(&self) -> Result<String> {
+        Ok(blake3::hash(self.text(MANIFEST)?.as_bytes()).to_hex().to_string())
+    }
+
     /// Reads a text file.
     ///
     /// # Errors

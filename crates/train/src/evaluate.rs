@@ -51,12 +51,12 @@ pub fn held_out_loss(
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<HeldOut> {
     let (mut nats, mut bytes, mut count) = (0.0, 0, 0);
-    let mut add = |_: usize, targets: &[u32], losses: &[f32]| {
+    let add = |_: usize, targets: &[u32], losses: &[f32]| {
         nats += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
         bytes += targets.iter().map(|&token| tokenizer.token_bytes(token).len() as u64).sum::<u64>();
         count += targets.len();
     };
-    token_losses(model, device, shards, window, fetch, &mut add, progress)?;
+    token_losses(model, device, shards, window, fetch, add, progress)?;
     Ok(HeldOut {
         nats_per_token: nats / count as f64,
         bits_per_byte: nats / std::f64::consts::LN_2 / (bytes.max(1)) as f64,
@@ -81,7 +81,7 @@ pub fn document_losses(
     let mut end = ends.next().unwrap_or(0);
     let nothing = DocumentLoss { tokens: 0, bytes: 0, nats: 0.0 };
     let (mut documents, mut document) = (Vec::new(), nothing);
-    let mut add = |first: usize, targets: &[u32], losses: &[f32]| {
+    let add = |first: usize, targets: &[u32], losses: &[f32]| {
         for ((position, &token), &loss) in (first..).zip(targets).zip(losses) {
             while position >= end
                 && let Some(next) = ends.next()
@@ -94,7 +94,7 @@ pub fn document_losses(
             document.nats += f64::from(loss);
         }
     };
-    token_losses(model, device, shards, window, fetch, &mut add, progress)?;
+    token_losses(model, device, shards, window, fetch, add, progress)?;
     documents.push(document);
     documents.retain(|document| document.tokens > 0);
     Ok(documents)
@@ -107,7 +107,7 @@ fn token_losses(
     shards: &TokenShards,
     (context, limit): (usize, Option<usize>),
     fetch: impl Fn(&[u32], usize) -> Result<Fetched>,
-    visit: &mut dyn FnMut(usize, &[u32], &[f32]),
+    mut visit: impl FnMut(usize, &[u32], &[f32]),
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<()> {
     let there = shards.len() as usize;

@@ -55,6 +55,7 @@ pub use checkpoint::{Checkpoint, CheckpointWriter};
 pub use config::{DataConfig, PrecisionConfig, RunConfig, TrainConfig, load_model_config, load_toml, locate};
 pub use corpus::{Corpus, Documents};
 pub use data_error::Error as DataError;
+pub use engram_model::TargetScore;
 pub use error::{Error, Result};
 pub use evaluate::{DocumentLoss, HeldOut, document_losses, held_out_loss};
 pub use generate::{Sampling, generate};

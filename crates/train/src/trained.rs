@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
 use engram_address::Addressing;
-use engram_model::{LanguageModel, Tokens, Trace};
+use engram_model::{LanguageModel, TargetScore, Tokens, Trace};
 
 use crate::checkpoint::Checkpoint;
 use crate::config::RunConfig;
@@ -28,6 +28,7 @@ pub struct Trained {
     /// Table files of the memory layers, in order.
     tables: Vec<PathBuf>,
     folder: PathBuf,
+    identity: String,
 }
 
 /// Gates of one memory layer over a text.
@@ -66,8 +67,8 @@ impl Trained {
         };
         let layers = config.model.memory.iter().flat_map(|memory| &memory.layers);
         let tables = layers.map(|&layer| folder.join(tables::file_name(layer))).collect();
-        let folder = folder.to_owned();
-        Ok(Self { config, device, tokenizer, model, memory, tables, folder })
+        let (folder, identity) = (folder.to_owned(), checkpoint.identity()?);
+        Ok(Self { config, device, tokenizer, model, memory, tables, folder, identity })
     }
 
     /// The configuration of the run.
@@ -88,6 +89,11 @@ impl Trained {
     /// The table file of each memory layer, in order.
     pub fn table_files(&self) -> &[PathBuf] {
         &self.tables
+    }
+
+    /// What tells this checkpoint from others; see [`Checkpoint::identity`].
+    pub fn identity(&self) -> &str {
+        &self.identity
     }
 
     /// The tokenizer.
@@ -202,6 +208,37 @@ impl Trained {
             return Err(Error::Mismatch(problem));
         }
         Ok(tokens)
+    }
+
+    /// How `targets` fare: each a row of `tokens`, `[batch·time]`, and the token that may follow there. Sequences must
+    /// fit the context.
+    ///
+    /// # Errors
+    /// When there is no target, a token or a row is not there, the sequences are too long, or rows of memory cannot be
+    /// read.
+    pub fn target_scores(
+        &self,
+        tokens: &[u32],
+        batch: usize,
+        targets: &[(usize, u32)],
+    ) -> Result<Vec<TargetScore>> {
+        let (vocabulary, context) = (self.config.model.vocabulary, self.config.model.context);
+        let time = tokens.len() / batch.max(1);
+        if time == 0 || time * batch != tokens.len() || time > context {
+            let of = tokens.len();
+            let problem = format!("{of} tokens are not {batch} sequences of at most {context}");
+            return Err(Error::Mismatch(problem));
+        }
+        let known = |token: u32| (token as usize) < vocabulary;
+        let there = |&(row, token): &(usize, u32)| row < tokens.len() && known(token);
+        if targets.is_empty() || !targets.iter().all(there) || !tokens.iter().all(|&token| known(token)) {
+            let problem = "no target, or a token or a row that is not there".into();
+            return Err(Error::Mismatch(problem));
+        }
+        let rows = self.fetch(tokens, batch)?;
+        let memory = rows.memory_rows(&rows.leaves(&self.device), batch, 0..batch);
+        let tokens = Tokens { ids: tokens, batch, memory: &memory };
+        Ok(self.model.target_scores(tokens, targets, &mut Trace::default()))
     }
 
     fn seen<'a>(&self, tokens: &'a [u32]) -> Result<&'a [u32]> {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use burn::module::Module;
 use burn::tensor::Device;
-use engram_model::{LanguageModel, MemoryRows, Tokens, Trace};
+use engram_model::{LanguageModel, MemoryRows, ModelConfig, Tokens, Trace};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, CheckpointWriter};
@@ -149,6 +149,32 @@ impl Trainer {
             )));
         }
         optimizer.import(checkpoint.tensors("optimizer.safetensors")?, state.step);
+        Self::assemble(config, folder, device, parts, model, optimizer, memory, state)
+    }
+
+    /// Begins a run in `folder` with the weights and memory of the checkpoint `from`, at a longer context: the model of
+    /// `config` may differ from the checkpoint's in its context and in how its rotary positions are stretched. Optimiser
+    /// and data begin anew; the memory rows keep their optimiser's state.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); when the checkpoint is damaged, of another model or tokenizer, or positions are stretched
+    /// from another context than its own.
+    pub fn extend(config: RunConfig, from: &Path, folder: &Path, device: &Device) -> Result<Self> {
+        if !matches!(Checkpoint::open(folder), Err(Error::NoCheckpoint { .. })) {
+            return Err(Error::RunExists { path: folder.to_owned() });
+        }
+        let checkpoint = Checkpoint::open(from)?;
+        let saved = RunConfig::load(&checkpoint.folder().join("run.toml"))?;
+        check_extension(&saved.model, &config.model, from)?;
+        let parts = Parts::open(&config)?;
+        if Tokenizer::load(&checkpoint.folder().join("tokenizer.json"))?.hash() != parts.tokenizer.hash() {
+            let tokenizer = config.data.tokenizer.display();
+            return Err(Error::Mismatch(format!("{tokenizer}: not the tokenizer of {}", from.display())));
+        }
+        std::fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
+        let (model, optimizer, memory) = load(&checkpoint, &config, device, folder, &parts.tokenizer)?;
+        let data = parts.train.identity().to_string();
+        let state = State { step: 0, tokens: 0, sampler: SamplerState::default(), data };
         Self::assemble(config, folder, device, parts, model, optimizer, memory, state)
     }
 
@@ -437,6 +463,35 @@ fn load(
         None => None,
     };
     Ok((model, Optimizer::new(config.train.optimizer.clone(), device), memory))
+}
+
+/// Refuses an extension that changes more than the context.
+fn check_extension(saved: &ModelConfig, model: &ModelConfig, from: &Path) -> Result<()> {
+    let from = from.display();
+    if model.context <= saved.context {
+        let (context, before) = (model.context, saved.context);
+        return Err(Error::Mismatch(format!(
+            "`model.context` is {context}; that of {from} is {before} already"
+        )));
+    }
+    let mut expected = saved.clone();
+    expected.context = model.context;
+    if let Some(yarn) = model.attention.yarn() {
+        let before = saved.attention.yarn().map_or(saved.context, |yarn| yarn.original_context);
+        if yarn.original_context != before {
+            let found = yarn.original_context;
+            return Err(Error::Mismatch(format!(
+                "`model.attention.yarn.original_context` is {found}; {from} was trained with {before}"
+            )));
+        }
+    }
+    expected.attention = expected.attention.with_yarn(model.attention.yarn().copied());
+    if expected != *model {
+        return Err(Error::Mismatch(format!(
+            "`[model]` is another than that of {from}: only `context` and `attention.yarn` may change"
+        )));
+    }
+    Ok(())
 }
 
 /// Whether `device` is a GPU.

@@ -1,6 +1,11 @@
+mod compare;
+mod ruler;
+mod tasks;
+
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use engram_eval::tasks::Measure;
 use engram_train::{HeldOut, TokenShards, Trained};
 
 use super::{print, print_json};
@@ -14,6 +19,9 @@ use crate::table::Table;
 #[derive(Debug, Subcommand)]
 pub(crate) enum Eval {
     Loss(Loss),
+    Tasks(tasks::Tasks),
+    Compare(compare::Compare),
+    Ruler(ruler::Ruler),
 }
 
 /// Measure a checkpoint's loss on token shards, in nats per token and bits per byte.
@@ -46,6 +54,9 @@ impl Eval {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Loss(command) => command.run(),
+            Self::Tasks(command) => command.run(),
+            Self::Compare(command) => command.run(),
+            Self::Ruler(command) => command.run(),
         }
     }
 }
@@ -69,6 +80,15 @@ impl Loss {
         table.row(["bytes of text".to_owned(), loss.bytes.to_string()]);
         print(table.to_string())
     }
+}
+
+/// A measure's value and its standard error, as people read them: accuracies in per cent.
+fn with_error(measure: Measure, value: f64, error: Option<f64>) -> (String, String) {
+    let text = |value: f64| match measure.is_accuracy() {
+        true => format!("{:.2} %", 100.0 * value),
+        false => format!("{value:.4}"),
+    };
+    (text(value), error.map_or(String::new(), text))
 }
 
 /// Measures the loss, with progress.

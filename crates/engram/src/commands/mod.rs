@@ -36,7 +36,7 @@ pub(crate) enum Command {
     Train(train::Train),
     Params(params::Params),
     Rows(rows::Rows),
-    /// Evaluate a checkpoint.
+    /// Evaluate a checkpoint: its loss, and what it answers.
     #[command(subcommand)]
     Eval(eval::Eval),
     Generate(generate::Generate),

@@ -18,7 +18,15 @@ use crate::run::{Run, checkpoints, held_out_line};
 #[command(after_help = "Examples:
   engram train my.toml --out runs/small
   engram train my.toml --out runs/small --resume
-  engram train my.toml --out runs/small-gpu --device cuda")]
+  engram train my.toml --out runs/small-gpu --device cuda
+  engram train long.toml --out runs/long --extend-context runs/small
+
+--extend-context begins with a checkpoint's weights and memory. The configuration is that of its run with a larger
+`context`, and usually with its rotary positions stretched:
+
+  [model.attention.yarn]
+  original_context = 512        # the checkpoint's
+  scale = 10.0")]
 pub(crate) struct Train {
     /// Configuration: `[model]`, `[data]` and `[train]`.
     config: PathBuf,
@@ -28,6 +36,9 @@ pub(crate) struct Train {
     /// Go on from the newest checkpoint in the run's folder.
     #[arg(long)]
     resume: bool,
+    /// Begin with the weights and memory of a checkpoint, or of a run's newest, at a longer context.
+    #[arg(long, value_name = "CHECKPOINT", conflicts_with = "resume")]
+    extend_context: Option<PathBuf>,
     /// What to compute on.
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceKind,
@@ -46,9 +57,10 @@ impl Train {
         }
         interrupt::listen()?;
         let device = self.device.open()?;
-        let mut run = match self.resume {
-            true => Run::resume(config, &self.out, &device)?,
-            false => Run::begin(config, &self.out, &device)?,
+        let mut run = match &self.extend_context {
+            Some(from) => Run::extend(config, from, &self.out, &device)?,
+            None if self.resume => Run::resume(config, &self.out, &device)?,
+            None => Run::begin(config, &self.out, &device)?,
         };
         self.go_on(&mut run)?;
         let checkpoints = checkpoints(&self.out);

@@ -101,6 +101,7 @@ impl Options {
                     rotary_width: 4,
                     value_width: 7,
                     rotary_base: 100.0,
+                    yarn: None,
                 }
             } else {
                 AttentionConfig::Plain { heads: 3, head_width: 6, rotary_base: 100.0 }

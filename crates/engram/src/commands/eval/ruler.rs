@@ -1,0 +1,102 @@
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+use engram_eval::tasks::{Haystack, Ruler as Kind, RulerRecord};
+
+use super::super::print;
+use super::tasks::open;
+use crate::device::DeviceKind;
+use crate::failure::refuse;
+use crate::files::write_file;
+use crate::table::Table;
+
+/// Write RULER's long-context tasks at given lengths, in a model's tokens, for `engram eval tasks`.
+///
+/// Needles to find (one, among other keys, several values, several keys), variables to follow, words to count. The
+/// same seed gives the same files.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  engram eval ruler runs/small --lengths 256,512 --out ruler
+  engram eval ruler runs/small --lengths 4096 --kinds multi_query,variable_tracking --hay essays.txt --out ruler
+  engram eval tasks runs/small ruler/*.toml --out results/small")]
+pub(crate) struct Ruler {
+    /// The model whose tokens are counted: a checkpoint, a run's folder, or a model from outside.
+    model: PathBuf,
+    /// Tokens of prompt and answer together; several with commas.
+    #[arg(long, value_name = "N,…", value_delimiter = ',', required = true)]
+    lengths: Vec<usize>,
+    /// Kinds: single, multi_key, multi_value, multi_query, variable_tracking, common_words, frequent_words; without
+    /// it, all.
+    #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_parser = kind)]
+    kinds: Vec<Kind>,
+    /// Records of each kind and length.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    samples: usize,
+    /// Text that needles are hidden in; without it, the same few sentences again and again.
+    #[arg(long, value_name = "FILE")]
+    hay: Option<PathBuf>,
+    /// Seed of everything random.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Folder for the tasks and their records.
+    #[arg(long, value_name = "FOLDER")]
+    out: PathBuf,
+}
+
+fn kind(name: &str) -> Result<Kind, String> {
+    let names = || Kind::ALL.map(Kind::name).join(", ");
+    Kind::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| format!("the kinds are {}", names()))
+}
+
+impl Ruler {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        if self.samples == 0 {
+            return refuse("--samples must be at least 1");
+        }
+        let haystack = match &self.hay {
+            Some(path) => {
+                let text = std::fs::read_to_string(path);
+                Haystack::of(&text.with_context(|| format!("cannot read {}", path.display()))?)?
+            }
+            None => Haystack::repeated(),
+        };
+        let model = open(&self.model, DeviceKind::Cpu)?;
+        if let Some(length) = self.lengths.iter().find(|&&length| length > model.context()) {
+            return refuse(format!("--lengths {length}: the model's context is {}", model.context()));
+        }
+        std::fs::create_dir_all(&self.out)
+            .with_context(|| format!("cannot create {}", self.out.display()))?;
+        let tokens = |text: &str| Ok(model.encode(text)?.len() + 1);
+        let kinds = if self.kinds.is_empty() { Kind::ALL.to_vec() } else { self.kinds.clone() };
+        let mut table = Table::new(["task", "records", "tokens of the longest"]);
+        for (&length, &kind) in
+            self.lengths.iter().flat_map(|length| kinds.iter().map(move |kind| (length, kind)))
+        {
+            let records = kind.records(&haystack, (length, self.samples), self.seed, &tokens)?;
+            let name = format!("{}-{length}", kind.name());
+            self.write(&name, &records)?;
+            let longest = records.iter().map(|record| record.prompt_tokens).max().unwrap_or(0);
+            table.row([name, records.len().to_string(), longest.to_string()]);
+        }
+        print(table.to_string())
+    }
+
+    /// The records, and the task file beside them.
+    fn write(&self, name: &str, records: &[RulerRecord]) -> anyhow::Result<()> {
+        let mut lines = String::new();
+        for record in records {
+            lines += &serde_json::to_string(record)?;
+            lines.push('\n');
+        }
+        write_file(&self.out.join(format!("{name}.jsonl")), &lines)?;
+        let tokens = records.iter().map(|record| record.answer_tokens).max().unwrap_or(1);
+        let task = format!(
+            "# RULER (arXiv 2404.06654): {name}, seed {}.\ndata = \"{name}.jsonl\"\n\n[generation]\n\
+             prompt = \"{{{{ prompt }}}}\"\nanswers = \"answers\"\ncompare = \"contains_all\"\nignore_case = true\n\
+             stop = []\ntokens = {tokens}\n",
+            self.seed
+        );
+        write_file(&self.out.join(format!("{name}.toml")), &task)
+    }
+}

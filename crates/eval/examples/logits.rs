@@ -1,0 +1,46 @@
+//! Logits after the last token of each prompt, as a numpy file: to be set beside another implementation.
+//!
+//!     cargo run --release -p engram-eval --example logits -- MODEL.gguf LAMBADA.jsonl 50 logits.npy
+
+use std::error::Error;
+use std::io::Write;
+use std::path::Path;
+
+use engram_eval::outside::{LlamaState, OutsideModel, PrefixRows};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [model, prompts, count, out] = &arguments[..] else {
+        return Err("give MODEL PROMPTS.jsonl COUNT OUT.npy".into());
+    };
+    let model = OutsideModel::open(Path::new(model))?;
+    let mut rows = Vec::new();
+    for line in std::fs::read_to_string(prompts)?.lines().take(count.parse()?) {
+        let record: serde_json::Value = serde_json::from_str(line)?;
+        let text = record["context"].as_str().ok_or("a record without `context`")?;
+        rows.extend(last_logits(&model, &model.tokenizer().encode(text)?));
+    }
+    write_npy(Path::new(out), &rows, model.llama().config().vocabulary)
+}
+
+fn last_logits(model: &OutsideModel, tokens: &[u32]) -> Vec<f32> {
+    let rows = PrefixRows::of(&[tokens]);
+    let llama = model.llama();
+    let hidden = llama.hidden(&rows.tokens, &rows.positions, &rows.segments, &mut LlamaState::default());
+    llama.logits(&hidden[hidden.len() - llama.config().width..])
+}
+
+/// A matrix of f32 in numpy's format, version 1.
+fn write_npy(path: &Path, values: &[f32], columns: usize) -> Result<(), Box<dyn Error>> {
+    let rows = values.len() / columns;
+    let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {columns}), }}");
+    // Magic, version and length take 10 bytes; the data begins at a multiple of 64.
+    let blank = 63 - (10 + header.len()) % 64;
+    let header = format!("{header}{}\n", " ".repeat(blank));
+    let mut file = std::fs::File::create(path)?;
+    file.write_all(b"\x93NUMPY\x01\x00")?;
+    file.write_all(&(header.len() as u16).to_le_bytes())?;
+    file.write_all(header.as_bytes())?;
+    file.write_all(bytemuck::cast_slice(values))?;
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! Files of records: JSON lines, CSV with a header, or groups of lines.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::error::{Error, Result};
+
+/// One record, with the line where it begins.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Record {
+    /// Line, from 1.
+    pub(crate) line: usize,
+    /// The fields.
+    pub(crate) fields: Map<String, Value>,
+}
+
+/// Reads `path`, whose name tells its format: `.jsonl` or `.csv`. With `line_fields`, every so many lines of the file
+/// are the fields of a record instead, in that order.
+///
+/// # Errors
+/// A file that cannot be read, is empty, or has a line that is no record.
+pub(crate) fn read(path: &Path, line_fields: Option<&[String]>) -> Result<Vec<Record>> {
+    let text = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    let records = match (line_fields, extension) {
+        (Some(fields), _) => line_groups(path, &text, fields)?,
+        (None, Some("jsonl")) => json_lines(path, &text)?,
+        (None, Some("csv")) => comma_separated(path, &text)?,
+        (None, _) => {
+            let problem = "unknown format: records are .jsonl or .csv files, or the task says `line_fields`";
+            return Err(Error::line(path, 1, problem));
+        }
+    };
+    if records.is_empty() {
+        return Err(Error::line(path, 1, "no record: the set is empty"));
+    }
+    Ok(records)
+}
+
+fn json_lines(path: &Path, text: &str) -> Result<Vec<Record>> {
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let record = |(index, line)| {
+        let fields = serde_json::from_str(line)
+            .map_err(|error| Error::line(path, index + 1, format!("not a JSON object: {error}")))?;
+        Ok(Record { line: index + 1, fields })
+    };
+    lines.map(record).collect()
+}
+
+fn comma_separated(path: &Path, text: &str) -> Result<Vec<Record>> {
+    let malformed = |error: csv::Error| {
+        let line = error.position().map_or(1, |position| position.line() as usize);
+        Error::line(path, line, format!("malformed CSV: {error}"))
+    };
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    let header = reader.headers().map_err(malformed)?.clone();
+    let record = |row: csv::Result<csv::StringRecord>| {
+        let row = row.map_err(malformed)?;
+        let line = row.position().map_or(1, |position| position.line() as usize);
+        let fields = header.iter().zip(&row).map(|(name, value)| (name.to_owned(), value.into())).collect();
+        Ok(Record { line, fields })
+    };
+    reader.records().map(record).collect()
+}
+
+fn line_groups(path: &Path, text: &str, fields: &[String]) -> Result<Vec<Record>> {
+    let lines: Vec<&str> = text.lines().collect();
+    let whole = lines.len() - lines.len() % fields.len();
+    if whole < lines.len() {
+        let problem = format!(
+            "the file ends within a record: {} lines are left of the {} that make one",
+            lines.len() - whole,
+            fields.len()
+        );
+        return Err(Error::line(path, whole + 1, problem));
+    }
+    let record = |(index, lines): (usize, &[&str])| Record {
+        line: index * fields.len() + 1,
+        fields: fields.iter().cloned().zip(lines.iter().map(|&line| line.into())).collect(),
+    };
+    Ok(lines.chunks_exact(fields.len()).enumerate().map(record).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn records(name: &str, text: &str, line_fields: Option<&[&str]>) -> Result<Vec<Record>> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        let fields: Option<Vec<String>> =
+            line_fields.map(|fields| fields.iter().map(|&f| f.into()).collect());
+        read(&path, fields.as_deref())
+    }
+
+    fn record(line: usize, fields: Value) -> Record {
+        Record { line, fields: fields.as_object().unwrap().clone() }
+    }
+
+    #[test]
+    fn three_formats_hold_records() {
+        let expected = [record(1, json!({"a": "x, y", "b": "1"})), record(3, json!({"a": "z", "b": "2"}))];
+        let json = "{\"a\": \"x, y\", \"b\": \"1\"}\n\n{\"a\": \"z\", \"b\": \"2\"}\n";
+        assert_eq!(records("a.jsonl", json, None).unwrap(), expected);
+        assert_eq!(records("a.txt", "x, y\n1\nz\n2\n", Some(&["a", "b"])).unwrap(), expected);
+        let comma_separated = records("a.csv", "a,b\n\"x, y\",1\nz,2\n", None).unwrap();
+        assert_eq!(comma_separated.iter().map(|record| record.line).collect::<Vec<_>>(), [2, 3]);
+        assert!(comma_separated.iter().zip(&expected).all(|(found, record)| found.fields == record.fields));
+    }
+
+    #[test]
+    fn what_is_no_record_is_named_with_its_line() {
+        let cases = [
+            ("a.jsonl", "{}\n[1]\n", None, ":2: not a JSON object"),
+            ("a.jsonl", "\n", None, ":1: no record"),
+            ("a.csv", "a,b\n1,2\n3\n", None, ":3: malformed CSV"),
+            ("a.txt", "1\n2\n3\n", Some(&["a", "b"][..]), ":3: the file ends within a record"),
+            ("a.parquet", "", None, "unknown format"),
+        ];
+        for (name, text, fields, message) in cases {
+            let error = records(name, text, fields).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Tasks: questions with known answers, put to a language model.
+//!
+//! A [`Task`] is a TOML file that names a file of records and says, in templates, what the model reads and what
+//! counts as right. Its [`questions`](Task::questions) are put to a [`Scorer`], an Engram checkpoint or a model from
+//! outside, by [`ask`], which computes shared beginnings once and batches by length. What comes back are
+//! [`Outcome`]s, question by question; they are kept in a [`RecordFile`], so that a run that was stopped goes on, and
+//! become a [`Summary`] with standard errors. Two models that answered the same questions are compared pair by pair
+//! ([`Paired`]).
+//!
+//! The definitions are those of EleutherAI's lm-evaluation-harness, which the field reports: a continuation is scored
+//! by the sum of its tokens' log-probabilities; the prompt's trailing blanks belong to the continuation; prompt and
+//! continuation are turned into tokens together.
+//!
+//! ```
+//! use engram_eval::tasks::{Ask, FewShot, Task};
+//!
+//! let folder = tempfile::tempdir()?;
+//! std::fs::write(folder.path().join("riddles.jsonl"), r#"{"riddle": "What has keys?", "answer": "a piano"}"#)?;
+//! std::fs::write(
+//!     folder.path().join("riddles.toml"),
+//!     r#"
+//!     data = "riddles.jsonl"
+//!     [cloze]
+//!     prompt = "Riddle: {{ riddle }} Answer:"
+//!     target = "{{ answer }}"
+//!     "#,
+//! )?;
+//! let task = Task::load(&folder.path().join("riddles.toml"))?;
+//! let questions = task.questions(None, FewShot { count: None, seed: 0 }, None)?;
+//! let Ask::Cloze(statement) = &questions[0].ask else { unreachable!() };
+//! assert_eq!(statement.prompt, "Riddle: What has keys? Answer:");
+//! assert_eq!(statement.continuation, " a piano");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod answer;
+mod ask;
+mod checkpoint_scorer;
+mod data_file;
+mod error;
+mod few_shot;
+mod outcome;
+mod outside_scorer;
+mod question;
+mod record_file;
+mod ruler;
+mod scorer;
+mod summary;
+mod task_file;
+mod template;
+
+pub use answer::{AnswerRule, Compare, Which};
+pub use ask::{AskOptions, Progress, Window, ask, windows};
+pub use error::{Error, Result};
+pub use few_shot::FewShot;
+pub use outcome::{Length, Measure, Outcome, Said};
+pub use question::{Ask, Place, Question, Statement};
+pub use record_file::{Header, RecordFile, read_record};
+pub use ruler::{Haystack, Ruler, RulerRecord};
+pub use scorer::{Begin, Cost, Likelihood, Request, Scorer};
+pub use summary::{Paired, Summary, compare, summarize};
+pub use task_file::{Cloze, Form, Generation, LongPerplexity, MultipleChoice, Perplexity, Task};

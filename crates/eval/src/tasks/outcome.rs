@@ -1,0 +1,235 @@
+//! What came of a question, and what is measured on it.
+
+use serde::{Deserialize, Serialize};
+
+use super::question::{Ask, Question};
+
+/// What came of a question: enough to compute every measure again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The question's number within the task, from 0.
+    pub question: usize,
+    /// Its line in its file.
+    pub line: usize,
+    /// What the model said.
+    #[serde(flatten)]
+    pub said: Said,
+}
+
+/// What the model said.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Said {
+    /// To a choice.
+    Choice {
+        /// Log-probability of each choice, in nats: the mean over the paraphrases.
+        log_probabilities: Vec<f64>,
+        /// How long each choice is.
+        lengths: Vec<Length>,
+        /// The right one.
+        answer: usize,
+    },
+    /// To a cloze.
+    Cloze {
+        /// Log-probability of the continuation, in nats.
+        log_probability: f64,
+        /// Whether it is what the model would say.
+        greedy: bool,
+    },
+    /// What was generated.
+    Generation {
+        /// The text.
+        text: String,
+        /// How right it is, from 0 to 1.
+        score: f64,
+    },
+    /// A document.
+    Document {
+        /// Its log-probability, in nats.
+        log_probability: f64,
+        /// Tokens predicted.
+        tokens: usize,
+        /// Bytes of text.
+        bytes: usize,
+    },
+    /// A long document.
+    LongDocument {
+        /// Its log-probability with all the context there is, in nats.
+        log_probability: f64,
+        /// Tokens predicted.
+        tokens: usize,
+        /// Log-probability of the key tokens.
+        key_log_probability: f64,
+        /// Which tokens are key.
+        keys: Vec<usize>,
+    },
+}
+
+/// How long a text is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Length {
+    /// In tokens, as they were scored; over all paraphrases, the mean rounded up.
+    pub tokens: usize,
+    /// In characters (Unicode scalar values).
+    pub characters: usize,
+    /// In bytes of UTF-8.
+    pub bytes: usize,
+}
+
+/// A measure over questions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Measure {
+    /// Share of right answers. For choices: the likeliest is right (the harness's `acc`). For a cloze: greedy decoding
+    /// gives it. For generated texts: the mean score.
+    Accuracy,
+    /// Share of questions whose choice with the largest log-probability per character is right (`acc_norm`).
+    PerCharacter,
+    /// The same per byte (`acc_bytes`).
+    PerByte,
+    /// The same per token.
+    PerToken,
+    /// exp of the mean negative log-probability of the continuations (`perplexity` of LAMBADA).
+    Perplexity,
+    /// Negative log-probability in bits over bytes of text, over all documents (`bits_per_byte`).
+    BitsPerByte,
+    /// exp of the negative log-probability per token, over all documents.
+    TokenPerplexity,
+    /// exp of the negative log-probability per key token, over all documents (LongPPL).
+    LongPerplexity,
+}
+
+impl Measure {
+    /// A name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Accuracy => "accuracy",
+            Self::PerCharacter => "accuracy per character",
+            Self::PerByte => "accuracy per byte",
+            Self::PerToken => "accuracy per token",
+            Self::Perplexity => "perplexity",
+            Self::BitsPerByte => "bits per byte",
+            Self::TokenPerplexity => "perplexity per token",
+            Self::LongPerplexity => "perplexity of key tokens",
+        }
+    }
+
+    /// Whether each question is right or wrong.
+    pub fn is_accuracy(self) -> bool {
+        matches!(self, Self::Accuracy | Self::PerCharacter | Self::PerByte | Self::PerToken)
+    }
+
+    /// Whether it is exp of a mean.
+    pub(crate) fn is_exponential(self) -> bool {
+        matches!(self, Self::Perplexity | Self::TokenPerplexity | Self::LongPerplexity)
+    }
+}
+
+impl Outcome {
+    /// What is measured on this question: an amount, and what it is an amount of. The measure over many is the sum of
+    /// the amounts over the sum of the others (then exp, for perplexities).
+    pub fn measures(&self) -> Vec<(Measure, f64, f64)> {
+        let right = |right: bool| f64::from(u8::from(right));
+        match &self.said {
+            Said::Choice { log_probabilities, lengths, answer } => {
+                let best = |length: &dyn Fn(&Length) -> usize| {
+                    let scores = log_probabilities.iter().zip(lengths);
+                    let scores = scores.map(|(score, of)| score / length(of) as f64);
+                    right(first_largest(scores) == Some(*answer))
+                };
+                vec![
+                    (Measure::Accuracy, best(&|_| 1), 1.0),
+                    (Measure::PerCharacter, best(&|length| length.characters), 1.0),
+                    (Measure::PerByte, best(&|length| length.bytes), 1.0),
+                    (Measure::PerToken, best(&|length| length.tokens), 1.0),
+                ]
+            }
+            Said::Cloze { log_probability, greedy } => {
+                vec![(Measure::Accuracy, right(*greedy), 1.0), (Measure::Perplexity, -log_probability, 1.0)]
+            }
+            Said::Generation { score, .. } => vec![(Measure::Accuracy, *score, 1.0)],
+            Said::Document { log_probability, tokens, bytes } => vec![
+                (Measure::BitsPerByte, -log_probability / std::f64::consts::LN_2, *bytes as f64),
+                (Measure::TokenPerplexity, -log_probability, *tokens as f64),
+            ],
+            Said::LongDocument { log_probability, tokens, key_log_probability, keys } => vec![
+                (Measure::LongPerplexity, -key_log_probability, keys.len() as f64),
+                (Measure::TokenPerplexity, -log_probability, *tokens as f64),
+            ],
+        }
+    }
+
+    /// Whether this could have come of `question`.
+    pub(crate) fn fits(&self, question: &Question) -> bool {
+        let form = match (&self.said, &question.ask) {
+            (Said::Choice { log_probabilities, answer, .. }, Ask::Choice { choices, answer: right, .. }) => {
+                log_probabilities.len() == choices.len() && answer == right
+            }
+            (Said::Cloze { .. }, Ask::Cloze(_))
+            | (Said::Generation { .. }, Ask::Generation { .. })
+            | (Said::Document { .. } | Said::LongDocument { .. }, Ask::Document { .. }) => true,
+            _ => false,
+        };
+        form && self.line == question.place.line
+    }
+}
+
+/// The index of the largest; of several, the first.
+fn first_largest(values: impl Iterator<Item = f64>) -> Option<usize> {
+    let mut best: Option<(usize, f64)> = None;
+    for (index, value) in values.enumerate() {
+        if best.is_none_or(|(_, largest)| value > largest) {
+            best = Some((index, value));
+        }
+    }
+    best.map(|(index, _)| index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(said: Said, measure: Measure) -> (f64, f64) {
+        let outcome = Outcome { question: 0, line: 1, said };
+        let measures = outcome.measures();
+        let found = measures.iter().find(|(found, ..)| *found == measure).unwrap();
+        (found.1, found.2)
+    }
+
+    #[test]
+    fn each_normalisation_has_its_own_favourite() {
+        let length = |tokens, characters, bytes| Length { tokens, characters, bytes };
+        let said = |answer| Said::Choice {
+            log_probabilities: vec![-4.0, -5.0, -6.0, -9.0],
+            lengths: vec![length(1, 2, 2), length(2, 3, 3), length(2, 4, 4), length(2, 5, 10)],
+            answer,
+        };
+        let favourite = |measure| (0..4).find(|&answer| value(said(answer), measure) == (1.0, 1.0));
+        assert_eq!(favourite(Measure::Accuracy), Some(0));
+        assert_eq!(favourite(Measure::PerCharacter), Some(2));
+        assert_eq!(favourite(Measure::PerByte), Some(3));
+        assert_eq!(favourite(Measure::PerToken), Some(1));
+    }
+
+    #[test]
+    fn of_equals_the_first_is_chosen() {
+        assert_eq!(first_largest([1.0, 2.0, 2.0].into_iter()), Some(1));
+        assert_eq!(first_largest([].into_iter()), None);
+    }
+
+    #[test]
+    fn documents_count_bits_over_bytes() {
+        let said = Said::Document { log_probability: -2.0 * std::f64::consts::LN_2, tokens: 3, bytes: 8 };
+        assert_eq!(value(said.clone(), Measure::BitsPerByte), (2.0, 8.0));
+        assert_eq!(value(said, Measure::TokenPerplexity).1, 3.0);
+    }
+
+    #[test]
+    fn an_outcome_is_a_line_of_json() {
+        let outcome =
+            Outcome { question: 3, line: 7, said: Said::Cloze { log_probability: -1.5, greedy: true } };
+        let line = serde_json::to_string(&outcome).unwrap();
+        assert_eq!(line, r#"{"question":3,"line":7,"cloze":{"log_probability":-1.5,"greedy":true}}"#);
+        assert_eq!(serde_json::from_str::<Outcome>(&line).unwrap(), outcome);
+    }
+}

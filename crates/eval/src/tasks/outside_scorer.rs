@@ -1,0 +1,122 @@
+//! Asking a model from outside.
+
+use engram_kernels::Segment;
+use engram_train::TargetScore;
+
+use super::error::{Error, Result};
+use super::scorer::{Begin, Cost, Request, Scorer};
+use crate::outside::{LlamaState, OutsideModel, PrefixRows};
+
+impl Scorer for OutsideModel {
+    fn identity(&self) -> String {
+        self.identity.clone()
+    }
+
+    fn context(&self) -> usize {
+        self.llama().config().context
+    }
+
+    fn begin(&self) -> Begin {
+        self.begin
+    }
+
+    fn cost(&self) -> Cost {
+        Cost::DistinctTokens
+    }
+
+    fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.tokenizer().encode(text).map_err(engram_train::Error::from)?)
+    }
+
+    fn decode(&self, tokens: &[u32]) -> Result<String> {
+        Ok(self.tokenizer().decode(tokens).map_err(engram_train::Error::from)?)
+    }
+
+    fn score(&self, batch: &[&Request]) -> Result<Vec<Vec<TargetScore>>> {
+        let inputs: Vec<&[u32]> = batch.iter().map(|request| request.inputs()).collect();
+        self.check(&inputs)?;
+        let rows = PrefixRows::of(&inputs);
+        let mut state = LlamaState::default();
+        let hidden = self.llama().hidden(&rows.tokens, &rows.positions, &rows.segments, &mut state);
+        let targets: Vec<u32> = batch.iter().flat_map(|request| request.targets()).copied().collect();
+        let width = self.llama().config().width;
+        let mut before = Vec::with_capacity(targets.len() * width);
+        for (index, request) in batch.iter().enumerate() {
+            for row in rows.rows(index, request.first()..request.inputs().len()) {
+                before.extend_from_slice(&hidden[row * width..][..width]);
+            }
+        }
+        let mut scores = self.llama().scores(&before, &targets).into_iter().zip(&targets);
+        let own = |request: &&Request| {
+            let own = scores.by_ref().take(request.targets().len());
+            own.map(|(score, &target)| TargetScore {
+                log_probability: score.log_probability,
+                likeliest: score.likeliest == target,
+            })
+            .collect()
+        };
+        Ok(batch.iter().map(own).collect())
+    }
+
+    fn proceed(
+        &self,
+        prompts: &[&[u32]],
+        limit: usize,
+        finished: &mut dyn FnMut(usize, &[u32]) -> bool,
+    ) -> Result<Vec<Vec<u32>>> {
+        self.check(prompts)?;
+        let rows = PrefixRows::of(prompts);
+        let (mut state, width) = (LlamaState::default(), self.llama().config().width);
+        let hidden = self.llama().hidden(&rows.tokens, &rows.positions, &rows.segments, &mut state);
+        let mut texts = vec![Vec::new(); prompts.len()];
+        // Of each text that goes on: its number, the rows before the next token, and the state after the last.
+        let mut open: Vec<(usize, Vec<std::ops::Range<usize>>)> =
+            rows.paths.into_iter().enumerate().collect();
+        let last = |path: &[std::ops::Range<usize>]| path.last().map_or(0, |rows| rows.end - 1);
+        let mut after: Vec<f32> =
+            open.iter().flat_map(|(_, path)| &hidden[last(path) * width..][..width]).copied().collect();
+        for _ in 0..limit {
+            if open.is_empty() {
+                break;
+            }
+            let scores = self.llama().scores(&after, &vec![0; open.len()]);
+            let mut next = Vec::new();
+            open = (open.into_iter().zip(scores))
+                .filter_map(|((index, path), score)| {
+                    if score.likeliest == self.tokenizer().end_of_text() {
+                        return None;
+                    }
+                    texts[index].push(score.likeliest);
+                    if finished(index, &texts[index]) {
+                        return None;
+                    }
+                    next.push((score.likeliest, prompts[index].len() + texts[index].len() - 1));
+                    Some((index, path))
+                })
+                .collect();
+            if next.is_empty() {
+                break;
+            }
+            let (tokens, positions): (Vec<u32>, Vec<usize>) = next.into_iter().unzip();
+            let first = state.rows();
+            let segments: Vec<Segment> = (open.iter().enumerate())
+                .map(|(at, (_, path))| Segment { seen: path.clone(), rows: first + at..first + at + 1 })
+                .collect();
+            after = self.llama().hidden(&tokens, &positions, &segments, &mut state);
+            for (at, (_, path)) in open.iter_mut().enumerate() {
+                path.push(first + at..first + at + 1);
+            }
+        }
+        Ok(texts)
+    }
+}
+
+impl OutsideModel {
+    fn check(&self, sequences: &[&[u32]]) -> Result<()> {
+        let vocabulary = self.llama().config().vocabulary;
+        match sequences.iter().copied().flatten().find(|&&token| token as usize >= vocabulary) {
+            Some(token) => Err(Error::Mismatch(format!("token {token} is outside the model's vocabulary"))),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! What a model must be able to do to be asked.
+
+use engram_train::TargetScore;
+
+use super::error::Result;
+
+/// A continuation whose likelihood is asked for, after what stands before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    tokens: Vec<u32>,
+    start: usize,
+}
+
+impl Request {
+    /// `continuation` after `context`; neither may be empty.
+    pub fn new(context: &[u32], continuation: &[u32]) -> Option<Self> {
+        let nothing = context.is_empty() || continuation.is_empty();
+        (!nothing).then(|| Self { tokens: [context, continuation].concat(), start: context.len() })
+    }
+
+    /// What the model reads: all but the last token.
+    pub fn inputs(&self) -> &[u32] {
+        &self.tokens[..self.tokens.len() - 1]
+    }
+
+    /// What is scored.
+    pub fn targets(&self) -> &[u32] {
+        &self.tokens[self.start..]
+    }
+
+    /// The position among the inputs from which the first target is predicted.
+    pub fn first(&self) -> usize {
+        self.start - 1
+    }
+}
+
+/// How likely a continuation is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Likelihood {
+    /// Sum of its tokens' log-probabilities, in nats.
+    pub log_probability: f64,
+    /// Whether each of its tokens is the likeliest.
+    pub greedy: bool,
+}
+
+impl Likelihood {
+    /// Of a continuation's tokens together.
+    pub fn of(tokens: &[TargetScore]) -> Self {
+        Self {
+            log_probability: tokens.iter().map(|token| f64::from(token.log_probability)).sum(),
+            greedy: tokens.iter().all(|token| token.likeliest),
+        }
+    }
+}
+
+/// What stands before the first token of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// This token, always: the model has seen no text without.
+    Always(u32),
+    /// This token, where a continuation has nothing else before it.
+    IfEmpty(u32),
+}
+
+/// What a batch costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cost {
+    /// Tokens, each beginning that several requests share counted once.
+    DistinctTokens,
+    /// The longest request times their number.
+    PaddedTokens,
+}
+
+/// A language model with its tokenizer.
+pub trait Scorer {
+    /// What tells the model from others.
+    fn identity(&self) -> String;
+
+    /// Most tokens that it reads at once.
+    fn context(&self) -> usize;
+
+    /// What stands before a text.
+    fn begin(&self) -> Begin;
+
+    /// What a batch costs.
+    fn cost(&self) -> Cost;
+
+    /// A text's tokens, without those that stand before it.
+    ///
+    /// # Errors
+    /// A text without tokens in this vocabulary.
+    fn encode(&self, text: &str) -> Result<Vec<u32>>;
+
+    /// The text of tokens.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary.
+    fn decode(&self, tokens: &[u32]) -> Result<String>;
+
+    /// How likely each token of each request's continuation is, in order. Inputs fit the context. Which requests come together, and in
+    /// which order, changes nothing but rounding.
+    ///
+    /// # Errors
+    /// When the model cannot be computed.
+    fn score(&self, batch: &[&Request]) -> Result<Vec<Vec<TargetScore>>>;
+
+    /// The likeliest continuation of each prompt, token by token, by at most `limit` tokens, or until
+    /// `finished(prompt, tokens so far)`, or the end of the text, which is not given. Prompts are not empty, and fit the context
+    /// with `limit` more.
+    ///
+    /// # Errors
+    /// When the model cannot be computed.
+    fn proceed(
+        &self,
+        prompts: &[&[u32]],
+        limit: usize,
+        finished: &mut dyn FnMut(usize, &[u32]) -> bool,
+    ) -> Result<Vec<Vec<u32>>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_reads_all_but_its_last_token() {
+        let request = Request::new(&[1, 2], &[3, 4]).unwrap();
+        assert_eq!((request.inputs(), request.targets(), request.first()), (&[1, 2, 3][..], &[3, 4][..], 1));
+        assert!(Request::new(&[], &[1]).is_none() && Request::new(&[1], &[]).is_none());
+    }
+}
