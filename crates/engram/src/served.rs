@@ -110,7 +110,7 @@ impl Served {
             }
             None => None,
         };
-        let decoder = Decoder::new(trained.model(), config, format);
+        let decoder = Decoder::new(trained.model(), config, format)?;
         let memory_layers = config.memory.as_ref().map_or(Vec::new(), |memory| memory.layers.clone());
         let layers = memory_layers.clone();
         let facts = Facts {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor, TensorData};
 use engram_kernels::Angles;
 
-use crate::config::YarnConfig;
+use crate::config::{ModelConfig, YarnConfig};
 
 /// Cosines and sines of every position and frequency, `[time, width/2]`. Dimension i is paired with i + width/2.
 #[derive(Debug, Clone)]
@@ -34,6 +34,15 @@ impl Rotary {
         };
         let frequencies = frequencies(width, base).into_iter().map(turn).collect();
         Self::of(width, frequencies, time, yarn.inverse_temperature())
+    }
+
+    /// Those of a model, over its whole context.
+    pub fn of_model(config: &ModelConfig) -> Self {
+        let ((width, base), context) = (config.attention.rotary(), config.context);
+        match config.attention.yarn() {
+            Some(yarn) => Self::stretched(width, base, context, yarn),
+            None => Self::new(width, base, context),
+        }
     }
 
     fn of(width: usize, frequencies: Vec<f64>, time: usize, inverse_temperature: f32) -> Self {

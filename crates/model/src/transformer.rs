@@ -82,7 +82,6 @@ impl LanguageModel {
         config.validate()?;
         let init = Init::new(device, seed);
         let (width, vocabulary) = (config.width, config.vocabulary);
-        let (rotary_width, base) = config.attention.rotary();
         Ok(Self {
             embedding: init.normal("embedding", [vocabulary, width], 0.02),
             blocks: (0..config.blocks)
@@ -90,10 +89,7 @@ impl LanguageModel {
                 .collect(),
             norm: RmsNorm::new(&init, width, config.norm_epsilon),
             head: (!config.tied_head).then(|| init.normal("head", [width, vocabulary], 0.02)),
-            rotary: match config.attention.yarn() {
-                Some(yarn) => Rotary::stretched(rotary_width, base, config.context, yarn),
-                None => Rotary::new(rotary_width, base, config.context),
-            },
+            rotary: Rotary::of_model(config),
             streams: config.streams(),
             width,
             bf16: precision == Precision::Bf16,

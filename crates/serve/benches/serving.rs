@@ -52,7 +52,7 @@ fn decode() {
     let config: ModelConfig = toml::from_str(SMALL).unwrap();
     let model = LanguageModel::new(&config, &Device::flex(), 1, Precision::F32).unwrap();
     for format in [WeightFormat::F32, WeightFormat::Bf16] {
-        let decoder = Decoder::new(&model, &config, format);
+        let decoder = Decoder::new(&model, &config, format).unwrap();
         let bytes = decoder.bytes();
         let model = Model { decoder, rows: None, token_bytes: Vec::new() };
         let options =
@@ -173,7 +173,7 @@ fn engine(rows_per_head: u64, source: Arc<dyn RowSource>, on_demand: bool) -> En
     let model = LanguageModel::new(&config, &Device::flex(), 1, Precision::F32).unwrap();
     let tiers = RowTiers::new(addressing(&config), vec![source], &PrefetchOptions::default()).unwrap();
     let rows = Some(if on_demand { tiers.on_demand() } else { tiers });
-    let decoder = Decoder::new(&model, &config, WeightFormat::F32);
+    let decoder = Decoder::new(&model, &config, WeightFormat::F32).unwrap();
     let options = EngineOptions { running: 64, waiting: 1000, drafts: 0, ..EngineOptions::default() };
     Engine::start(Model { decoder, rows, token_bytes: Vec::new() }, options).unwrap()
 }

@@ -15,7 +15,7 @@ use engram_kernels::{
 };
 use engram_model::{
     Attention, AttentionConfig, Block, BlockFeedForward, HyperConnection, LanguageModel, LatentAttention,
-    Linear, ModelConfig, PlainAttention, RmsNorm, Rotary,
+    Linear, MemoryConfig, ModelConfig, PlainAttention, RmsNorm, Rotary, YarnConfig,
 };
 use engram_store::StoreError;
 
@@ -54,6 +54,17 @@ enum FeedForwardKind {
     Experts(ExpertsDecoder),
 }
 
+/// A memory that training and evaluation know, to compare with, but the decoder does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "this model's memory departs from the published forms in `{key}`: it can be trained and measured, but not decoded \
+     token by token"
+)]
+pub struct UnpublishedMemory {
+    /// The key of the configuration.
+    pub key: &'static str,
+}
+
 /// The next tokens of one sequence, for whose positions there is room in the cache.
 #[derive(Debug, Clone, Copy)]
 pub struct Chunk<'a> {
@@ -85,7 +96,17 @@ pub(crate) struct Place<'a> {
 
 impl Decoder {
     /// Lays out the weights of `model`, which `config` describes, in `format`.
-    pub fn new(model: &LanguageModel, config: &ModelConfig, format: WeightFormat) -> Self {
+    ///
+    /// # Errors
+    /// When the memory is of no published form.
+    pub fn new(
+        model: &LanguageModel,
+        config: &ModelConfig,
+        format: WeightFormat,
+    ) -> Result<Self, UnpublishedMemory> {
+        if let Some(key) = config.memory.as_ref().and_then(MemoryConfig::departs) {
+            return Err(UnpublishedMemory { key });
+        }
         let embedding = values(&model.embedding);
         let (width, vocabulary) = (config.width, config.vocabulary);
         let head = match &model.head {
@@ -93,15 +114,15 @@ impl Decoder {
             None => transpose(&embedding, vocabulary, width),
         };
         let mut convolutions = config.blocks;
-        let mut block = |block: &Block| DecoderBlock::new(block, config, format, &mut convolutions);
-        Self {
-            blocks: model.blocks.iter().map(&mut block).collect(),
+        let block = |block: &Block| DecoderBlock::new(block, config, format, &mut convolutions);
+        Ok(Self {
+            blocks: model.blocks.iter().map(block).collect(),
             norm: Norm::new(&model.norm, config),
             head: PackedMatrix::new(&head, width, vocabulary, format),
             angles: Positions::new(config),
             embedding,
             config: config.clone(),
-        }
+        })
     }
 
     /// The model's shape.
@@ -302,7 +323,7 @@ impl AttentionDecoder {
             content_width,
             rotary_width,
             value_width,
-            rotary_base: _,
+            ..
         } = config.attention
         else {
             unreachable!("the model was built from this configuration")
@@ -344,7 +365,8 @@ impl AttentionDecoder {
                 value_stride: 0,
                 entry,
             },
-            scale: ((content_width + rotary_width) as f32).sqrt().recip(),
+            scale: ((content_width + rotary_width) as f32).sqrt().recip()
+                * config.attention.yarn().map_or(1.0, YarnConfig::inverse_temperature),
         }
     }
 
@@ -554,8 +576,8 @@ pub(crate) struct Positions {
 
 impl Positions {
     fn new(config: &ModelConfig) -> Self {
-        let ((width, base), context) = (config.attention.rotary(), config.context);
-        Self { rotary: Rotary::new(width, base, context), width, context }
+        let ((width, _), context) = (config.attention.rotary(), config.context);
+        Self { rotary: Rotary::of_model(config), width, context }
     }
 
     fn turn(&self, position: usize, input: &[f32], output: &mut [f32]) {

@@ -30,7 +30,7 @@
 //!     feed_forward = { width = 32 }
 //! "#)?;
 //! let model = LanguageModel::new(&config, &Device::flex(), 42, Precision::F32)?;
-//! let decoder = Decoder::new(&model, &config, WeightFormat::F32);
+//! let decoder = Decoder::new(&model, &config, WeightFormat::F32)?;
 //! // Without a memory there are no rows to fetch. Every token stands for one letter here.
 //! let token_bytes = (b'@'..).take(64).map(|letter| vec![letter]).collect();
 //! let options = EngineOptions { cache_bytes: 1 << 20, ..EngineOptions::default() };
@@ -72,7 +72,7 @@ mod text_stream;
 
 pub use cache::{Cache, CacheFull, CacheLayout, Root, Sequence};
 pub use chat_template::{ChatTemplate, Message, TemplateError};
-pub use decoder::{Chunk, Decoder, StepOutput};
+pub use decoder::{Chunk, Decoder, StepOutput, UnpublishedMemory};
 pub use engine::{Engine, EngineError, EngineOptions, Model};
 pub use metrics::Metrics;
 pub use request::{Event, Failure, Finish, GeneratedToken, PositionGates, Refusal, Request, Summary};

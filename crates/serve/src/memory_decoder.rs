@@ -48,6 +48,8 @@ const V41_EPSILON: f32 = 1e-20;
 const CONVOLUTION_EPSILON: f32 = 1e-5;
 
 impl MemoryDecoder {
+    /// Of a memory that [departs](MemoryConfig::departs) from neither published form.
+    ///
     /// `part` is where in the cache the convolution's past is kept, if there is one.
     pub(crate) fn new(
         memory: &Memory,
@@ -75,9 +77,11 @@ impl MemoryDecoder {
                 };
                 (columns(0, keys), columns(keys, width), vec![0.0; keys], vec![0.0; width])
             }
+            Projection::Value(_) => unreachable!("a memory of a published form has keys"),
         };
-        let query_norm = values(&memory.norms.query);
-        let key_norm = memory.norms.key.as_ref().map_or_else(|| vec![1.0; query_norm.len()], values);
+        let Some(norms) = &memory.norms else { unreachable!("a memory of a published form has gates") };
+        let query_norm = values(&norms.query);
+        let key_norm = norms.key.as_ref().map_or_else(|| vec![1.0; query_norm.len()], values);
         let convolution = memory.convolution.as_ref().map(|convolution| {
             let (norm, filter) = (values(&convolution.norm), values(&convolution.weight));
             let kernel = config.kernel;
@@ -93,10 +97,7 @@ impl MemoryDecoder {
             value_bias,
             query_norm,
             key_norm,
-            epsilon: match config.form {
-                MemoryForm::Paper => PAPER_EPSILON,
-                MemoryForm::V41 => V41_EPSILON,
-            },
+            epsilon: if config.form == MemoryForm::V41 { V41_EPSILON } else { PAPER_EPSILON },
             convolution,
             streams,
             width,

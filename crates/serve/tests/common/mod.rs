@@ -86,7 +86,7 @@ impl Fixture {
     }
 
     pub(crate) fn decoder(&self) -> Decoder {
-        Decoder::new(&self.model, &self.config, WeightFormat::F32)
+        Decoder::new(&self.model, &self.config, WeightFormat::F32).unwrap()
     }
 
     pub(crate) fn tiers(&self) -> Option<RowTiers> {
