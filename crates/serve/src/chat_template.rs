@@ -1,5 +1,7 @@
 //! A conversation as one text: the Jinja template that a tokenizer's configuration carries.
 
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 use serde::{Deserialize, Serialize};
 
@@ -99,8 +101,8 @@ impl ChatTemplate {
     /// When it is no template.
     pub fn new(source: String, begin: String, end: String) -> Result<Self, TemplateError> {
         let mut environment = Environment::new();
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
+        // As `transformers` sets them.
+        environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", |text: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, text))
@@ -134,7 +136,7 @@ impl ChatTemplate {
     /// When the template refuses them.
     pub fn render(&self, messages: &[Message]) -> Result<String, TemplateError> {
         let values = context! {
-            messages, bos_token => self.begin, eos_token => self.end, add_generation_prompt => true,
+            messages => Serde(messages), bos_token => self.begin, eos_token => self.end, add_generation_prompt => true,
         };
         Ok(self.environment.get_template(NAME)?.render(values)?)
     }
