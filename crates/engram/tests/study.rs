@@ -143,6 +143,12 @@ fn a_study_ends_with_a_report_and_is_not_made_twice() {
             |key: &str| documents[key].as_array().unwrap().iter().map(|n| n.as_f64().unwrap()).sum::<f64>();
         assert_eq!(sum("tokens"), 600.0);
         let mean = sum("nats") / sum("tokens");
+        let of_class = |class: &Value| -> f64 {
+            class["tokens"].as_array().unwrap().iter().map(|n| n.as_f64().unwrap()).sum()
+        };
+        let classes = documents["classes"].as_array().unwrap();
+        assert_eq!(classes.iter().map(of_class).sum::<f64>(), 600.0, "every token is in one class");
+        assert!(of_class(&classes[0]) < 600.0, "some text was seen before");
         assert!((mean - result["nats_per_token"].as_f64().unwrap()).abs() < 1e-12);
     }
     let before = workshop.read("out/results.jsonl");

@@ -22,17 +22,6 @@ pub struct HeldOut {
     pub bytes: u64,
 }
 
-/// What a held-out document costs.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct DocumentLoss {
-    /// Its tokens that were predicted.
-    pub tokens: u64,
-    /// Bytes of text that they stand for.
-    pub bytes: u64,
-    /// Sum of their cross-entropies, in nats.
-    pub nats: f64,
-}
-
 /// Sequences evaluated at a time.
 const BATCH: usize = 16;
 
@@ -51,12 +40,12 @@ pub fn held_out_loss(
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<HeldOut> {
     let (mut nats, mut bytes, mut count) = (0.0, 0, 0);
-    let add = |_: usize, targets: &[u32], losses: &[f32]| {
+    let mut add = |_: usize, targets: &[u32], losses: &[f32]| {
         nats += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
         bytes += targets.iter().map(|&token| tokenizer.token_bytes(token).len() as u64).sum::<u64>();
         count += targets.len();
     };
-    token_losses(model, device, shards, window, fetch, add, progress)?;
+    token_losses(model, device, shards, window, fetch, &mut add, progress)?;
     Ok(HeldOut {
         nats_per_token: nats / count as f64,
         bits_per_byte: nats / std::f64::consts::LN_2 / (bytes.max(1)) as f64,
@@ -65,49 +54,20 @@ pub fn held_out_loss(
     })
 }
 
-/// The same by document, in order; documents of which nothing was predicted are left out.
+/// Sees one stretch of predicted tokens after another: the position of its first, its tokens and their losses in nats.
+pub type VisitLosses<'a> = dyn FnMut(usize, &[u32], &[f32]) + 'a;
+
+/// The losses that [`held_out_loss`] is the mean of.
 ///
 /// # Errors
 /// As [`held_out_loss`].
-pub fn document_losses(
-    model: &LanguageModel,
-    device: &Device,
-    (shards, tokenizer): (&TokenShards, &Tokenizer),
-    window: (usize, Option<usize>),
-    fetch: impl Fn(&[u32], usize) -> Result<Fetched>,
-    progress: &mut dyn FnMut(u64, u64) -> bool,
-) -> Result<Vec<DocumentLoss>> {
-    let mut ends = shards.documents().map(|document| document.tokens.end as usize);
-    let mut end = ends.next().unwrap_or(0);
-    let nothing = DocumentLoss { tokens: 0, bytes: 0, nats: 0.0 };
-    let (mut documents, mut document) = (Vec::new(), nothing);
-    let add = |first: usize, targets: &[u32], losses: &[f32]| {
-        for ((position, &token), &loss) in (first..).zip(targets).zip(losses) {
-            while position >= end
-                && let Some(next) = ends.next()
-            {
-                documents.push(std::mem::replace(&mut document, nothing));
-                end = next;
-            }
-            document.tokens += 1;
-            document.bytes += tokenizer.token_bytes(token).len() as u64;
-            document.nats += f64::from(loss);
-        }
-    };
-    token_losses(model, device, shards, window, fetch, add, progress)?;
-    documents.push(document);
-    documents.retain(|document| document.tokens > 0);
-    Ok(documents)
-}
-
-/// Calls `visit` with the position, the tokens and the losses of one stretch of predicted tokens after another.
-fn token_losses(
+pub fn token_losses(
     model: &LanguageModel,
     device: &Device,
     shards: &TokenShards,
     (context, limit): (usize, Option<usize>),
     fetch: impl Fn(&[u32], usize) -> Result<Fetched>,
-    mut visit: impl FnMut(usize, &[u32], &[f32]),
+    visit: &mut VisitLosses<'_>,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<()> {
     let there = shards.len() as usize;

@@ -57,7 +57,7 @@ pub use corpus::{Corpus, Documents};
 pub use data_error::Error as DataError;
 pub use engram_model::TargetScore;
 pub use error::{Error, Result};
-pub use evaluate::{DocumentLoss, HeldOut, document_losses, held_out_loss};
+pub use evaluate::{HeldOut, VisitLosses, held_out_loss, token_losses};
 pub use generate::{Sampling, generate};
 pub use lookup::RowPlaces;
 pub use optimizer::{Gradients, Optimizer, OptimizerConfig, global_norm};

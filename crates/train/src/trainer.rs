@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::{Checkpoint, CheckpointWriter};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
-use crate::evaluate::{DocumentLoss, HeldOut, document_losses, held_out_loss};
+use crate::evaluate::{HeldOut, VisitLosses, held_out_loss, token_losses};
 use crate::optimizer::{Gradients, Optimizer, global_norm};
 use crate::parameters;
 use crate::sampler::{Sampler, SamplerState};
@@ -291,15 +291,18 @@ impl Trainer {
         held_out_loss(&self.model().valid(), &self.device, data, window, fetch, &mut |_, _| true)
     }
 
-    /// The same by document. `go_on` is asked now and then whether to.
+    /// The losses that [`evaluate`](Self::evaluate) is the mean of. `go_on` is asked now and then whether to.
     ///
     /// # Errors
     /// When data cannot be read, or `go_on` said no.
-    pub fn document_losses(&self, go_on: &mut dyn FnMut() -> bool) -> Result<Vec<DocumentLoss>> {
+    pub fn held_out_losses(
+        &self,
+        visit: &mut VisitLosses<'_>,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<()> {
         let window = (self.config.model.context, self.config.train.evaluate_tokens);
-        let (data, fetch) =
-            ((&self.valid, &self.tokenizer), |tokens: &[u32], batch| self.fetch(tokens, batch));
-        document_losses(&self.model().valid(), &self.device, data, window, fetch, &mut |_, _| go_on())
+        let (model, fetch) = (self.model().valid(), |tokens: &[u32], batch| self.fetch(tokens, batch));
+        token_losses(&model, &self.device, &self.valid, window, fetch, visit, &mut |_, _| go_on())
     }
 
     fn fetch(&self, tokens: &[u32], batch: usize) -> Result<Fetched> {

@@ -74,8 +74,12 @@ impl Workers {
         let log = ResultsLog::open(folder.path())?;
         let remaining = || Remaining::of(plan, &read_results(folder.path())?, only);
         self.clear_finished(plan, folder)?;
-        self.carry_out(plan, remaining()?.pilots, folder, &log, watch)?;
-        self.carry_out(plan, remaining()?.runs, folder, &log, watch)
+        if remaining()?.all().is_empty() {
+            return Ok(());
+        }
+        let positions = plan.positions()?;
+        self.carry_out(plan, &positions, remaining()?.pilots, folder, &log, watch)?;
+        self.carry_out(plan, &positions, remaining()?.runs, folder, &log, watch)
     }
 }
 

@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 use super::arm::Arm;
 use super::error::{Error, Result};
 use super::folder::StudyFolder;
+use super::measure::{Documents, Positions};
 use super::plan::{Plan, Run};
-use super::results::{Documents, ResultsLog, RunResult, read_results};
+use super::results::{ResultsLog, RunResult, read_results};
 
 /// What runs are carried out with.
 #[derive(Debug, Clone)]
@@ -98,6 +99,7 @@ impl Workers {
     pub fn carry_out(
         &self,
         plan: &Plan,
+        positions: &Positions,
         runs: Vec<Run>,
         folder: &StudyFolder,
         log: &ResultsLog,
@@ -112,7 +114,7 @@ impl Workers {
                 if stop() {
                     return Err(Error::Interrupted);
                 }
-                let done = One { plan, run: &run, device: &self.device, watch, stop: &stop }
+                let done = One { plan, positions, run: &run, device: &self.device, watch, stop: &stop }
                     .carry_out(&folder.run(&run.id))
                     .and_then(|result| {
                         log.add(&result)?;
@@ -190,6 +192,7 @@ impl Speed {
 
 struct One<'a> {
     plan: &'a Plan,
+    positions: &'a Positions,
     run: &'a Run,
     device: &'a Device,
     watch: &'a dyn Watch,
@@ -200,10 +203,10 @@ impl One<'_> {
     fn carry_out(&self, folder: &Path) -> Result<RunResult> {
         let begun = Instant::now();
         let trained = self.train(folder).and_then(|trainer| {
-            let losses = trainer.document_losses(&mut || !(self.stop)())?;
+            let documents = self.positions.measure(&trainer, &mut || !(self.stop)())?;
             // The last update may have been one too many.
-            match losses.iter().all(|document| document.nats.is_finite()) {
-                true => Ok((trainer.step_count(), Documents::of(&losses))),
+            match documents.is_finite() {
+                true => Ok((trainer.step_count(), documents)),
                 false => Err(engram_train::Error::Diverged { step: trainer.step_count() }),
             }
         });

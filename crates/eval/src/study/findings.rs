@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::arm::{Costs, Kind};
 use super::error::{Error, Result};
+use super::measure::Class;
 use super::plan::Plan;
 use super::results::RunResult;
 use super::statistics::{Estimate, Panel, curvature_weights, slope_weights};
@@ -50,6 +51,21 @@ pub struct ArmFinding {
     /// The same in bits per byte.
     pub bits_per_byte: f64,
     /// Its loss less the reference's; none for the reference itself.
+    pub difference: Option<Interval>,
+    /// The same apart for tokens that follow rare and frequent text.
+    pub by_occurrences: Vec<ClassFinding>,
+}
+
+/// What an arm came to on tokens whose last three tokens before them occur so often in the training text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ClassFinding {
+    /// Fewest and most occurrences; the last class has no most.
+    pub occurrences: (u64, Option<u64>),
+    /// Held-out tokens of the class.
+    pub tokens: u64,
+    /// Mean loss over the seeds, in nats per token.
+    pub nats_per_token: f64,
+    /// Less the reference's.
     pub difference: Option<Interval>,
 }
 
@@ -383,15 +399,43 @@ impl<'a> Table<'a> {
         Panel::new(losses, tokens).ok_or_else(|| inconclusive("the runs were measured on no document"))
     }
 
+    /// Panels of the classes that some held-out token is in.
+    fn classes(&self) -> Vec<((u64, Option<u64>), u64, Panel)> {
+        let there = || self.rows.iter().flatten();
+        let first = there().flatten().next();
+        let classes = first.map(|result| result.documents.classes.as_slice()).unwrap_or_default();
+        let panel = |(index, class): (usize, &Class)| {
+            let of = |result: &&RunResult| Some(result.documents.classes.get(index)?.nats.clone());
+            let arm = |row: &Vec<&RunResult>| row.iter().map(of).collect::<Option<Vec<_>>>();
+            let tokens: u64 = class.tokens.iter().sum();
+            let by_document = class.tokens.iter().map(|&tokens| tokens as f64).collect();
+            let panel = Panel::new(there().map(arm).collect::<Option<Vec<_>>>()?, by_document)?;
+            (tokens > 0).then_some((class.occurrences, tokens, panel))
+        };
+        classes.iter().enumerate().filter_map(panel).collect()
+    }
+
     fn arms(&self, plan: &Plan, panel: &Panel) -> Result<Vec<ArmFinding>> {
+        let classes = self.classes();
         let there: Vec<_> =
             plan.arms.iter().zip(&self.rows).filter_map(|(arm, row)| Some((arm, row.as_ref()?))).collect();
         let comparisons = there.len() - 1;
         let finding = |(index, (arm, row)): (usize, &(&super::arm::Arm, &Vec<&RunResult>))| {
             let bits = row.iter().filter_map(|result| result.bits_per_byte);
-            let difference = match index {
-                0 => None,
-                _ => Some(Interval::of(panel.difference(index, 0).ok_or_else(no_error)?, comparisons)),
+            let difference = |panel: &Panel, comparisons: usize| match index {
+                0 => Ok(None),
+                _ => panel
+                    .difference(index, 0)
+                    .ok_or_else(no_error)
+                    .map(|it| Some(Interval::of(it, comparisons))),
+            };
+            let class = |(occurrences, tokens, panel): &((u64, Option<u64>), u64, Panel)| {
+                Ok(ClassFinding {
+                    occurrences: *occurrences,
+                    tokens: *tokens,
+                    nats_per_token: panel.mean(index),
+                    difference: difference(panel, comparisons * classes.len())?,
+                })
             };
             Ok(ArmFinding {
                 name: arm.name.clone(),
@@ -402,7 +446,8 @@ impl<'a> Table<'a> {
                 by_seed: panel.by_seed(index),
                 nats_per_token: panel.mean(index),
                 bits_per_byte: bits.sum::<f64>() / row.len() as f64,
-                difference,
+                difference: difference(panel, comparisons)?,
+                by_occurrences: classes.iter().map(class).collect::<Result<_>>()?,
             })
         };
         there.iter().enumerate().map(finding).collect()
@@ -552,6 +597,12 @@ mod tests {
         let loss = |arm: &Arm| if arm.name == "worse" { 3.2 } else { 3.0 };
         let findings = Findings::of(&plan, &results(&plan, loss, 0.05)).unwrap();
         assert_eq!(findings.arms[0].difference, None);
+        // Half of the tokens and of the nats are in one class of occurrences.
+        let [class] = findings.arms[2].by_occurrences.as_slice() else { panic!("one class") };
+        assert_eq!((class.occurrences, class.tokens), ((1, Some(9)), 100));
+        let [found, all] =
+            [class.difference, findings.arms[2].difference].map(|it| it.unwrap().estimate.value);
+        assert!((found - all).abs() < 1e-12, "{found} and {all}");
         assert!((findings.arms[2].difference.unwrap().estimate.value - 0.2).abs() < 0.02);
         assert!(
             findings.statements[0].starts_with("`worse` against `memory`: +0."),

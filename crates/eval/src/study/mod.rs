@@ -18,6 +18,7 @@ mod execute;
 mod figures;
 mod findings;
 mod folder;
+mod measure;
 mod plan;
 mod report;
 mod results;
@@ -30,7 +31,8 @@ pub use config::{Allocation, Grid, GridArm, MemorySweep, RateRule, StudyConfig, 
 pub use error::{Error, Result};
 pub use execute::{Event, Speed, Watch, Workers};
 pub use figures::figures;
-pub use findings::{ArmFinding, Findings, Fit, Interval};
+pub use findings::{ArmFinding, ClassFinding, Findings, Fit, Interval};
 pub use folder::StudyFolder;
+pub use measure::{Class, Documents};
 pub use plan::{Plan, Run};
-pub use results::{Documents, ResultsLog, RunResult, read_results};
+pub use results::{ResultsLog, RunResult, read_results};

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::arm::{Arm, Kind, arms};
 use super::config::{RateRule, StudyConfig};
 use super::error::{Error, Result};
+use super::measure::Positions;
 use super::results::RunResult;
 
 /// A study that can be begun: its arms are valid, and its data are there.
@@ -147,6 +148,14 @@ impl Plan {
             best.map(|(_, factor)| Some(factor)).ok_or_else(diverged)
         };
         self.arms.iter().map(factor).collect()
+    }
+
+    /// Where the arms, which have their data in common, are measured.
+    pub(crate) fn positions(&self) -> Result<Positions> {
+        let config = &self.arms[0].config;
+        let open = |path: &Path| TokenShards::open(path).map_err(engram_train::Error::from);
+        let (train, valid) = (open(&config.data.train)?, open(&config.data.valid)?);
+        Ok(Positions::of(&train, &valid, config.train.evaluate_tokens)?)
     }
 
     fn run(&self, id: String, arm: usize, seed: u64, factor: f32) -> Run {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::arm::Kind;
 use super::conduct::Provenance;
-use super::findings::{ArmFinding, Findings};
+use super::findings::{ArmFinding, ClassFinding, Findings, Interval};
 use crate::figure::escape;
 
 const STYLE: &str = "
@@ -48,9 +48,10 @@ pub(crate) fn page(findings: &Findings, provenance: &Provenance, figures: &[Stri
         COLUMNS.iter().for_each(|(_, cell)| add(format_args!("<td>{}</td>", escape(&cell(arm)))));
         add(format_args!("</tr>\n"));
     }
+    add(format_args!("</table></div>\n{}", classes(&findings.arms)));
     let seeds: Vec<_> = findings.seeds.iter().map(ToString::to_string).collect();
     add(format_args!(
-        "</table></div>\n<h2>How</h2>\n\
+        "<h2>How</h2>\n\
          <p>Losses are nats per token over {} tokens of {} held-out documents, the same for every run. Every arm was \
          trained with the seeds {}; runs of one seed saw the same data in the same order. Differences are paired over \
          seeds and documents. An error is the square root of the sum of two variances: over seeds, pooled over arms, \
@@ -72,6 +73,40 @@ pub(crate) fn page(findings: &Findings, provenance: &Provenance, figures: &[Stri
         escape(&provenance.configuration)
     ));
     page
+}
+
+/// Losses after rare and frequent text.
+fn classes(arms: &[ArmFinding]) -> String {
+    let Some(first) = arms.first().filter(|arm| !arm.by_occurrences.is_empty()) else { return String::new() };
+    let head = |class: &ClassFinding| {
+        let name = match class.occurrences {
+            (fewest, Some(most)) if fewest == most => grouped(fewest),
+            (fewest, None) => format!("{} and more", grouped(fewest)),
+            (fewest, Some(most)) => format!("{}–{}", grouped(fewest), grouped(most)),
+        };
+        format!("<th>{name}<br>({} tokens)</th>", grouped(class.tokens))
+    };
+    let cell = |class: &ClassFinding| match class.difference {
+        None => format!("<td>{:.4}</td>", class.nats_per_token),
+        Some(Interval { estimate, .. }) => {
+            let mark = if class.difference.is_some_and(|found| found.is_beyond_noise()) { "*" } else { "" };
+            format!(
+                "<td>{:.4} ({:+.4} ± {:.4}{mark})</td>",
+                class.nats_per_token, estimate.value, estimate.error
+            )
+        }
+    };
+    let row = |arm: &ArmFinding| {
+        let cells: String = arm.by_occurrences.iter().map(cell).collect();
+        format!("<tr><td>{}</td>{cells}</tr>\n", escape(&arm.name))
+    };
+    let heads: String = first.by_occurrences.iter().map(head).collect();
+    let rows: String = arms.iter().map(row).collect();
+    format!(
+        "<h2>After rare and frequent text</h2>\n<p>Losses in nats per token, apart by how often the three tokens before \
+         the predicted one occur in the training text; in brackets the difference to the first arm, with a star where it \
+         is beyond the noise.</p>\n<div class=\"wide\"><table>\n<tr><th>arm</th>{heads}</tr>\n{rows}</table></div>\n"
+    )
 }
 
 fn title(kind: Kind) -> &'static str {

@@ -5,11 +5,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use engram_train::DocumentLoss;
 use serde::{Deserialize, Serialize};
 
 use super::arm::Costs;
 use super::error::{Error, Result};
+use super::measure::Documents;
 
 /// What became of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,41 +39,6 @@ pub struct RunResult {
     pub bits_per_byte: Option<f64>,
     /// The held-out documents, in order; empty if it diverged.
     pub documents: Documents,
-}
-
-/// Losses by document, as columns.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Documents {
-    /// Tokens predicted.
-    pub tokens: Vec<u64>,
-    /// Bytes of text that they stand for.
-    pub bytes: Vec<u64>,
-    /// Sums of their cross-entropies, in nats.
-    pub nats: Vec<f64>,
-}
-
-impl Documents {
-    /// Of these losses.
-    pub fn of(losses: &[DocumentLoss]) -> Self {
-        Self {
-            tokens: losses.iter().map(|loss| loss.tokens).collect(),
-            bytes: losses.iter().map(|loss| loss.bytes).collect(),
-            nats: losses.iter().map(|loss| loss.nats).collect(),
-        }
-    }
-
-    /// Mean loss, in nats per token; none without documents.
-    pub fn nats_per_token(&self) -> Option<f64> {
-        let tokens: u64 = self.tokens.iter().sum();
-        (tokens > 0).then(|| self.nats.iter().sum::<f64>() / tokens as f64)
-    }
-
-    /// Mean loss, in bits per byte of text; none without text.
-    pub fn bits_per_byte(&self) -> Option<f64> {
-        let bytes: u64 = self.bytes.iter().sum();
-        (bytes > 0).then(|| self.nats.iter().sum::<f64>() / std::f64::consts::LN_2 / bytes as f64)
-    }
 }
 
 /// The file, being added to.
@@ -143,12 +108,20 @@ fn path(folder: &Path) -> PathBuf {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use super::super::measure::Class;
     use super::*;
 
     /// A result of documents of 10 tokens and 40 bytes each.
     pub(crate) fn result(arm: &str, seed: u64, nats: &[f64]) -> RunResult {
         let count = nats.len();
-        let documents = Documents { tokens: vec![10; count], bytes: vec![40; count], nats: nats.to_vec() };
+        let half = nats.iter().map(|nats| nats / 2.0).collect();
+        let seen = Class { occurrences: (1, Some(9)), tokens: vec![5; count], nats: half };
+        let documents = Documents {
+            tokens: vec![10; count],
+            bytes: vec![40; count],
+            nats: nats.to_vec(),
+            classes: vec![seen],
+        };
         RunResult {
             run: format!("{arm}.seed-{seed}"),
             arm: arm.to_owned(),
@@ -194,13 +167,5 @@ pub(crate) mod tests {
         std::fs::write(path(folder.path()), "{\"kind\":\"step\"}\n").unwrap();
         let message = read_results(folder.path()).unwrap_err().to_string();
         assert!(message.contains("results.jsonl:1: unknown field `kind`"), "{message}");
-    }
-
-    #[test]
-    fn losses_are_means_over_tokens_and_bytes() {
-        let documents = Documents { tokens: vec![10, 30], bytes: vec![40, 40], nats: vec![20.0, 40.0] };
-        assert_eq!(documents.nats_per_token(), Some(1.5));
-        assert_eq!(documents.bits_per_byte(), Some(60.0 / std::f64::consts::LN_2 / 80.0));
-        assert_eq!(Documents::default().nats_per_token(), None);
     }
 }
