@@ -58,7 +58,7 @@ pub enum Error {
         run: String,
         /// Why.
         #[source]
-        source: engram_train::Error,
+        source: Box<engram_train::Error>,
     },
     /// Nothing can be said: too few runs came to an end.
     #[error("{0}")]
@@ -68,7 +68,13 @@ pub enum Error {
     Interrupted,
     /// The configuration or the data cannot be used.
     #[error(transparent)]
-    Train(#[from] engram_train::Error),
+    Train(Box<engram_train::Error>),
+}
+
+impl From<engram_train::Error> for Error {
+    fn from(error: engram_train::Error) -> Self {
+        Self::Train(Box::new(error))
+    }
 }
 
 impl Error {

@@ -83,7 +83,7 @@ impl Workers {
     fn seconds_per_step(&self, run: &Run) -> Result<f64> {
         const STEPS: u32 = 3;
         let scratch = tempfile::tempdir().map_err(Error::file("create", std::env::temp_dir()))?;
-        let failed = |source| Error::Run { run: run.id.clone(), source };
+        let failed = |source| Error::Run { run: run.id.clone(), source: Box::new(source) };
         let mut trainer = Trainer::new(run.config.clone(), scratch.path(), &self.device).map_err(failed)?;
         // The first step also fills caches and the batch ahead.
         trainer.step().map_err(failed)?;
@@ -214,7 +214,9 @@ impl One<'_> {
             Ok(trained) => trained,
             Err(engram_train::Error::Diverged { step }) => (step, Documents::default()),
             Err(engram_train::Error::Interrupted) => return Err(Error::Interrupted),
-            Err(source) => return Err(Error::Run { run: self.run.id.clone(), source }),
+            Err(source) => {
+                return Err(Error::Run { run: self.run.id.clone(), source: Box::new(source) });
+            }
         };
         let Run { id, arm, seed, factor, pilot, config } = self.run;
         let arm: &Arm = &self.plan.arms[*arm];

@@ -154,7 +154,7 @@ pub(crate) mod tests {
         let log = ResultsLog::open(folder.path()).unwrap();
         log.add(&one).unwrap();
         log.file.lock().unwrap().write_all(b"{\"run\":\"b.se").unwrap();
-        assert_eq!(read_results(folder.path()).unwrap(), [one.clone()]);
+        assert_eq!(read_results(folder.path()).unwrap(), std::slice::from_ref(&one));
 
         let log = ResultsLog::open(folder.path()).unwrap();
         log.add(&two).unwrap();
