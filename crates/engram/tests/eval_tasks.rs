@@ -158,20 +158,20 @@ fn key_tokens_of_one_model_count_for_another() {
 #[test]
 fn ruler_writes_tasks_that_can_be_asked() {
     let workshop = workshop();
-    let config = common::CONFIG.replace("context = 32", "context = 400").replace("steps = 12", "steps = 5");
+    let config = common::CONFIG.replace("context = 32", "context = 500").replace("steps = 12", "steps = 5");
     workshop.write("long.toml", config);
     workshop.ok("train long.toml --out long");
-    let write = "eval ruler long --lengths 300,400 --kinds single,variable_tracking --samples 2";
+    let write = "eval ruler long --lengths 400,500 --kinds single,variable_tracking --samples 2";
     let table = workshop.ok(&format!("{write} --out ruler"));
-    assert!(table.contains("variable_tracking-400"), "{table}");
+    assert!(table.contains("variable_tracking-500"), "{table}");
     assert_eq!(workshop.list("ruler").len(), 8);
     let report =
-        json(&workshop.ok("eval tasks long ruler/single-300.toml ruler/variable_tracking-300.toml --json"));
+        json(&workshop.ok("eval tasks long ruler/single-400.toml ruler/variable_tracking-400.toml --json"));
     assert_eq!(report["tasks"][1]["questions"], 2);
     workshop.ok(&format!("{write} --out again --seed 0"));
-    assert_eq!(workshop.read("ruler/single-400.jsonl"), workshop.read("again/single-400.jsonl"));
-    workshop.fails(&write.replace("400", "500"), INPUT, &["--out"]);
-    workshop.fails(&format!("{write} --out r").replace("400", "500"), INPUT, &["500", "context is 400"]);
-    workshop.fails(&format!("{write} --out r").replace("300", "30"), INPUT, &["the shortest takes"]);
+    assert_eq!(workshop.read("ruler/single-500.jsonl"), workshop.read("again/single-500.jsonl"));
+    workshop.fails(&write.replace("500", "600"), INPUT, &["--out"]);
+    workshop.fails(&format!("{write} --out r").replace("500", "600"), INPUT, &["600", "context is 500"]);
+    workshop.fails(&format!("{write} --out r").replace("400,500", "30"), INPUT, &["the shortest takes"]);
     workshop.fails("eval ruler long --lengths 300 --kinds needle --out r", INPUT, &["multi_query"]);
 }
