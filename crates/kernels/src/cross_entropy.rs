@@ -47,7 +47,7 @@ pub fn linear_cross_entropy(
 ) -> LinearCrossEntropy {
     let problem = Problem::new(hidden, weight, targets);
     let Problem { tokens, width, vocabulary, .. } = problem;
-    let block = block_tokens(tokens, vocabulary);
+    let block = (BLOCK_LOGITS / vocabulary).clamp(FEWEST_TOKENS, 1024).min(tokens);
     let mut logits = vec![0.0; block * vocabulary];
     let mut losses = vec![0.0; tokens];
     let transposed = if gradients { transpose_parallel(weight, width, vocabulary) } else { Vec::new() };
@@ -77,46 +77,77 @@ pub struct TargetScore {
     pub likeliest: u32,
 }
 
-/// Scores of `targets` `[tokens]` under softmax(hidden · weight). Shapes as for [`linear_cross_entropy`], with as many
-/// logits at a time.
+/// Scores of `targets` `[tokens]` under softmax(hidden · weight). Shapes as for [`linear_cross_entropy`].
+///
+/// A few thousand words of the vocabulary at a time, for many tokens: each part of the weight is read once for all of
+/// them, and the logits are used while they are in cache.
 ///
 /// # Panics
 /// As [`linear_cross_entropy`].
 pub fn linear_target_scores(hidden: &[f32], weight: &[f32], targets: &[u32]) -> Vec<TargetScore> {
     let problem = Problem::new(hidden, weight, targets);
-    let vocabulary = problem.vocabulary;
-    let block = block_tokens(problem.tokens, vocabulary);
-    let mut logits = vec![0.0; block * vocabulary];
+    let mut logits = vec![0.0; SCORED_TOKENS.min(problem.tokens) * SCORED_WORDS.min(problem.vocabulary)];
     let mut scores = Vec::with_capacity(targets.len());
-    for (index, targets) in targets.chunks(block).enumerate() {
-        let logits = &mut logits[..targets.len() * vocabulary];
-        problem.logits(index * block, logits);
-        let tasks = logits.chunks_mut(TASK_TOKENS * vocabulary).zip(targets.chunks(TASK_TOKENS));
-        let found = parallel::map(tasks, |(logits, targets)| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    let rows = logits.chunks_exact_mut(vocabulary).zip(targets);
-                    rows.map(|(logits, &target)| target_score(logits, target as usize)).collect::<Vec<_>>()
-                },
-            )
-        });
-        scores.extend(found.into_iter().flatten());
+    for (index, targets) in targets.chunks(SCORED_TOKENS).enumerate() {
+        let mut rows = vec![Partial::EMPTY; targets.len()];
+        for first in (0..problem.vocabulary).step_by(SCORED_WORDS) {
+            let words = SCORED_WORDS.min(problem.vocabulary - first);
+            let logits = &mut logits[..targets.len() * words];
+            problem.logits_of(index * SCORED_TOKENS, first, logits, words);
+            let tasks = (logits.chunks_mut(TASK_TOKENS * words))
+                .zip(rows.chunks_mut(TASK_TOKENS))
+                .zip(targets.chunks(TASK_TOKENS));
+            parallel::for_each(tasks, |((logits, rows), targets)| {
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        let rows = logits.chunks_exact_mut(words).zip(rows).zip(targets);
+                        rows.for_each(|((logits, row), &target)| row.add(logits, first, target as usize));
+                    },
+                );
+            });
+        }
+        scores.extend(rows.into_iter().map(Partial::score));
     }
     scores
 }
 
-/// Tokens whose logits exist at a time.
-fn block_tokens(tokens: usize, vocabulary: usize) -> usize {
-    (BLOCK_LOGITS / vocabulary).clamp(FEWEST_TOKENS, 1024).min(tokens)
+/// Tokens, and words of the vocabulary, whose logits exist at a time: 8 MiB.
+const SCORED_TOKENS: usize = 1024;
+const SCORED_WORDS: usize = 2048;
+
+/// What is known of a token's logits so far.
+#[derive(Clone, Copy)]
+struct Partial {
+    max: f32,
+    /// Of exponentials, relative to `max`.
+    sum: f32,
+    likeliest: u32,
+    of_target: f32,
 }
 
-#[inline(always)]
-fn target_score(logits: &mut [f32], target: usize) -> TargetScore {
-    let max = simd::max(logits);
-    // Logits that are all NaN have no largest; the log-probability then says so.
-    let likeliest = logits.iter().position(|&logit| logit == max).unwrap_or(0) as u32;
-    TargetScore { log_probability: -token_loss(logits, target, None), likeliest }
+impl Partial {
+    const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0, likeliest: 0, of_target: f32::NAN };
+
+    /// Takes in the logits of the words from `first` on, which it overwrites.
+    #[inline(always)]
+    fn add(&mut self, logits: &mut [f32], first: usize, target: usize) {
+        if let Some(&logit) = target.checked_sub(first).and_then(|index| logits.get(index)) {
+            self.of_target = logit;
+        }
+        let max = simd::max(logits);
+        if max > self.max {
+            let place = logits.iter().position(|&logit| logit == max).unwrap_or(0);
+            self.sum *= simd::exp(self.max - max);
+            (self.max, self.likeliest) = (max, (first + place) as u32);
+        }
+        self.sum += simd::exp_in_place(logits, 1.0, self.max);
+    }
+
+    fn score(self) -> TargetScore {
+        let log_probability = self.of_target - (self.max + self.sum.ln());
+        TargetScore { log_probability, likeliest: self.likeliest }
+    }
 }
 
 /// The operands and their sizes.
@@ -164,6 +195,14 @@ impl<'a> Problem<'a> {
         let tokens = logits.len() / self.vocabulary;
         let logits = MatrixMut::new(logits, tokens, self.vocabulary);
         multiply(1.0, self.hidden(first, tokens), self.weight, 0.0, logits, Threads::All);
+    }
+
+    /// Fills `logits` `[_, words]` for the tokens from `token`, and the words from `word`.
+    fn logits_of(&self, token: usize, word: usize, logits: &mut [f32], words: usize) {
+        let tokens = logits.len() / words;
+        let weight = self.weight.columns(word, words);
+        let logits = MatrixMut::new(logits, tokens, words);
+        multiply(1.0, self.hidden(token, tokens), weight, 0.0, logits, Threads::All);
     }
 
     /// Fills `losses` from `logits`; with `slopes`, turns the logits into the loss's gradient.
@@ -296,12 +335,13 @@ mod tests {
 
     #[test]
     fn scores_are_losses_beside_the_likeliest() {
-        let (tokens, width, vocabulary) = (150, 24, 40_000);
+        let (tokens, width, vocabulary) = (1100, 8, 5_000); // Two blocks of tokens, three of words.
         let (hidden, weight) = (random(tokens * width, 1), random(width * vocabulary, 2));
         let first = targets(tokens, vocabulary, 3);
         let scores = linear_target_scores(&hidden, &weight, &first);
         let losses = linear_cross_entropy(&hidden, &weight, &first, false).losses;
-        assert!(scores.iter().zip(&losses).all(|(score, loss)| score.log_probability == -loss));
+        let found: Vec<f32> = scores.iter().map(|score| -score.log_probability).collect();
+        assert_close(&found, &losses, 1e-5);
         let likeliest: Vec<u32> = scores.iter().map(|score| score.likeliest).collect();
         let best = linear_target_scores(&hidden, &weight, &likeliest);
         for ((best, score), token) in best.iter().zip(&scores).zip(&likeliest) {
@@ -310,6 +350,7 @@ mod tests {
         }
         let tied = linear_target_scores(&[1.0], &[0.5, 2.0, 2.0], &[2]);
         assert_eq!(tied[0].likeliest, 1);
+        assert!(linear_target_scores(&[f32::NAN], &[0.5, 2.0], &[1])[0].log_probability.is_nan());
     }
 
     #[test]

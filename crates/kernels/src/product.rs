@@ -25,6 +25,13 @@ impl<'a> Matrix<'a> {
         Self { data, rows, columns, row_stride, column_stride: 1 }
     }
 
+    /// The `count` columns from `first` on, without moving anything.
+    pub(crate) fn columns(self, first: usize, count: usize) -> Self {
+        assert!(first + count <= self.columns, "columns {first} to {} of {}", first + count, self.columns);
+        let start = (first * self.column_stride).min(self.data.len());
+        Self { data: &self.data[start..], columns: count, ..self }
+    }
+
     /// The transpose, without moving anything.
     pub(crate) fn transposed(self) -> Self {
         Self {

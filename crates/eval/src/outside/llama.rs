@@ -295,7 +295,7 @@ mod tests {
         // In two steps: the second continues what the first has kept.
         let first = [Segment { seen: vec![], rows: 0..4 }];
         model.llama().hidden(&tokens[..4], &positions[..4], &first, &mut state);
-        let second = [Segment { seen: vec![0..4], rows: 4..7 }];
+        let second = [Segment { seen: Vec::from([0..2, 2..4]), rows: 4..7 }];
         let hidden = model.llama().hidden(&tokens[4..], &positions[4..], &second, &mut state);
         let found = model.llama().logits(&hidden[2 * CONFIG.width..]);
         let expected = by_definition(&tensors(1), &tokens);

@@ -325,7 +325,8 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_refused_by_name() {
-        let cases: [(fn(&mut serde_json::Value), &str); 6] = [
+        type Change = fn(&mut serde_json::Value);
+        let cases: [(Change, &str); 6] = [
             (|config| config["model_type"] = "gemma".into(), "model type `gemma`"),
             (|config| config["rope_scaling"] = json!({"type": "yarn"}), "`rope_scaling`"),
             (|config| config["attention_bias"] = true.into(), "biases"),

@@ -1,5 +1,7 @@
 //! Asking a model from outside.
 
+use std::collections::HashMap;
+
 use engram_kernels::Segment;
 use engram_train::TargetScore;
 
@@ -38,23 +40,26 @@ impl Scorer for OutsideModel {
         let rows = PrefixRows::of(&inputs);
         let mut state = LlamaState::default();
         let hidden = self.llama().hidden(&rows.tokens, &rows.positions, &rows.segments, &mut state);
-        let targets: Vec<u32> = batch.iter().flat_map(|request| request.targets()).copied().collect();
-        let width = self.llama().config().width;
-        let mut before = Vec::with_capacity(targets.len() * width);
+        // A token that several requests predict at one place is scored once.
+        let (mut places, mut targets, mut scored) = (HashMap::new(), Vec::new(), Vec::new());
+        let (mut before, width) = (Vec::new(), self.llama().config().width);
         for (index, request) in batch.iter().enumerate() {
-            for row in rows.rows(index, request.first()..request.inputs().len()) {
-                before.extend_from_slice(&hidden[row * width..][..width]);
+            let predicting = rows.rows(index, request.first()..request.inputs().len());
+            for (row, &target) in predicting.zip(request.targets()) {
+                let place = *places.entry((row, target)).or_insert_with(|| {
+                    before.extend_from_slice(&hidden[row * width..][..width]);
+                    targets.push(target);
+                    targets.len() - 1
+                });
+                scored.push(place);
             }
         }
-        let mut scores = self.llama().scores(&before, &targets).into_iter().zip(&targets);
-        let own = |request: &&Request| {
-            let own = scores.by_ref().take(request.targets().len());
-            own.map(|(score, &target)| TargetScore {
-                log_probability: score.log_probability,
-                likeliest: score.likeliest == target,
-            })
-            .collect()
-        };
+        let scores = self.llama().scores(&before, &targets);
+        let mut scores = scored.into_iter().map(|place| TargetScore {
+            log_probability: scores[place].log_probability,
+            likeliest: scores[place].likeliest == targets[place],
+        });
+        let own = |request: &&Request| scores.by_ref().take(request.targets().len()).collect();
         Ok(batch.iter().map(own).collect())
     }
 
