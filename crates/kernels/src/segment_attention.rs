@@ -218,7 +218,7 @@ mod tests {
             let leave = shared.min(cut + 1);
             let segments = [
                 Segment { seen: vec![], rows: 0..branch },
-                Segment { seen: vec![0..leave], rows: branch..rows },
+                Segment { seen: std::iter::once(0..leave).collect(), rows: branch..rows },
             ];
             let found = segment_attention(&q, &k, &v, &segments, shape);
             let pick = |data: &[f32], width: usize| [&data[..leave * width], &data[branch * width..]].concat();
