@@ -136,7 +136,7 @@ impl ChatTemplate {
     /// When the template refuses them.
     pub fn render(&self, messages: &[Message]) -> Result<String, TemplateError> {
         let values = context! {
-            messages => Serde(messages), bos_token => self.begin, eos_token => self.end, add_generation_prompt => true,
+            messages => Serde(messages), bos_token => &self.begin, eos_token => &self.end, add_generation_prompt => true,
         };
         Ok(self.environment.get_template(NAME)?.render(values)?)
     }
