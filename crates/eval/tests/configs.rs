@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use engram_eval::study::{Cost, Kind, StudyConfig, arms};
 
+#[allow(clippy::unwrap_used)] // clippy counts only functions marked #[test] as tests
 fn studies() -> Vec<(PathBuf, Kind, StudyConfig)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/studies");
     let mut studies = Vec::new();
