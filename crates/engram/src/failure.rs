@@ -11,6 +11,7 @@ use std::io;
 
 use engram_address::AddressError;
 use engram_eval::study;
+use engram_serve::UnpublishedMemory;
 use engram_store::StoreError;
 use engram_train::DataError;
 
@@ -40,7 +41,7 @@ pub(crate) fn status(error: &anyhow::Error) -> u8 {
         if cause.is::<Interrupted>() {
             return 130;
         }
-        if cause.is::<Refused>() || cause.is::<AddressError>() {
+        if cause.is::<Refused>() || cause.is::<AddressError>() || cause.is::<UnpublishedMemory>() {
             return 2;
         }
         if let Some(error) = cause.downcast_ref::<study::Error>() {
