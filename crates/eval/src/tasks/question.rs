@@ -122,7 +122,7 @@ impl Task {
             return Err(Error::Mismatch(format!("{}: documents have no examples before them", self.name)));
         }
         let mut questions = Vec::new();
-        for path in data_files(&folder.join(&self.data))? {
+        for path in data_files(&folder.join(&self.data), &self.leave_out)? {
             let writer = Writer::new(self, &path, library.read(&path, self.line_fields.as_deref())?);
             for index in 0..writer.records.len().min(limit.unwrap_or(usize::MAX)) {
                 let shots = writer.shots(index, (count, few_shot.seed), &mut library)?;
@@ -134,8 +134,8 @@ impl Task {
     }
 }
 
-/// The file, or the files of the folder, in the order of their names.
-fn data_files(path: &Path) -> Result<Vec<PathBuf>> {
+/// The file, or the files of the folder but those whose names are in `leave_out`, in the order of their names.
+fn data_files(path: &Path, leave_out: &[String]) -> Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
@@ -143,6 +143,13 @@ fn data_files(path: &Path) -> Result<Vec<PathBuf>> {
     let mut files: Vec<PathBuf> =
         entries.map_err(Error::file("read", path))?.iter().map(std::fs::DirEntry::path).collect();
     files.retain(|file| file.extension().is_some_and(|extension| extension == "jsonl" || extension == "csv"));
+    for name in leave_out {
+        let before = files.len();
+        files.retain(|file| file.file_stem().is_none_or(|stem| stem != name.as_str()));
+        if files.len() == before {
+            return Err(Error::line(path, 1, format!("no file {name} here, which the task leaves out")));
+        }
+    }
     files.sort();
     if files.is_empty() {
         return Err(Error::line(path, 1, "no .jsonl or .csv file: the set is empty"));
@@ -553,6 +560,23 @@ mod tests {
             let error = desk.questions(NONE, None).unwrap_err().to_string();
             assert!(error.contains("a.jsonl:2: ") && error.contains(message), "{error}");
         }
+    }
+
+    #[test]
+    fn files_of_a_folder_may_be_left_out() {
+        let task = |names: &str| {
+            format!("data = 'set'\nleave_out = {names}\n[cloze]\nprompt = '{{{{ file }}}}'\ntarget = 'x'")
+        };
+        let files = |names: &str| {
+            let task = task(names);
+            Desk::new(&[("task.toml", task.as_str()), ("set/a.jsonl", "{}"), ("set/b.csv", "c\n1\n")])
+        };
+        assert_eq!(files("[]").asks(NONE).len(), 2);
+        assert_eq!(files("['a']").asks(NONE), [Ask::Cloze(statement("b", " x"))]);
+        let error = files("['c']").questions(NONE, None).unwrap_err().to_string();
+        assert!(error.contains("no file c here"), "{error}");
+        let error = files("['a', 'b']").questions(NONE, None).unwrap_err().to_string();
+        assert!(error.contains("the set is empty"), "{error}");
     }
 
     #[test]

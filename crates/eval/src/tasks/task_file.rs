@@ -22,6 +22,8 @@ pub struct Task {
     /// blake3 of the file's text.
     pub(crate) hash: blake3::Hash,
     pub(crate) data: String,
+    /// Names, without ending, of files in the data's folder that are no part of the set.
+    pub(crate) leave_out: Vec<String>,
     pub(crate) line_fields: Option<Vec<String>>,
     pub(crate) tables: BTreeMap<String, String>,
     pub(crate) preamble: String,
@@ -166,6 +168,8 @@ struct Extract {
 struct TaskFile {
     name: Option<String>,
     data: String,
+    #[serde(default)]
+    leave_out: Vec<String>,
     line_fields: Option<Spanned<Vec<String>>>,
     #[serde(default)]
     tables: BTreeMap<String, Spanned<String>>,
@@ -288,6 +292,7 @@ impl TaskFile {
             path: check.path.to_owned(),
             hash: blake3::hash(check.text.as_bytes()),
             data: self.data,
+            leave_out: self.leave_out,
             line_fields: self.line_fields.map(Spanned::into_inner),
             tables: self.tables.into_iter().map(|(name, path)| (name, path.into_inner())).collect(),
             preamble: self.preamble.map(Spanned::into_inner).unwrap_or_default(),
