@@ -493,7 +493,10 @@ mod tests {
             ("remove = ['model.memroy']", "arm `b`: the base has no `model.memroy`"),
             ("solve = [{ key = 'model.heads', equal = 'total' }]", "arm `b`: there is no `model.heads`"),
             ("solve = [{ key = 'model.tied_head', equal = 'total' }]", "is not a whole number"),
-            ("solve = [{ key = 'train.batch', equal = 'total' }]", "does not raise its parameters in all"),
+            (
+                "set.model.memory.rows_per_head = [10, 10]\nsolve = [{ key = 'train.batch', equal = 'total' }]",
+                "does not raise its parameters in all",
+            ),
             ("set.data.valid = 'elsewhere'", "arm `b`: changes data"),
             ("set.train.steps = 11", "arm `b`: changes the number of training tokens"),
         ] {
