@@ -34,7 +34,7 @@ pub(crate) fn page(findings: &Findings, provenance: &Provenance, figures: &[Stri
     ));
     add(format_args!("<h2>What was found</h2>\n<ul>\n"));
     for statement in &findings.statements {
-        add(format_args!("<li>{}</li>\n", escape(statement)));
+        add(format_args!("<li>{}</li>\n", with_code(statement)));
     }
     add(format_args!("</ul>\n"));
     for figure in figures {
@@ -50,16 +50,20 @@ pub(crate) fn page(findings: &Findings, provenance: &Provenance, figures: &[Stri
     }
     add(format_args!("</table></div>\n{}", classes(&findings.arms)));
     let seeds: Vec<_> = findings.seeds.iter().map(ToString::to_string).collect();
+    let documents = match findings.documents {
+        1 => "one held-out document, so that errors are over seeds alone".to_owned(),
+        several => format!("{several} held-out documents"),
+    };
     add(format_args!(
         "<h2>How</h2>\n\
-         <p>Losses are nats per token over {} tokens of {} held-out documents, the same for every run. Every arm was \
+         <p>Losses are nats per token over {} tokens of {}, the same for every run. Every arm was \
          trained with the seeds {}; runs of one seed saw the same data in the same order. Differences are paired over \
          seeds and documents. An error is the square root of the sum of two variances: over seeds, pooled over arms, \
          and over documents; ± is one standard error, and intervals of one kind hold together with probability \
          95 % (Student’s t, Bonferroni). “Within the noise” means that such an interval holds zero.</p>\n\
          <p>All runs together took {:.1} hours.</p>\n",
         findings.tokens,
-        findings.documents,
+        documents,
         seeds.join(", "),
         seconds / 3600.0
     ));
@@ -145,6 +149,15 @@ fn grouped(number: u64) -> String {
         text.push(digit);
     }
     text
+}
+
+/// A statement, in which names of arms stand between backticks.
+fn with_code(text: &str) -> String {
+    let part = |(index, part): (usize, &str)| match index % 2 {
+        0 => part.to_owned(),
+        _ => format!("<code>{part}</code>"),
+    };
+    escape(text).split('`').enumerate().map(part).collect()
 }
 
 #[cfg(test)]
