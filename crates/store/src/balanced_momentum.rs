@@ -1,8 +1,9 @@
 //! Momentum whose steps are balanced between the rows and the columns of what a batch touches.
 //!
 //! DeepSeek-V4.1 trains its tables by momentum with alternating normalisation of rows and columns. What is public of
-//! it: Nesterov's momentum, eleven normalisations by turns, rows that hardly have a gradient left out below a floor
-//! of 1e-3, and a scale of 0.18, with which the steps are as long as Adam's. The alternation itself is that of
+//! it: Nesterov's momentum, and, by a comment on pull request 299 of NVIDIA-NeMo/Emerging-Optimizers, eleven
+//! normalisations by turns, rows that hardly have a gradient left out below a floor of 1e-3, and a scale of 0.18, with
+//! which the steps are as long as Adam's. The alternation itself is that of
 //! Scetbon et al. 2025 (arXiv 2502.06742, "square-root Sinkhorn"). Not public, and decided here: momentum rests
 //! where a row is not touched, as in every optimiser of this crate, and the floor is a share of the root mean square
 //! over all touched rows.
