@@ -5,7 +5,7 @@ use anyhow::Context;
 use clap::Args;
 use engram_serve::{ChatTemplate, Message, Request};
 
-use super::generate::SamplingOptions;
+use super::generate::AnswerOptions;
 use super::print;
 use crate::failure::refuse;
 use crate::interrupt;
@@ -29,13 +29,7 @@ pub(crate) struct Chat {
     #[arg(long, value_name = "N")]
     tokens: Option<usize>,
     #[command(flatten)]
-    sampling: SamplingOptions,
-    /// Text before which an answer ends.
-    #[arg(long, value_name = "TEXT")]
-    stop: Vec<String>,
-    /// Switch the memory off, to see what it does.
-    #[arg(long)]
-    no_memory: bool,
+    answer: AnswerOptions,
 }
 
 /// Where the chat template comes from.
@@ -75,7 +69,7 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<Option<ChatTemplate>> {
 impl Chat {
     /// Runs the command.
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        let sampling = self.sampling.sampling()?;
+        let answering = self.answer.request()?;
         let mut served = self.model.open()?;
         let Some(template) = self.template.or(served.template.take())? else {
             return refuse(
@@ -117,11 +111,10 @@ impl Chat {
                 ));
             }
             let request = Request {
-                sampling,
-                stop: self.stop.clone(),
                 end_tokens: end_tokens.clone(),
-                memory: !self.no_memory,
-                ..Request::new(prompt, self.tokens.unwrap_or(left).min(left))
+                prompt,
+                max_tokens: self.tokens.unwrap_or(left).min(left),
+                ..answering.clone()
             };
             let answer = say(&engine, request, &mut |text| print(text))?;
             print("\n")?;

@@ -24,6 +24,16 @@ pub(crate) struct Generate {
     #[arg(long, value_name = "N")]
     tokens: Option<usize>,
     #[command(flatten)]
+    answer: AnswerOptions,
+    /// Print JSON when done, instead of the text as it comes.
+    #[arg(long)]
+    json: bool,
+}
+
+/// How a model answers.
+#[derive(Debug, Args)]
+pub(crate) struct AnswerOptions {
+    #[command(flatten)]
     sampling: SamplingOptions,
     /// Text before which to end.
     #[arg(long, value_name = "TEXT")]
@@ -31,14 +41,22 @@ pub(crate) struct Generate {
     /// Switch the memory off, to see what it does.
     #[arg(long)]
     no_memory: bool,
-    /// Print JSON when done, instead of the text as it comes.
-    #[arg(long)]
-    json: bool,
+}
+
+impl AnswerOptions {
+    /// A request without a prompt yet.
+    ///
+    /// # Errors
+    /// When a value cannot be.
+    pub(crate) fn request(self) -> anyhow::Result<Request> {
+        let sampling = self.sampling.sampling()?;
+        Ok(Request { sampling, stop: self.stop, memory: !self.no_memory, ..Request::new(Vec::new(), 0) })
+    }
 }
 
 /// How tokens are drawn.
 #[derive(Debug, Clone, Copy, Args)]
-pub(crate) struct SamplingOptions {
+struct SamplingOptions {
     /// Logits are divided by it: 0 takes the likeliest token, 1 the model's own probabilities.
     #[arg(long, value_name = "T", default_value_t = 0.8)]
     temperature: f32,
@@ -61,7 +79,7 @@ pub(crate) struct SamplingOptions {
 
 impl SamplingOptions {
     /// Refuses impossible values.
-    pub(crate) fn sampling(self) -> anyhow::Result<Sampling> {
+    fn sampling(self) -> anyhow::Result<Sampling> {
         let Self { temperature, top_k, top_p, min_p, repetition_penalty, seed } = self;
         let sampling =
             Sampling { temperature, top_k, top_p, min_p, repetition_penalty, seed, ..Sampling::default() };
@@ -90,11 +108,9 @@ const TOKENS: usize = 200;
 impl Generate {
     /// Runs the command.
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        let sampling = self.sampling.sampling()?;
+        let request = self.answer.request()?;
         let prompt = text_or_stdin(Some(&self.prompt))?;
         let (engine, codec) = self.model.open()?.for_one()?;
-        let request =
-            Request { sampling, stop: self.stop, memory: !self.no_memory, ..Request::new(Vec::new(), 0) };
         interrupt::listen()?;
         if self.json {
             let continuation = proceed((&engine, &codec), &prompt, self.tokens, request, &mut |_| Ok(()))?;
