@@ -95,7 +95,11 @@ impl Account {
                 let keys_values = width * (latent + rotary) + latent * heads * (content + value);
                 (query + keys_values + heads * value * width, rank.unwrap_or(0) + latent)
             }
-            AttentionConfig::Plain { head_width, .. } => (4 * width * heads * head_width as u64, 0),
+            AttentionConfig::Plain { head_width, .. } => {
+                // Queries and output, keys and values.
+                let key_heads = config.attention.key_heads() as u64;
+                (2 * width * (heads + key_heads) * head_width as u64, 0)
+            }
         };
         self.add(norms + width, matrices);
         // A token sees (context + 1) / 2 others on average: scores over the key width, sums over the value width.
@@ -135,7 +139,7 @@ impl Account {
         let channels = streams * width;
         let keys = memory.gates(config.streams()) as u64 * width;
         let inputs = memory.width() as u64;
-        let values = config.attention.heads() as u64 * config.attention.head_widths().1 as u64;
+        let values = config.attention.key_heads() as u64 * config.attention.head_widths().1 as u64;
         match memory.form {
             // Biases and two gate norms.
             MemoryForm::Paper => self.add(keys + width + 2 * keys, inputs * (keys + width)),

@@ -25,9 +25,7 @@ impl Attention {
     pub(crate) fn new(config: &ModelConfig, init: &Init, precision: Precision) -> Self {
         match config.attention {
             AttentionConfig::Latent { .. } => Self::Latent(LatentAttention::new(config, init, precision)),
-            AttentionConfig::Plain { heads, head_width, .. } => {
-                Self::Plain(PlainAttention::new(config, heads, head_width, init, precision))
-            }
+            AttentionConfig::Plain { .. } => Self::Plain(PlainAttention::new(config, init, precision)),
         }
     }
 
@@ -36,7 +34,8 @@ impl Attention {
         self.forward_adding(x, batch, rotary, None)
     }
 
-    /// As [`forward`](Self::forward), with `values`, `[batch·time, heads·value]`, added to the values of all heads.
+    /// As [`forward`](Self::forward), with `values`, `[batch·time, key_heads·value]`, added to the values of all heads
+    /// that have some.
     pub fn forward_adding(
         &self,
         x: Tensor<2>,
@@ -187,34 +186,39 @@ impl LatentAttention {
     }
 }
 
-/// Plain multi-head attention, rotary over whole heads.
+/// Plain multi-head attention, rotary over whole heads. Successive heads may share keys and values (grouped queries,
+/// arXiv 2305.13245): head h sees those of key head `h / (heads / key_heads)`.
 #[derive(Module, Debug)]
 pub struct PlainAttention {
     /// To the queries, `[width, heads·head_width]`.
     pub query: Linear,
-    /// To the keys.
+    /// To the keys, `[width, key_heads·head_width]`.
     pub key: Linear,
-    /// To the values.
+    /// To the values, as to the keys.
     pub value: Linear,
     /// From the heads' values, `[heads·head_width, width]`.
     pub output: Linear,
     heads: usize,
+    key_heads: usize,
     head_width: usize,
     bf16: bool,
 }
 
 impl PlainAttention {
-    fn new(config: &ModelConfig, heads: usize, head_width: usize, init: &Init, precision: Precision) -> Self {
-        let (width, inner) = (config.width, heads * head_width);
+    fn new(config: &ModelConfig, init: &Init, precision: Precision) -> Self {
+        let (heads, key_heads) = (config.attention.heads(), config.attention.key_heads());
+        let (head_width, _) = config.attention.head_widths();
+        let (width, inner, shared) = (config.width, heads * head_width, key_heads * head_width);
         let linear = |name: &str, shape: [usize; 2], scale: f32| {
             Linear::new(&init.child(name), shape, scale, precision)
         };
         Self {
             query: linear("query", [width, inner], 1.0),
-            key: linear("key", [width, inner], 1.0),
-            value: linear("value", [width, inner], 1.0),
+            key: linear("key", [width, shared], 1.0),
+            value: linear("value", [width, shared], 1.0),
             output: linear("output", [inner, width], config.output_scale()),
             heads,
+            key_heads,
             head_width,
             bf16: precision == Precision::Bf16,
         }
@@ -223,15 +227,16 @@ impl PlainAttention {
     fn forward(&self, x: Tensor<2>, batch: usize, rotary: &Rotary, added: Option<Tensor<2>>) -> Tensor<2> {
         let [tokens, _] = x.dims();
         let time = tokens / batch;
-        let heads =
-            |linear: &Linear| linear.forward(x.clone()).reshape([batch, time, self.heads, self.head_width]);
-        let queries = rotary.rotate(heads(&self.query));
-        let keys = rotary.rotate(heads(&self.key));
+        let apart = |x: Tensor<2>, heads: usize| x.reshape([batch, time, heads, self.head_width]);
+        let queries = rotary.rotate(apart(self.query.forward(x.clone()), self.heads));
+        let keys = rotary.rotate(apart(self.key.forward(x.clone()), self.key_heads));
         let scale = (self.head_width as f32).sqrt().recip();
+        let values = self.value.forward(x);
         let values = match added {
-            Some(added) => heads(&self.value) + added.reshape([batch, time, self.heads, self.head_width]),
-            None => heads(&self.value),
+            Some(added) => values + added,
+            None => values,
         };
+        let (keys, values) = (self.for_all_heads(keys), self.for_all_heads(apart(values, self.key_heads)));
         self.output.forward(if fused::available(&queries) {
             let shape = engram_kernels::AttentionShape {
                 batch,
@@ -245,6 +250,19 @@ impl PlainAttention {
         } else {
             causal(queries, keys, values, scale, self.bf16)
         })
+    }
+
+    /// `[batch, time, key_heads, head_width]`, each repeated for the heads that share it, `[batch, time, heads, head_width]`.
+    fn for_all_heads(&self, shared: Tensor<4>) -> Tensor<4> {
+        if self.key_heads == self.heads {
+            return shared;
+        }
+        let [batch, time, key_heads, width] = shared.dims();
+        let group = self.heads / key_heads;
+        shared
+            .reshape([batch, time, key_heads, 1, width])
+            .repeat_dim(3, group)
+            .reshape([batch, time, self.heads, width])
     }
 }
 

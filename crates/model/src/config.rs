@@ -86,6 +86,10 @@ pub enum AttentionConfig {
     Plain {
         /// Attention heads.
         heads: usize,
+        /// Heads of keys and values, each shared by as many successive heads as there are for one (grouped queries,
+        /// arXiv 2305.13245); none: every head has its own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key_heads: Option<usize>,
         /// Width of a head.
         head_width: usize,
         /// Base of the rotary frequencies.
@@ -390,6 +394,14 @@ impl AttentionConfig {
         }
     }
 
+    /// Heads of keys and values: as many as heads, unless they are shared.
+    pub fn key_heads(&self) -> usize {
+        match *self {
+            Self::Plain { heads, key_heads, .. } => key_heads.unwrap_or(heads),
+            Self::Latent { heads, .. } => heads,
+        }
+    }
+
     /// Width of one head's queries and keys, and of its values.
     pub fn head_widths(&self) -> (usize, usize) {
         match *self {
@@ -426,6 +438,14 @@ impl AttentionConfig {
 
     fn validate(&self) -> Result<(), ConfigError> {
         positive("model.attention.heads", self.heads())?;
+        let (heads, key_heads) = (self.heads(), self.key_heads());
+        positive("model.attention.key_heads", key_heads)?;
+        if !heads.is_multiple_of(key_heads) {
+            return Err(ConfigError::new(
+                "model.attention.key_heads",
+                format!("is {key_heads}, which does not divide the {heads} heads into equal groups"),
+            ));
+        }
         if let Some(yarn) = self.yarn() {
             yarn.validate()?;
         }

@@ -42,7 +42,7 @@ impl NgramEmbedding {
     /// The module of the memory of `config`, which must be valid; none where a gated form reads it.
     pub(crate) fn new(config: &ModelConfig, init: &Init, precision: Precision) -> Option<Self> {
         let memory = config.memory.as_ref()?;
-        let (heads, (_, value_width)) = (config.attention.heads(), config.attention.head_widths());
+        let (heads, (_, value_width)) = (config.attention.key_heads(), config.attention.head_widths());
         let deviation = |inputs: usize| (inputs as f32).sqrt().recip();
         // An over-encoding sums one matrix per slot, as an embedding sums one row; the others are one matrix.
         let (target, projection) = match memory.form {
@@ -82,8 +82,8 @@ impl NgramEmbedding {
         }
     }
 
-    /// What is added to the values of the block's attention, `[batch·time, heads·value]`, where that is the rows'
-    /// place.
+    /// What is added to the values of the block's attention, `[batch·time, key_heads·value]`, where that is the
+    /// rows' place.
     pub fn values(&self, rows: Option<&MemoryRows>) -> Option<Tensor<2>> {
         rows.filter(|_| self.target == Target::Values).map(|rows| self.project(rows))
     }

@@ -88,10 +88,12 @@ fn latent_attention() {
 #[test]
 fn plain_attention() {
     let rotary = Rotary::new(6, 100.0, TOKENS);
-    for batch in [1, 2, 7] {
-        agree(&block(PLAIN).attention, &[hidden(3)], |attention, x| {
-            attention.forward(x[0].clone(), batch, &rotary)
-        });
+    for grouped in [false, true] {
+        for batch in [1, 2, 7] {
+            agree(&block(Options { grouped, ..PLAIN }).attention, &[hidden(3)], |attention, x| {
+                attention.forward(x[0].clone(), batch, &rotary)
+            });
+        }
     }
 }
 

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use burn::tensor::{Tensor, TensorData};
 use common::{Batch, Options, PAPER, PLAIN, changed, combinations, device, values, weights};
 use engram_model::{
-    Account, BlockFeedForward, Gate, LanguageModel, Lookup, MemoryConfig, MemoryForm, MemoryRows, Precision,
-    Projection, Tokens, Trace,
+    Account, AttentionConfig, BlockFeedForward, Gate, LanguageModel, Lookup, MemoryConfig, MemoryForm,
+    MemoryRows, ModelConfig, Precision, Projection, Tokens, Trace,
 };
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
@@ -324,6 +324,52 @@ fn impossible_forms_are_refused() {
     assert!(error.starts_with("`model.memory.gate`: chooses"), "{error}");
     let error = config(form(MemoryForm::Added), &|memory| memory.convolution = Some(true));
     assert!(error.starts_with("`model.memory.convolution`: is true"), "{error}");
+}
+
+#[test]
+fn heads_that_share_keys_are_heads_with_the_same_keys() {
+    let options = Options { grouped: true, ..PLAIN };
+    let (grouped, config) = (options.model(11), options.config());
+    let attention = AttentionConfig::Plain { heads: 4, key_heads: None, head_width: 6, rotary_base: 100.0 };
+    let own = ModelConfig { attention, ..config.clone() };
+    let batch = Batch::random(&config, 2, 9, 4);
+    let logits = |model: &LanguageModel| model.next_logits(batch.tokens(), &mut Trace::default());
+    // The weights of the grouped model, with those of its two key heads in the given order for the four heads.
+    let with = |order: [usize; 4]| {
+        let mut model = LanguageModel::new(&own, &device(), 0, Precision::F32).unwrap();
+        for (name, weight) in weights(&grouped, |weight| weight.values) {
+            let shared = name.ends_with("key.weight") || name.ends_with("value.weight");
+            let repeated =
+                weight.chunks(2 * 6).flat_map(|row| order.map(|head| &row[head * 6..][..6])).flatten();
+            let weight = if shared { repeated.copied().collect() } else { weight.clone() };
+            model = changed(model, &name, &|values| values.copy_from_slice(&weight));
+        }
+        logits(&model)
+    };
+    common::assert_close("logits", &logits(&grouped), &with([0, 0, 1, 1]));
+    let interleaved = with([0, 1, 0, 1]);
+    assert!(logits(&grouped).iter().zip(interleaved).any(|(one, other)| (one - other).abs() > 1e-3));
+}
+
+#[test]
+fn key_heads_divide_the_heads_and_are_written_only_where_they_are_fewer() {
+    let refused = |key_heads: usize| {
+        let attention = AttentionConfig::Plain {
+            heads: 4,
+            key_heads: Some(key_heads),
+            head_width: 6,
+            rotary_base: 100.0,
+        };
+        ModelConfig { attention, ..PLAIN.config() }.validate().unwrap_err().to_string()
+    };
+    assert!(refused(3).starts_with("`model.attention.key_heads`: is 3, which does not divide the 4 heads"));
+    assert!(refused(8).starts_with("`model.attention.key_heads`: is 8"));
+    assert!(refused(0).starts_with("`model.attention.key_heads`: is 0"));
+    assert!(!toml::to_string(&PLAIN.config()).unwrap().contains("key_heads"));
+    let grouped = Options { grouped: true, ..PLAIN }.config();
+    let text = toml::to_string(&grouped).unwrap();
+    assert!(text.contains("key_heads = 2"), "{text}");
+    assert_eq!(toml::from_str::<ModelConfig>(&text).unwrap(), grouped);
 }
 
 #[test]

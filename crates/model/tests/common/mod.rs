@@ -27,6 +27,8 @@ pub struct Options {
     pub streams: usize,
     pub tied: bool,
     pub latent: bool,
+    /// Whether two heads each share keys and values, where attention is plain.
+    pub grouped: bool,
     pub query_rank: bool,
     pub experts: bool,
     pub shared: bool,
@@ -40,6 +42,7 @@ pub const PAPER: Options = Options {
     streams: 4,
     tied: false,
     latent: true,
+    grouped: false,
     query_rank: true,
     experts: true,
     shared: true,
@@ -53,6 +56,7 @@ pub const PLAIN: Options = Options {
     streams: 1,
     tied: true,
     latent: false,
+    grouped: false,
     query_rank: false,
     experts: false,
     shared: false,
@@ -80,6 +84,8 @@ pub fn combinations() -> Vec<Options> {
         Options { memory: Some(MemoryForm::OverEncoding), ..PLAIN },
         Options { memory: Some(MemoryForm::AttentionValues), ..PAPER },
         Options { memory: Some(MemoryForm::AttentionValues), ..PLAIN },
+        Options { grouped: true, ..PLAIN },
+        Options { grouped: true, memory: Some(MemoryForm::AttentionValues), streams: 2, ..PLAIN },
     ]
 }
 
@@ -104,7 +110,8 @@ impl Options {
                     yarn: None,
                 }
             } else {
-                AttentionConfig::Plain { heads: 3, head_width: 6, rotary_base: 100.0 }
+                let (heads, key_heads) = if self.grouped { (4, Some(2)) } else { (3, None) };
+                AttentionConfig::Plain { heads, key_heads, head_width: 6, rotary_base: 100.0 }
             },
             feed_forward: FeedForwardConfig { width: 11 },
             experts: self.experts.then_some(ExpertsConfig {
