@@ -41,6 +41,8 @@ pub(crate) enum Weights {
     F32,
     /// Rounded to bf16, in half the memory; products and sums stay f32.
     Bf16,
+    /// Eight bits and a scale per 32, in a quarter of the memory; what they are multiplied with is rounded alike.
+    Int8,
 }
 
 impl Weights {
@@ -48,6 +50,7 @@ impl Weights {
         match self {
             Self::F32 => WeightFormat::F32,
             Self::Bf16 => WeightFormat::Bf16,
+            Self::Int8 => WeightFormat::Int8,
         }
     }
 }

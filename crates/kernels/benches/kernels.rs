@@ -55,7 +55,7 @@ fn product(c: &mut Criterion) {
 fn packed(c: &mut Criterion) {
     let (inputs, outputs) = (2560, 2560);
     let w = values(inputs * outputs);
-    for format in [WeightFormat::F32, WeightFormat::Bf16] {
+    for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8] {
         let packed = PackedMatrix::new(&w, inputs, outputs, format);
         for rows in [1, 4, 16, 256] {
             let x = values(rows * inputs);
@@ -67,6 +67,33 @@ fn packed(c: &mut Criterion) {
     for rows in [1, 4, 16, 256] {
         let x = values(rows * inputs);
         c.bench_function(&format!("packed/gemm/{rows}"), |b| b.iter(|| linear(black_box(&x), &w, inputs)));
+    }
+}
+
+/// A decoder's attention: a prompt of 512 tokens, and one token after 511; nine heads, one and three to a key.
+fn cached(c: &mut Criterion) {
+    let (heads, width, time, page) = (9, 64, 512, 16);
+    let queries = values(time * heads * width);
+    for key_heads in [9, 3] {
+        let entry = 2 * key_heads * width;
+        let shape = CachedAttentionShape {
+            heads,
+            key_heads,
+            key: width,
+            value: width,
+            value_start: key_heads * width,
+            entry,
+        };
+        let entries = values(time * entry);
+        let pages: Vec<&[f32]> = entries.chunks(page * entry).collect();
+        let seen: Vec<_> = (1..=time).map(|count| Seen { pages: &pages, count }).collect();
+        c.bench_function(&format!("cached/prompt/{key_heads} key heads"), |b| {
+            b.iter(|| cached_attention(black_box(&queries), &seen, shape, 0.125))
+        });
+        let last = &queries[..heads * width];
+        c.bench_function(&format!("cached/token/{key_heads} key heads"), |b| {
+            b.iter(|| cached_attention(black_box(last), &seen[time - 1..], shape, 0.125))
+        });
     }
 }
 
@@ -127,6 +154,6 @@ criterion_group! {
         .sample_size(20)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1));
-    targets = normalisation, activation, product, packed, positions, plain_attention, attention_over_latents, loss
+    targets = normalisation, activation, product, packed, cached, positions, plain_attention, attention_over_latents, loss
 }
 criterion_main!(kernels);

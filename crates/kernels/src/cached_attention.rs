@@ -2,29 +2,30 @@
 //!
 //! A cache entry holds what is kept of a position; keys and values are ranges of it. In latent attention
 //! (DeepSeek-V2, arXiv 2405.04434, section 2.1.2) with absorbed projections all heads read one key, the latent and
-//! the shared rotary part, and one value, the latent again. In plain attention each head has a range of its own.
+//! the shared rotary part, and one value, the latent again. In plain attention each head has a range of its own, or
+//! shares it with a group of heads (arXiv 2305.13245).
 //!
-//! The sums of a position run over its predecessors one by one, whatever else is computed beside it: its result has
-//! the same bits in any batch and for any division of its sequence into pages or chunks.
+//! Every score is one chain of multiply-adds over the values of a key, and every value of a position one over its
+//! predecessors, whatever else is computed beside it: its result has the same bits in any batch and for any division
+//! of its sequence into pages or chunks.
 
+use crate::heads::HeadMut;
 use crate::parallel;
-use crate::simd::{LANES, dot, exp_in_place, max, vectorized};
+use crate::simd::{exp_in_place, max, vectorized};
 
 /// Where keys and values lie in an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CachedAttentionShape {
     /// Attention heads.
     pub heads: usize,
-    /// Width of a query and of a key.
+    /// Heads of keys and values, each shared by as many attention heads, one after another.
+    pub key_heads: usize,
+    /// Width of a query and of a key. An entry begins with its keys `[key_heads, key]`.
     pub key: usize,
     /// Width of a value.
     pub value: usize,
-    /// Values from one head's key to the next's; 0: all heads share the first.
-    pub key_stride: usize,
-    /// Where the first head's value begins.
+    /// Where the values `[key_heads, value]` begin.
     pub value_start: usize,
-    /// Values from one head's value to the next's; 0: all heads share the first.
-    pub value_stride: usize,
     /// Values of an entry.
     pub entry: usize,
 }
@@ -38,10 +39,16 @@ pub struct Seen<'a> {
     pub count: usize,
 }
 
-/// Heads of a task: they share each pass over the pages.
-const HEADS: usize = 4;
-/// Columns of a value that are summed at once, for each of those heads.
-const COLUMNS: usize = 4 * LANES;
+/// Heads of a task, at most: they share a key.
+const HEADS: usize = 8;
+/// Queries of a task, about: they share each pass over the pages.
+const QUERIES: usize = 64;
+/// Keys that are laid side by side, so that a vector holds one value of several keys.
+const TILE: usize = 32;
+/// Columns of a value that are summed at once.
+const COLUMNS: usize = 32;
+/// Queries whose sums fit the vector registers together.
+const FEW: usize = 4;
 
 /// Softmax attention of `queries` `[rows, heads, key]`, row r of which sees `seen[r]`; gives `[rows, heads, value]`.
 ///
@@ -54,91 +61,257 @@ pub fn cached_attention(
     scale: f32,
 ) -> Vec<f32> {
     let CachedAttentionShape { heads, key, value, .. } = shape;
-    assert!(heads * key * value > 0, "cached_attention: a size is 0 in {shape:?}");
+    shape.check();
     assert_eq!(
         queries.len(),
         seen.len() * heads * key,
         "cached_attention: queries are not [rows, heads, key]"
     );
-    seen.iter().for_each(|seen| shape.check(seen));
+    seen.iter().for_each(|seen| shape.check_seen(seen));
     let mut output = vec![0.0; seen.len() * heads * value];
-    let tasks = (queries.chunks_exact(heads * key).zip(output.chunks_exact_mut(heads * value)))
-        .zip(seen)
-        .flat_map(|((queries, output), seen)| {
-            let groups = queries.chunks(HEADS * key).zip(output.chunks_mut(HEADS * value));
-            groups.enumerate().map(move |(group, (queries, output))| (group * HEADS, queries, output, seen))
-        });
-    let work = |(first, queries, output, seen): (usize, &[f32], &mut [f32], &Seen<'_>)| {
+    let (mut queries, mut rest) = (queries, &mut output[..]);
+    let mut tasks = Vec::new();
+    for rows in shape.blocks(seen) {
+        let (of_rows, later) = queries.split_at(rows.len() * heads * key);
+        let (output, others) = rest.split_at_mut(rows.len() * heads * value);
+        (queries, rest) = (later, others);
+        let mut outputs = HeadMut::split(output, rows.len(), heads, value).into_iter();
+        tasks.extend(shape.head_groups().map(|heads| Task {
+            seen: rows,
+            queries: of_rows,
+            first_head: heads.start,
+            output: outputs.by_ref().take(heads.len()).collect(),
+        }));
+    }
+    let work = |task: Task<'_>| {
         vectorized(
             #[inline(always)]
-            || shape.attend(first, queries, output, seen, scale),
+            || shape.attend(task, scale),
         );
     };
     let entries: usize = seen.iter().map(|seen| seen.count).sum();
     if entries * heads * (key + value) < 1 << 16 {
-        tasks.for_each(work)
+        tasks.into_iter().for_each(work)
     } else {
-        parallel::for_each(tasks, work)
+        parallel::for_each(tasks.into_iter(), work)
     }
     output
 }
 
+/// Rows of one sequence, each seeing no less than the one before, and heads that share a key.
+struct Task<'a> {
+    /// `[rows]`
+    seen: &'a [Seen<'a>],
+    /// `[rows, heads, key]`, of all heads.
+    queries: &'a [f32],
+    first_head: usize,
+    /// Each head's `[rows, value]`.
+    output: Vec<HeadMut<'a>>,
+}
+
+impl Task<'_> {
+    /// Queries: the heads of the first row, then of the next.
+    fn count(&self) -> usize {
+        self.seen.len() * self.output.len()
+    }
+
+    /// The output of a query, `[value]`.
+    #[inline(always)]
+    fn output_of(&mut self, query: usize) -> &mut [f32] {
+        let heads = self.output.len();
+        self.output[query % heads].row(query / heads)
+    }
+
+    /// Entries that a query sees.
+    fn sees(&self, query: usize) -> usize {
+        self.seen[query / self.output.len()].count
+    }
+}
+
 impl CachedAttentionShape {
-    fn check(&self, seen: &Seen<'_>) {
-        let last = self.heads - 1;
-        let key_end = last * self.key_stride + self.key;
-        let value_end = self.value_start + last * self.value_stride + self.value;
-        assert!(key_end.max(value_end) <= self.entry, "cached_attention: an entry of {self:?} is too short");
+    fn check(&self) {
+        let Self { heads, key_heads, key, value, value_start, entry } = *self;
+        assert!(heads * key_heads * key * value > 0, "cached_attention: a size is 0 in {self:?}");
+        assert!(heads.is_multiple_of(key_heads), "cached_attention: {self:?} has no whole groups of heads");
+        let end = (key_heads * key).max(value_start + key_heads * value);
+        assert!(end <= entry, "cached_attention: an entry of {self:?} is too short");
+    }
+
+    fn check_seen(&self, seen: &Seen<'_>) {
         let held: usize = seen.pages.iter().map(|page| page.len() / self.entry).sum();
         assert!(seen.count > 0 && seen.count <= held, "cached_attention: {} of {held} entries", seen.count);
     }
 
-    /// Heads `first..` of one row, `queries` `[≤ HEADS, key]` to `output` `[≤ HEADS, value]`.
+    /// Attention heads of each task on the same rows.
+    fn head_groups(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
+        let group = self.heads / self.key_heads;
+        (0..self.heads).step_by(group).flat_map(move |first| {
+            (first..first + group).step_by(HEADS).map(move |head| head..(first + group).min(head + HEADS))
+        })
+    }
+
+    /// Rows of each task.
+    fn blocks<'a>(&self, seen: &'a [Seen<'a>]) -> impl Iterator<Item = &'a [Seen<'a>]> {
+        let rows = (QUERIES / (self.heads / self.key_heads).min(HEADS)).max(1);
+        let together = |a: &Seen<'_>, b: &Seen<'_>| std::ptr::eq(a.pages, b.pages) && a.count <= b.count;
+        seen.chunk_by(together).flat_map(move |sequence| sequence.chunks(rows))
+    }
+
     #[inline(always)]
-    fn attend(&self, first: usize, queries: &[f32], output: &mut [f32], seen: &Seen<'_>, scale: f32) {
-        let heads = queries.len() / self.key;
-        let mut weights = vec![0.0; heads * seen.count];
-        for (position, entry) in self.entries(seen).enumerate() {
-            for head in 0..heads {
-                let key = &entry[(first + head) * self.key_stride..][..self.key];
-                weights[head * seen.count + position] = dot(&queries[head * self.key..][..self.key], key);
-            }
-        }
-        for weights in weights.chunks_exact_mut(seen.count) {
+    fn attend(&self, mut task: Task<'_>, scale: f32) {
+        let stride = task.sees(task.count() - 1).next_multiple_of(TILE);
+        let mut weights = self.scores(&task, stride);
+        for (query, weights) in weights.chunks_exact_mut(stride).enumerate() {
+            let weights = &mut weights[..task.sees(query)];
             let shift = scale * max(weights);
             let total = exp_in_place(weights, scale, shift);
             weights.iter_mut().for_each(|weight| *weight /= total);
         }
-        let groups = output.chunks_exact_mut(self.value).zip(weights.chunks_exact(seen.count)).zip(first..);
-        for ((output, weights), head) in groups {
-            let start = self.value_start + head * self.value_stride;
-            let (whole, tail) = output.as_chunks_mut::<COLUMNS>();
-            let tail_start = start + whole.len() * COLUMNS;
-            for (index, sums) in whole.iter_mut().enumerate() {
-                let mut local = [0.0_f32; COLUMNS];
-                for (entry, &weight) in self.entries(seen).zip(weights) {
-                    let values = &entry[start + index * COLUMNS..][..COLUMNS];
-                    for column in 0..COLUMNS {
-                        local[column] = weight.mul_add(values[column], local[column]);
+        for column in (0..self.value).step_by(COLUMNS) {
+            self.columns(&mut task, column, &weights, stride);
+        }
+    }
+
+    /// Products of queries and keys, `[queries, stride]`, of which each row counts as far as its query sees.
+    #[inline(always)]
+    fn scores(&self, task: &Task<'_>, stride: usize) -> Vec<f32> {
+        let (key, count) = (self.key, task.count());
+        let rows = task.queries.chunks_exact(self.heads * key);
+        let of_task = rows.flat_map(|row| &row[task.first_head * key..][..task.output.len() * key]);
+        let queries: Vec<f32> = of_task.copied().collect();
+        let key_start = self.key_head(task) * key;
+        let mut scores = vec![0.0; count * stride];
+        let mut tile = vec![[0.0; TILE]; key];
+        let (pages, most) = (task.seen[0].pages, task.sees(count - 1));
+        for start in (0..most).step_by(TILE) {
+            self.each_entry(
+                pages,
+                start..most.min(start + TILE),
+                #[inline(always)]
+                |position, entry| {
+                    for (values, &value) in tile.iter_mut().zip(&entry[key_start..][..key]) {
+                        values[position - start] = value;
                     }
+                },
+            );
+            // Queries before the first that sees any of the tile.
+            let blind = task.seen.partition_point(|seen| seen.count <= start) * task.output.len();
+            for first in (blind..count).step_by(FEW) {
+                let queries = &queries[first * key..];
+                let scores = &mut scores[first * stride + start..];
+                match (count - first).min(FEW) {
+                    1 => few_scores::<1>(queries, &tile, scores, stride),
+                    2 => few_scores::<2>(queries, &tile, scores, stride),
+                    3 => few_scores::<3>(queries, &tile, scores, stride),
+                    _ => few_scores::<FEW>(queries, &tile, scores, stride),
                 }
-                *sums = local;
             }
-            if tail.is_empty() {
-                continue;
+        }
+        scores
+    }
+
+    /// Values of the output from `column` on, given each query's weights, `[queries, stride]`.
+    #[inline(always)]
+    fn columns(&self, task: &mut Task<'_>, column: usize, weights: &[f32], stride: usize) {
+        let (count, width) = (task.count(), COLUMNS.min(self.value - column));
+        let start = self.value_start + self.key_head(task) * self.value + column;
+        let most = task.sees(count - 1);
+        let mut values = vec![[0.0; COLUMNS]; most];
+        self.each_entry(
+            task.seen[0].pages,
+            0..most,
+            #[inline(always)]
+            |position, entry| values[position][..width].copy_from_slice(&entry[start..start + width]),
+        );
+        let mut sums = [[0.0; COLUMNS]; FEW];
+        for first in (0..count).step_by(FEW) {
+            let queries = first..count.min(first + FEW);
+            let weights = |query: usize| &weights[query * stride..][..task.sees(query)];
+            match queries.len() {
+                1 => few_sums([0].map(|query| weights(first + query)), &values, &mut sums),
+                2 => few_sums([0, 1].map(|query| weights(first + query)), &values, &mut sums),
+                3 => few_sums([0, 1, 2].map(|query| weights(first + query)), &values, &mut sums),
+                _ => few_sums([0, 1, 2, 3].map(|query| weights(first + query)), &values, &mut sums),
             }
-            tail.fill(0.0);
-            for (entry, &weight) in self.entries(seen).zip(weights) {
-                for (sum, value) in tail.iter_mut().zip(&entry[tail_start..]) {
-                    *sum = weight.mul_add(*value, *sum);
-                }
+            for (query, sums) in queries.zip(&sums) {
+                task.output_of(query)[column..column + width].copy_from_slice(&sums[..width]);
             }
         }
     }
 
+    fn key_head(&self, task: &Task<'_>) -> usize {
+        task.first_head / (self.heads / self.key_heads)
+    }
+
+    /// Calls `work` with each position of `positions` and its entry.
     #[inline(always)]
-    fn entries<'a>(&self, seen: &Seen<'a>) -> impl Iterator<Item = &'a [f32]> {
-        seen.pages.iter().flat_map(|page| page.chunks_exact(self.entry)).take(seen.count)
+    fn each_entry(
+        &self,
+        pages: &[&[f32]],
+        positions: std::ops::Range<usize>,
+        mut work: impl FnMut(usize, &[f32]),
+    ) {
+        let size = pages[0].len() / self.entry;
+        let mut position = positions.start;
+        while position < positions.end {
+            let first = position % size;
+            let count = (size - first).min(positions.end - position);
+            let entries = &pages[position / size][first * self.entry..][..count * self.entry];
+            for entry in entries.chunks_exact(self.entry) {
+                work(position, entry);
+                position += 1;
+            }
+        }
+    }
+}
+
+/// Products of R queries `[R, key]` with the keys of a tile `[key, TILE]`, each to the first of `stride` values.
+#[inline(always)]
+fn few_scores<const R: usize>(queries: &[f32], tile: &[[f32; TILE]], scores: &mut [f32], stride: usize) {
+    let queries: [&[f32]; R] = std::array::from_fn(|query| &queries[query * tile.len()..][..tile.len()]);
+    let mut sums = [[0.0_f32; TILE]; R];
+    for (i, &keys) in tile.iter().enumerate() {
+        let values: [f32; R] = std::array::from_fn(|query| queries[query][i]);
+        for query in 0..R {
+            let value = values[query];
+            for key in 0..TILE {
+                sums[query][key] = value.mul_add(keys[key], sums[query][key]);
+            }
+        }
+    }
+    for (query, sums) in sums.iter().enumerate() {
+        scores[query * stride..][..TILE].copy_from_slice(sums);
+    }
+}
+
+/// Weighted sums of `values` for R queries, each of which sees no less than the one before.
+#[inline(always)]
+fn few_sums<const R: usize>(
+    weights: [&[f32]; R],
+    values: &[[f32; COLUMNS]],
+    output: &mut [[f32; COLUMNS]; FEW],
+) {
+    let (common, rest) = values.split_at(weights[0].len());
+    let of_common = weights.map(|weights| &weights[..common.len()]);
+    let mut sums = [[0.0_f32; COLUMNS]; R];
+    for (position, &values) in common.iter().enumerate() {
+        let weights: [f32; R] = std::array::from_fn(|query| of_common[query][position]);
+        for query in 0..R {
+            let weight = weights[query];
+            for column in 0..COLUMNS {
+                sums[query][column] = weight.mul_add(values[column], sums[query][column]);
+            }
+        }
+    }
+    output[..R].copy_from_slice(&sums);
+    for (output, weights) in output.iter_mut().zip(weights) {
+        let mut sums = *output;
+        for (&weight, values) in weights[common.len()..].iter().zip(rest) {
+            for column in 0..COLUMNS {
+                sums[column] = weight.mul_add(values[column], sums[column]);
+            }
+        }
+        *output = sums;
     }
 }
 
@@ -149,27 +322,31 @@ mod tests {
     use crate::{AttentionShape, causal_attention};
     use proptest::prelude::*;
 
-    /// Entries `[time, heads·(key + value)]` of plain attention, keys first.
-    fn entries(k: &[f32], v: &[f32], shape: AttentionShape) -> Vec<f32> {
-        let rows = k.chunks(shape.heads * shape.key).zip(v.chunks(shape.heads * shape.value));
+    /// Each key head repeated for its group.
+    fn repeat(data: &[f32], group: usize, width: usize) -> Vec<f32> {
+        data.chunks_exact(width).flat_map(|head| head.repeat(group)).collect()
+    }
+
+    /// Entries `[time, key_heads·(key + value)]` of plain attention, keys first.
+    fn entries(k: &[f32], v: &[f32], shape: CachedAttentionShape) -> Vec<f32> {
+        let rows = k.chunks(shape.key_heads * shape.key).zip(v.chunks(shape.key_heads * shape.value));
         rows.flat_map(|(k, v)| k.iter().chain(v).copied()).collect()
     }
 
     proptest! {
         #[test]
         fn is_the_causal_attention_of_each_position(
-            time in 1_usize..40, heads in 1_usize..6, key in 1_usize..40, value in 1_usize..150,
-            page in 1_usize..9, seed: u64,
+            time in 1_usize..150, key_heads in 1_usize..4, group in 1_usize..12, key in 1_usize..40,
+            value in 1_usize..80, page in 1_usize..9, seed: u64,
         ) {
+            let heads = key_heads * group;
             let shape = AttentionShape { batch: 1, time, heads, key, value };
-            let (q, k) = (random(time * heads * key, seed), random(time * heads * key, seed ^ 1));
-            let v = random(time * heads * value, seed ^ 2);
-            let expected = causal_attention(&q, &k, &v, shape, 0.3).output;
-            let entry = heads * (key + value);
-            let cached = CachedAttentionShape {
-                heads, key, value, key_stride: key, value_start: heads * key, value_stride: value, entry,
-            };
-            let data = entries(&k, &v, shape);
+            let q = random(time * heads * key, seed);
+            let (k, v) = (random(time * key_heads * key, seed ^ 1), random(time * key_heads * value, seed ^ 2));
+            let expected = causal_attention(&q, &repeat(&k, group, key), &repeat(&v, group, value), shape, 0.3).output;
+            let entry = key_heads * (key + value);
+            let cached = CachedAttentionShape { heads, key_heads, key, value, value_start: key_heads * key, entry };
+            let data = entries(&k, &v, cached);
             let pages: Vec<&[f32]> = data.chunks(page * entry).collect();
             let seen: Vec<_> = (1..=time).map(|count| Seen { pages: &pages, count }).collect();
             let found = cached_attention(&q, &seen, cached, 0.3);
@@ -180,6 +357,15 @@ mod tests {
             let last = [Seen { pages: &one, count: time }];
             let alone = cached_attention(&q[(time - 1) * heads * key..], &last, cached, 0.3);
             prop_assert_eq!(&alone[..], &found[(time - 1) * heads * value..]);
+
+            // And in any chunk, beside another sequence.
+            let (cut, row) = (time / 2, heads * key);
+            let mut rows: Vec<_> = seen[cut..].to_vec();
+            rows.insert(0, last[0]);
+            let queries = [&q[(time - 1) * row..], &q[cut * row..]].concat();
+            let chunk = cached_attention(&queries, &rows, cached, 0.3);
+            prop_assert_eq!(&chunk[..heads * value], &alone[..]);
+            prop_assert_eq!(&chunk[heads * value..], &found[cut * heads * value..]);
         }
     }
 
@@ -187,15 +373,8 @@ mod tests {
     fn all_heads_may_share_one_entry() {
         let (heads, latent, rotary) = (6, 70, 4);
         let key = latent + rotary;
-        let shape = CachedAttentionShape {
-            heads,
-            key,
-            value: latent,
-            key_stride: 0,
-            value_start: 0,
-            value_stride: 0,
-            entry: key,
-        };
+        let shape =
+            CachedAttentionShape { heads, key_heads: 1, key, value: latent, value_start: 0, entry: key };
         let (queries, data) = (random(heads * key, 1), random(10 * key, 2));
         let pages: Vec<&[f32]> = data.chunks(3 * key).collect();
         let found = cached_attention(&queries, &[Seen { pages: &pages, count: 9 }], shape, 0.1);
@@ -217,15 +396,8 @@ mod tests {
     #[test]
     #[should_panic(expected = "4 of 3 entries")]
     fn refuses_to_see_past_the_pages() {
-        let shape = CachedAttentionShape {
-            heads: 1,
-            key: 2,
-            value: 2,
-            key_stride: 0,
-            value_start: 0,
-            value_stride: 0,
-            entry: 2,
-        };
+        let shape =
+            CachedAttentionShape { heads: 1, key_heads: 1, key: 2, value: 2, value_start: 0, entry: 2 };
         let page: &[f32] = &[0.0; 6];
         cached_attention(&[0.0; 2], &[Seen { pages: &[page], count: 4 }], shape, 1.0);
     }

@@ -1,9 +1,9 @@
 //! How fast the engine answers, and what a memory that lives elsewhere costs.
 //!
-//!     cargo bench -p engram-serve --bench serving -- decode
+//!     cargo bench -p engram-serve --bench serving -- decode [FORMAT]
 //!     cargo bench -p engram-serve --bench serving -- offload FOLDER [SEQUENCES]
 //!
-//! `decode`: a model of the shape of SmolLM2-135M; `benches/pytorch/decode.py` does the same in PyTorch.
+//! `decode`: a model of the shape of SmolLM2-135M in f32, bf16, int8 or all three; `benches/pytorch/decode.py` does the same in PyTorch.
 //! `offload`: a dense backbone whose memory has fifty times its parameters; FOLDER gets the table's file.
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on stops")]
 
@@ -28,30 +28,33 @@ fn main() {
     let arguments: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["decode"] => decode(),
+        ["decode"] => decode(&[WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8]),
+        ["decode", "f32"] => decode(&[WeightFormat::F32]),
+        ["decode", "bf16"] => decode(&[WeightFormat::Bf16]),
+        ["decode", "int8"] => decode(&[WeightFormat::Int8]),
         ["offload", folder, sequences @ ..] => {
             let sequences = sequences.first().map_or(512, |count| count.parse().unwrap());
             offload(Path::new(folder), sequences);
         }
-        _ => println!("name what to measure: `decode`, or `offload FOLDER`"),
+        _ => println!("name what to measure: `decode [FORMAT]`, or `offload FOLDER`"),
     }
 }
 
-/// The shape of SmolLM2-135M, but for its keys and values, which several heads share there.
+/// The shape of SmolLM2-135M.
 const SMALL: &str = r#"
     vocabulary = 49152
     width = 576
     blocks = 30
     context = 2048
     tied_head = true
-    attention = { kind = "plain", heads = 9, head_width = 64 }
+    attention = { kind = "plain", heads = 9, key_heads = 3, head_width = 64 }
     feed_forward = { width = 1536 }
 "#;
 
-fn decode() {
+fn decode(formats: &[WeightFormat]) {
     let config: ModelConfig = toml::from_str(SMALL).unwrap();
     let model = LanguageModel::new(&config, &Device::flex(), 1, Precision::F32).unwrap();
-    for format in [WeightFormat::F32, WeightFormat::Bf16] {
+    for &format in formats {
         let decoder = Decoder::new(&model, &config, format).unwrap();
         let bytes = decoder.bytes();
         let model = Model { decoder, rows: None, token_bytes: Vec::new() };

@@ -358,11 +358,10 @@ impl AttentionDecoder {
             output: pack(&attention.output, format),
             shape: CachedAttentionShape {
                 heads,
+                key_heads: 1,
                 key: entry,
                 value: latent_rank,
-                key_stride: 0,
                 value_start: 0,
-                value_stride: 0,
                 entry,
             },
             scale: ((content_width + rotary_width) as f32).sqrt().recip()
@@ -371,7 +370,7 @@ impl AttentionDecoder {
     }
 
     fn plain(attention: &PlainAttention, config: &ModelConfig, format: WeightFormat) -> Self {
-        let heads = config.attention.heads();
+        let (heads, key_heads) = (config.attention.heads(), config.attention.key_heads());
         let (width, _) = config.attention.head_widths();
         Self {
             kind: AttentionKind::Plain {
@@ -382,12 +381,11 @@ impl AttentionDecoder {
             output: pack(&attention.output, format),
             shape: CachedAttentionShape {
                 heads,
+                key_heads,
                 key: width,
                 value: width,
-                key_stride: width,
-                value_start: heads * width,
-                value_stride: width,
-                entry: 2 * heads * width,
+                value_start: key_heads * width,
+                entry: 2 * key_heads * width,
             },
             scale: (width as f32).sqrt().recip(),
         }
@@ -419,11 +417,12 @@ impl AttentionDecoder {
         let (queries, entries): (_, Vec<f32>) = match &self.kind {
             AttentionKind::Latent(latent) => latent.project(h, places, angles),
             AttentionKind::Plain { query, key, value } => {
-                let (heads, width) = (self.shape.heads, self.shape.value_start);
-                let turned = |linear: &PackedMatrix| angles.turn_heads(linear.product(h), places, heads);
-                let (keys, values) = (turned(key), value.product(h));
+                let CachedAttentionShape { heads, key_heads, value_start: width, .. } = self.shape;
+                let queries = angles.turn_heads(query.product(h), places, heads);
+                let keys = angles.turn_heads(key.product(h), places, key_heads);
+                let values = value.product(h);
                 let rows = keys.chunks_exact(width).zip(values.chunks_exact(width));
-                (turned(query), rows.flat_map(|(key, value)| key.iter().chain(value).copied()).collect())
+                (queries, rows.flat_map(|(key, value)| key.iter().chain(value).copied()).collect())
             }
         };
         for (place, entry) in places.iter().zip(entries.chunks_exact(self.shape.entry)) {

@@ -5,6 +5,7 @@ mod common;
 
 use common::{EVERYTHING, Fixture, PLAIN, WITHOUT_MEMORY, assert_close, random_tokens};
 use engram_address::History;
+use engram_kernels::WeightFormat;
 use engram_serve::{Cache, Chunk, Decoder, Root, RowIds, RowTiers, Sequence, StepOutput};
 use proptest::prelude::*;
 
@@ -26,7 +27,11 @@ struct Bench {
 
 impl Bench {
     fn new(fixture: &Fixture, page: usize) -> Self {
-        let decoder = fixture.decoder();
+        Self::of(fixture, page, WeightFormat::F32)
+    }
+
+    fn of(fixture: &Fixture, page: usize, format: WeightFormat) -> Self {
+        let decoder = fixture.decoder_of(format);
         let cache = Cache::new(decoder.cache_layout(page), 400);
         Self { tiers: fixture.tiers(), decoder, cache }
     }
@@ -105,6 +110,23 @@ fn logits_and_gates_are_those_of_the_plain_forward_pass() {
             assert_close(found, &expected, 1e-4);
         }
         assert_eq!(line.gates.len(), fixture.tables.len());
+    }
+}
+
+/// Weights are normal, not trained: what rounding does to a trained model's answers is measured elsewhere.
+#[test]
+fn rounded_weights_change_logits_by_little() {
+    for config in [EVERYTHING, PLAIN, WITHOUT_MEMORY] {
+        let fixture = Fixture::new(config);
+        let tokens = random_tokens(40, 1);
+        let exact = Bench::new(&fixture, 4).whole(&tokens).logits;
+        let size = |values: &[f32]| values.iter().map(|value| value * value).sum::<f32>().sqrt();
+        for (format, most) in [(WeightFormat::Bf16, 0.05), (WeightFormat::Int8, 0.15)] {
+            let found = Bench::of(&fixture, 4, format).whole(&tokens).logits;
+            let errors: Vec<f32> = found.iter().zip(&exact).map(|(found, exact)| found - exact).collect();
+            let share = size(&errors) / size(&exact);
+            assert!(share > 0.0 && share < most, "{format:?}: {share}");
+        }
     }
 }
 
@@ -187,6 +209,7 @@ proptest! {
     #[test]
     fn neither_batch_nor_chunks_nor_pages_change_a_bit(
         config in prop_oneof![Just(EVERYTHING), Just(PLAIN), Just(WITHOUT_MEMORY)],
+        format in prop_oneof![Just(WeightFormat::F32), Just(WeightFormat::Bf16), Just(WeightFormat::Int8)],
         page in 1_usize..20,
         lengths in prop::collection::vec(1_usize..60, 1..7),
         shared in 0_usize..40,
@@ -200,9 +223,9 @@ proptest! {
             common.iter().copied().take(length / 2).chain(tokens).take(length).collect()
         }).collect();
         let alone: Vec<Vec<f32>> =
-            lines.iter().map(|tokens| Bench::new(&fixture, 7).whole(tokens).logits).collect();
+            lines.iter().map(|tokens| Bench::of(&fixture, 7, format).whole(tokens).logits).collect();
 
-        let mut bench = Bench::new(&fixture, page);
+        let mut bench = Bench::of(&fixture, page, format);
         let mut together: Vec<Line> = lines.iter().map(|tokens| bench.line(tokens, true)).collect();
         for counts in chunks.iter().chain(std::iter::once(&vec![usize::MAX; 7])) {
             let counts: Vec<usize> = together.iter().zip(counts)

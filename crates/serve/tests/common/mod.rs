@@ -28,14 +28,14 @@ pub(crate) const EVERYTHING: &str = r#"
     memory = { layers = [0, 2], max_order = 3, heads = 2, row_width = 6, rows_per_head = [300, 300] }
 "#;
 
-/// Plain attention, one stream, a memory in V4.1's form, a tied head.
+/// Plain attention with two heads to a key, one stream, a memory in V4.1's form, a tied head.
 pub(crate) const PLAIN: &str = r#"
     vocabulary = 64
     width = 24
     blocks = 2
     context = 96
     tied_head = true
-    attention = { kind = "plain", heads = 3, head_width = 8 }
+    attention = { kind = "plain", heads = 4, key_heads = 2, head_width = 6 }
     feed_forward = { width = 40 }
     memory = { form = "v41", layers = [1], max_order = 4, heads = 2, row_width = 6, rows_per_head = [200, 200, 200] }
 "#;
@@ -86,7 +86,11 @@ impl Fixture {
     }
 
     pub(crate) fn decoder(&self) -> Decoder {
-        Decoder::new(&self.model, &self.config, WeightFormat::F32).unwrap()
+        self.decoder_of(WeightFormat::F32)
+    }
+
+    pub(crate) fn decoder_of(&self, format: WeightFormat) -> Decoder {
+        Decoder::new(&self.model, &self.config, format).unwrap()
     }
 
     pub(crate) fn tiers(&self) -> Option<RowTiers> {
