@@ -80,6 +80,7 @@ fn of_outside(error: &engram_eval::outside::Error) -> u8 {
     use engram_eval::outside::Error;
     match error {
         Error::Read { source, .. } => of_input(names_no_input(source)),
+        Error::Checkpoint(error) => of_training(error),
         Error::Tokenizer(error) => of_data(error),
         Error::Model { .. } => 2,
     }

@@ -1,26 +1,58 @@
 //! Logits after the last token of each prompt, as a numpy file: to be set beside another implementation.
 //!
 //!     cargo run --release -p engram-eval --example logits -- MODEL.gguf LAMBADA.jsonl 50 logits.npy
+//!     cargo run --release -p engram-eval --example logits -- CHECKPOINT LAMBADA.jsonl 50 logits.npy
 
 use std::error::Error;
 use std::io::Write;
 use std::path::Path;
 
+use burn::tensor::Device;
 use engram_eval::outside::{LlamaState, OutsideModel, PrefixRows};
+use engram_train::Trained;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [model, prompts, count, out] = &arguments[..] else {
         return Err("give MODEL PROMPTS.jsonl COUNT OUT.npy".into());
     };
-    let model = OutsideModel::open(Path::new(model))?;
+    let model = open(Path::new(model))?;
     let mut rows = Vec::new();
     for line in std::fs::read_to_string(prompts)?.lines().take(count.parse()?) {
         let record: serde_json::Value = serde_json::from_str(line)?;
         let text = record["context"].as_str().ok_or("a record without `context`")?;
-        rows.extend(last_logits(&model, &model.tokenizer().encode(text)?));
+        rows.extend(model.last_logits(text)?);
     }
-    write_npy(Path::new(out), &rows, model.llama().config().vocabulary)
+    write_npy(Path::new(out), &rows, model.vocabulary())
+}
+
+/// A model from outside, or a checkpoint.
+enum Model {
+    Outside(Box<OutsideModel>),
+    Trained(Box<Trained>),
+}
+
+fn open(path: &Path) -> Result<Model, Box<dyn Error>> {
+    Ok(match OutsideModel::is_one(path) {
+        true => Model::Outside(OutsideModel::open(path)?.into()),
+        false => Model::Trained(Trained::open(path, &Device::flex())?.into()),
+    })
+}
+
+impl Model {
+    fn vocabulary(&self) -> usize {
+        match self {
+            Self::Outside(model) => model.llama().config().vocabulary,
+            Self::Trained(model) => model.config().model.vocabulary,
+        }
+    }
+
+    fn last_logits(&self, text: &str) -> Result<Vec<f32>, Box<dyn Error>> {
+        Ok(match self {
+            Self::Outside(model) => last_logits(model, &model.tokenizer().encode(text)?),
+            Self::Trained(model) => model.next_logits(&model.tokenizer().encode(text)?)?,
+        })
+    }
 }
 
 fn last_logits(model: &OutsideModel, tokens: &[u32]) -> Vec<f32> {

@@ -6,11 +6,14 @@
 //! |---|---|
 //! | `run.toml` | the configuration |
 //! | `tokenizer.json` | the tokenizer |
+//! | `tokenizer_config.json` | its chat template, where there is one |
 //! | `model.safetensors` | weights, f32, by name |
 //! | `optimizer.safetensors` | state of Muon and Adam, by name and moment |
 //! | `memory.layerL.table` | rows of memory layer L and their optimiser's state |
 //! | `state.json` | step, position in the data, tokens seen |
 //! | `manifest.json` | size and BLAKE3 hash of each file above |
+//!
+//! A model that was trained elsewhere has no state of training: its checkpoint ends with the weights.
 //!
 //! It is written under another name, flushed to disk, and renamed when complete. The newest ones are kept; an older
 //! one is removed only after the new one stands.
@@ -25,6 +28,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::files::folder_of;
 use crate::parameters::HostTensor;
 
 /// Version of the folder's layout.
@@ -68,10 +72,21 @@ impl CheckpointWriter {
                 fs::remove_dir_all(&path).map_err(Error::file("remove", &path))?;
             }
         }
-        let name = step_name(step);
-        let unfinished = folder.join(format!("{UNFINISHED}{name}"));
+        Self::at(&folder.join(step_name(step)))
+    }
+
+    /// Begins the checkpoint `target`, in a folder that is there; for one that is no step of a run. What an interrupted
+    /// attempt left is removed.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn at(target: &Path) -> Result<Self> {
+        let unfinished = target.with_file_name(format!("{UNFINISHED}{}", name_of(target)));
+        if unfinished.exists() {
+            fs::remove_dir_all(&unfinished).map_err(Error::file("remove", &unfinished))?;
+        }
         fs::create_dir(&unfinished).map_err(Error::file("create", &unfinished))?;
-        Ok(Self { target: folder.join(name), folder: unfinished })
+        Ok(Self { target: target.to_owned(), folder: unfinished })
     }
 
     /// The folder to write files into, for parts that write themselves.
@@ -108,11 +123,23 @@ impl CheckpointWriter {
         })
     }
 
-    /// Hashes and flushes every file, puts the checkpoint in place, and removes all but the `keep` newest ones.
+    /// [Puts](Self::place) the checkpoint in place, and removes all but the `keep` newest ones beside it.
     ///
     /// # Errors
     /// When the file system refuses; earlier checkpoints are then as they were.
     pub fn finish(self, keep: usize) -> Result<PathBuf> {
+        let target = self.place()?;
+        for old in list(folder_of(&target))?.into_iter().rev().skip(keep.max(1)) {
+            fs::remove_dir_all(&old).map_err(Error::file("remove", &old))?;
+        }
+        Ok(target)
+    }
+
+    /// Hashes and flushes every file, and puts the checkpoint in place.
+    ///
+    /// # Errors
+    /// When the file system refuses; nothing then stands there that did not before.
+    pub fn place(self) -> Result<PathBuf> {
         let mut files = BTreeMap::new();
         for path in entries(&self.folder)? {
             files.insert(name_of(&path), sum_and_flush(&path)?);
@@ -130,11 +157,7 @@ impl CheckpointWriter {
             fs::remove_dir_all(&self.target).map_err(Error::file("replace", &self.target))?;
         }
         fs::rename(&self.folder, &self.target).map_err(Error::file("put in place", &self.target))?;
-        let parent = self.target.parent().unwrap_or(Path::new("."));
-        flush_folder(parent)?;
-        for old in list(parent)?.into_iter().rev().skip(keep.max(1)) {
-            fs::remove_dir_all(&old).map_err(Error::file("remove", &old))?;
-        }
+        flush_folder(folder_of(&self.target))?;
         Ok(self.target)
     }
 }

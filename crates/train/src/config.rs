@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::optimizer::OptimizerConfig;
 use crate::schedule::Schedule;
 use crate::tables::{RowOptimizerKind, RowTraining};
+use crate::text_bounds::TextConfig;
 
 /// Everything that decides a run: one TOML file, copied into every checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -16,10 +17,31 @@ use crate::tables::{RowOptimizerKind, RowTraining};
 pub struct RunConfig {
     /// The model.
     pub model: ModelConfig,
+    /// Where texts begin and end, if not as usual.
+    #[serde(default, skip_serializing_if = "TextConfig::is_default")]
+    pub text: TextConfig,
     /// What it learns from.
     pub data: DataConfig,
     /// How it learns.
     pub train: TrainConfig,
+}
+
+/// The configuration in a checkpoint: that of the run that made it; or of a model trained elsewhere, which has neither
+/// data nor a course of training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// The model.
+    pub model: ModelConfig,
+    /// Where texts begin and end, if not as usual.
+    #[serde(default, skip_serializing_if = "TextConfig::is_default")]
+    pub text: TextConfig,
+    /// What it learned from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<DataConfig>,
+    /// How it learned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train: Option<TrainConfig>,
 }
 
 /// Prepared token shards and the tokenizer that made them (`engram data prepare`).
@@ -165,6 +187,28 @@ impl RunConfig {
             .validate(train.steps)
             .map_err(|error| ConfigError::new("train.schedule", error.to_string()))?;
         train.optimizer.validate()
+    }
+
+    /// The configuration as TOML.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("a configuration is representable as TOML")
+    }
+}
+
+impl CheckpointConfig {
+    /// Reads and validates the configuration of a checkpoint.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or describes no model: named with its line.
+    pub fn load(path: &Path) -> Result<Self> {
+        let (text, config) = load_toml::<Self>(path)?;
+        config.model.validate().map_err(|error| locate(&text, path, &error))?;
+        Ok(config)
+    }
+
+    /// The precision to compute in on a device that is a GPU or not.
+    pub fn precision(&self, gpu: bool) -> Precision {
+        self.train.as_ref().map_or(PrecisionConfig::Auto, |train| train.precision).resolve(gpu)
     }
 
     /// The configuration as TOML.

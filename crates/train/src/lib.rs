@@ -47,12 +47,16 @@ mod sampler;
 mod schedule;
 mod shards;
 mod tables;
+mod text_bounds;
 mod tokenizer;
 mod trained;
 mod trainer;
 
 pub use checkpoint::{Checkpoint, CheckpointWriter};
-pub use config::{DataConfig, PrecisionConfig, RunConfig, TrainConfig, load_model_config, load_toml, locate};
+pub use config::{
+    CheckpointConfig, DataConfig, PrecisionConfig, RunConfig, TrainConfig, load_model_config, load_toml,
+    locate,
+};
 pub use corpus::{Corpus, Documents};
 pub use data_error::Error as DataError;
 pub use engram_model::TargetScore;
@@ -71,6 +75,7 @@ pub use shards::{
 pub use tables::{
     Fetched, FrozenTables, MemoryTables, RowOptimizerKind, RowStorage, RowTraining, addressing, fetch,
 };
+pub use text_bounds::{Begin, BeginConfig, TextConfig};
 pub use tokenizer::{END_OF_TEXT, PAD, Tokenizer, TokenizerHash, TokenizerProgress, TokenizerTraining};
 pub use trained::{LayerGates, Trained};
 pub use trainer::{Pace, StepReport, Trainer};

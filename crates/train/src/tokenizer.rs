@@ -133,8 +133,16 @@ impl Tokenizer {
     /// # Errors
     /// A file that cannot be read, is not a tokenizer, or has no token with such a name.
     pub fn load(path: &Path) -> Result<Self> {
+        Self::load_ending(path, None)
+    }
+
+    /// As [`load`](Self::load), with the name of the token that ends a text, where that is known.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_ending(path: &Path, end_of_text: Option<&str>) -> Result<Self> {
         let json = std::fs::read(path).map_err(Error::read(path))?;
-        Self::from_json(&json, &path.display().to_string(), None)
+        Self::from_json(&json, &path.display().to_string(), end_of_text)
     }
 
     /// Reads the bytes of a `tokenizer.json`; `origin` names them in messages. `end_of_text` is the token

@@ -7,22 +7,24 @@ use engram_address::Addressing;
 use engram_model::{LanguageModel, TargetScore, Tokens, Trace};
 
 use crate::checkpoint::Checkpoint;
-use crate::config::RunConfig;
+use crate::config::CheckpointConfig;
 use crate::error::{Error, Result};
 use crate::evaluate::{HeldOut, held_out_loss};
 use crate::lookup::RowPlaces;
 use crate::parameters;
 use crate::shards::TokenShards;
 use crate::tables::{self, Fetched, FrozenTables};
+use crate::text_bounds::Begin;
 use crate::tokenizer::Tokenizer;
 use crate::trainer::is_gpu;
 
 /// A model, its memory, mapped from the checkpoint, and its tokenizer.
 #[derive(Debug)]
 pub struct Trained {
-    config: RunConfig,
+    config: CheckpointConfig,
     device: Device,
     tokenizer: Tokenizer,
+    begin: Begin,
     model: LanguageModel,
     memory: Option<FrozenTables>,
     /// Table files of the memory layers, in order.
@@ -50,11 +52,11 @@ impl Trained {
     pub fn open(path: &Path, device: &Device) -> Result<Self> {
         let checkpoint = Checkpoint::open(path)?;
         let folder = checkpoint.folder();
-        let config = RunConfig::load(&folder.join("run.toml"))?;
-        let tokenizer = Tokenizer::load(&folder.join("tokenizer.json"))?;
+        let config = CheckpointConfig::load(&folder.join("run.toml"))?;
+        let tokenizer = Tokenizer::load_ending(&folder.join("tokenizer.json"), config.text.end.as_deref())?;
+        let begin = config.text.begin(&tokenizer)?;
         let device = device.clone().inner();
-        let precision = config.train.precision.resolve(is_gpu(&device));
-        let model = LanguageModel::new(&config.model, &device, config.train.seed, precision)?;
+        let model = LanguageModel::new(&config.model, &device, 0, config.precision(is_gpu(&device)))?;
         let weights = folder.join("model.safetensors");
         let tensors = checkpoint.tensors("model.safetensors")?;
         let model = parameters::import(model, tensors, &weights.display().to_string())?;
@@ -68,11 +70,11 @@ impl Trained {
         let layers = config.model.memory.iter().flat_map(|memory| &memory.layers);
         let tables = layers.map(|&layer| folder.join(tables::file_name(layer))).collect();
         let (folder, identity) = (folder.to_owned(), checkpoint.identity()?);
-        Ok(Self { config, device, tokenizer, model, memory, tables, folder, identity })
+        Ok(Self { config, device, tokenizer, begin, model, memory, tables, folder, identity })
     }
 
-    /// The configuration of the run.
-    pub fn config(&self) -> &RunConfig {
+    /// The configuration.
+    pub fn config(&self) -> &CheckpointConfig {
         &self.config
     }
 
@@ -99,6 +101,11 @@ impl Trained {
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
+    }
+
+    /// What stands before a text.
+    pub fn begin(&self) -> Begin {
+        self.begin
     }
 
     /// The addressing of the memory, if the model has one.

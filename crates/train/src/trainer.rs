@@ -14,7 +14,7 @@ use engram_model::{LanguageModel, MemoryRows, ModelConfig, Tokens, Trace};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, CheckpointWriter};
-use crate::config::RunConfig;
+use crate::config::{CheckpointConfig, RunConfig};
 use crate::error::{Error, Result};
 use crate::evaluate::{HeldOut, VisitLosses, held_out_loss, token_losses};
 use crate::optimizer::{Gradients, Optimizer, global_norm};
@@ -22,6 +22,7 @@ use crate::parameters;
 use crate::sampler::{Sampler, SamplerState};
 use crate::shards::TokenShards;
 use crate::tables::{self, Fetched, MemoryTables};
+use crate::text_bounds::TextConfig;
 use crate::tokenizer::Tokenizer;
 
 /// A run in progress.
@@ -131,6 +132,9 @@ impl Trainer {
                 folder.display()
             )));
         }
+        if let Some(config) = &config {
+            check_text(&saved.text, &config.text, folder)?;
+        }
         let config = config.unwrap_or(saved);
         let parts = Parts::open(&config)?;
         let saved_tokenizer = Tokenizer::load(&checkpoint.folder().join("tokenizer.json"))?;
@@ -164,8 +168,9 @@ impl Trainer {
             return Err(Error::RunExists { path: folder.to_owned() });
         }
         let checkpoint = Checkpoint::open(from)?;
-        let saved = RunConfig::load(&checkpoint.folder().join("run.toml"))?;
+        let saved = CheckpointConfig::load(&checkpoint.folder().join("run.toml"))?;
         check_extension(&saved.model, &config.model, from)?;
+        check_text(&saved.text, &config.text, from)?;
         let parts = Parts::open(&config)?;
         if Tokenizer::load(&checkpoint.folder().join("tokenizer.json"))?.hash() != parts.tokenizer.hash() {
             let tokenizer = config.data.tokenizer.display();
@@ -427,7 +432,7 @@ struct Parts {
 
 impl Parts {
     fn open(config: &RunConfig) -> Result<Self> {
-        let tokenizer = Tokenizer::load(&config.data.tokenizer)?;
+        let tokenizer = Tokenizer::load_ending(&config.data.tokenizer, config.text.end.as_deref())?;
         let size = tokenizer.vocabulary();
         if size != config.model.vocabulary {
             return Err(Error::Mismatch(format!(
@@ -495,6 +500,17 @@ fn check_extension(saved: &ModelConfig, model: &ModelConfig, from: &Path) -> Res
         )));
     }
     Ok(())
+}
+
+/// Refuses texts that begin or end otherwise than those of the checkpoint.
+fn check_text(saved: &TextConfig, text: &TextConfig, from: &Path) -> Result<()> {
+    if saved == text {
+        return Ok(());
+    }
+    let from = from.display();
+    Err(Error::Mismatch(format!(
+        "`[text]` is another than that of {from}: copy it from the checkpoint's run.toml"
+    )))
 }
 
 /// Whether `device` is a GPU.

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use engram_address::{AddressConfig, Addressing, LayerAddress, Vocabulary};
 use engram_model::MemoryConfig;
 use engram_store::RowFormat;
-use engram_train::{Checkpoint, RunConfig, Tokenizer, load_model_config};
+use engram_train::{Checkpoint, Tokenizer, load_model_config};
 
 use crate::failure::refuse;
 
@@ -68,7 +68,7 @@ impl AddressingOptions {
             let checkpoint = Checkpoint::open(path)?;
             let config = checkpoint.folder().join("run.toml");
             let tokenizer = Tokenizer::load(&checkpoint.folder().join("tokenizer.json"))?;
-            return Loaded::of_memory(RunConfig::load(&config)?.model.memory, &config, tokenizer).map(Some);
+            return Loaded::of_memory(load_model_config(&config)?.memory, &config, tokenizer).map(Some);
         }
         let (Some(path), true) = (&self.tokenizer, self.config.is_some() || self.preset.is_some()) else {
             return Ok(None);

@@ -5,6 +5,7 @@ pub(crate) mod chat;
 mod data;
 mod eval;
 mod generate;
+mod import;
 mod inspect;
 mod params;
 mod quickstart;
@@ -34,6 +35,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Data(data::Data),
     Train(train::Train),
+    Import(import::Import),
     Params(params::Params),
     Rows(rows::Rows),
     /// Evaluate a checkpoint: its loss, and what it answers.
@@ -59,6 +61,7 @@ impl Command {
             Self::Tokenizer(command) => command.run(),
             Self::Data(command) => command.run(),
             Self::Train(command) => command.run(),
+            Self::Import(command) => command.run(),
             Self::Params(command) => command.run(),
             Self::Rows(command) => command.run(),
             Self::Eval(command) => command.run(),

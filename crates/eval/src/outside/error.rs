@@ -25,6 +25,9 @@ pub enum Error {
         /// What is wrong, and where.
         problem: String,
     },
+    /// A checkpoint that cannot be made of it.
+    #[error(transparent)]
+    Checkpoint(#[from] engram_train::Error),
     /// A tokenizer that cannot be used.
     #[error(transparent)]
     Tokenizer(#[from] engram_train::DataError),

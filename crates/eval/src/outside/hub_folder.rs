@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use engram_train::Tokenizer;
+use engram_train::{Begin, Tokenizer};
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
@@ -13,7 +13,6 @@ use serde_json::Value;
 
 use super::error::{Error, Result};
 use super::llama::LlamaConfig;
-use crate::tasks::Begin;
 
 /// The parts of `config.json` that are used.
 #[derive(Debug, Deserialize)]
@@ -29,6 +28,8 @@ struct ConfigFile {
     rms_norm_eps: f32,
     rope_theta: Option<f64>,
     rope_scaling: Option<Value>,
+    rope_parameters: Option<RopeParameters>,
+    sliding_window: Option<usize>,
     max_position_embeddings: usize,
     #[serde(default)]
     attention_bias: bool,
@@ -37,6 +38,14 @@ struct ConfigFile {
     hidden_act: Option<String>,
     bos_token_id: Option<u32>,
     eos_token_id: Option<Value>,
+}
+
+/// Where newer files have `rope_theta` and `rope_scaling`.
+#[derive(Debug, Deserialize)]
+struct RopeParameters {
+    rope_theta: Option<f64>,
+    rope_type: Option<String>,
+    partial_rotary_factor: Option<f64>,
 }
 
 /// A folder with its files of weights, mapped.
@@ -115,6 +124,26 @@ impl HubFolder {
         Ok((tokenizer, begin))
     }
 
+    /// The chat template with the names that it may use, as a `tokenizer_config.json`; none if there is none.
+    pub(crate) fn chat_template(&self) -> Result<Option<String>> {
+        let path = self.folder.join("tokenizer_config.json");
+        let mut config: Value = match read_if_there(&path)? {
+            Some(text) => {
+                serde_json::from_str(&text).map_err(|error| Error::model(&path, error.to_string()))?
+            }
+            None => Value::Object(serde_json::Map::new()),
+        };
+        let Some(fields) = config.as_object_mut() else {
+            return Err(Error::model(&path, "it is no table of values"));
+        };
+        // Newer files have the template beside them, and it counts.
+        if let Some(template) = read_if_there(&self.folder.join("chat_template.jinja"))? {
+            fields.insert("chat_template".into(), template.into());
+        }
+        let has_one = fields.get("chat_template").is_some_and(|template| !template.is_null());
+        Ok(has_one.then(|| format!("{config:#}")))
+    }
+
     /// Names of all tensors.
     pub(crate) fn names(&self) -> Result<BTreeSet<String>> {
         let mut names = BTreeSet::new();
@@ -145,6 +174,20 @@ impl ConfigFile {
         if self.rope_scaling.as_ref().is_some_and(|scaling| !scaling.is_null()) {
             return Err("`rope_scaling`: scaled rotary positions are not known".into());
         }
+        let (mut rotary_base, given) = (self.rope_theta, self.rope_parameters);
+        if let Some(RopeParameters { rope_theta, rope_type, partial_rotary_factor }) = given {
+            if rope_type.is_some_and(|kind| kind != "default")
+                || partial_rotary_factor.is_some_and(|f| f != 1.0)
+            {
+                return Err("`rope_parameters`: scaled or partial rotary positions are not known".into());
+            }
+            rotary_base = rope_theta.or(rotary_base);
+        }
+        if let Some(window) = self.sliding_window.filter(|&window| window < self.max_position_embeddings) {
+            return Err(format!(
+                "`sliding_window` of {window}: attention that does not see all is not known"
+            ));
+        }
         if self.attention_bias || self.mlp_bias {
             return Err("biases are not known".into());
         }
@@ -160,9 +203,17 @@ impl ConfigFile {
             head_width: self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1)),
             feed_forward: self.intermediate_size,
             norm_epsilon: self.rms_norm_eps,
-            rotary_base: self.rope_theta.unwrap_or(10_000.0),
+            rotary_base: rotary_base.unwrap_or(10_000.0),
             context: self.max_position_embeddings,
         })
+    }
+}
+
+fn read_if_there(path: &Path) -> Result<Option<String>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::read(path)(error)),
     }
 }
 

@@ -76,6 +76,8 @@ pub struct Llama {
     pub(crate) norm: Vec<f32>,
     /// `[width, vocabulary]`.
     pub(crate) head: Vec<f32>,
+    /// Whether the head is the transposed embedding.
+    pub(crate) tied_head: bool,
 }
 
 /// One block's weights.

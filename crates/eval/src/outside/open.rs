@@ -1,15 +1,14 @@
 //! From a file to a model that can be asked.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use engram_train::Tokenizer;
+use engram_train::{Begin, Tokenizer};
 
 use super::error::{Error, Result};
 use super::gguf::Gguf;
 use super::hub_folder::HubFolder;
 use super::llama::{Llama, LlamaBlock, LlamaConfig};
-use crate::tasks::Begin;
 
 /// A model from outside, with its tokenizer.
 #[derive(Debug)]
@@ -18,6 +17,9 @@ pub struct OutsideModel {
     pub(crate) tokenizer: Tokenizer,
     pub(crate) begin: Begin,
     pub(crate) identity: String,
+    pub(crate) path: PathBuf,
+    /// In the form of a `tokenizer_config.json`.
+    pub(crate) chat_template: Option<String>,
 }
 
 impl OutsideModel {
@@ -48,6 +50,11 @@ impl OutsideModel {
         &self.tokenizer
     }
 
+    /// How a conversation becomes a text, in the form of a `tokenizer_config.json`, if the model says so.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_template.as_deref()
+    }
+
     fn from_gguf(gguf: &Gguf) -> Result<Self> {
         let (tokenizer, begin) = super::vocabulary::read(gguf)?;
         let config = gguf_config(gguf)?;
@@ -65,7 +72,8 @@ impl OutsideModel {
         let there = gguf.names().into_iter().map(str::to_owned).collect();
         let source = Source { path: gguf.path(), get: &get, rename: gguf_name, there, tied };
         let identity = blake3::hash(gguf.bytes()).to_hex().to_string();
-        Self::of(source, config, (tokenizer, begin), identity)
+        let chat_template = super::vocabulary::chat_template(gguf)?;
+        Self::of(source, config, (tokenizer, begin), identity, chat_template)
     }
 
     fn from_folder(folder: &HubFolder) -> Result<Self> {
@@ -78,7 +86,8 @@ impl OutsideModel {
             hash.update(bytes);
         });
         let identity = hash.finalize().to_hex().to_string();
-        Self::of(source, folder.config().clone(), folder.tokenizer()?, identity)
+        let config = folder.config().clone();
+        Self::of(source, config, folder.tokenizer()?, identity, folder.chat_template()?)
     }
 
     fn of(
@@ -86,6 +95,7 @@ impl OutsideModel {
         config: LlamaConfig,
         (tokenizer, begin): (Tokenizer, Begin),
         identity: String,
+        chat_template: Option<String>,
     ) -> Result<Self> {
         config.validate().map_err(|problem| Error::model(source.path, problem))?;
         if tokenizer.vocabulary() > config.vocabulary {
@@ -93,7 +103,8 @@ impl OutsideModel {
             let problem = format!("the tokenizer has {tokens} tokens, the embedding {rows} rows");
             return Err(Error::model(source.path, problem));
         }
-        Ok(Self { llama: source.llama(config)?, tokenizer, begin, identity })
+        let path = source.path.to_owned();
+        Ok(Self { llama: source.llama(config)?, tokenizer, begin, identity, path, chat_template })
     }
 }
 
@@ -130,7 +141,7 @@ impl Source<'_> {
                 format!("tensor `{name}` has no place in a model of the Llama type as it is known here");
             return Err(Error::model(self.path, problem));
         }
-        Ok(Llama { config, embedding, blocks, norm, head })
+        Ok(Llama { config, embedding, blocks, norm, head, tied_head: self.tied })
     }
 
     fn block(&mut self, index: usize, config: &LlamaConfig) -> Result<LlamaBlock> {
@@ -324,11 +335,31 @@ mod tests {
     }
 
     #[test]
+    fn newer_folders_have_the_rotary_base_and_the_chat_template_elsewhere() {
+        let change = |config: &mut serde_json::Value| {
+            config["rope_parameters"] = json!({"rope_type": "default", "rope_theta": 500_000.0});
+            config["sliding_window"] = CONFIG.context.into();
+        };
+        let folder = folder(change);
+        std::fs::write(folder.path().join("tokenizer_config.json"), r#"{"eos_token": "<|endoftext|>"}"#)
+            .unwrap();
+        let open = || OutsideModel::open(folder.path()).unwrap();
+        assert_eq!(open().llama().config().rotary_base, 500_000.0);
+        assert!(open().chat_template().is_none());
+        std::fs::write(folder.path().join("chat_template.jinja"), "{{ eos_token }}").unwrap();
+        let template: serde_json::Value = serde_json::from_str(open().chat_template().unwrap()).unwrap();
+        assert_eq!(template, json!({"eos_token": "<|endoftext|>", "chat_template": "{{ eos_token }}"}));
+    }
+
+    #[test]
     fn what_is_not_known_is_refused_by_name() {
         type Change = fn(&mut serde_json::Value);
-        let cases: [(Change, &str); 6] = [
+        let cases: [(Change, &str); 9] = [
             (|config| config["model_type"] = "gemma".into(), "model type `gemma`"),
             (|config| config["rope_scaling"] = json!({"type": "yarn"}), "`rope_scaling`"),
+            (|config| config["rope_parameters"] = json!({"rope_type": "llama3"}), "`rope_parameters`"),
+            (|config| config["rope_parameters"] = json!({"partial_rotary_factor": 0.5}), "`rope_parameters`"),
+            (|config| config["sliding_window"] = 32.into(), "`sliding_window` of 32"),
             (|config| config["attention_bias"] = true.into(), "biases"),
             (|config| config["num_hidden_layers"] = 1.into(), "tensor `model.layers.1."),
             (|config| config["num_key_value_heads"] = 3.into(), "not whole groups"),

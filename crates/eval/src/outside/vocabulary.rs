@@ -1,11 +1,10 @@
 //! The tokenizer inside a GGUF file, as a Hugging Face `tokenizer.json`.
 
-use engram_train::Tokenizer;
+use engram_train::{Begin, Tokenizer};
 use serde_json::{Map, Value, json};
 
 use super::error::Result;
 use super::gguf::{self, Gguf};
-use crate::tasks::Begin;
 
 /// Token types of ggml.
 const CONTROL: i64 = 3;
@@ -73,6 +72,22 @@ pub(crate) fn read(gguf: &Gguf) -> Result<(Tokenizer, Begin)> {
         (false, false) => Begin::IfEmpty(tokenizer.end_of_text()),
     };
     Ok((tokenizer, begin))
+}
+
+/// The chat template with the names that it may use, as a Hugging Face `tokenizer_config.json`; none if there is none.
+pub(crate) fn chat_template(gguf: &Gguf) -> Result<Option<String>> {
+    if gguf.value("tokenizer.chat_template").is_none() {
+        return Ok(None);
+    }
+    let tokens = gguf.texts("tokenizer.ggml.tokens")?;
+    let mut config = json!({
+        "chat_template": gguf.text("tokenizer.chat_template")?,
+        "eos_token": token_name(gguf, &tokens, "tokenizer.ggml.eos_token_id")?,
+    });
+    if gguf.value("tokenizer.ggml.bos_token_id").is_some() {
+        config["bos_token"] = token_name(gguf, &tokens, "tokenizer.ggml.bos_token_id")?.into();
+    }
+    Ok(Some(format!("{config:#}")))
 }
 
 /// How a text is split before its bytes are merged.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use engram_model::{ConfigError, ModelConfig};
-use engram_train::{DataConfig, RunConfig, TrainConfig, load_toml, locate};
+use engram_train::{DataConfig, RunConfig, TextConfig, TrainConfig, load_toml, locate};
 use serde::{Deserialize, Serialize};
 
 use super::arm::Patch;
@@ -133,7 +133,8 @@ impl StudyConfig {
 
     /// The base of every arm.
     pub fn base(&self) -> RunConfig {
-        RunConfig { model: self.model.clone(), data: self.data.clone(), train: self.train.clone() }
+        let (model, data, train) = (self.model.clone(), self.data.clone(), self.train.clone());
+        RunConfig { model, text: TextConfig::default(), data, train }
     }
 
     fn validate(&self) -> std::result::Result<(), ConfigError> {

@@ -2,12 +2,12 @@
 
 use std::ops::ControlFlow;
 
-use engram_train::TargetScore;
+use engram_train::{Begin, TargetScore};
 
 use super::error::{Error, Result};
 use super::outcome::{Length, Outcome, Said};
 use super::question::{Ask, Place, Question, Statement};
-use super::scorer::{Begin, Cost, Likelihood, Request, Scorer};
+use super::scorer::{Cost, Likelihood, Request, Scorer};
 use super::task_file::{Form, LongPerplexity, Task};
 use crate::outside::common;
 

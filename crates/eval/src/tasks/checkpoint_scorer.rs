@@ -1,9 +1,9 @@
 //! Asking a checkpoint of Engram.
 
-use engram_train::{Sampling, TargetScore, Trained, generate};
+use engram_train::{Begin, Sampling, TargetScore, Trained, generate};
 
 use super::error::Result;
-use super::scorer::{Begin, Cost, Request, Scorer};
+use super::scorer::{Cost, Request, Scorer};
 
 impl Scorer for Trained {
     fn identity(&self) -> String {
@@ -14,9 +14,8 @@ impl Scorer for Trained {
         self.config().model.context
     }
 
-    /// A document begins after the end of another.
     fn begin(&self) -> Begin {
-        Begin::Always(self.tokenizer().end_of_text())
+        Self::begin(self)
     }
 
     fn cost(&self) -> Cost {

@@ -51,12 +51,13 @@ mod template;
 
 pub use answer::{AnswerRule, Compare, Which};
 pub use ask::{AskOptions, Progress, Window, ask, windows};
+pub use engram_train::Begin;
 pub use error::{Error, Result};
 pub use few_shot::FewShot;
 pub use outcome::{Length, Measure, Outcome, Said};
 pub use question::{Ask, Place, Question, Statement};
 pub use record_file::{Header, RecordFile, read_record};
 pub use ruler::{Haystack, Ruler, RulerRecord};
-pub use scorer::{Begin, Cost, Likelihood, Request, Scorer};
+pub use scorer::{Cost, Likelihood, Request, Scorer};
 pub use summary::{Paired, Summary, compare, summarize};
 pub use task_file::{Cloze, Form, Generation, LongPerplexity, MultipleChoice, Perplexity, Task};

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 
 use engram_kernels::Segment;
-use engram_train::TargetScore;
+use engram_train::{Begin, TargetScore};
 
 use super::error::{Error, Result};
-use super::scorer::{Begin, Cost, Request, Scorer};
+use super::scorer::{Cost, Request, Scorer};
 use crate::outside::{LlamaState, OutsideModel, PrefixRows};
 
 impl Scorer for OutsideModel {

@@ -1,6 +1,6 @@
 //! What a model must be able to do to be asked.
 
-use engram_train::TargetScore;
+use engram_train::{Begin, TargetScore};
 
 use super::error::Result;
 
@@ -51,15 +51,6 @@ impl Likelihood {
             greedy: tokens.iter().all(|token| token.likeliest),
         }
     }
-}
-
-/// What stands before the first token of a text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Begin {
-    /// This token, always: the model has seen no text without.
-    Always(u32),
-    /// This token, where a continuation has nothing else before it.
-    IfEmpty(u32),
 }
 
 /// What a batch costs.

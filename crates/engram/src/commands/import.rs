@@ -1,0 +1,97 @@
+use std::path::PathBuf;
+
+use clap::Args;
+use engram_eval::outside::OutsideModel;
+use engram_model::Account;
+use engram_serve::ChatTemplate;
+use engram_train::{BeginConfig, CheckpointConfig};
+use serde::Serialize;
+
+use super::{print, print_json};
+use crate::failure::refuse;
+use crate::files::refuse_unwritable;
+use crate::number::short;
+use crate::table::Table;
+
+/// Make a checkpoint of a model that others have trained.
+///
+/// It takes decoders of the Llama type: a GGUF file, or a folder with config.json, tokenizer.json and safetensors. The
+/// weights are kept in f32, whatever they were. Every command that takes a checkpoint takes the result. What a model
+/// of Engram has no place for (biases, scaled rotary positions, sliding windows) is refused by name.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  engram import SmolLM2-135M-Instruct.Q4_1.gguf --out runs/smol
+  engram import SmolLM2-135M/ --out runs/smol --json
+  engram chat runs/smol
+  engram eval tasks runs/smol configs/tasks/piqa.toml --data sets")]
+pub(crate) struct Import {
+    /// A GGUF file, or the folder of a model.
+    model: PathBuf,
+    /// Folder to make; it becomes the checkpoint.
+    #[arg(long, value_name = "FOLDER")]
+    out: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A checkpoint that was made.
+#[derive(Debug, Serialize)]
+struct Imported {
+    checkpoint: PathBuf,
+    parameters: u64,
+    /// Whether conversations can be turned into texts.
+    chat_template: bool,
+    #[serde(flatten)]
+    config: CheckpointConfig,
+}
+
+impl Import {
+    /// Runs the command.
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        refuse_unwritable(&self.out)?;
+        if !OutsideModel::is_one(&self.model) {
+            return refuse(format!(
+                "{}: neither a .gguf file nor a folder with config.json",
+                self.model.display()
+            ));
+        }
+        eprintln!("reading {}", self.model.display());
+        let model = OutsideModel::open(&self.model)?;
+        let template = model.chat_template().map(str::to_owned);
+        if let Some(template) = &template
+            && let Err(error) = ChatTemplate::from_tokenizer_config(template)
+        {
+            return refuse(format!("{}: {error}", self.model.display()));
+        }
+        let config = model.checkpoint_config()?;
+        eprintln!("writing {}", self.out.display());
+        let checkpoint = model.save_checkpoint(&self.out, template.as_deref())?;
+        let parameters = Account::of(&config.model, &[]).total;
+        let imported = Imported { checkpoint, parameters, chat_template: template.is_some(), config };
+        if self.json { print_json(&imported) } else { print(imported.table().to_string()) }
+    }
+}
+
+impl Imported {
+    fn table(&self) -> Table {
+        let CheckpointConfig { model, text, .. } = &self.config;
+        let mut table = Table::new([self.checkpoint.display().to_string(), String::new()]);
+        let mut row = |label: &str, value: String| table.row([label.to_owned(), value]);
+        row("parameters", short(self.parameters));
+        row("blocks", model.blocks.to_string());
+        row("width", model.width.to_string());
+        row("heads", model.attention.heads().to_string());
+        row("heads of keys and values", model.attention.key_heads().to_string());
+        row("tokens in the vocabulary", model.vocabulary.to_string());
+        row("context, tokens", model.context.to_string());
+        match &text.begin {
+            Some(BeginConfig::Always(name)) => row("before every text", name.clone()),
+            Some(BeginConfig::IfEmpty(name)) => row("before a text without a beginning", name.clone()),
+            None => {}
+        }
+        row("end of a text", text.end.clone().unwrap_or_default());
+        row("chat template", if self.chat_template { "yes" } else { "no" }.to_owned());
+        table
+    }
+}

@@ -1,0 +1,161 @@
+//! A model that others have trained becomes a checkpoint, and is used as one.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::{Random, Workshop};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde_json::{Value, json};
+
+const INPUT: i32 = 2;
+const WIDTH: usize = 24;
+
+/// Writes a model of the Llama type as Hugging Face's library does, with random weights; heads of 6 values.
+fn write_model(workshop: &Workshop, (heads, key_heads): (usize, usize), change: impl Fn(&mut Value)) {
+    std::fs::create_dir_all(workshop.path("model")).unwrap();
+    let mut config = json!({
+        "model_type": "llama", "vocab_size": 320, "hidden_size": WIDTH, "num_hidden_layers": 2,
+        "num_attention_heads": heads, "num_key_value_heads": key_heads, "head_dim": 6, "intermediate_size": 40,
+        "rms_norm_eps": 1e-5, "rope_theta": 10_000.0, "max_position_embeddings": 32, "bos_token_id": 1,
+        "eos_token_id": 0, "tie_word_embeddings": true,
+    });
+    change(&mut config);
+    workshop.write("model/config.json", config.to_string());
+    workshop.write("model/tokenizer.json", workshop.read("tokenizer.json"));
+    let template = "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}";
+    let names = json!({"bos_token": "<|pad|>", "eos_token": "<|endoftext|>", "chat_template": template});
+    workshop.write("model/tokenizer_config.json", names.to_string());
+
+    let mut random = Random(5);
+    let mut tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)> = BTreeMap::new();
+    let mut add = |name: String, shape: &[usize]| {
+        let normal = |random: &mut Random| random.below(2001) as f32 / 1000.0 - 1.0;
+        let count = shape.iter().product();
+        let values =
+            (0..count).map(|_| 0.3 * normal(&mut random)).map(|v| if shape.len() == 1 { 1.0 + v } else { v });
+        let values = values.collect();
+        tensors.insert(format!("{name}.weight"), (shape.to_vec(), values));
+    };
+    add("model.embed_tokens".into(), &[320, WIDTH]);
+    add("model.norm".into(), &[WIDTH]);
+    for block in 0..2 {
+        let mut part = |part: &str, shape: &[usize]| add(format!("model.layers.{block}.{part}"), shape);
+        part("input_layernorm", &[WIDTH]);
+        part("post_attention_layernorm", &[WIDTH]);
+        part("self_attn.q_proj", &[heads * 6, WIDTH]);
+        part("self_attn.k_proj", &[key_heads * 6, WIDTH]);
+        part("self_attn.v_proj", &[key_heads * 6, WIDTH]);
+        part("self_attn.o_proj", &[WIDTH, heads * 6]);
+        part("mlp.gate_proj", &[40, WIDTH]);
+        part("mlp.up_proj", &[40, WIDTH]);
+        part("mlp.down_proj", &[WIDTH, 40]);
+    }
+    let views = tensors.iter().map(|(name, (shape, values))| {
+        (name, TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(values)).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, &workshop.path("model/model.safetensors")).unwrap();
+}
+
+fn json_of(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+#[test]
+fn the_checkpoint_answers_as_the_model_did() {
+    let workshop = Workshop::prepared();
+    write_model(&workshop, (4, 2), |_| ());
+    let made = json_of(&workshop.ok("import model --out imported --json"));
+    assert_eq!((&made["checkpoint"], &made["chat_template"]), (&json!("imported"), &json!(true)));
+    assert_eq!(made["model"]["attention"]["key_heads"], 2);
+    assert_eq!(made["text"], json!({"begin": {"if_empty": "<|pad|>"}, "end": "<|endoftext|>"}));
+    let files = ["manifest.json", "model.safetensors", "run.toml", "tokenizer.json", "tokenizer_config.json"];
+    assert_eq!(workshop.list("imported"), files);
+
+    let sailed = "data = 'who.jsonl'\n[multiple_choice]\nprompt = '{{ who }} sailed'\n\
+                  choices = '[\"to New York\", \"the old captain\"]'\nanswer = 'gold'\n";
+    workshop.write("sailed.toml", sailed);
+    workshop.write("who.jsonl", "{\"who\": \"Ada\", \"gold\": 0}\n{\"who\": \"Isaac\", \"gold\": 1}\n");
+    workshop.write("text.toml", "data = 'corpus.jsonl'\n[perplexity]\ntext = '{{ text }}'\noverlap = 8");
+    workshop.write(
+        "say.toml",
+        "data = 'who.jsonl'\n[generation]\nprompt = '{{ who }}'\nanswers = 'who'\nstop = ['.']\ntokens = 6",
+    );
+    let ask = |model: &str, out: &str| {
+        let tasks = "sailed.toml text.toml say.toml --limit 2 --json";
+        json_of(&workshop.ok(&format!("eval tasks {model} {tasks} --out {out}")))
+    };
+    let (expected, found) = (ask("model", "before"), ask("imported", "after"));
+    for (expected, found) in
+        expected["tasks"].as_array().unwrap().iter().zip(found["tasks"].as_array().unwrap())
+    {
+        for (expected, found) in
+            expected["measures"].as_array().unwrap().iter().zip(found["measures"].as_array().unwrap())
+        {
+            let (one, other) = (expected["value"].as_f64().unwrap(), found["value"].as_f64().unwrap());
+            assert!((one - other).abs() <= 1e-4 * one.abs(), "{expected} {found}");
+        }
+    }
+    let said =
+        |out: &str| workshop.read(&format!("{out}/say.jsonl")).lines().skip(1).collect::<Vec<_>>().join("\n");
+    assert_eq!(said("after"), said("before"));
+
+    let loss = json_of(&workshop.ok("eval loss imported data/valid --json"));
+    assert!(loss["nats_per_token"].as_f64().unwrap() > 1.0);
+    let costs = json_of(&workshop.ok("params imported/run.toml --json"));
+    assert_eq!(costs[0]["total_parameters"], made["parameters"]);
+}
+
+#[test]
+fn a_training_run_goes_on_from_it_with_its_texts() {
+    let workshop = Workshop::prepared();
+    write_model(&workshop, (4, 2), |_| ());
+    let table = workshop.ok("import model --out imported");
+    assert!(table.contains("heads of keys and values") && table.contains("<|pad|>"), "{table}");
+    let own = workshop.read("imported/run.toml");
+    let (model, text) = own.split_once("[text]").unwrap();
+    let training = "[data]\ntrain = 'data/train'\nvalid = 'data/valid'\ntokenizer = 'tokenizer.json'\n\
+                    [train]\nsteps = 2\nbatch = 1\nschedule = { decay = 'constant' }\n";
+    let longer = model.replace("context = 32", "context = 48");
+    workshop.write("long.toml", format!("{longer}[text]{text}\n{training}"));
+    workshop.ok("train long.toml --out long --extend-context imported");
+    workshop.ok("eval loss long data/valid --tokens 200");
+    assert!(workshop.read("long/checkpoints/step-00000002/run.toml").contains("if_empty = \"<|pad|>\""));
+    workshop.write("other.toml", format!("{longer}{training}"));
+    let words = ["`[text]` is another than that of imported"];
+    workshop.fails("train other.toml --out other --extend-context imported", INPUT, &words);
+}
+
+#[test]
+fn a_checkpoint_continues_texts() {
+    let workshop = Workshop::prepared();
+    write_model(&workshop, (4, 4), |_| ());
+    workshop.ok("import model --out imported");
+    assert!(!workshop.read("imported/run.toml").contains("key_heads"));
+    let arguments =
+        ["generate", "imported", "--prompt", "Ada", "--temperature", "0", "--tokens", "8", "--json"];
+    let said = json_of(&workshop.ok_arguments(arguments));
+    assert_eq!(said["tokens"].as_array().unwrap().len(), 8);
+    let talked = workshop.shell("echo Ada | $ENGRAM chat imported --temperature 0 --tokens 5");
+    assert_eq!((talked.status, talked.stdout.is_empty()), (Some(0), false), "{}", talked.stderr);
+}
+
+#[test]
+fn what_cannot_become_a_checkpoint_is_refused() {
+    let workshop = Workshop::prepared();
+    workshop.fails("import tokenizer.json --out imported", INPUT, &["neither a .gguf file nor a folder"]);
+    workshop.fails("import nowhere.gguf --out imported", INPUT, &["nowhere.gguf: cannot read"]);
+    write_model(&workshop, (4, 2), |config| config["attention_bias"] = true.into());
+    workshop.fails("import model --out imported", INPUT, &["config.json: biases are not known"]);
+    write_model(&workshop, (4, 2), |config| config["rope_scaling"] = json!({"rope_type": "llama3"}));
+    workshop.fails("import model --out imported", INPUT, &["config.json: `rope_scaling`"]);
+    write_model(&workshop, (4, 2), |_| ());
+    workshop.write("model/tokenizer_config.json", "{\"chat_template\": \"{% for %}\"}");
+    workshop.fails("import model --out imported", INPUT, &["model: chat template: "]);
+    write_model(&workshop, (4, 2), |_| ());
+    workshop.fails("import model --out nowhere/imported", INPUT, &["there is no folder nowhere"]);
+    workshop.ok("import model --out imported");
+    workshop.fails("import model --out imported", INPUT, &["imported already exists"]);
+    assert!(workshop.list(".").iter().all(|name| !name.contains("unfinished")));
+}
