@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use engram_eval::gates::{LayerNgrams, NgramOptions, most_open};
-use engram_train::{TokenShards, Trained};
+use engram_train::{Begin, TokenShards, Trained};
 use serde::Serialize;
 
 use crate::commands::{print, print_json, text_or_stdin};
@@ -151,8 +151,9 @@ impl Listing {
 /// The gates over `text`, the beginning of a document.
 pub(in crate::commands) fn gates(model: &Trained, text: &str) -> anyhow::Result<GateText> {
     let tokenizer = model.tokenizer();
-    // A document begins after the end of another, which is not shown.
-    let mut tokens = vec![tokenizer.end_of_text()];
+    // What stands before a document, such as the end of another, is not shown.
+    let (Begin::Always(begin) | Begin::IfEmpty(begin)) = model.begin();
+    let mut tokens = vec![begin];
     tokens.extend(tokenizer.encode(text)?);
     if tokens.len() == 1 {
         return refuse("the text is empty");
