@@ -131,13 +131,16 @@ fn a_training_run_goes_on_from_it_with_its_texts() {
 #[test]
 fn a_checkpoint_continues_texts() {
     let workshop = Workshop::prepared();
-    write_model(&workshop, (4, 4), |_| ());
+    write_model(&workshop, (4, 2), |_| ());
     workshop.ok("import model --out imported");
-    assert!(!workshop.read("imported/run.toml").contains("key_heads"));
     let arguments =
         ["generate", "imported", "--prompt", "Ada", "--temperature", "0", "--tokens", "8", "--json"];
     let said = json_of(&workshop.ok_arguments(arguments));
     assert_eq!(said["tokens"].as_array().unwrap().len(), 8);
+    write_model(&workshop, (4, 4), |_| ());
+    workshop.ok("import model --out own-keys");
+    assert!(!workshop.read("own-keys/run.toml").contains("key_heads"));
+    workshop.ok("generate own-keys --prompt Ada --tokens 4");
     let talked = workshop.shell("echo Ada | $ENGRAM chat imported --temperature 0 --tokens 5");
     assert_eq!((talked.status, talked.stdout.is_empty()), (Some(0), false), "{}", talked.stderr);
 }
