@@ -1,14 +1,18 @@
 """Prefill and greedy decoding of a model of SmolLM2-135M's shape, a plain f32 loop with a key-value cache.
 
+    python decode.py [THREADS]
+
 The weights are random; `cargo bench -p engram-serve --bench serving -- decode` does the same in Rust.
 """
 
+import sys
 import time
 
 import torch
 import torch.nn.functional as F
 
-VOCABULARY, WIDTH, BLOCKS, HEADS, HEAD, HIDDEN, CONTEXT = 49152, 576, 30, 9, 64, 1536, 2048
+VOCABULARY, WIDTH, BLOCKS, HIDDEN, CONTEXT = 49152, 576, 30, 1536, 2048
+HEADS, KEY_HEADS, HEAD = 9, 3, 64
 
 torch.set_grad_enabled(False)
 torch.manual_seed(1)
@@ -20,7 +24,7 @@ def linear(inputs, outputs):
 
 class Block:
     def __init__(self):
-        self.qkv, self.out = linear(WIDTH, 3 * HEADS * HEAD), linear(HEADS * HEAD, WIDTH)
+        self.qkv, self.out = linear(WIDTH, (HEADS + 2 * KEY_HEADS) * HEAD), linear(HEADS * HEAD, WIDTH)
         self.up, self.down = linear(WIDTH, 2 * HIDDEN), linear(HIDDEN, WIDTH)
         self.norms = torch.ones(WIDTH), torch.ones(WIDTH)
 
@@ -44,10 +48,13 @@ def step(tokens, start, cache):
     x = EMBEDDING[tokens]
     for block, (keys, values) in zip(MODEL, cache):
         h = F.rms_norm(x, (WIDTH,), block.norms[0], 1e-6)
-        q, k, v = F.linear(h, block.qkv).view(batch, time_, 3, HEADS, HEAD).permute(2, 0, 3, 1, 4)
+        qkv = F.linear(h, block.qkv).view(batch, time_, HEADS + 2 * KEY_HEADS, HEAD).transpose(1, 2)
+        q, k, v = qkv.split([HEADS, KEY_HEADS, KEY_HEADS], 1)
         end = start + time_
         keys[:, :, start:end], values[:, :, start:end] = turn(k, start), v
-        y = F.scaled_dot_product_attention(turn(q, start), keys[:, :, :end], values[:, :, :end], is_causal=time_ > 1)
+        y = F.scaled_dot_product_attention(
+            turn(q, start), keys[:, :, :end], values[:, :, :end], is_causal=time_ > 1, enable_gqa=True
+        )
         x = x + F.linear(y.transpose(1, 2).reshape(batch, time_, HEADS * HEAD), block.out)
         gate, up = F.linear(F.rms_norm(x, (WIDTH,), block.norms[1], 1e-6), block.up).chunk(2, -1)
         x = x + F.linear(F.silu(gate) * up, block.down)
@@ -55,7 +62,7 @@ def step(tokens, start, cache):
 
 
 def cache(batch):
-    return [[torch.zeros(batch, HEADS, CONTEXT, HEAD) for _ in range(2)] for _ in range(BLOCKS)]
+    return [[torch.zeros(batch, KEY_HEADS, CONTEXT, HEAD) for _ in range(2)] for _ in range(BLOCKS)]
 
 
 def prefill():
@@ -74,6 +81,7 @@ def decode(batch, count=64):
     return batch * (count - 1) / (time.perf_counter() - start)
 
 
+torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else torch.get_num_threads())
 print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, f32")
 print(f"  prefill, 512 tokens: {max(prefill() for _ in range(3)):.0f} tokens/s")
 for batch in (1, 16):

@@ -1,10 +1,11 @@
 //! How fast the engine answers, and what a memory that lives elsewhere costs.
 //!
 //!     cargo bench -p engram-serve --bench serving -- decode [FORMAT]
-//!     cargo bench -p engram-serve --bench serving -- offload FOLDER [SEQUENCES]
+//!     cargo bench -p engram-serve --bench serving -- offload FOLDER [SEQUENCES [GIB]]
 //!
 //! `decode`: a model of the shape of SmolLM2-135M in f32, bf16, int8 or all three; `benches/pytorch/decode.py` does the same in PyTorch.
-//! `offload`: a dense backbone whose memory has fifty times its parameters; FOLDER gets the table's file.
+//! `offload`: a dense backbone whose memory has more than ten times its parameters; FOLDER gets the file of a table of
+//! GIB for the direct reads.
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on stops")]
 
 use std::path::Path;
@@ -18,6 +19,7 @@ use engram_model::{LanguageModel, ModelConfig, Precision};
 use engram_serve::{Decoder, Engine, EngineOptions, Event, Model, Request, RowTiers, Sampling};
 use engram_store::{
     DirectOptions, DirectTable, PrefetchOptions, RowFormat, RowSource, Storage, Table, TableOrigin,
+    TableWriter,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -33,8 +35,9 @@ fn main() {
         ["decode", "bf16"] => decode(&[WeightFormat::Bf16]),
         ["decode", "int8"] => decode(&[WeightFormat::Int8]),
         ["offload", folder, sequences @ ..] => {
-            let sequences = sequences.first().map_or(512, |count| count.parse().unwrap());
-            offload(Path::new(folder), sequences);
+            let number =
+                |index: usize, default| sequences.get(index).map_or(default, |it| it.parse().unwrap());
+            offload(Path::new(folder), number(0, 512), number(1, 2) as u64);
         }
         _ => println!("name what to measure: `decode [FORMAT]`, or `offload FOLDER`"),
     }
@@ -88,35 +91,33 @@ fn decoding_speed(engine: &Engine, sequences: usize, tokens: usize, turn: u64) -
     left as f64 / start.elapsed().as_secs_f64()
 }
 
-/// A dense backbone of 8.0 million parameters.
+/// A dense backbone of 34 million parameters.
 fn offloaded(rows_per_head: u64) -> ModelConfig {
     toml::from_str(&format!(
         r#"
         vocabulary = 8192
-        width = 256
+        width = 512
         blocks = 8
         context = 1024
         tied_head = true
-        attention = {{ kind = "latent", heads = 4, latent_rank = 64, content_width = 64, rotary_width = 32, value_width = 64 }}
-        feed_forward = {{ width = 768 }}
-        memory = {{ layers = [1], max_order = 3, heads = 4, row_width = 64, rows_per_head = [{rows_per_head}, {rows_per_head}] }}
+        attention = {{ kind = "latent", heads = 8, latent_rank = 128, content_width = 64, rotary_width = 32, value_width = 64 }}
+        feed_forward = {{ width = 1536 }}
+        memory = {{ layers = [1], max_order = 3, heads = 4, row_width = {ROW_WIDTH}, rows_per_head = [{rows_per_head}, {rows_per_head}] }}
         "#
     ))
     .unwrap()
 }
 
+/// Values of a row, in f32.
+const ROW_WIDTH: usize = 64;
 /// Rows per head of a table that fits the processor's caches, and of one of 2 GiB.
 const FEW: u64 = 1_000;
 const MANY: u64 = 1_000_000;
 
-fn offload(folder: &Path, sequences: usize) {
-    let (small, _) = table(FEW, None);
-    let path = folder.join("offload.table");
-    let (large, origin) = table(MANY, Some(&path));
-    let direct: Arc<dyn RowSource> =
-        Arc::new(DirectTable::open(&path, &origin, &DirectOptions::default()).unwrap());
-    let bytes = large.rows() as usize * large.bytes_per_row();
-    println!("table: {} rows, {:.2} GB", large.rows(), bytes as f64 / 1e9);
+fn offload(folder: &Path, sequences: usize, gib: u64) {
+    let (small, large) = (table_in_ram(FEW), table_in_ram(MANY));
+    let on_disk = (gib << 30) / (8 * 4 * ROW_WIDTH as u64);
+    let direct = table_on_disk(on_disk, &folder.join("offload.table"));
     let requests = requests(sequences);
     let total: usize = requests.iter().map(|request| request.prompt.len() + request.max_tokens).sum();
     println!("{sequences} sequences, {total} tokens in all");
@@ -124,14 +125,13 @@ fn offload(folder: &Path, sequences: usize) {
         ("a table that fits the cache", FEW, &small, false),
         ("RAM, prefetched", MANY, &large, false),
         ("RAM, read in the forward pass", MANY, &large, true),
-        ("direct, prefetched", MANY, &direct, false),
-        ("direct, read in the forward pass", MANY, &direct, true),
+        ("direct, prefetched", on_disk, &direct, false),
+        ("direct, read in the forward pass", on_disk, &direct, true),
     ];
-    let parts = 4;
     let mut seconds = [0.0; 5];
     let mut waits = [Duration::ZERO; 5];
     // In turn, so that what else happens on the machine happens to all.
-    for part in requests.chunks(sequences.div_ceil(parts)) {
+    for part in requests.chunks(64) {
         for (way, (_, rows_per_head, source, on_demand)) in ways.iter().enumerate() {
             let engine = engine(*rows_per_head, Arc::clone(source), *on_demand);
             let start = Instant::now();
@@ -144,7 +144,7 @@ fn offload(folder: &Path, sequences: usize) {
         let speed = total as f64 / seconds[way];
         let relative = seconds[0] / seconds[way];
         let wait = waits[way].as_secs_f64() / sequences as f64;
-        println!("{name:34} {speed:8.1} tokens/s  {relative:.3}  {wait:.4} s waited per request");
+        println!("{name:34} {speed:8.1} tokens/s  {relative:.4}  {wait:.4} s waited per request");
     }
 }
 
@@ -153,22 +153,37 @@ fn addressing(config: &ModelConfig) -> Addressing {
     Addressing::new(&memory.addressing(), Vocabulary::identity(config.vocabulary)).unwrap()
 }
 
-/// A table for the model with so many rows per head, in RAM, and in a file too.
-fn table(rows_per_head: u64, path: Option<&Path>) -> (Arc<dyn RowSource>, TableOrigin) {
-    let config = offloaded(rows_per_head);
-    let addressing = addressing(&config);
+/// Rows of the model's memory with so many per head, and what their table is called.
+fn rows_and_origin(rows_per_head: u64) -> (u64, TableOrigin) {
+    let addressing = addressing(&offloaded(rows_per_head));
     let layer = &addressing.layers()[0];
-    let origin = TableOrigin { identity: addressing.identity(), layer: layer.layer() as u64 };
-    let fill = |id: u64, row: &mut [f32]| {
-        row.iter_mut().zip(0..).for_each(|(value, i)| {
-            *value = ((id.wrapping_mul(0x9e37_79b9) ^ i) % 1000) as f32 / 1000.0 - 0.5;
-        });
-    };
-    let table = Table::from_fn(layer.rows(), 64, RowFormat::F32, origin, &Storage::Ram, fill).unwrap();
-    if let Some(path) = path {
-        table.save(path).unwrap();
+    let rows = layer.rows();
+    println!("table of {rows} rows, {:.2} GB", (rows * 4 * ROW_WIDTH as u64) as f64 / 1e9);
+    (rows, TableOrigin { identity: addressing.identity(), layer: layer.layer() as u64 })
+}
+
+fn fill(id: u64, row: &mut [f32]) {
+    row.iter_mut().zip(0..).for_each(|(value, i)| {
+        *value = ((id.wrapping_mul(0x9e37_79b9) ^ i) % 1000) as f32 / 1000.0 - 0.5;
+    });
+}
+
+fn table_in_ram(rows_per_head: u64) -> Arc<dyn RowSource> {
+    let (rows, origin) = rows_and_origin(rows_per_head);
+    Arc::new(Table::from_fn(rows, ROW_WIDTH, RowFormat::F32, origin, &Storage::Ram, fill).unwrap())
+}
+
+fn table_on_disk(rows_per_head: u64, path: &Path) -> Arc<dyn RowSource> {
+    let (rows, origin) = rows_and_origin(rows_per_head);
+    let mut writer = TableWriter::create(path, rows, ROW_WIDTH, RowFormat::F32, origin).unwrap();
+    let mut some = Vec::new();
+    for first in (0..rows).step_by(1 << 16) {
+        some.resize((rows - first).min(1 << 16) as usize * ROW_WIDTH, 0.0);
+        some.chunks_exact_mut(ROW_WIDTH).zip(first..).for_each(|(row, id)| fill(id, row));
+        writer.push(&some).unwrap();
     }
-    (Arc::new(table), origin)
+    writer.finish().unwrap();
+    Arc::new(DirectTable::open(path, &origin, &DirectOptions::default()).unwrap())
 }
 
 fn engine(rows_per_head: u64, source: Arc<dyn RowSource>, on_demand: bool) -> Engine {
