@@ -70,12 +70,12 @@ impl PackedMatrix {
         assert!(inputs * outputs > 0, "packed: [{inputs}, {outputs}] is empty");
         assert_eq!(weight.len(), inputs * outputs, "packed: the weight is not [{inputs}, {outputs}]");
         let mut panels = vec![0.0; outputs.div_ceil(PANEL) * inputs * PANEL];
-        for (index, panel) in panels.chunks_exact_mut(inputs * PANEL).enumerate() {
+        parallel::for_each(panels.chunks_exact_mut(inputs * PANEL).enumerate(), |(index, panel)| {
             let columns = index * PANEL..outputs.min((index + 1) * PANEL);
             for (target, row) in panel.chunks_exact_mut(PANEL).zip(weight.chunks_exact(outputs)) {
                 target[..columns.len()].copy_from_slice(&row[columns.clone()]);
             }
-        }
+        });
         let panels = match format {
             WeightFormat::F32 => Panels::F32(panels),
             WeightFormat::Bf16 => Panels::Bf16(panels.into_iter().map(to_bf16).collect()),

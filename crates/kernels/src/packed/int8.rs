@@ -5,6 +5,7 @@
 //! chain of fused multiply-adds in their order. So a row has the same bits in any batch, and on any machine.
 
 use super::{PANEL, ROWS, Strided};
+use crate::parallel;
 use crate::simd::vectorized;
 
 /// Inputs that share a scale.
@@ -44,26 +45,17 @@ pub(super) struct Int8Rows {
 impl Int8Panels {
     /// Rounds panels `[panels, inputs, PANEL]`.
     pub(super) fn new(panels: &[f32], inputs: usize) -> Self {
-        let groups = inputs.div_ceil(GROUP);
-        let size = panels.len() / (inputs * PANEL) * groups;
-        let (mut weights, mut scales) = (Vec::with_capacity(size), Vec::with_capacity(size));
-        for group in panels.chunks_exact(inputs * PANEL).flat_map(|panel| panel.chunks(GROUP * PANEL)) {
-            let mut numbers: GroupWeights = [[[OFFSET as u8; QUAD]; PANEL]; QUADS];
-            let mut of_columns = [0.0; PANEL];
-            for (column, scale) in of_columns.iter_mut().enumerate() {
-                let mut values = [0.0; GROUP];
-                let of_column = group.iter().skip(column).step_by(PANEL);
-                values.iter_mut().zip(of_column).for_each(|(value, &weight)| *value = weight);
-                *scale = max_magnitude(&values) / LARGEST;
-                for (input, &value) in values.iter().enumerate() {
-                    let number = i32::from(round(value, inverse(*scale))) + OFFSET;
-                    numbers[input / QUAD][column][input % QUAD] = number as u8;
-                }
-            }
-            weights.push(numbers);
-            scales.push(of_columns);
-        }
-        Self { weights, scales, groups }
+        let of_panels = parallel::map(panels.chunks_exact(inputs * PANEL), |panel| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    let groups = panel.chunks(GROUP * PANEL).map(|group| round_weights(group.as_chunks().0));
+                    groups.collect::<Vec<_>>()
+                },
+            )
+        });
+        let (weights, scales) = of_panels.into_iter().flatten().unzip();
+        Self { weights, scales, groups: inputs.div_ceil(GROUP) }
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -137,6 +129,26 @@ impl Int8Rows {
         self.scales.push(scale);
         self.corrections.push(-OFFSET * sum);
     }
+}
+
+/// A group of inputs of a panel, at most [`GROUP`] rows, rounded, and its columns' scales.
+#[inline(always)]
+fn round_weights(rows: &[[f32; PANEL]]) -> (GroupWeights, [f32; PANEL]) {
+    let mut most = [0; PANEL];
+    for row in rows {
+        for (most, weight) in most.iter_mut().zip(row) {
+            *most = weight.abs().to_bits().max(*most);
+        }
+    }
+    let scales = most.map(|most| f32::from_bits(most) / LARGEST);
+    let inverses = scales.map(inverse);
+    let mut numbers: GroupWeights = [[[OFFSET as u8; QUAD]; PANEL]; QUADS];
+    for (input, row) in rows.iter().enumerate() {
+        for ((numbers, &weight), &inverse) in numbers[input / QUAD].iter_mut().zip(row).zip(&inverses) {
+            numbers[input % QUAD] = (i32::from(round(weight, inverse)) + OFFSET) as u8;
+        }
+    }
+    (numbers, scales)
 }
 
 /// The largest magnitude, NaN if there is one: bits of magnitudes are in the order of what they stand for.
