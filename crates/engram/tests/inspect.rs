@@ -138,7 +138,11 @@ fn facts_are_forgotten_when_the_memory_is_off() {
     assert!(statement.contains("Facts less reading") && statement.contains("noise"), "{statement}");
 
     assert_eq!(workshop.list("found"), ["figures", "findings.json", "off", "on"]);
-    assert!(workshop.list("found/figures").starts_with(&["likelihood.png".into(), "likelihood.svg".into()]));
+    assert!(workshop.list("found/figures").starts_with(&[
+        "choices.png".into(),
+        "choices.svg".into(),
+        "likelihood.png".into()
+    ]));
     assert_eq!(workshop.read("found/findings.json"), text);
 
     // What was lost is asked again, and nothing else changes.
@@ -151,7 +155,9 @@ fn facts_are_forgotten_when_the_memory_is_off() {
     assert!((number(&again["tasks"][0]["likelihood"]["off"]) - means[1]).abs() < 1e-6);
 
     let table = workshop.ok("inspect sensitivity run phrases.toml again.toml");
-    for words in ["nats per token", "phrases", "facts", "memory off", "retained", "* Log-probability"] {
+    for words in
+        ["nats per token", "nats per question", "phrases", "memory off", "retained", "* Log-probability"]
+    {
         assert!(table.contains(words), "{words} in {table}");
     }
 }

@@ -131,6 +131,7 @@ impl Series {
 /// Values of an axis and their places on the page.
 struct Places {
     logarithmic: bool,
+    linear: bool,
     /// Values (or their decimal logarithms) at the two ends.
     from: f64,
     to: f64,
@@ -157,7 +158,7 @@ impl Places {
             Scale::Linear => (low - margin, high + margin, linear_ticks(low - margin, high + margin)),
             Scale::Logarithmic => (low - margin, high + margin, decades(low - margin, high + margin)),
         };
-        Self { logarithmic, from, to, begin, end, ticks }
+        Self { logarithmic, linear: *scale == Scale::Linear, from, to, begin, end, ticks }
     }
 
     fn place(&self, value: f64) -> f64 {
@@ -165,8 +166,9 @@ impl Places {
         self.begin + (value - self.from) / (self.to - self.from) * (self.end - self.begin)
     }
 
-    fn holds(&self, value: f64) -> bool {
-        (self.from..=self.to).contains(&value)
+    /// Whether the number 0 has a place; names and logarithms have none.
+    fn has_zero(&self) -> bool {
+        self.linear && (self.from..=self.to).contains(&0.0)
     }
 }
 
@@ -254,16 +256,13 @@ impl Page {
                 escape(&text)
             ));
         }
-        if !self.x.logarithmic && self.x.holds(0.0) {
+        if self.x.has_zero() {
             let x = self.x.place(0.0);
             self.add(format_args!(
                 "<line x1=\"{x:.1}\" y1=\"{top}\" x2=\"{x:.1}\" y2=\"{bottom}\" stroke=\"#999\"/>"
             ));
         }
-        if matches!(self.y, Places { logarithmic: false, .. })
-            && self.y.begin > self.y.end
-            && self.y.holds(0.0)
-        {
+        if self.y.has_zero() {
             let y = self.y.place(0.0);
             self.add(format_args!(
                 "<line x1=\"{left}\" y1=\"{y:.1}\" x2=\"{right}\" y2=\"{y:.1}\" stroke=\"#999\"/>"

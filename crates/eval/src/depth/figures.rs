@@ -26,9 +26,12 @@ pub fn lens(models: &[(String, &[Divergence])]) -> Figure {
         ..Series::default()
     });
     Figure {
-        title: "How far every layer is from the final distribution, ± one standard error".into(),
+        title: "LogitLens: what every layer would say, against what is said; ± one standard error".into(),
         x: Axis { label: "blocks passed".into(), scale: Scale::Names(numbers(deepest)) },
-        y: Axis { label: "KL(final ‖ layer), nats per token".into(), scale: Scale::Linear },
+        y: Axis {
+            label: "KL divergence from the final distribution, nats per token".into(),
+            scale: Scale::Linear,
+        },
         series: series.collect(),
     }
 }
@@ -215,6 +218,9 @@ mod tests {
         for text in ["runs/&lt;a&gt;", ">blocks passed<", "nats per token<", ">3<"] {
             assert!(svg.contains(text), "{text} in {svg}");
         }
+        // No line through the first block: a name is no zero.
+        let at_zero = |line: &&str| line.starts_with("<line") && line.contains("#999");
+        assert_eq!(svg.lines().filter(at_zero).count(), 1, "{svg}");
         assert!(png(&svg).is_ok());
     }
 

@@ -20,6 +20,12 @@ pub fn figures(findings: &Findings) -> Vec<(&'static str, Figure)> {
                 "score with the memory off over score with it on, %",
                 100.0,
             ),
+            Quantity::AmongChoices => (
+                "choices",
+                "What right choices lose without the memory, with 95 % intervals",
+                "log-probability of the right one among the choices, memory off less on, nats per question",
+                1.0,
+            ),
             Quantity::Score => return None,
         };
         let bars = Bars::of(findings, quantity, scale);
@@ -81,7 +87,14 @@ mod tests {
         let task = |name: &str, kind, value| {
             let difference = Estimate { value, error: 0.1, degrees: 50.0 };
             let likelihood = Some(Change { on: 0.0, off: value, difference });
-            TaskFinding { task: name.into(), kind, questions: 9, score: None, likelihood }
+            TaskFinding {
+                task: name.into(),
+                kind,
+                questions: 9,
+                score: None,
+                likelihood,
+                among_choices: None,
+            }
         };
         let tasks = vec![
             task("lama", Some(TaskKind::Facts), -1.0),

@@ -3,9 +3,11 @@
 //! The same questions are put to one checkpoint with its memory on and off. Of every task this gives
 //!
 //! * the scores, their difference in pairs, and the share that is *retained*, off over on: the paper's measure. It says
-//!   something only where the model knows more than a guess would, so it is left out elsewhere;
+//!   something only where the model knows more than a guess would, so that nothing is made of scores elsewhere;
 //! * the log-probability of the right answer in nats per token, on, off, and their difference in pairs: a model that is
-//!   too small for a right answer still finds it likelier or less likely.
+//!   too small for a right answer still finds it likelier or less likely;
+//! * of multiple choice, the log-probability of the right choice if one of them must be said. Without a memory a model may
+//!   find all of them likelier, or none; this is what it can tell between them.
 //!
 //! Tasks are grouped as their files say ([`TaskKind`]), and facts are set against reading: a memory that stores knowledge
 //! should be missed more where facts are asked for than where a passage tells the answer. A group's value is the mean of
@@ -59,6 +61,8 @@ pub struct TaskFinding {
     pub score: Option<Score>,
     /// Log-probability of the right answer, in nats per token; none for a single question.
     pub likelihood: Option<Change>,
+    /// Of multiple choice, log-probability of the right one among them, in nats per question.
+    pub among_choices: Option<Change>,
 }
 
 /// A quantity with the memory on and off.
@@ -90,7 +94,9 @@ pub struct Score {
 pub enum Quantity {
     /// Log-probability of the right answer, off less on, in nats per token.
     Likelihood,
-    /// Score, off less on.
+    /// Log-probability of the right one among the choices, off less on, in nats per question.
+    AmongChoices,
+    /// Score, off less on, where the score is above a guess.
     Score,
     /// Score, off over on.
     Retained,
@@ -131,13 +137,14 @@ pub struct Contrast {
 
 impl Quantity {
     /// All of them, in the order of reports.
-    pub const ALL: [Self; 3] = [Self::Likelihood, Self::Score, Self::Retained];
+    pub const ALL: [Self; 4] = [Self::Likelihood, Self::AmongChoices, Self::Score, Self::Retained];
 
     /// Of a task.
     pub fn of(self, task: &TaskFinding) -> Option<Estimate> {
         match self {
             Self::Likelihood => Some(task.likelihood?.difference),
-            Self::Score => Some(task.score?.change.difference),
+            Self::AmongChoices => Some(task.among_choices?.difference),
+            Self::Score => task.score.filter(Score::is_above_guess).map(|score| score.change.difference),
             Self::Retained => task.score?.retained,
         }
     }
@@ -163,12 +170,20 @@ impl TaskFinding {
             kind,
             questions: asked.on.len(),
             score: Score::of(asked),
-            likelihood: likelihood(answers),
+            likelihood: Change::between(answers, |outcome| {
+                outcome.likelihood().map(|(nats, tokens)| (nats, tokens as f64))
+            }),
+            among_choices: Change::between(asked, |outcome| Some((outcome.among_choices()?, 1.0))),
         })
     }
 }
 
 impl Score {
+    /// Whether the score with the memory on is above a guess beyond the noise.
+    pub fn is_above_guess(&self) -> bool {
+        self.retained.is_some()
+    }
+
     fn of(OnOff { on, off }: OnOff<'_>) -> Option<Self> {
         let scores = |outcomes: &[Outcome]| outcomes.iter().map(Outcome::score).collect::<Option<Vec<_>>>();
         let (first, second) = (scores(on)?, scores(off)?);
@@ -185,15 +200,19 @@ impl Score {
     }
 }
 
-fn likelihood(OnOff { on, off }: OnOff<'_>) -> Option<Change> {
-    let pair = |(on, off): (&Outcome, &Outcome)| {
-        let ((on, tokens), (off, _)) = (on.likelihood()?, off.likelihood()?);
-        Some((on, off, tokens as f64))
-    };
-    Change::of(&on.iter().zip(off).map(pair).collect::<Option<Vec<_>>>()?)
-}
-
 impl Change {
+    /// Of what `amount` gives: an amount, and what it is an amount of. None where some outcome has none.
+    fn between(
+        OnOff { on, off }: OnOff<'_>,
+        amount: impl Fn(&Outcome) -> Option<(f64, f64)>,
+    ) -> Option<Self> {
+        let pair = |(on, off): (&Outcome, &Outcome)| {
+            let ((on, of), (off, _)) = (amount(on)?, amount(off)?);
+            Some((on, off, of))
+        };
+        Self::of(&on.iter().zip(off).map(pair).collect::<Option<Vec<_>>>()?)
+    }
+
     /// Of amounts on and off, and what they are amounts of, question by question.
     fn of(questions: &[(f64, f64, f64)]) -> Option<Self> {
         let differences: Vec<(f64, f64)> = questions.iter().map(|(on, off, of)| (off - on, *of)).collect();
@@ -305,6 +324,7 @@ mod tests {
         };
         assert_eq!((score(55).guess, score(55).retained), (0.5, None));
         close(score(80).retained.unwrap().value, 0.5);
+        assert!(score(80).is_above_guess() && !score(55).is_above_guess());
     }
 
     #[test]
@@ -331,7 +351,15 @@ mod tests {
         let task = |kind, value, error| {
             let difference = Estimate { value, error, degrees: 99.0 };
             let change = Change { on: 0.0, off: value, difference };
-            TaskFinding { task: "t".into(), kind, questions: 100, score: None, likelihood: Some(change) }
+            let likelihood = Some(change);
+            TaskFinding {
+                task: "t".into(),
+                kind,
+                questions: 100,
+                score: None,
+                likelihood,
+                among_choices: None,
+            }
         };
         let (facts, reading) = (Some(TaskKind::Facts), Some(TaskKind::Reading));
         let tasks = vec![

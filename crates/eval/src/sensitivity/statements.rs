@@ -10,9 +10,9 @@ pub(super) fn about(findings: &Findings) -> Vec<String> {
     if lines.is_empty() {
         lines.push(not_compared(findings));
     }
-    let at_a_guess = |task: &&TaskFinding| task.score.is_some_and(|score| score.retained.is_none());
+    let at_a_guess = |task: &&TaskFinding| task.score.is_some_and(|score| !score.is_above_guess());
     lines.extend(named(findings.tasks.iter().filter(at_a_guess)).map(|names| {
-        format!("With the memory on, scores are not above a guess beyond the noise, so that no share is retained: {names}.")
+        format!("With the memory on, scores are not above a guess beyond the noise, so that nothing is made of them: {names}.")
     }));
     lines.extend(
         named(findings.tasks.iter().filter(|task| task.kind.is_none()))
@@ -26,6 +26,9 @@ impl Quantity {
     pub(super) fn words(self) -> &'static str {
         match self {
             Self::Likelihood => "Log-probability of the right answer, off less on, in nats per token",
+            Self::AmongChoices => {
+                "Log-probability of the right one among the choices, off less on, in nats per question"
+            }
             Self::Score => "Score, off less on, in points of 100",
             Self::Retained => "Share of the score that is retained, in per cent",
         }
@@ -35,7 +38,7 @@ impl Quantity {
     pub(super) fn text(self, estimate: Estimate) -> String {
         let (value, error) = (estimate.value, estimate.error);
         match self {
-            Self::Likelihood => format!("{value:+.4} ± {error:.4}"),
+            Self::Likelihood | Self::AmongChoices => format!("{value:+.4} ± {error:.4}"),
             Self::Score => format!("{:+.2} ± {:.2}", 100.0 * value, 100.0 * error),
             Self::Retained => format!("{:.1} ± {:.1}", 100.0 * value, 100.0 * error),
         }
@@ -44,8 +47,10 @@ impl Quantity {
     /// A difference with its error, its interval, and what it says of facts and reading.
     fn verdict(self, facts_less_reading: Estimate) -> String {
         let (low, high) = facts_less_reading.interval();
-        let scale = if self == Self::Likelihood { 1.0 } else { 100.0 };
-        let digits = if self == Self::Likelihood { 4 } else { 2 };
+        let (scale, digits) = match self {
+            Self::Likelihood | Self::AmongChoices => (1.0, 4),
+            Self::Score | Self::Retained => (100.0, 2),
+        };
         let [value, error, from, to] =
             [facts_less_reading.value, facts_less_reading.error, low, high].map(|number| scale * number);
         let verdict = match (high < 0.0, low > 0.0) {
@@ -113,7 +118,7 @@ mod tests {
     fn task(name: &str, kind: Option<TaskKind>, value: f64, error: f64) -> TaskFinding {
         let difference = Estimate { value, error, degrees: 199.0 };
         let likelihood = Some(Change { on: -2.0, off: -2.0 + value, difference });
-        TaskFinding { task: name.into(), kind, questions: 200, score: None, likelihood }
+        TaskFinding { task: name.into(), kind, questions: 200, score: None, likelihood, among_choices: None }
     }
 
     fn text(tasks: &[TaskFinding]) -> String {
@@ -163,7 +168,7 @@ mod tests {
         let text = text(&[guess, task("h", None, -0.1, 0.1)]);
         assert!(text.contains("no task of kind reading."), "{text}");
         assert!(
-            text.contains("not above a guess beyond the noise, so that no share is retained: g."),
+            text.contains("not above a guess beyond the noise, so that nothing is made of them: g."),
             "{text}"
         );
         assert!(text.contains("no `kind`: h."), "{text}");

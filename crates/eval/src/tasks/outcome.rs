@@ -188,6 +188,14 @@ impl Outcome {
         }
     }
 
+    /// Log-probability, in nats, of the right choice if one of the choices must be said; none without choices.
+    pub fn among_choices(&self) -> Option<f64> {
+        let Said::Choice { log_probabilities, answer, .. } = &self.said else { return None };
+        let largest = log_probabilities.iter().copied().reduce(f64::max)?;
+        let sum: f64 = log_probabilities.iter().map(|choice| (choice - largest).exp()).sum();
+        Some(log_probabilities.get(*answer)? - largest - sum.ln())
+    }
+
     /// Whether this could have come of `question`.
     pub(crate) fn fits(&self, question: &Question) -> bool {
         let form = match (&self.said, &question.ask) {
@@ -264,7 +272,10 @@ mod tests {
         let outcome = |said| Outcome { question: 0, line: 1, said };
         let choice = outcome(said);
         assert_eq!((choice.score(), choice.guess(), choice.likelihood()), (Some(0.0), 0.25, Some((-6.0, 3))));
+        let sum: f64 = [-4.0_f64, -5.0, -6.0, -9.0].map(f64::exp).iter().sum();
+        assert!((choice.among_choices().unwrap() - (-6.0 - sum.ln())).abs() < 1e-12);
         let text = outcome(Said::Generation { text: "a".into(), score: 0.5 });
+        assert_eq!(text.among_choices(), None);
         assert_eq!((text.score(), text.guess(), text.likelihood()), (Some(0.5), 0.0, None));
         let document = outcome(Said::Document { log_probability: -8.0, tokens: 4, bytes: 20 });
         assert_eq!((document.score(), document.likelihood()), (None, Some((-8.0, 4))));

@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use engram_eval::sensitivity::{Estimate, Findings, OnOff, Quantity, TaskFinding, figures};
+use engram_eval::sensitivity::{Change, Estimate, Findings, OnOff, Quantity, TaskFinding, figures};
 use engram_eval::tasks::{Outcome, Question, Task, TaskKind};
 use serde::Serialize;
 
@@ -150,8 +150,16 @@ impl Report<'_> {
     }
 
     fn text(&self) -> String {
-        let mut text = format!("Log-probability of the right answer, nats per token\n{}", self.likelihoods());
-        if self.findings.tasks.iter().any(|task| task.score.is_some()) {
+        let likelihoods = self.changes(Quantity::Likelihood, |task| task.likelihood);
+        let mut text = format!("Log-probability of the right answer, nats per token\n{likelihoods}");
+        let is_any = |of: fn(&TaskFinding) -> bool| self.findings.tasks.iter().any(of);
+        if is_any(|task| task.among_choices.is_some()) {
+            let choices = self.changes(Quantity::AmongChoices, |task| task.among_choices);
+            text += &format!(
+                "\nLog-probability of the right one among the choices, nats per question\n{choices}"
+            );
+        }
+        if is_any(|task| task.score.is_some()) {
             text += &format!("\nScores\n{}", self.scores());
         }
         text.push('\n');
@@ -161,32 +169,19 @@ impl Report<'_> {
         text
     }
 
-    fn likelihoods(&self) -> Table {
-        let mut table =
-            Table::new(["task", "kind", "questions", "memory on", "memory off", "off less on", "± error"]);
+    /// Of the tasks that have the quantity, and the kinds with several.
+    fn changes(&self, quantity: Quantity, of: fn(&TaskFinding) -> Option<Change>) -> Table {
+        let header = ["task", "kind", "questions", "memory on", "memory off", "off less on", "± error"];
+        let mut table = Table::new(header);
+        let pair = |found: Estimate| [format!("{:+.4}", found.value), format!("{:.4}", found.error)];
         for task in &self.findings.tasks {
-            let [on, off, difference, error] = match task.likelihood {
-                Some(found) => [
-                    format!("{:.4}", found.on),
-                    format!("{:.4}", found.off),
-                    format!("{:+.4}", found.difference.value),
-                    format!("{:.4}", found.difference.error),
-                ],
-                None => [const { String::new() }; 4],
-            };
-            table.row([
-                task.task.clone(),
-                kind(task),
-                task.questions.to_string(),
-                on,
-                off,
-                difference,
-                error,
-            ]);
+            let Some(Change { on, off, difference }) = of(task) else { continue };
+            let first = [task.task.clone(), kind(task), task.questions.to_string()];
+            let values = [format!("{on:.4}"), format!("{off:.4}")];
+            table.row(first.into_iter().chain(values).chain(pair(difference)));
         }
-        for (name, kind, mean) in self.means(Quantity::Likelihood) {
-            let (value, error) = (format!("{:+.4}", mean.value), format!("{:.4}", mean.error));
-            table.row([name, kind, String::new(), String::new(), String::new(), value, error]);
+        for (name, kind, mean) in self.means(quantity) {
+            table.row([name, kind].into_iter().chain([const { String::new() }; 3]).chain(pair(mean)));
         }
         table
     }
