@@ -129,7 +129,9 @@ impl Asked {
             return Err(Interrupted(format!(": {name} has {done} of {all} answers{kept}")).into());
         }
         let cut = asked?;
-        eprintln!("{name}: {} questions in {:.1} s", pending.len(), begun.elapsed().as_secs_f64());
+        let seconds = begun.elapsed().as_secs_f64();
+        let without = if cut > 0 { format!(", {cut} without their beginning") } else { String::new() };
+        eprintln!("{name}: {} questions in {seconds:.1} s{without}", pending.len());
         outcomes.sort_by_key(|outcome| outcome.question);
         Ok((outcomes, cut))
     }

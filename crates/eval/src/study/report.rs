@@ -49,7 +49,7 @@ pub(crate) fn page(findings: &Findings, provenance: &Provenance, figures: &[Stri
     };
     add(format_args!(
         "<h2>How</h2>\n\
-         <p>Losses are nats per token over {} tokens of {}, the same for every run. Every arm was \
+         <p>Losses are nats per token over {} tokens, the same for every run, of {}. Every arm was \
          trained on {} tokens with each of the seeds {}; runs of one seed saw the same data in the same order. Differences are paired over \
          seeds and documents. An error is the square root of the sum of two variances: over seeds, pooled over arms, \
          and over documents; ± is one standard error, and intervals of one kind hold together with probability \

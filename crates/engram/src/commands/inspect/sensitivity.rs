@@ -54,8 +54,6 @@ struct Sheet {
 struct Outcomes {
     asked: Vec<Outcome>,
     answers: Option<Vec<Outcome>>,
-    /// Questions whose beginning was cut.
-    cut: usize,
 }
 
 #[derive(Debug, Serialize)]
@@ -64,8 +62,6 @@ struct Report<'a> {
     command: String,
     program: String,
     machine: String,
-    /// Questions whose beginning did not fit the context and was left out, by task.
-    cut: Vec<usize>,
     #[serde(flatten)]
     findings: Findings,
 }
@@ -96,7 +92,6 @@ impl Sensitivity {
                 .join(" "),
             program: program(),
             machine: machine(),
-            cut: on.iter().map(|outcomes| outcomes.cut).collect(),
             findings: Findings::of(found),
         };
         if let Some(out) = &self.out {
@@ -113,9 +108,9 @@ impl Sensitivity {
             model.put((task, questions), &self.arguments, out.as_deref())
         };
         let of_sheet = |sheet: &Sheet| {
-            let (asked, cut) = put(&sheet.task, &sheet.questions)?;
+            let (asked, _) = put(&sheet.task, &sheet.questions)?;
             let answers = sheet.answers.as_ref().map(|(task, questions)| put(task, questions)).transpose()?;
-            Ok(Outcomes { asked, answers: answers.map(|(outcomes, _)| outcomes), cut })
+            Ok(Outcomes { asked, answers: answers.map(|(outcomes, _)| outcomes) })
         };
         sheets.iter().map(of_sheet).collect()
     }
