@@ -6,25 +6,42 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::Context;
+use engram_eval::figure::png;
 
 use crate::failure::refuse;
 
 /// Writes `text` under another name beside `path`, then gives it its own.
 pub(crate) fn write_file(path: &Path, text: &str) -> anyhow::Result<()> {
-    write(path, text).with_context(|| format!("cannot write {}", path.display()))
+    write_bytes(path, text.as_bytes())
 }
 
-fn write(path: &Path, text: &str) -> std::io::Result<()> {
+/// Writes a figure into a folder, which is made: `name.svg`, and `name.png` that looks the same.
+pub(crate) fn write_figure(folder: &Path, name: &str, svg: &str) -> anyhow::Result<()> {
+    let picture = png(svg).map_err(|problem| anyhow::anyhow!("figure {name}: {problem}"))?;
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    for (ending, bytes) in [("svg", svg.as_bytes()), ("png", &picture)] {
+        let path = folder.join(format!("{name}.{ending}"));
+        write_bytes(&path, bytes)?;
+        eprintln!("wrote {}", path.display());
+    }
+    Ok(())
+}
+
+fn write_bytes(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     if path.exists() && !path.is_file() {
         // A device or a pipe has nothing to be replaced.
-        return std::fs::write(path, text);
+        return std::fs::write(path, bytes);
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // As for any new file, the umask takes its part away.
     let permissions = Permissions::from_mode(0o666);
     let mut file =
         tempfile::Builder::new().prefix(".writing-").permissions(permissions).tempfile_in(folder)?;
-    file.write_all(text.as_bytes())?;
+    file.write_all(bytes)?;
     file.as_file().sync_all()?;
     file.persist(path).map(|_| ()).map_err(|error| error.error)
 }

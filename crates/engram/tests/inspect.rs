@@ -32,7 +32,10 @@ fn depth_is_measured_for_one_model_and_compared_between_two() {
         assert!((1.0..=3.0).contains(&aligned["aligned"].as_f64().unwrap()));
         assert!(aligned["error"].as_f64().unwrap() >= 0.0);
     }
-    assert_eq!(workshop.list("figures"), ["cka.svg", "lens.svg"]);
+    assert_eq!(workshop.list("figures"), ["cka.png", "cka.svg", "lens.png", "lens.svg"]);
+    for picture in ["figures/cka.png", "figures/lens.png"] {
+        assert!(std::fs::read(workshop.path(picture)).unwrap().starts_with(b"\x89PNG\r\n"), "{picture}");
+    }
 
     // A model is like itself, layer by layer.
     let line = "inspect depth run run --shards data/valid --samples 64 --batch 16 --neighbours 1 --json";
@@ -50,6 +53,145 @@ fn depth_is_measured_for_one_model_and_compared_between_two() {
     let neighbours = "inspect depth run run --shards data/valid --samples 64 --batch 16 --neighbours 3";
     workshop.fails(neighbours, 2, &["--neighbours 3", "2 layers"]);
     workshop.fails("inspect depth run nowhere --shards data/valid", 2, &["nowhere"]);
+}
+
+/// Set phrases of the corpus: their ends are facts that n-grams tell.
+const PHRASES: [(&str, &str); 8] = [
+    ("Ada", "Lovelace"),
+    ("the old", "captain"),
+    ("Queen", "Anne"),
+    ("my", "neighbour"),
+    ("Isaac", "Newton"),
+    ("the Milky", "Way"),
+    ("the long", "winter"),
+    ("the Café", "Royal"),
+];
+
+/// A run that has learnt to read its memory, with tasks of three forms.
+fn remembering() -> Workshop {
+    let workshop = Workshop::prepared();
+    let config = CONFIG.replace("steps = 12", "steps = 250").replace("batch = 2", "batch = 8");
+    let config = config.replace("evaluate_every = 6", "evaluate_every = 250");
+    workshop.write("remembering.toml", config.replace("checkpoint_every = 6", "checkpoint_every = 250"));
+    workshop.ok("train remembering.toml --out run");
+    let record =
+        |(start, end): &(&str, &str)| format!("{}\n", serde_json::json!({ "start": start, "end": end }));
+    workshop.write("phrases.jsonl", PHRASES.iter().map(record).collect::<String>());
+    let data = "data = 'phrases.jsonl'";
+    let cloze = "[cloze]\nprompt = 'Letter 7. {{ start }}'\ntarget = '{{ end }}'";
+    workshop.write("phrases.toml", format!("kind = 'facts'\n{data}\n{cloze}"));
+    let say = "[generation]\nprompt = '{{ start }}'\nanswers = '[end, start]'\nstop = ['.']\ntokens = 6";
+    workshop.write("say.toml", format!("kind = 'facts'\n{data}\n{say}"));
+    let choice = "[multiple_choice]\nprompt = '{{ start }} {{ end }} and {{ start }}'\n\
+                  choices = 'all | map(attribute=\"end\")'\nanswer = 'end'";
+    workshop.write("again.toml", format!("kind = 'reading'\n{data}\n{choice}"));
+    workshop
+}
+
+#[test]
+fn facts_are_forgotten_when_the_memory_is_off() {
+    let workshop = remembering();
+    let line = "inspect sensitivity run phrases.toml say.toml again.toml --out found --json";
+    let text = workshop.ok(line);
+    let found: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let task = |index: usize| &found["tasks"][index];
+    let number = |value: &serde_json::Value| value.as_f64().unwrap();
+    assert_eq!(
+        (&task(0)["task"], &task(0)["kind"], &task(0)["questions"]),
+        (&"phrases".into(), &"facts".into(), &8.into())
+    );
+    let lost = &task(0)["likelihood"]["difference"];
+    assert!(number(&lost["value"]) < -3.0 * number(&lost["error"]), "the memory matters: {lost}");
+    assert!(number(&lost["error"]) > 0.0 && lost["degrees"] == 7.0, "{lost}");
+
+    // On and off are what the tasks say of the model with and without its memory.
+    workshop.ok("eval tasks run phrases.toml --out on");
+    workshop.ok("eval tasks run phrases.toml --out off --without-memory");
+    let mut means = Vec::new();
+    for memory in ["on", "off"] {
+        let record = workshop.read(&format!("{memory}/phrases.jsonl"));
+        assert_eq!(workshop.read(&format!("found/{memory}/phrases.jsonl")), record);
+        let outcomes =
+            record.lines().skip(1).map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let (mut nats, mut tokens) = (0.0, 0.0);
+        for outcome in outcomes {
+            nats += number(&outcome["cloze"]["log_probability"]);
+            tokens += number(&outcome["cloze"]["tokens"]);
+        }
+        means.push(nats / tokens);
+        assert!((number(&task(0)["likelihood"][memory]) - nats / tokens).abs() < 1e-9);
+    }
+    assert!((number(&lost["value"]) - (means[1] - means[0])).abs() < 1e-9);
+    // What is generated is scored, and how likely the right answer is comes from questions of its own.
+    assert!(task(1)["score"].is_object() && task(1)["likelihood"].is_object(), "{}", task(1));
+    assert_eq!(
+        workshop.list("found/off"),
+        ["again.jsonl", "phrases.jsonl", "say.answers.jsonl", "say.jsonl"]
+    );
+    assert_eq!(task(2)["score"]["guess"], 0.125);
+    let compared = &found["facts_less_reading"][0];
+    assert_eq!(
+        (&compared["quantity"], &compared["tasks"]),
+        (&"likelihood".into(), &serde_json::json!([2, 1]))
+    );
+    let statement = found["statements"][0].as_str().unwrap();
+    assert!(statement.contains("Facts less reading") && statement.contains("noise"), "{statement}");
+
+    assert_eq!(workshop.list("found"), ["figures", "findings.json", "off", "on"]);
+    assert!(workshop.list("found/figures").starts_with(&[
+        "choices.png".into(),
+        "choices.svg".into(),
+        "likelihood.png".into()
+    ]));
+    assert_eq!(workshop.read("found/findings.json"), text);
+
+    // What was lost is asked again, and nothing else changes.
+    let record = workshop.read("found/off/phrases.jsonl");
+    workshop.write(
+        "found/off/phrases.jsonl",
+        record.lines().take(4).map(|line| format!("{line}\n")).collect::<String>(),
+    );
+    let again: serde_json::Value = serde_json::from_str(&workshop.ok(line)).unwrap();
+    assert!((number(&again["tasks"][0]["likelihood"]["off"]) - means[1]).abs() < 1e-6);
+
+    let table = workshop.ok("inspect sensitivity run phrases.toml again.toml");
+    for words in
+        ["nats per token", "nats per question", "phrases", "memory off", "retained", "* Log-probability"]
+    {
+        assert!(table.contains(words), "{words} in {table}");
+    }
+}
+
+#[test]
+fn what_has_no_memory_or_no_questions_is_not_sensitive() {
+    let workshop = Workshop::trained();
+    let cloze = "data = 'a.jsonl'\n[cloze]\nprompt = '{{ a }}'\ntarget = 'x'";
+    workshop.write("a.jsonl", "{\"a\": \"Ada\"}\n{\"a\": \"New\"}\n");
+    workshop.write("a.toml", cloze);
+    let text = workshop.ok("inspect sensitivity run a.toml");
+    assert!(text.contains("no task of kind facts and reading") && text.contains("no `kind`: a."), "{text}");
+
+    let without = CONFIG.split("[model.memory]").next().unwrap().to_owned();
+    let data = CONFIG.find("[data]").unwrap();
+    workshop.write("plain.toml", without + &CONFIG[data..]);
+    workshop.ok("train plain.toml --out plain");
+    workshop.fails(
+        "inspect sensitivity plain a.toml",
+        2,
+        &["plain: ", "no memory that could be switched off"],
+    );
+    workshop.fails("eval tasks plain a.toml --without-memory", 2, &["no memory that could be switched off"]);
+    workshop.write("model.gguf", "GGUF");
+    workshop.fails("inspect sensitivity model.gguf a.toml", 2, &["model.gguf", "from outside"]);
+    workshop.fails("inspect sensitivity run a.toml --limit 1", 2, &["a: a single question"]);
+    workshop.write("b.toml", format!("kind = 'fact'\n{cloze}"));
+    workshop.fails("inspect sensitivity run b.toml", 2, &["b.toml:1: unknown variant `fact`", "`facts`"]);
+    workshop.fails("inspect sensitivity run a.toml a.toml", 2, &["two tasks are called a"]);
+
+    // A folder of another model's answers is not gone on with.
+    workshop.ok("inspect sensitivity run a.toml --out found");
+    let other = "inspect sensitivity run/checkpoints/step-00000006 a.toml --out found";
+    workshop.fails(other, 2, &["a.jsonl:1: ", "another model"]);
 }
 
 #[test]

@@ -51,6 +51,8 @@ pub struct Series {
     pub dots: Vec<(f64, f64)>,
     /// Points with error bars.
     pub points: Vec<Point>,
+    /// Whether a horizontal bar reaches from zero to each point.
+    pub bars: bool,
 }
 
 /// A point with an error bar along the axis that measures.
@@ -117,7 +119,8 @@ impl Series {
             Bar::Vertical(low, high) => [(point.x, low), (point.x, high)],
         };
         let points = self.points.iter().flat_map(ends);
-        self.line.iter().chain(&self.dots).copied().chain(points)
+        let zeros = self.points.iter().filter(|_| self.bars).map(|point| (0.0, point.y));
+        self.line.iter().chain(&self.dots).copied().chain(points).chain(zeros)
     }
 
     fn colour(&self) -> &'static str {
@@ -128,6 +131,7 @@ impl Series {
 /// Values of an axis and their places on the page.
 struct Places {
     logarithmic: bool,
+    linear: bool,
     /// Values (or their decimal logarithms) at the two ends.
     from: f64,
     to: f64,
@@ -154,7 +158,7 @@ impl Places {
             Scale::Linear => (low - margin, high + margin, linear_ticks(low - margin, high + margin)),
             Scale::Logarithmic => (low - margin, high + margin, decades(low - margin, high + margin)),
         };
-        Self { logarithmic, from, to, begin, end, ticks }
+        Self { logarithmic, linear: *scale == Scale::Linear, from, to, begin, end, ticks }
     }
 
     fn place(&self, value: f64) -> f64 {
@@ -162,8 +166,9 @@ impl Places {
         self.begin + (value - self.from) / (self.to - self.from) * (self.end - self.begin)
     }
 
-    fn holds(&self, value: f64) -> bool {
-        (self.from..=self.to).contains(&value)
+    /// Whether the number 0 has a place; names and logarithms have none.
+    fn has_zero(&self) -> bool {
+        self.linear && (self.from..=self.to).contains(&0.0)
     }
 }
 
@@ -251,16 +256,13 @@ impl Page {
                 escape(&text)
             ));
         }
-        if !self.x.logarithmic && self.x.holds(0.0) {
+        if self.x.has_zero() {
             let x = self.x.place(0.0);
             self.add(format_args!(
                 "<line x1=\"{x:.1}\" y1=\"{top}\" x2=\"{x:.1}\" y2=\"{bottom}\" stroke=\"#999\"/>"
             ));
         }
-        if matches!(self.y, Places { logarithmic: false, .. })
-            && self.y.begin > self.y.end
-            && self.y.holds(0.0)
-        {
+        if self.y.has_zero() {
             let y = self.y.place(0.0);
             self.add(format_args!(
                 "<line x1=\"{left}\" y1=\"{y:.1}\" x2=\"{right}\" y2=\"{y:.1}\" stroke=\"#999\"/>"
@@ -296,6 +298,15 @@ impl Page {
             let (x, y) = (self.x.place(x), self.y.place(y));
             self.add(format_args!(
                 "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{colour}\" fill-opacity=\"0.4\"/>"
+            ));
+        }
+        for point in series.points.iter().filter(|_| series.bars) {
+            let ends = [0.0, point.x].map(|x| self.x.place(x));
+            let (left, width) = (ends[0].min(ends[1]), (ends[0] - ends[1]).abs());
+            let top = self.y.place(point.y) - 8.0;
+            self.add(format_args!(
+                "<rect class=\"bar\" x=\"{left:.1}\" y=\"{top:.1}\" width=\"{width:.1}\" height=\"16\" \
+                 fill=\"{colour}\" fill-opacity=\"0.35\"/>"
             ));
         }
         for point in &series.points {
@@ -336,7 +347,7 @@ pub fn escape(text: &str) -> String {
 /// An SVG document as a PNG picture of twice its size in pixels. Text is set in a font that is part of the program.
 ///
 /// # Errors
-/// When the document is not one of [`Figure::svg`]: what is wrong with it.
+/// When the document cannot be drawn: what is wrong with it.
 pub fn png(svg: &str) -> Result<Vec<u8>, String> {
     use resvg::{tiny_skia, usvg};
     let mut fonts = usvg::fontdb::Database::new();
@@ -410,6 +421,23 @@ mod tests {
         let y = numbers(&svg, "cy");
         assert!(y[0] < y[1], "{y:?}");
         assert!(svg.contains(">no convolution<"));
+
+        // Bars begin at zero, which is then on the page.
+        let mut bars = figure;
+        bars.series[0] = Series {
+            points: vec![
+                Point { x: -2.0, y: 0.0, bar: Bar::None },
+                Point { x: -1.0, y: 1.0, bar: Bar::None },
+            ],
+            bars: true,
+            ..Series::default()
+        };
+        let svg = bars.svg();
+        let bar: String = svg.lines().filter(|line| line.contains("\"bar\"")).collect();
+        let (left, width, ends) = (numbers(&bar, "x"), numbers(&bar, "width"), numbers(&svg, "cx"));
+        assert_eq!(left, ends, "to the left of zero");
+        assert!((left[0] + width[0] - left[1] - width[1]).abs() < 0.2, "{left:?} {width:?}");
+        assert!((width[0] - 2.0 * width[1]).abs() < 0.2, "{width:?}");
     }
 
     #[test]

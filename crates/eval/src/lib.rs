@@ -6,11 +6,13 @@
 //! * [`study`]: a question asked of many runs at once, such as where memory pays: a grid of arms and seeds that are
 //!   trained, measured on the same held-out documents, and compared in pairs.
 //! * [`depth`]: how early a model's layers know what it will say, and which layers of another model they are like.
+//! * [`sensitivity`]: what a model's answers lose without its memory, task by task, facts against reading.
 //! * [`gates`]: the n-grams at which a memory opens most.
 
 pub mod depth;
 pub mod figure;
 pub mod gates;
 pub mod outside;
+pub mod sensitivity;
 pub mod study;
 pub mod tasks;

@@ -1,8 +1,9 @@
-//! The studies in `configs/studies` can be begun.
+//! The studies in `configs/studies` can be begun, and the tasks in `configs/tasks` be asked.
 
 use std::path::{Path, PathBuf};
 
 use engram_eval::study::{Cost, Kind, StudyConfig, arms};
+use engram_eval::tasks::{Task, TaskKind};
 
 #[allow(clippy::unwrap_used)] // clippy counts only functions marked #[test] as tests
 fn studies() -> Vec<(PathBuf, Kind, StudyConfig)> {
@@ -61,5 +62,24 @@ fn allocation_costs_the_same_everywhere_and_slots_span_two_decades() {
             }
             _ => {}
         }
+    }
+}
+
+#[test]
+fn every_task_says_what_it_tests() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/tasks");
+    let mut kinds = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            let task = Task::load(&path).unwrap();
+            kinds.push(task.kind().unwrap_or_else(|| panic!("{}: no `kind`", path.display())));
+        }
+    }
+    for kind in [TaskKind::Facts, TaskKind::Reading] {
+        assert!(
+            kinds.iter().filter(|found| **found == kind).count() >= 2,
+            "errors over tasks need two of {kind:?}"
+        );
     }
 }

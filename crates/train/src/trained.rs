@@ -93,7 +93,7 @@ impl Trained {
         &self.tables
     }
 
-    /// What tells this checkpoint from others; see [`Checkpoint::identity`].
+    /// What tells this checkpoint from others, and from itself with its memory off; see [`Checkpoint::identity`].
     pub fn identity(&self) -> &str {
         &self.identity
     }
@@ -137,6 +137,7 @@ impl Trained {
             return Err(Error::Mismatch("this model has no memory that could be switched off".into()));
         }
         self.model.switch_memory_off();
+        self.identity += ", memory off";
         Ok(())
     }
 

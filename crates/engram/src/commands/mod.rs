@@ -1,6 +1,7 @@
 //! One file per command.
 
 mod addressing;
+mod asking;
 pub(crate) mod chat;
 mod data;
 mod eval;

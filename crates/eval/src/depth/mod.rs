@@ -1,6 +1,7 @@
 //! Effective depth (arXiv 2601.07372, section 6.1): whether a memory lets early layers do what late ones did.
 
 mod cka;
+pub mod figures;
 mod logit_lens;
 mod names;
 

@@ -19,6 +19,8 @@ pub struct Findings {
     pub study: Kind,
     /// Seeds with which every compared arm came to its end.
     pub seeds: Vec<u64>,
+    /// Tokens that every run was trained on, repeats of the data included.
+    pub training_tokens: u64,
     /// Held-out documents that losses are paired over.
     pub documents: usize,
     /// Held-out tokens predicted.
@@ -128,12 +130,14 @@ impl Findings {
         let mut findings = Self {
             study: plan.kind,
             seeds: table.seeds.clone(),
+            training_tokens: table.training_tokens,
             documents: table.tokens.len(),
             tokens: table.tokens.iter().sum(),
             arms,
             fits: Vec::new(),
             statements: table.caveats.clone(),
         };
+        findings.statements.extend(findings.about_costs());
         findings.statements.extend(findings.about_rates(plan));
         let statements = match plan.kind {
             Kind::Allocation => findings.about_allocation(&panel)?,
@@ -145,6 +149,38 @@ impl Findings {
         };
         findings.statements.splice(0..0, statements);
         Ok(findings)
+    }
+
+    /// Arms that do not cost what the reference costs, where costs are no part of the question.
+    fn about_costs(&self) -> Option<String> {
+        if matches!(self.study, Kind::Allocation | Kind::Memory) {
+            return None;
+        }
+        let reference = self.arms[0].costs;
+        let other = |arm: &ArmFinding| {
+            let costs = [
+                ("parameters", arm.costs.total_parameters, reference.total_parameters, 0.005),
+                (
+                    "operations per token",
+                    arm.costs.forward_flops_per_token,
+                    reference.forward_flops_per_token,
+                    0.01,
+                ),
+            ];
+            let change = |(name, found, expected, tolerance): (&str, u64, u64, f64)| {
+                let change = found as f64 / expected as f64 - 1.0;
+                (change.abs() > tolerance).then(|| format!("{:+.1} % {name}", 100.0 * change))
+            };
+            let changes: Vec<String> = costs.into_iter().filter_map(change).collect();
+            (!changes.is_empty()).then(|| format!("`{}` ({})", arm.name, changes.join(", ")))
+        };
+        let others: Vec<String> = self.arms.iter().filter_map(other).collect();
+        (!others.is_empty()).then(|| {
+            let (others, reference) = (list(others.iter()), &self.arms[0].name);
+            format!(
+                "Not at the budget of `{reference}`, so that differences are of more than form: {others}."
+            )
+        })
     }
 
     fn about_rates(&self, plan: &Plan) -> Vec<String> {
@@ -325,6 +361,8 @@ impl Findings {
 struct Table<'a> {
     seeds: Vec<u64>,
     tokens: Vec<u64>,
+    /// Tokens that every run was trained on.
+    training_tokens: u64,
     /// By arm of the plan; none where no seed came to an end.
     rows: Vec<Option<Vec<&'a RunResult>>>,
     caveats: Vec<String>,
@@ -381,9 +419,11 @@ impl<'a> Table<'a> {
             (!done.is_empty()).then(row)
         };
         let rows: Vec<_> = plan.arms.iter().zip(&finished).map(row).collect();
-        let tokens =
-            rows[0].iter().flatten().next().map(|result: &&RunResult| result.documents.tokens.clone());
-        Ok(Self { seeds, tokens: tokens.unwrap_or_default(), rows, caveats })
+        // The reference has a run with every seed that is compared.
+        let first: &RunResult =
+            rows[0].iter().flatten().copied().next().ok_or_else(|| inconclusive("there is no run"))?;
+        let (tokens, training_tokens) = (first.documents.tokens.clone(), first.training_tokens);
+        Ok(Self { seeds, tokens, training_tokens, rows, caveats })
     }
 
     fn panel(&self, plan: &Plan) -> Result<Panel> {
@@ -615,6 +655,17 @@ mod tests {
             "{:?}",
             findings.statements
         );
+    }
+
+    #[test]
+    fn arms_of_another_budget_are_named() {
+        let arms = "[{ name = 'memory' }, { name = 'same' }, { name = 'none', remove = ['model.memory'] }]";
+        let plan = plan(Kind::Baselines, &format!("baselines.arms = {arms}"));
+        let text = statements(&plan, &results(&plan, |_| 3.0, 0.05));
+        let [memory, none] = [0, 2].map(|arm: usize| plan.arms[arm].costs.total_parameters as f64);
+        let expected = format!("`none` ({:+.1} % parameters", 100.0 * (none / memory - 1.0));
+        assert!(text.contains("Not at the budget of `memory`") && text.contains(&expected), "{text}");
+        assert!(!text.contains("`same` ("), "{text}");
     }
 
     #[test]

@@ -40,15 +40,8 @@ pub(crate) fn page(findings: &Findings, provenance: &Provenance, figures: &[Stri
     for figure in figures {
         add(format_args!("<figure>\n{figure}</figure>\n"));
     }
-    add(format_args!("<h2>Arms</h2>\n<div class=\"wide\"><table>\n<tr>"));
-    COLUMNS.iter().for_each(|(name, _)| add(format_args!("<th>{name}</th>")));
-    add(format_args!("</tr>\n"));
-    for arm in &findings.arms {
-        add(format_args!("<tr>"));
-        COLUMNS.iter().for_each(|(_, cell)| add(format_args!("<td>{}</td>", escape(&cell(arm)))));
-        add(format_args!("</tr>\n"));
-    }
-    add(format_args!("</table></div>\n{}", classes(&findings.arms)));
+    add(format_args!("<h2>Losses</h2>\n{}", table(&LOSSES, &findings.arms)));
+    add(format_args!("{}<h2>Costs</h2>\n{}", classes(&findings.arms), table(&COSTS, &findings.arms)));
     let seeds: Vec<_> = findings.seeds.iter().map(ToString::to_string).collect();
     let documents = match findings.documents {
         1 => "one held-out document, so that errors are over seeds alone".to_owned(),
@@ -56,14 +49,16 @@ pub(crate) fn page(findings: &Findings, provenance: &Provenance, figures: &[Stri
     };
     add(format_args!(
         "<h2>How</h2>\n\
-         <p>Losses are nats per token over {} tokens of {}, the same for every run. Every arm was \
-         trained with the seeds {}; runs of one seed saw the same data in the same order. Differences are paired over \
+         <p>Losses are nats per token over {} tokens, the same for every run, of {}. Every arm was \
+         trained on {} tokens with each of the seeds {}; runs of one seed saw the same data in the same order. Differences are paired over \
          seeds and documents. An error is the square root of the sum of two variances: over seeds, pooled over arms, \
          and over documents; ± is one standard error, and intervals of one kind hold together with probability \
-         95 % (Student’s t, Bonferroni). “Within the noise” means that such an interval holds zero.</p>\n\
-         <p>All runs together took {:.1} hours.</p>\n",
-        findings.tokens,
+         95 % (Student’s t, Bonferroni). “Within the noise” means that such an interval holds zero. Differences are \
+         to the first arm.</p>\n\
+         <p>The times of all runs add up to {:.1} hours.</p>\n",
+        grouped(findings.tokens),
         documents,
+        grouped(findings.training_tokens),
         seeds.join(", "),
         seconds / 3600.0
     ));
@@ -77,6 +72,18 @@ pub(crate) fn page(findings: &Findings, provenance: &Provenance, figures: &[Stri
         escape(&provenance.configuration)
     ));
     page
+}
+
+/// A row for every arm.
+fn table(columns: &[Column], arms: &[ArmFinding]) -> String {
+    let heads: String = columns.iter().map(|(name, _)| format!("<th>{name}</th>")).collect();
+    let row = |arm: &ArmFinding| {
+        let cells: String =
+            columns.iter().map(|(_, cell)| format!("<td>{}</td>", escape(&cell(arm)))).collect();
+        format!("<tr>{cells}</tr>\n")
+    };
+    let rows: String = arms.iter().map(row).collect();
+    format!("<div class=\"wide\"><table>\n<tr>{heads}</tr>\n{rows}</table></div>\n")
 }
 
 /// Losses after rare and frequent text.
@@ -95,7 +102,7 @@ fn classes(arms: &[ArmFinding]) -> String {
         Some(Interval { estimate, .. }) => {
             let mark = if class.difference.is_some_and(|found| found.is_beyond_noise()) { "*" } else { "" };
             format!(
-                "<td>{:.4} ({:+.4} ± {:.4}{mark})</td>",
+                "<td>{:.4}<br>{:+.4} ± {:.4}{mark}</td>",
                 class.nats_per_token, estimate.value, estimate.error
             )
         }
@@ -108,8 +115,8 @@ fn classes(arms: &[ArmFinding]) -> String {
     let rows: String = arms.iter().map(row).collect();
     format!(
         "<h2>After rare and frequent text</h2>\n<p>Losses in nats per token, apart by how often the three tokens before \
-         the predicted one occur in the training text; in brackets the difference to the first arm, with a star where it \
-         is beyond the noise.</p>\n<div class=\"wide\"><table>\n<tr><th>arm</th>{heads}</tr>\n{rows}</table></div>\n"
+         the predicted one occur in the training text; below each the difference to the first arm, with a star where \
+         it is beyond the noise.</p>\n<div class=\"wide\"><table>\n<tr><th>arm</th>{heads}</tr>\n{rows}</table></div>\n"
     )
 }
 
@@ -125,11 +132,19 @@ fn title(kind: Kind) -> &'static str {
 
 type Column = (&'static str, fn(&ArmFinding) -> String);
 
-const COLUMNS: [Column; 10] = [
+const LOSSES: [Column; 5] = [
     ("arm", |arm| arm.name.clone()),
     ("loss, nats/token", |arm| format!("{:.4}", arm.nats_per_token)),
     ("bits/byte", |arm| format!("{:.4}", arm.bits_per_byte)),
     ("difference", |arm| arm.difference.map_or("–".into(), |difference| difference.to_string())),
+    ("losses by seed", |arm| {
+        let losses: Vec<String> = arm.by_seed.iter().map(|loss| format!("{loss:.4}")).collect();
+        losses.join(" ")
+    }),
+];
+
+const COSTS: [Column; 7] = [
+    ("arm", |arm| arm.name.clone()),
     ("rates", |arm| format!("×{}", arm.factor)),
     ("parameters", |arm| grouped(arm.costs.total_parameters)),
     ("active", |arm| grouped(arm.costs.active_parameters)),

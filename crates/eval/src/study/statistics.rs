@@ -123,6 +123,13 @@ impl Panel {
     }
 }
 
+/// How many standard errors with so many degrees of freedom an interval reaches to either side, to miss the truth with
+/// probability `risk`.
+pub(crate) fn student_quantile(degrees: f64, risk: f64) -> f64 {
+    // The crate refuses only degrees that are not above 0, which no estimate has.
+    StudentsT::new(0.0, 1.0, degrees).map_or(f64::INFINITY, |student| student.inverse_cdf(1.0 - risk / 2.0))
+}
+
 fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
@@ -130,10 +137,8 @@ fn mean(values: &[f64]) -> f64 {
 impl Estimate {
     /// The confidence interval that misses the truth with probability `risk`.
     pub fn interval(&self, risk: f64) -> (f64, f64) {
-        // The crate refuses only degrees that are not above 0, which no estimate has.
-        let quantile = StudentsT::new(0.0, 1.0, self.degrees)
-            .map_or(f64::INFINITY, |student| student.inverse_cdf(1.0 - risk / 2.0));
-        (self.value - quantile * self.error, self.value + quantile * self.error)
+        let reach = self.error * student_quantile(self.degrees, risk);
+        (self.value - reach, self.value + reach)
     }
 
     /// Whether zero lies outside of that interval.

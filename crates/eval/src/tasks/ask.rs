@@ -247,7 +247,8 @@ impl Asking<'_> {
                 said.map_err(|problem| Error::line(&question.place.path, question.place.line, problem))?
             }
             (Ask::Cloze(_) | Ask::Generation { .. }, _) => {
-                Said::Cloze { log_probability: whole.log_probability, greedy: whole.greedy }
+                let tokens = answers.parts.iter().map(Vec::len).sum();
+                Said::Cloze { log_probability: whole.log_probability, tokens, greedy: whole.greedy }
             }
         };
         Ok(Outcome { question: number, line: question.place.line, said })

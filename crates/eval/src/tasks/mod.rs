@@ -60,4 +60,5 @@ pub use record_file::{Header, RecordFile, read_record};
 pub use ruler::{Haystack, Ruler, RulerRecord};
 pub use scorer::{Cost, Likelihood, Request, Scorer};
 pub use summary::{Paired, Summary, compare, summarize};
-pub use task_file::{Cloze, Form, Generation, LongPerplexity, MultipleChoice, Perplexity, Task};
+pub(crate) use summary::{check_same_questions, ratio_with_error};
+pub use task_file::{Cloze, Form, Generation, LongPerplexity, MultipleChoice, Perplexity, Task, TaskKind};

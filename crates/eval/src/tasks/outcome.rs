@@ -33,6 +33,8 @@ pub enum Said {
     Cloze {
         /// Log-probability of the continuation, in nats.
         log_probability: f64,
+        /// Tokens of the continuation.
+        tokens: usize,
         /// Whether it is what the model would say.
         greedy: bool,
     },
@@ -144,7 +146,7 @@ impl Outcome {
                     (Measure::PerToken, best(&|length| length.tokens), 1.0),
                 ]
             }
-            Said::Cloze { log_probability, greedy } => {
+            Said::Cloze { log_probability, greedy, .. } => {
                 vec![(Measure::Accuracy, right(*greedy), 1.0), (Measure::Perplexity, -log_probability, 1.0)]
             }
             Said::Generation { score, .. } => vec![(Measure::Accuracy, *score, 1.0)],
@@ -157,6 +159,41 @@ impl Outcome {
                 (Measure::TokenPerplexity, -log_probability, *tokens as f64),
             ],
         }
+    }
+
+    /// How right the answer is, from 0 to 1; none for documents, which have no answer.
+    pub fn score(&self) -> Option<f64> {
+        let (measure, amount, _) = *self.measures().first()?;
+        (measure == Measure::Accuracy).then_some(amount)
+    }
+
+    /// What a guess among the choices scores on average; 0 where there are none.
+    pub fn guess(&self) -> f64 {
+        match &self.said {
+            Said::Choice { log_probabilities, .. } => 1.0 / log_probabilities.len() as f64,
+            _ => 0.0,
+        }
+    }
+
+    /// Log-probability of the right answer in nats, or of a document's text, and its tokens; none of a generated text.
+    pub fn likelihood(&self) -> Option<(f64, usize)> {
+        match &self.said {
+            Said::Choice { log_probabilities, lengths, answer } => {
+                Some((*log_probabilities.get(*answer)?, lengths.get(*answer)?.tokens))
+            }
+            Said::Cloze { log_probability, tokens, .. }
+            | Said::Document { log_probability, tokens, .. }
+            | Said::LongDocument { log_probability, tokens, .. } => Some((*log_probability, *tokens)),
+            Said::Generation { .. } => None,
+        }
+    }
+
+    /// Log-probability, in nats, of the right choice if one of the choices must be said; none without choices.
+    pub fn among_choices(&self) -> Option<f64> {
+        let Said::Choice { log_probabilities, answer, .. } = &self.said else { return None };
+        let largest = log_probabilities.iter().copied().reduce(f64::max)?;
+        let sum: f64 = log_probabilities.iter().map(|choice| (choice - largest).exp()).sum();
+        Some(log_probabilities.get(*answer)? - largest - sum.ln())
     }
 
     /// Whether this could have come of `question`.
@@ -225,11 +262,37 @@ mod tests {
     }
 
     #[test]
+    fn what_the_right_answer_has() {
+        let length = |tokens| Length { tokens, characters: 9, bytes: 9 };
+        let said = Said::Choice {
+            log_probabilities: vec![-4.0, -5.0, -6.0, -9.0],
+            lengths: [1, 2, 3, 4].map(length).to_vec(),
+            answer: 2,
+        };
+        let outcome = |said| Outcome { question: 0, line: 1, said };
+        let choice = outcome(said);
+        assert_eq!((choice.score(), choice.guess(), choice.likelihood()), (Some(0.0), 0.25, Some((-6.0, 3))));
+        let sum: f64 = [-4.0_f64, -5.0, -6.0, -9.0].map(f64::exp).iter().sum();
+        assert!((choice.among_choices().unwrap() - (-6.0 - sum.ln())).abs() < 1e-12);
+        let text = outcome(Said::Generation { text: "a".into(), score: 0.5 });
+        assert_eq!(text.among_choices(), None);
+        assert_eq!((text.score(), text.guess(), text.likelihood()), (Some(0.5), 0.0, None));
+        let document = outcome(Said::Document { log_probability: -8.0, tokens: 4, bytes: 20 });
+        assert_eq!((document.score(), document.likelihood()), (None, Some((-8.0, 4))));
+    }
+
+    #[test]
     fn an_outcome_is_a_line_of_json() {
-        let outcome =
-            Outcome { question: 3, line: 7, said: Said::Cloze { log_probability: -1.5, greedy: true } };
+        let outcome = Outcome {
+            question: 3,
+            line: 7,
+            said: Said::Cloze { log_probability: -1.5, tokens: 2, greedy: true },
+        };
         let line = serde_json::to_string(&outcome).unwrap();
-        assert_eq!(line, r#"{"question":3,"line":7,"cloze":{"log_probability":-1.5,"greedy":true}}"#);
+        assert_eq!(
+            line,
+            r#"{"question":3,"line":7,"cloze":{"log_probability":-1.5,"tokens":2,"greedy":true}}"#
+        );
         assert_eq!(serde_json::from_str::<Outcome>(&line).unwrap(), outcome);
     }
 }

@@ -534,6 +534,33 @@ mod tests {
     }
 
     #[test]
+    fn the_right_answer_of_a_generation_is_a_cloze() {
+        let answers = |form: &str, data: &str| -> Vec<Ask> {
+            let task = format!(
+                "data = 'a.jsonl'\n[generation]\nprompt = 'Q: {{{{ q }}}}'\n{form}\nstop = []\ntokens = 3"
+            );
+            let desk = Desk::new(&[("task.toml", &task), ("a.jsonl", data)]);
+            let task = Task::load(&desk.0.path().join("task.toml")).unwrap().answers().unwrap();
+            assert_eq!(task.name(), "task.answers");
+            task.questions(None, NONE, None).unwrap().into_iter().map(|question| question.ask).collect()
+        };
+        let expected = |end: &str| [Ask::Cloze(statement("Q: one", end))];
+        let data = "{\"q\": \"one\", \"names\": [\"two\", \"2\"], \"best\": \"zwei\"}";
+        assert_eq!(answers("answers = 'names'", data), expected(" two"));
+        assert_eq!(answers("answers = 'best'", data), expected(" zwei"));
+        assert_eq!(
+            answers("answers = 'best'\nshown = '= {{ best }}.'\ndelimiter = ''", data),
+            expected("= zwei.")
+        );
+        assert!(
+            Task::load(&Desk::new(&[("task.toml", CHOICE)]).0.path().join("task.toml"))
+                .unwrap()
+                .answers()
+                .is_none()
+        );
+    }
+
+    #[test]
     fn examples_come_from_their_own_file_after_a_preamble() {
         let task = "data = 'test'\npreamble = 'On {{ file }}. '\n\
                     few_shot = { count = 1, data = 'dev/{{ file }}.csv', choose = 'first', separator = ' / ' }\n\

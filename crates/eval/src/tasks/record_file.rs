@@ -184,7 +184,11 @@ mod tests {
     }
 
     fn outcome(question: usize) -> Outcome {
-        Outcome { question, line: question + 1, said: Said::Cloze { log_probability: -0.1, greedy: false } }
+        Outcome {
+            question,
+            line: question + 1,
+            said: Said::Cloze { log_probability: -0.1, tokens: 1, greedy: false },
+        }
     }
 
     fn header() -> Header {

@@ -48,8 +48,7 @@ type Amounts = Vec<(f64, f64)>;
 pub fn summarize(outcomes: &[Outcome]) -> Vec<Summary> {
     let mut summaries = Vec::new();
     for (measure, amounts) in by_measure(outcomes) {
-        let ratio = ratio(&amounts);
-        let error = standard_error(&residuals(&amounts, ratio), total(&amounts));
+        let (ratio, error) = ratio_with_error(&amounts);
         let (value, slope) = transformed(measure, ratio);
         let standard_error = error.map(|error| error * slope);
         summaries.push(Summary { measure, value, standard_error, questions: amounts.len() });
@@ -62,15 +61,7 @@ pub fn summarize(outcomes: &[Outcome]) -> Vec<Summary> {
 /// # Errors
 /// When the questions are not the same.
 pub fn compare(first: &[Outcome], second: &[Outcome]) -> Result<Vec<Paired>> {
-    let questions = |outcomes: &[Outcome]| -> Vec<(usize, usize)> {
-        outcomes.iter().map(|outcome| (outcome.question, outcome.line)).collect()
-    };
-    if questions(first) != questions(second) {
-        let (first, second) = (first.len(), second.len());
-        return Err(Error::Mismatch(format!(
-            "the two did not answer the same questions ({first} and {second}): run both with one limit to the end"
-        )));
-    }
+    check_same_questions(first, second)?;
     let (first, second) = (by_measure(first), by_measure(second));
     if !first.iter().map(|(measure, _)| measure).eq(second.iter().map(|(measure, _)| measure)) {
         return Err(Error::Mismatch("the two answered tasks of different forms".into()));
@@ -80,6 +71,27 @@ pub fn compare(first: &[Outcome], second: &[Outcome]) -> Result<Vec<Paired>> {
         .zip(second)
         .map(|((measure, first), (_, second))| pair(measure, &first, &second))
         .collect())
+}
+
+/// Refuses outcomes that do not belong together in pairs.
+pub(crate) fn check_same_questions(first: &[Outcome], second: &[Outcome]) -> Result<()> {
+    let questions = |outcomes: &[Outcome]| -> Vec<(usize, usize)> {
+        outcomes.iter().map(|outcome| (outcome.question, outcome.line)).collect()
+    };
+    if questions(first) == questions(second) {
+        return Ok(());
+    }
+    let (first, second) = (first.len(), second.len());
+    Err(Error::Mismatch(format!(
+        "the two did not answer the same questions ({first} and {second}): run both with one limit to the end"
+    )))
+}
+
+/// The sum of amounts over the sum of what they are amounts of, and its standard error over the choice of questions;
+/// none for fewer than two.
+pub(crate) fn ratio_with_error(amounts: &[(f64, f64)]) -> (f64, Option<f64>) {
+    let ratio = ratio(amounts);
+    (ratio, standard_error(&residuals(amounts, ratio), total(amounts)))
 }
 
 fn pair(measure: Measure, first: &Amounts, second: &Amounts) -> Paired {
@@ -124,16 +136,16 @@ fn by_measure(outcomes: &[Outcome]) -> Vec<(Measure, Amounts)> {
     all.filter(|(_, amounts)| total(amounts) > 0.0).collect()
 }
 
-fn total(amounts: &Amounts) -> f64 {
+fn total(amounts: &[(f64, f64)]) -> f64 {
     amounts.iter().map(|(_, of)| of).sum()
 }
 
-fn ratio(amounts: &Amounts) -> f64 {
+fn ratio(amounts: &[(f64, f64)]) -> f64 {
     amounts.iter().map(|(amount, _)| amount).sum::<f64>() / total(amounts)
 }
 
 /// How far each question's amount lies from what the ratio gives it.
-fn residuals(amounts: &Amounts, ratio: f64) -> Vec<f64> {
+fn residuals(amounts: &[(f64, f64)], ratio: f64) -> Vec<f64> {
     amounts.iter().map(|(amount, of)| amount - ratio * of).collect()
 }
 
@@ -170,7 +182,7 @@ mod tests {
 
     fn clozes(values: &[(f64, bool)]) -> Vec<Outcome> {
         let outcome = |(question, &(log_probability, greedy))| {
-            let said = Said::Cloze { log_probability, greedy };
+            let said = Said::Cloze { log_probability, tokens: 1, greedy };
             Outcome { question, line: question + 1, said }
         };
         values.iter().enumerate().map(outcome).collect()

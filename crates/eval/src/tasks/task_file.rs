@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use regex::Regex;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use super::answer::{AnswerRule, Compare, Which};
@@ -21,6 +21,7 @@ pub struct Task {
     pub(crate) path: PathBuf,
     /// blake3 of the file's text.
     pub(crate) hash: blake3::Hash,
+    pub(crate) kind: Option<TaskKind>,
     pub(crate) data: String,
     /// Names, without ending, of files in the data's folder that are no part of the set.
     pub(crate) leave_out: Vec<String>,
@@ -29,6 +30,42 @@ pub struct Task {
     pub(crate) preamble: String,
     pub(crate) shots: Shots,
     pub(crate) form: Form,
+}
+
+/// What a task tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskKind {
+    /// Facts that nothing in the prompt tells.
+    Facts,
+    /// What follows from a passage in the prompt.
+    Reading,
+    /// What everybody knows about everyday life.
+    CommonSense,
+    /// Questions of schools and universities: knowledge and thought at once.
+    Exams,
+    /// Calculation.
+    Mathematics,
+    /// The likelihood of running text.
+    Text,
+}
+
+impl TaskKind {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Facts, Self::Reading, Self::CommonSense, Self::Exams, Self::Mathematics, Self::Text];
+
+    /// A name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Facts => "facts",
+            Self::Reading => "reading",
+            Self::CommonSense => "common sense",
+            Self::Exams => "exams",
+            Self::Mathematics => "mathematics",
+            Self::Text => "text",
+        }
+    }
 }
 
 /// What is asked, and how it counts. Texts are templates over a record, `choices`, `answer`, `answers` and
@@ -139,7 +176,7 @@ pub struct LongPerplexity {
 }
 
 /// Solved examples before a question.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Shots {
     pub(crate) count: usize,
@@ -167,6 +204,7 @@ struct Extract {
 #[serde(deny_unknown_fields)]
 struct TaskFile {
     name: Option<String>,
+    kind: Option<TaskKind>,
     data: String,
     #[serde(default)]
     leave_out: Vec<String>,
@@ -213,6 +251,37 @@ impl Task {
     /// Its name: the file's, unless it says another.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What it tests, if its file says so.
+    pub fn kind(&self) -> Option<TaskKind> {
+        self.kind
+    }
+
+    /// For a task that has answers generated, the task that asks how likely the right answer is: what a solved example
+    /// would show.
+    pub fn answers(&self) -> Option<Self> {
+        let Form::Generation { text, .. } = &self.form else { return None };
+        let first = || {
+            let of = text.answers.as_ref();
+            let first = format!("{{% set right = ({of}) %}}{{{{ right if right is string else right[0] }}}}");
+            Spanned::new(text.answers.span(), first)
+        };
+        let target = text.shown.clone().unwrap_or_else(first);
+        let text = Cloze { prompt: text.prompt.clone(), target, delimiter: text.delimiter.clone() };
+        Some(Self {
+            name: format!("{}.answers", self.name),
+            path: self.path.clone(),
+            hash: self.hash,
+            kind: self.kind,
+            data: self.data.clone(),
+            leave_out: self.leave_out.clone(),
+            line_fields: self.line_fields.clone(),
+            tables: self.tables.clone(),
+            preamble: self.preamble.clone(),
+            shots: self.shots.clone(),
+            form: Form::Cloze { text },
+        })
     }
 
     /// What tells this task from another, or from itself after a change.
@@ -291,6 +360,7 @@ impl TaskFile {
             name: self.name.unwrap_or(name),
             path: check.path.to_owned(),
             hash: blake3::hash(check.text.as_bytes()),
+            kind: self.kind,
             data: self.data,
             leave_out: self.leave_out,
             line_fields: self.line_fields.map(Spanned::into_inner),
@@ -417,11 +487,24 @@ mod tests {
     }
 
     #[test]
+    fn a_task_says_what_it_tests() {
+        assert_eq!(load(CLOZE).unwrap().kind(), None);
+        for kind in TaskKind::ALL {
+            let key = kind.name().replace(' ', "_");
+            assert_eq!(load(&format!("kind = '{key}'\n{CLOZE}")).unwrap().kind(), Some(kind));
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_named_with_its_line() {
         let cases = [
             ("data = 'a.jsonl'\n", ":1: a task has exactly one of the tables"),
             ("data = 'a.jsonl'\ndata = 'b'", ":2: duplicate key"),
             ("data = 'a.jsonl'\n[cloze]\nprompt = ''", ":2: missing field `target`"),
+            (
+                &format!("kind = 'fact'\n{CLOZE}"),
+                ":1: unknown variant `fact`, expected one of `facts`, `reading`",
+            ),
             (&CLOZE.replace("{{ b }}", "{{ b"), ":4: `target` is no template"),
             (&CLOZE.replace("'{{ a }}'", "'''\n\n{{ a'''"), ":5: `prompt` is no template"),
             (&CLOZE.replace("target", "targets"), ":4: unknown field `targets`"),

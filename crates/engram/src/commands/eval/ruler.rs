@@ -4,8 +4,8 @@ use anyhow::Context;
 use clap::Args;
 use engram_eval::tasks::{Haystack, Ruler as Kind, RulerRecord};
 
+use super::super::asking::{Asked, Memory};
 use super::super::print;
-use super::tasks::open;
 use crate::device::DeviceKind;
 use crate::failure::refuse;
 use crate::files::write_file;
@@ -61,7 +61,7 @@ impl Ruler {
             }
             None => Haystack::repeated(),
         };
-        let model = open(&self.model, DeviceKind::Cpu)?;
+        let model = Asked::open(&self.model, DeviceKind::Cpu, Memory::On)?.scorer;
         if let Some(length) = self.lengths.iter().find(|&&length| length > model.context()) {
             return refuse(format!("--lengths {length}: the model's context is {}", model.context()));
         }

@@ -6,10 +6,9 @@ use engram_train::{TokenShards, Trained};
 use serde::Serialize;
 
 use crate::commands::{print, print_json};
-use crate::depth_chart;
 use crate::device::DeviceKind;
 use crate::failure::refuse;
-use crate::files::write_file;
+use crate::files::write_figure;
 use crate::interrupt;
 use crate::progress::Progress;
 use crate::table::Table;
@@ -48,7 +47,7 @@ pub(crate) struct Depth {
     /// Most similar layers that a soft alignment averages [default: 5, as in the paper, but no more than half of B's]
     #[arg(long, value_name = "N")]
     neighbours: Option<usize>,
-    /// Write lens.svg and, for two checkpoints, cka.svg into this folder.
+    /// Write the figures `lens` and, for two checkpoints, `cka` into this folder, as SVG and PNG.
     #[arg(long, value_name = "FOLDER")]
     figures: Option<PathBuf>,
     /// What to compute on.
@@ -219,22 +218,14 @@ impl Findings {
     }
 
     fn draw(&self, folder: &Path) -> anyhow::Result<()> {
-        use anyhow::Context;
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        let write = |name: &str, svg: &str| -> anyhow::Result<()> {
-            let path = folder.join(name);
-            write_file(&path, svg)?;
-            eprintln!("wrote {}", path.display());
-            Ok(())
-        };
         let curves: Vec<(String, &[Divergence])> = self
             .models
             .iter()
             .map(|lens| (lens.checkpoint.display().to_string(), &lens.divergences[..]))
             .collect();
-        write("lens.svg", &depth_chart::lens(&curves))?;
+        write_figure(folder, "lens", &depth::figures::lens(&curves).svg())?;
         if let (Some(alignment), [a, b]) = (&self.alignment, &curves[..]) {
-            write("cka.svg", &depth_chart::cka(&alignment.cka, &alignment.soft, [&a.0, &b.0]))?;
+            write_figure(folder, "cka", &depth::figures::cka(&alignment.cka, &alignment.soft, [&a.0, &b.0]))?;
         }
         Ok(())
     }

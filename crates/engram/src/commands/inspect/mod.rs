@@ -2,6 +2,7 @@
 
 mod depth;
 mod gates;
+mod sensitivity;
 
 use clap::Subcommand;
 
@@ -12,6 +13,7 @@ pub(super) use gates::gates;
 pub(crate) enum Inspect {
     Gates(gates::Gates),
     Depth(depth::Depth),
+    Sensitivity(sensitivity::Sensitivity),
 }
 
 impl Inspect {
@@ -20,6 +22,7 @@ impl Inspect {
         match self {
             Self::Gates(command) => command.run(),
             Self::Depth(command) => command.run(),
+            Self::Sensitivity(command) => command.run(),
         }
     }
 }

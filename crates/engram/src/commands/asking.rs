@@ -1,0 +1,165 @@
+//! Tasks as arguments, and how they are put to a model: what all commands that ask have in common.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::Args;
+use engram_eval::outside::OutsideModel;
+use engram_eval::tasks::{
+    AskOptions, Error, FewShot, Header, Outcome, Question, RecordFile, Scorer, Task, ask,
+};
+use engram_train::Trained;
+
+use crate::device::DeviceKind;
+use crate::failure::{Interrupted, refuse};
+use crate::progress::Passage;
+
+/// Tasks, and how they are asked.
+#[derive(Debug, Args)]
+pub(super) struct TaskArguments {
+    /// Task files.
+    #[arg(required = true)]
+    tasks: Vec<PathBuf>,
+    /// Folder that the tasks' files of records are in; without it, that of each task file.
+    #[arg(long, value_name = "FOLDER")]
+    data: Option<PathBuf>,
+    /// Ask only the first N records of each file.
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Solved examples before each question, instead of as many as the task says.
+    #[arg(long, value_name = "K")]
+    shots: Option<usize>,
+    /// Seed of their choice.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Cut the beginning of what is longer than the model's context, instead of refusing it.
+    #[arg(long)]
+    cut: bool,
+    /// Tokens computed at a time.
+    #[arg(long, value_name = "N", default_value_t = AskOptions::default().batch)]
+    batch: usize,
+}
+
+impl TaskArguments {
+    /// The tasks, each of a name of its own.
+    pub(super) fn load(&self) -> anyhow::Result<Vec<Task>> {
+        if self.batch == 0 || self.limit == Some(0) {
+            return refuse("--batch and --limit must be at least 1");
+        }
+        let tasks = self.tasks.iter().map(|path| Task::load(path)).collect::<Result<Vec<_>, _>>()?;
+        let mut names = HashSet::new();
+        match tasks.iter().map(Task::name).find(|name| !names.insert(*name)) {
+            Some(name) => refuse(format!("two tasks are called {name}; name each once")),
+            None => Ok(tasks),
+        }
+    }
+
+    /// The questions of one of them.
+    pub(super) fn questions(&self, task: &Task) -> anyhow::Result<Vec<Question>> {
+        let few_shot = FewShot { count: self.shots, seed: self.seed };
+        Ok(task.questions(self.data.as_deref(), few_shot, self.limit)?)
+    }
+
+    fn options(&self) -> AskOptions {
+        AskOptions { batch: self.batch, cut: self.cut }
+    }
+}
+
+/// Whether a model reads its memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Memory {
+    On,
+    Off,
+}
+
+/// A model that is asked.
+pub(super) struct Asked {
+    pub(super) scorer: Box<dyn Scorer>,
+    path: PathBuf,
+    memory: Memory,
+}
+
+impl Asked {
+    /// Opens a checkpoint, or a model from outside, which has no memory that could be off.
+    pub(super) fn open(path: &Path, device: DeviceKind, memory: Memory) -> anyhow::Result<Self> {
+        let (scorer, path) = (open(path, device, memory)?, path.to_owned());
+        Ok(Self { scorer, path, memory })
+    }
+
+    /// Asks what has no answer yet in the record in the folder `out`. Gives all outcomes in the order of the questions,
+    /// and how many questions had their beginning cut.
+    pub(super) fn put(
+        &self,
+        (task, questions): (&Task, &[Question]),
+        arguments: &TaskArguments,
+        out: Option<&Path>,
+    ) -> anyhow::Result<(Vec<Outcome>, usize)> {
+        let (scorer, options) = (&*self.scorer, arguments.options());
+        let (mut record, mut outcomes) = match out {
+            Some(out) => {
+                std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
+                let header = Header::new(task, questions, options, (scorer, &self.path));
+                let (record, outcomes) = RecordFile::open(&out.join(task.record_name()), &header, questions)?;
+                (Some(record), outcomes)
+            }
+            None => (None, Vec::new()),
+        };
+        let pending = pending(&outcomes, questions.len());
+        let mut each = |outcome: Outcome| {
+            record.as_mut().map_or(Ok(()), |record| record.add(&outcome))?;
+            outcomes.push(outcome);
+            Ok(())
+        };
+        let name = match self.memory {
+            Memory::On => task.name().to_owned(),
+            Memory::Off => format!("{}, memory off", task.name()),
+        };
+        let begun = Instant::now();
+        let mut passage: Option<Passage> = None;
+        let mut progress =
+            |done, total| passage.get_or_insert_with(|| Passage::of_tokens(&name, total)).show(done, total);
+        let asked = ask(scorer, (task, questions), &pending, options, &mut each, &mut progress);
+        drop(passage);
+        if let Err(Error::Interrupted) = asked {
+            let kept =
+                if out.is_some() { "; the same command goes on" } else { "; --out would keep the answers" };
+            let (done, all) = (outcomes.len(), questions.len());
+            return Err(Interrupted(format!(": {name} has {done} of {all} answers{kept}")).into());
+        }
+        let cut = asked?;
+        let seconds = begun.elapsed().as_secs_f64();
+        let without = if cut > 0 { format!(", {cut} without their beginning") } else { String::new() };
+        eprintln!("{name}: {} questions in {seconds:.1} s{without}", pending.len());
+        outcomes.sort_by_key(|outcome| outcome.question);
+        Ok((outcomes, cut))
+    }
+}
+
+fn open(path: &Path, device: DeviceKind, memory: Memory) -> anyhow::Result<Box<dyn Scorer>> {
+    if OutsideModel::is_one(path) {
+        if memory == Memory::Off {
+            let path = path.display();
+            return refuse(format!(
+                "{path}: a model from outside has no memory that could be switched off; name a checkpoint of Engram"
+            ));
+        }
+        if device != DeviceKind::Cpu {
+            return refuse("a model from outside computes on the processor: leave --device out");
+        }
+        return Ok(Box::new(OutsideModel::open(path)?));
+    }
+    let mut model = Trained::open(path, &device.open()?)?;
+    if memory == Memory::Off {
+        model.switch_memory_off().with_context(|| path.display().to_string())?;
+    }
+    Ok(Box::new(model))
+}
+
+/// The questions without an outcome.
+fn pending(outcomes: &[Outcome], questions: usize) -> Vec<usize> {
+    let mut open = vec![true; questions];
+    outcomes.iter().for_each(|outcome| open[outcome.question] = false);
+    (0..questions).filter(|&question| open[question]).collect()
+}

@@ -1,0 +1,386 @@
+//! Sensitivity: what a model's answers lose when its memory is switched off (arXiv 2601.07372, section 6.3).
+//!
+//! The same questions are put to one checkpoint with its memory on and off. Of every task this gives
+//!
+//! * the scores, their difference in pairs, and the share that is *retained*, off over on: the paper's measure. It says
+//!   something only where the model knows more than a guess would, so that nothing is made of scores elsewhere;
+//! * the log-probability of the right answer in nats per token, on, off, and their difference in pairs: a model that is
+//!   too small for a right answer still finds it likelier or less likely;
+//! * of multiple choice, the log-probability of the right choice if one of them must be said. Without a memory a model may
+//!   find all of them likelier, or none; this is what it can tell between them.
+//!
+//! Tasks are grouped as their files say ([`TaskKind`]), and facts are set against reading: a memory that stores knowledge
+//! should be missed more where facts are asked for than where a passage tells the answer. A group's value is the mean of
+//! its tasks' values. Its error is that of their questions: it says how far other questions of *these* tasks might lead.
+//! Where both groups have two tasks or more, the difference is also given with the error over tasks, as a sample
+//! of others like them.
+
+mod estimate;
+mod figures;
+mod statements;
+
+use serde::Serialize;
+
+pub use estimate::Estimate;
+pub use figures::figures;
+
+use crate::tasks::{Outcome, Result, TaskKind, check_same_questions};
+
+/// Outcomes of the same questions, in their order.
+#[derive(Debug, Clone, Copy)]
+pub struct OnOff<'a> {
+    /// With the memory on.
+    pub on: &'a [Outcome],
+    /// With the memory off.
+    pub off: &'a [Outcome],
+}
+
+/// What all tasks came to.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Findings {
+    /// The tasks, as they were asked.
+    pub tasks: Vec<TaskFinding>,
+    /// The kinds that there are tasks of.
+    pub groups: Vec<Group>,
+    /// Facts against reading, for every quantity that both have.
+    pub facts_less_reading: Vec<Contrast>,
+    /// What can be said.
+    pub statements: Vec<String>,
+}
+
+/// What one task came to.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TaskFinding {
+    /// Its name.
+    pub task: String,
+    /// What it tests, if its file says so.
+    pub kind: Option<TaskKind>,
+    /// Questions.
+    pub questions: usize,
+    /// Of right answers; none for documents, and for a single question.
+    pub score: Option<Score>,
+    /// Log-probability of the right answer, in nats per token; none for a single question.
+    pub likelihood: Option<Change>,
+    /// Of multiple choice, log-probability of the right one among them, in nats per question.
+    pub among_choices: Option<Change>,
+}
+
+/// A quantity with the memory on and off.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Change {
+    /// On.
+    pub on: f64,
+    /// Off.
+    pub off: f64,
+    /// Off less on, question by question.
+    pub difference: Estimate,
+}
+
+/// Scores with the memory on and off, from 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Score {
+    /// The two, and their difference.
+    #[serde(flatten)]
+    pub change: Change,
+    /// What guessing among the choices would score.
+    pub guess: f64,
+    /// Off over on; none unless the score with the memory on is above a guess beyond the noise.
+    pub retained: Option<Estimate>,
+}
+
+/// What is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quantity {
+    /// Log-probability of the right answer, off less on, in nats per token.
+    Likelihood,
+    /// Log-probability of the right one among the choices, off less on, in nats per question.
+    AmongChoices,
+    /// Score, off less on, where the score is above a guess.
+    Score,
+    /// Score, off over on.
+    Retained,
+}
+
+/// The tasks of one kind.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Group {
+    /// What they test.
+    pub kind: TaskKind,
+    /// The mean over the tasks that have the quantity.
+    pub means: Vec<GroupMean>,
+}
+
+/// The mean of a quantity over the tasks of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct GroupMean {
+    /// Of what.
+    pub quantity: Quantity,
+    /// Tasks that have it.
+    pub tasks: usize,
+    /// The mean; its error is over the tasks' questions.
+    pub mean: Estimate,
+}
+
+/// Facts less reading; below zero where facts lose more.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Contrast {
+    /// Of what.
+    pub quantity: Quantity,
+    /// Tasks of facts, and of reading.
+    pub tasks: [usize; 2],
+    /// With the error over the questions of these tasks.
+    pub over_questions: Estimate,
+    /// With the error over tasks; none with a single task of either kind.
+    pub over_tasks: Option<Estimate>,
+}
+
+impl Quantity {
+    /// All of them, in the order of reports.
+    pub const ALL: [Self; 4] = [Self::Likelihood, Self::AmongChoices, Self::Score, Self::Retained];
+
+    /// Of a task.
+    pub fn of(self, task: &TaskFinding) -> Option<Estimate> {
+        match self {
+            Self::Likelihood => Some(task.likelihood?.difference),
+            Self::AmongChoices => Some(task.among_choices?.difference),
+            Self::Score => task.score.filter(Score::is_above_guess).map(|score| score.change.difference),
+            Self::Retained => task.score?.retained,
+        }
+    }
+}
+
+impl TaskFinding {
+    /// What came of a task. `answers` are outcomes of the questions how likely the right answers are, for a task whose own
+    /// outcomes do not tell.
+    ///
+    /// # Errors
+    /// When the questions are not the same on and off.
+    pub fn of(
+        (task, kind): (&str, Option<TaskKind>),
+        asked: OnOff<'_>,
+        answers: Option<OnOff<'_>>,
+    ) -> Result<Self> {
+        let answers = answers.unwrap_or(asked);
+        for OnOff { on, off } in [asked, answers] {
+            check_same_questions(on, off)?;
+        }
+        Ok(Self {
+            task: task.to_owned(),
+            kind,
+            questions: asked.on.len(),
+            score: Score::of(asked),
+            likelihood: Change::between(answers, |outcome| {
+                outcome.likelihood().map(|(nats, tokens)| (nats, tokens as f64))
+            }),
+            among_choices: Change::between(asked, |outcome| Some((outcome.among_choices()?, 1.0))),
+        })
+    }
+}
+
+impl Score {
+    /// Whether the score with the memory on is above a guess beyond the noise.
+    pub fn is_above_guess(&self) -> bool {
+        self.retained.is_some()
+    }
+
+    fn of(OnOff { on, off }: OnOff<'_>) -> Option<Self> {
+        let scores = |outcomes: &[Outcome]| outcomes.iter().map(Outcome::score).collect::<Option<Vec<_>>>();
+        let (first, second) = (scores(on)?, scores(off)?);
+        let guesses: Vec<f64> = on.iter().map(Outcome::guess).collect();
+        let above: Vec<f64> = first.iter().zip(&guesses).map(|(score, guess)| score - guess).collect();
+        let pairs: Vec<(f64, f64)> = second.into_iter().zip(first).collect();
+        let is_above = Estimate::sample(&above)?.interval().0 > 0.0;
+        let triples: Vec<_> = pairs.iter().map(|&(off, on)| (on, off, 1.0)).collect();
+        Some(Self {
+            change: Change::of(&triples)?,
+            guess: guesses.iter().sum::<f64>() / guesses.len() as f64,
+            retained: Estimate::ratio(&pairs).filter(|_| is_above),
+        })
+    }
+}
+
+impl Change {
+    /// Of what `amount` gives: an amount, and what it is an amount of. None where some outcome has none.
+    fn between(
+        OnOff { on, off }: OnOff<'_>,
+        amount: impl Fn(&Outcome) -> Option<(f64, f64)>,
+    ) -> Option<Self> {
+        let pair = |(on, off): (&Outcome, &Outcome)| {
+            let ((on, of), (off, _)) = (amount(on)?, amount(off)?);
+            Some((on, off, of))
+        };
+        Self::of(&on.iter().zip(off).map(pair).collect::<Option<Vec<_>>>()?)
+    }
+
+    /// Of amounts on and off, and what they are amounts of, question by question.
+    fn of(questions: &[(f64, f64, f64)]) -> Option<Self> {
+        let differences: Vec<(f64, f64)> = questions.iter().map(|(on, off, of)| (off - on, *of)).collect();
+        let difference = Estimate::ratio(&differences)?;
+        let total: f64 = questions.iter().map(|(_, _, of)| of).sum();
+        let on = questions.iter().map(|(on, ..)| on).sum::<f64>() / total;
+        let off = questions.iter().map(|(_, off, _)| off).sum::<f64>() / total;
+        Some(Self { on, off, difference })
+    }
+}
+
+impl Findings {
+    /// What the tasks say together.
+    pub fn of(tasks: Vec<TaskFinding>) -> Self {
+        let groups = TaskKind::ALL.into_iter().filter_map(|kind| Group::of(kind, &tasks)).collect();
+        let contrasts = Quantity::ALL.into_iter().filter_map(|quantity| Contrast::of(quantity, &tasks));
+        let facts_less_reading = contrasts.collect();
+        let mut findings = Self { tasks, groups, facts_less_reading, statements: Vec::new() };
+        findings.statements = statements::about(&findings);
+        findings
+    }
+}
+
+/// The quantity of every task of this kind that has it.
+fn values(quantity: Quantity, kind: TaskKind, tasks: &[TaskFinding]) -> Vec<Estimate> {
+    let of_kind = tasks.iter().filter(|task| task.kind == Some(kind));
+    of_kind.filter_map(|task| quantity.of(task)).collect()
+}
+
+impl Group {
+    /// None without tasks.
+    fn of(kind: TaskKind, tasks: &[TaskFinding]) -> Option<Self> {
+        let mean = |quantity| {
+            let values = values(quantity, kind, tasks);
+            Some(GroupMean { quantity, tasks: values.len(), mean: Estimate::mean(&values)? })
+        };
+        let there = tasks.iter().any(|task| task.kind == Some(kind));
+        there.then(|| Self { kind, means: Quantity::ALL.into_iter().filter_map(mean).collect() })
+    }
+}
+
+impl Contrast {
+    /// None where one of the two has no task with the quantity.
+    fn of(quantity: Quantity, tasks: &[TaskFinding]) -> Option<Self> {
+        let groups = [TaskKind::Facts, TaskKind::Reading].map(|kind| values(quantity, kind, tasks));
+        let [facts, reading] = &groups;
+        let over_questions = Estimate::mean(facts)?.less(Estimate::mean(reading)?);
+        let sample = |group: &[Estimate]| {
+            Estimate::sample(&group.iter().map(|estimate| estimate.value).collect::<Vec<_>>())
+        };
+        let over_tasks = sample(facts).zip(sample(reading)).map(|(facts, reading)| facts.less(reading));
+        Some(Self { quantity, tasks: [facts.len(), reading.len()], over_questions, over_tasks })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tasks::{Length, Said};
+
+    fn clozes(values: &[(f64, usize, bool)]) -> Vec<Outcome> {
+        let outcome = |(question, &(log_probability, tokens, greedy)): (usize, &(f64, usize, bool))| {
+            Outcome { question, line: question + 1, said: Said::Cloze { log_probability, tokens, greedy } }
+        };
+        values.iter().enumerate().map(outcome).collect()
+    }
+
+    fn close(found: f64, expected: f64) {
+        assert!((found - expected).abs() < 1e-9, "{found}, not {expected}");
+    }
+
+    #[test]
+    fn a_task_by_hand() {
+        let on = clozes(&[(-1.0, 1, true), (-4.0, 2, true), (-3.0, 1, true), (-2.0, 1, true)]);
+        let off = clozes(&[(-2.0, 1, true), (-8.0, 2, false), (-3.0, 1, true), (-2.0, 1, false)]);
+        let found =
+            TaskFinding::of(("t", Some(TaskKind::Facts)), OnOff { on: &on, off: &off }, None).unwrap();
+        let likelihood = found.likelihood.unwrap();
+        close(likelihood.on, -2.0);
+        close(likelihood.off, -3.0);
+        // −5 nats over 5 tokens: residuals 0, −2, 1, 1.
+        close(likelihood.difference.value, -1.0);
+        close(likelihood.difference.error, (4.0_f64 / 3.0 * 6.0).sqrt() / 5.0);
+        let score = found.score.unwrap();
+        assert_eq!((score.change.on, score.change.off, score.guess), (1.0, 0.5, 0.0));
+        close(score.change.difference.error, (4.0_f64 / 3.0).sqrt() / 4.0);
+        close(score.retained.unwrap().value, 0.5);
+        assert!(TaskFinding::of(("t", None), OnOff { on: &on, off: &off[1..] }, None).is_err());
+    }
+
+    #[test]
+    fn nothing_is_retained_of_a_guess() {
+        let outcomes = |right: usize, of: usize| -> Vec<Outcome> {
+            let length = |_| Length { tokens: 1, characters: 1, bytes: 1 };
+            let outcome = |question| Outcome {
+                question,
+                line: question + 1,
+                said: Said::Choice {
+                    log_probabilities: vec![-1.0, -2.0],
+                    lengths: [0, 1].map(length).to_vec(),
+                    answer: usize::from(question >= right),
+                },
+            };
+            (0..of).map(outcome).collect()
+        };
+        let score = |right| {
+            let (on, off) = (outcomes(right, 100), outcomes(40, 100));
+            TaskFinding::of(("t", None), OnOff { on: &on, off: &off }, None).unwrap().score.unwrap()
+        };
+        assert_eq!((score(55).guess, score(55).retained), (0.5, None));
+        close(score(80).retained.unwrap().value, 0.5);
+        assert!(score(80).is_above_guess() && !score(55).is_above_guess());
+    }
+
+    #[test]
+    fn generated_answers_are_weighed_by_other_questions() {
+        let text = |score| {
+            let said = |question| Outcome {
+                question,
+                line: question + 1,
+                said: Said::Generation { text: String::new(), score },
+            };
+            (0..2).map(said).collect::<Vec<_>>()
+        };
+        let (on, off) = (text(1.0), text(0.0));
+        let asked = OnOff { on: &on, off: &off };
+        assert_eq!(TaskFinding::of(("t", None), asked, None).unwrap().likelihood, None);
+        let (on, off) = (clozes(&[(-1.0, 1, true); 2]), clozes(&[(-3.0, 1, true); 2]));
+        let found = TaskFinding::of(("t", None), asked, Some(OnOff { on: &on, off: &off })).unwrap();
+        assert_eq!(found.likelihood.unwrap().difference.value, -2.0);
+        assert_eq!(found.score.unwrap().change.difference.value, -1.0);
+    }
+
+    #[test]
+    fn groups_and_their_contrast() {
+        let task = |kind, value, error| {
+            let difference = Estimate { value, error, degrees: 99.0 };
+            let change = Change { on: 0.0, off: value, difference };
+            let likelihood = Some(change);
+            TaskFinding {
+                task: "t".into(),
+                kind,
+                questions: 100,
+                score: None,
+                likelihood,
+                among_choices: None,
+            }
+        };
+        let (facts, reading) = (Some(TaskKind::Facts), Some(TaskKind::Reading));
+        let tasks = vec![
+            task(facts, -1.0, 0.3),
+            task(facts, -3.0, 0.4),
+            task(reading, -0.5, 0.1),
+            task(None, -9.0, 0.1),
+        ];
+        let findings = Findings::of(tasks.clone());
+        assert_eq!(findings.groups.len(), 2);
+        assert_eq!((findings.groups[0].kind, findings.groups[0].means[0].tasks), (TaskKind::Facts, 2));
+        close(findings.groups[0].means[0].mean.value, -2.0);
+        close(findings.groups[0].means[0].mean.error, 0.25);
+        let [contrast] = findings.facts_less_reading[..] else { panic!("{findings:?}") };
+        close(contrast.over_questions.value, -1.5);
+        close(contrast.over_questions.error, (0.0625_f64 + 0.01).sqrt());
+        assert_eq!(contrast.over_tasks, None, "one task of reading");
+        let more = [tasks, vec![task(reading, -1.5, 0.1)]].concat();
+        let over_tasks = Findings::of(more).facts_less_reading[0].over_tasks.unwrap();
+        close(over_tasks.value, -1.0);
+        // Standard errors over tasks: 1 and 0.5.
+        close(over_tasks.error, 1.25_f64.sqrt());
+    }
+}
