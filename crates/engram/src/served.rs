@@ -9,10 +9,10 @@ use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use engram_kernels::WeightFormat;
 use engram_serve::{
-    ChatTemplate, Decoder, Engine, EngineOptions, Event, Facts, Model, Request, RowTiers, TextCodec,
+    ChatTemplate, Decoder, Engine, EngineOptions, Event, Facts, Model, Opening, Request, RowTiers, TextCodec,
 };
 use engram_store::{PrefetchOptions, RowSource, TableHeader};
-use engram_train::Trained;
+use engram_train::{Begin, Trained};
 
 use crate::commands::chat;
 use crate::commands::table::tier::{Counts, OpenTier, TierOptions};
@@ -103,7 +103,12 @@ impl Served {
         let tokenizer = trained.tokenizer();
         let token_bytes: Vec<Vec<u8>> =
             (0..tokenizer.vocabulary() as u32).map(|token| tokenizer.token_bytes(token).to_vec()).collect();
-        let codec = TextCodec::new(tokenizer.inner(), token_bytes.clone(), tokenizer.end_of_text());
+        let codec = TextCodec::new(tokenizer.inner(), token_bytes.clone(), tokenizer.end_of_text()).opening(
+            match trained.begin() {
+                Begin::Always(token) => Opening::Always(token),
+                Begin::IfEmpty(token) => Opening::IfEmpty(token),
+            },
+        );
         let (sources, counts): (Vec<Arc<dyn RowSource>>, Vec<_>) =
             tiers.into_iter().map(OpenTier::into_shared).unzip();
         let rows = match trained.addressing() {

@@ -79,4 +79,4 @@ pub use request::{Event, Failure, Finish, GeneratedToken, PositionGates, Refusal
 pub use row_fetch::{RowFetch, RowIds, RowTiers, TierError};
 pub use sampling::{BadParameter, Sampling, TokenLogprob};
 pub use server::{Facts, Server, ServerOptions};
-pub use text_codec::{CodecError, TextCodec};
+pub use text_codec::{CodecError, Opening, TextCodec};
