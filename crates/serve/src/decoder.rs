@@ -288,7 +288,15 @@ struct AttentionDecoder {
 #[derive(Debug)]
 enum AttentionKind {
     Latent(Box<Latent>),
-    Plain { query: PackedMatrix, key: PackedMatrix, value: PackedMatrix },
+    Plain(Box<Plain>),
+}
+
+/// Projections of plain attention.
+#[derive(Debug)]
+struct Plain {
+    query: PackedMatrix,
+    key: PackedMatrix,
+    value: PackedMatrix,
 }
 
 /// Latent attention, its projections to keys and values absorbed.
@@ -373,11 +381,11 @@ impl AttentionDecoder {
         let (heads, key_heads) = (config.attention.heads(), config.attention.key_heads());
         let (width, _) = config.attention.head_widths();
         Self {
-            kind: AttentionKind::Plain {
+            kind: AttentionKind::Plain(Box::new(Plain {
                 query: pack(&attention.query, format),
                 key: pack(&attention.key, format),
                 value: pack(&attention.value, format),
-            },
+            })),
             output: pack(&attention.output, format),
             shape: CachedAttentionShape {
                 heads,
@@ -399,7 +407,7 @@ impl AttentionDecoder {
     fn bytes(&self) -> usize {
         let kind = match &self.kind {
             AttentionKind::Latent(latent) => latent.bytes(),
-            AttentionKind::Plain { query, key, value } => query.bytes() + key.bytes() + value.bytes(),
+            AttentionKind::Plain(plain) => plain.query.bytes() + plain.key.bytes() + plain.value.bytes(),
         };
         kind + self.output.bytes()
     }
@@ -416,11 +424,11 @@ impl AttentionDecoder {
     ) -> Vec<f32> {
         let (queries, entries): (_, Vec<f32>) = match &self.kind {
             AttentionKind::Latent(latent) => latent.project(h, places, angles),
-            AttentionKind::Plain { query, key, value } => {
+            AttentionKind::Plain(plain) => {
                 let CachedAttentionShape { heads, key_heads, value_start: width, .. } = self.shape;
-                let queries = angles.turn_heads(query.product(h), places, heads);
-                let keys = angles.turn_heads(key.product(h), places, key_heads);
-                let values = value.product(h);
+                let queries = angles.turn_heads(plain.query.product(h), places, heads);
+                let keys = angles.turn_heads(plain.key.product(h), places, key_heads);
+                let values = plain.value.product(h);
                 let rows = keys.chunks_exact(width).zip(values.chunks_exact(width));
                 (queries, rows.flat_map(|(key, value)| key.iter().chain(value).copied()).collect())
             }
@@ -442,7 +450,7 @@ impl AttentionDecoder {
         let attended = cached_attention(&queries, &seen, self.shape, self.scale);
         let heads = match &self.kind {
             AttentionKind::Latent(latent) => latent.values(&attended),
-            AttentionKind::Plain { .. } => attended,
+            AttentionKind::Plain(_) => attended,
         };
         self.output.product(&heads)
     }
