@@ -73,6 +73,11 @@ fn the_checkpoint_answers_as_the_model_did() {
     assert_eq!(made["text"], json!({"begin": {"if_empty": "<|pad|>"}, "end": "<|endoftext|>"}));
     let files = ["manifest.json", "model.safetensors", "run.toml", "tokenizer.json", "tokenizer_config.json"];
     assert_eq!(workshop.list("imported"), files);
+    let mode = |name: &str| {
+        let metadata = std::fs::metadata(workshop.path("imported").join(name)).unwrap();
+        std::os::unix::fs::PermissionsExt::mode(&metadata.permissions())
+    };
+    assert_eq!(mode("model.safetensors"), mode("run.toml"), "whoever may read the one may read the other");
 
     let sailed = "data = 'who.jsonl'\n[multiple_choice]\nprompt = '{{ who }} sailed'\n\
                   choices = '[\"to New York\", \"the old captain\"]'\nanswer = 'gold'\n";

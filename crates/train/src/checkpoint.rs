@@ -117,10 +117,14 @@ impl CheckpointWriter {
                 view.map(|view| (name.as_str(), view)).map_err(|error| Error::weights(&path, error))
             })
             .collect::<Result<_>>()?;
+        // What the library writes only its owner may read; it gets the permissions of any new file.
+        let new = fs::File::create(&path).and_then(|file| file.metadata());
+        let permissions = new.map_err(Error::file("write", &path))?.permissions();
         safetensors::serialize_to_file(views, None, &path).map_err(|error| match error {
             safetensors::SafeTensorError::IoError(error) => Error::file("write", &path)(error),
             other => Error::weights(&path, other),
-        })
+        })?;
+        fs::set_permissions(&path, permissions).map_err(Error::file("write", &path))
     }
 
     /// [Puts](Self::place) the checkpoint in place, and removes all but the `keep` newest ones beside it.
