@@ -179,10 +179,9 @@ def main():
     parser.add_argument("task", help="lambada, piqa, arc_easy, hellaswag, or logits")
     parser.add_argument("data", type=Path)
     parser.add_argument("--limit", type=int)
-    parser.add_argument("--skip", type=int, default=0, help="questions that another run has answered")
     parser.add_argument("--shared", action="store_true", help="a question's prompt once, its choices together")
     parser.add_argument("--count", type=int, default=50)
-    parser.add_argument("--out")
+    parser.add_argument("--out", help="file for answers, or for logits")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -193,28 +192,42 @@ def main():
         last = [model.logits(model.hidden([tokenizer.encode(prompt)])[0][0, -1]).numpy() for prompt in prompts]
         np.save(options.out, np.stack(last))
         return
-    asked = questions(options.task, options.data, options.limit)[options.skip:]
+    # Answers are written as they come; the same command goes on after the last.
+    out = open(options.out, "a+", encoding="utf-8") if options.out else None
+    answered = 0
+    if out:
+        out.seek(0)
+        answered = len(out.readlines())
+    asked = questions(options.task, options.data, options.limit)[answered:]
     requests = [[pair(tokenizer, prompt, " " + choice) for choice in choices] for prompt, choices, _ in asked]
-    model.score(*requests[0][0])
+    if requests:
+        model.score(*requests[0][0])
     begun = time.perf_counter()
-    if options.shared:
-        # Prompt and choices are turned into tokens together, but the prompt's are the same for all.
-        scores = [model.score_shared(question[0][0], [rest for _, rest in question]) for question in requests]
-    else:
-        scores = [[model.score(*request) for request in question] for question in requests]
+    for question, (_, choices, gold) in zip(requests, asked):
+        if options.shared:
+            # Prompt and choices are turned into tokens together, but the prompt's are the same for all.
+            scores = model.score_shared(question[0][0], [rest for _, rest in question])
+        else:
+            scores = [model.score(*request) for request in question]
+        if out:
+            out.write(json.dumps(answer(scores, choices, gold)) + "\n")
+            out.flush()
     seconds = time.perf_counter() - begun
-    if options.out:
-        with open(options.out, "w", encoding="utf-8") as out:
-            for (_, choices, gold), found in zip(asked, scores):
-                sums = [score for score, _ in found]
-                best = lambda sizes: int(np.argmax([score / size for score, size in zip(sums, sizes)]))
-                row = {"log_probabilities": sums, "greedy": [greedy for _, greedy in found], "gold": gold}
-                row["best"] = best([1] * len(sums))
-                row["best_per_character"] = best([len(choice) for choice in choices])
-                out.write(json.dumps(row) + "\n")
     tokens = sum(len(context) + len(rest) - 1 for question in requests for context, rest in question)
-    print(f"{options.task}: {len(asked)} questions, {tokens} tokens, {seconds:.2f} s, {tokens / seconds:.0f} tokens/s, "
-          f"{options.threads} threads")
+    print(f"{options.task}: {len(asked)} questions after {answered}, {tokens} tokens, {seconds:.2f} s, "
+          f"{tokens / seconds:.0f} tokens/s, {options.threads} threads")
+
+
+def answer(scores, choices, gold):
+    sums = [score for score, _ in scores]
+    best = lambda sizes: int(np.argmax([score / size for score, size in zip(sums, sizes)]))
+    return {
+        "log_probabilities": sums,
+        "greedy": [greedy for _, greedy in scores],
+        "gold": gold,
+        "best": best([1] * len(sums)),
+        "best_per_character": best([len(choice) for choice in choices]),
+    }
 
 
 main()

@@ -20,7 +20,7 @@ use crate::simd::vectorized;
 
 /// Columns of a panel: four vectors of 256 bits, which is what loops are compiled to even where wider ones exist.
 const PANEL: usize = 32;
-/// Rows that share one pass over a panel: their sums and a panel's values together fit the vector registers.
+/// Rows that share one pass over a panel: their sums and a panel's values together fit the registers of AVX-512.
 const ROWS: usize = 4;
 /// Rows of a task, where there are many: a panel stays in cache meanwhile.
 const TASK_ROWS: usize = 48;
@@ -113,8 +113,9 @@ impl PackedMatrix {
         let work = rows * self.inputs * self.outputs;
         if work < WORTH_SHARING || rayon::current_num_threads() == 1 {
             self.write(x, &mut y);
-        } else if rows >= TASK_ROWS {
-            let tasks = x.chunks(TASK_ROWS * self.inputs).zip(y.chunks_mut(TASK_ROWS * self.outputs));
+        } else if rows >= TASK_ROWS * rayon::current_num_threads() / 2 {
+            let size = task_rows(rows, rayon::current_num_threads());
+            let tasks = x.chunks(size * self.inputs).zip(y.chunks_mut(size * self.outputs));
             parallel::for_each(tasks, |(x, y)| self.write(x, y));
         } else {
             self.share_columns(x, &mut y);
@@ -229,6 +230,12 @@ pub fn head_products(
     } else {
         parallel::for_each(split, work);
     }
+}
+
+/// Rows of each task: at most [`TASK_ROWS`], and as many for each thread, in whole groups of [`ROWS`].
+fn task_rows(rows: usize, threads: usize) -> usize {
+    let tasks = rows.div_ceil(TASK_ROWS).next_multiple_of(threads);
+    rows.div_ceil(tasks).next_multiple_of(ROWS)
 }
 
 /// Copies a row's values of one panel to the beginning of `target`, without a call where the panel is full.
@@ -395,7 +402,7 @@ mod tests {
             let packed = PackedMatrix::new(&w, inputs, outputs, format);
             let x = random(200 * inputs, 2);
             let all = packed.product(&x);
-            for (first, count) in [(0, 1), (7, 1), (3, 2), (190, 5), (12, 47), (100, 48), (1, 199)] {
+            for (first, count) in [(0, 1), (7, 1), (3, 2), (190, 5), (12, 47), (100, 48), (0, 64), (1, 199)] {
                 let part = packed.product(&x[first * inputs..(first + count) * inputs]);
                 assert_eq!(
                     part,
@@ -406,6 +413,13 @@ mod tests {
             assert_eq!(packed.product_here(&x), all);
             let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
             assert_eq!(pool.install(|| packed.product(&x)), all);
+        }
+    }
+
+    #[test]
+    fn tasks_share_the_rows_evenly() {
+        for (rows, threads, size) in [(48, 2, 24), (64, 2, 32), (128, 2, 32), (512, 2, 44), (200, 3, 36)] {
+            assert_eq!(task_rows(rows, threads), size, "{rows} rows on {threads} threads");
         }
     }
 

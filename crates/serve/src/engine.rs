@@ -8,6 +8,7 @@
 //! rows are asked for as soon as tokens are known: those of a prompt's next chunk while this one computes.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -331,6 +332,12 @@ struct NextChunk {
     rows: Option<RowFetch>,
 }
 
+impl NextChunk {
+    fn is_ready(&self) -> bool {
+        self.rows.as_ref().is_none_or(RowFetch::is_ready)
+    }
+}
+
 enum Outcome {
     Done(Finish),
     Failed(Failure),
@@ -479,41 +486,20 @@ impl Worker {
         if let Some(Err(error)) = history.map(|history| history.extend(&running.tokens[..start]).map(|_| ()))
         {
             running.fail(error);
-            return running;
         }
-        self.look_ahead(&mut running, start);
         running
-    }
-
-    /// Asks for the rows of the prompt's next chunk, which begins at `start`.
-    fn look_ahead(&self, running: &mut Running, start: usize) {
-        let count = self.options.chunk.min(running.tokens.len() - start);
-        if count == 0 {
-            return;
-        }
-        let tokens = &running.tokens[start..start + count];
-        let rows = match (&self.model.rows, &mut running.history) {
-            (Some(tiers), Some(history)) => {
-                let mut ids = RowIds::default();
-                let added = ids.add(history, tokens, tiers.addressing()).map_err(|error| error.to_string());
-                match added.and_then(|()| tiers.fetch(ids).map_err(|error| error.to_string())) {
-                    Ok(rows) => Some(rows),
-                    Err(error) => return running.fail(error),
-                }
-            }
-            _ => None,
-        };
-        running.next = Some(NextChunk { count, rows });
     }
 
     /// One step of the model for all that run.
     fn step(&mut self) {
         let start = Instant::now();
+        // For newcomers; what others need now they asked for in the step before.
+        self.ask_ahead(&[]);
         let (mut parts, due_rows) = self.plan();
         if parts.is_empty() {
             return;
         }
-        self.read_ahead(&parts);
+        self.ask_ahead(&parts);
         let mut rows: Vec<RowFetch> = due_rows.into_iter().collect();
         rows.extend(parts.iter_mut().filter_map(|part| part.rows.take()));
         let output = self.compute(&parts, &mut rows);
@@ -536,8 +522,8 @@ impl Worker {
         }
     }
 
-    /// What each request has in the next step: tokens that are due first, then chunks of prompts, whose rows are on
-    /// their way. With the rows of the former.
+    /// What each request has in the next step: tokens that are due first, then chunks of prompts whose rows are there,
+    /// or are on their way if there is nothing else to do. With the rows of the former.
     fn plan(&mut self) -> (Vec<Part>, Option<RowFetch>) {
         let mut parts = Vec::new();
         let mut ids = RowIds::default();
@@ -566,10 +552,14 @@ impl Worker {
                 }
             }
         }
+        let ready = |running: &Running| {
+            running.outcome.is_none() && running.next.as_ref().is_some_and(NextChunk::is_ready)
+        };
+        let busy = !parts.is_empty() || self.running.iter().any(ready);
         let mut left = self.options.prompt_tokens;
         for (index, running) in self.running.iter_mut().enumerate() {
-            let fits =
-                running.outcome.is_none() && running.next.as_ref().is_some_and(|next| next.count <= left);
+            let fits = (ready(running) || !busy && running.outcome.is_none())
+                && running.next.as_ref().is_some_and(|next| next.count <= left);
             let Some(next) = running.next.take_if(|_| fits) else { continue };
             left -= next.count;
             let start = running.sequence.len();
@@ -580,16 +570,24 @@ impl Worker {
         (parts, rows)
     }
 
-    /// Asks for the rows of the chunks after those of `parts`.
-    fn read_ahead(&mut self, parts: &[Part]) {
-        for part in parts.iter().filter(|part| part.logits == 0) {
-            let start = self.running[part.running].sequence.len() + part.tokens.len();
-            // Taken out for a moment: the rows come from the same worker.
-            let mut running = self.running.swap_remove(part.running);
-            self.look_ahead(&mut running, start);
-            self.running.push(running);
-            let last = self.running.len() - 1;
-            self.running.swap(part.running, last);
+    /// Asks for the rows of chunks of prompts, as many as the step after `parts` can take and in its order: more would
+    /// stand in the way of rows that are needed before.
+    fn ask_ahead(&mut self, parts: &[Part]) {
+        let mut left = self.options.prompt_tokens;
+        for (index, running) in self.running.iter_mut().enumerate() {
+            if running.outcome.is_some() || running.is_due() {
+                continue;
+            }
+            if running.next.is_none() {
+                let part = parts.iter().find(|part| part.running == index);
+                let start = running.sequence.len() + part.map_or(0, |part| part.tokens.len());
+                let count = self.options.chunk.min(running.tokens.len() - start);
+                if count == 0 || count > left {
+                    continue;
+                }
+                running.ask(start..start + count, self.model.rows.as_ref());
+            }
+            left = left.saturating_sub(running.next.as_ref().map_or(0, |next| next.count));
         }
     }
 
@@ -666,6 +664,24 @@ impl Running {
     /// Whether its prompt has been read, so that its next token is due.
     fn is_due(&self) -> bool {
         self.outcome.is_none() && self.generated() > 0
+    }
+
+    /// Asks for the rows of the prompt's next chunk.
+    fn ask(&mut self, chunk: Range<usize>, tiers: Option<&RowTiers>) {
+        let count = chunk.len();
+        let rows = match (tiers, &mut self.history) {
+            (Some(tiers), Some(history)) => {
+                let mut ids = RowIds::default();
+                let added = ids.add(history, &self.tokens[chunk], tiers.addressing());
+                let fetched = added.map_err(|error| error.to_string());
+                match fetched.and_then(|()| tiers.fetch(ids).map_err(|error| error.to_string())) {
+                    Ok(rows) => Some(rows),
+                    Err(error) => return self.fail(error),
+                }
+            }
+            _ => None,
+        };
+        self.next = Some(NextChunk { count, rows });
     }
 
     fn generated(&self) -> usize {

@@ -182,6 +182,14 @@ impl RowFetch {
         layer.distinct.expand(&rows, layer.width, &mut out[first..])
     }
 
+    /// Whether nothing would be waited for; always where rows are asked for only when they are needed.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.layers.iter().all(|layer| match &layer.rows {
+            Rows::OnTheirWay(ticket) => ticket.is_ready(),
+            Rows::OnDemand(_) | Rows::Taken => true,
+        })
+    }
+
     /// Time spent waiting for rows so far.
     pub fn waited(&self) -> Duration {
         self.waited

@@ -159,35 +159,75 @@ pub(crate) fn likeliest(logits: &[f32]) -> u32 {
 
 /// The token that the uniform number `uniform` in 0..1 chooses.
 fn draw(logits: &[f32], sampling: &Sampling, uniform: f32) -> u32 {
-    let largest = logits[likeliest(logits) as usize];
+    let likeliest = likeliest(logits);
+    let largest = logits[likeliest as usize];
     let weight = |token: u32| ((logits[token as usize] - largest) / sampling.temperature).exp();
     let mut kept: Vec<(u32, f32)> = (0..logits.len() as u32).map(|token| (token, weight(token))).collect();
-    let better = |a: &(u32, f32), b: &(u32, f32)| {
-        let logit = |token: u32| logits[token as usize];
-        logit(b.0).total_cmp(&logit(a.0)).then(a.0.cmp(&b.0))
-    };
     if let Some(k) = sampling.top_k.filter(|&k| k < kept.len()) {
-        kept.select_nth_unstable_by(k - 1, better);
+        kept.select_nth_unstable_by(k - 1, better(logits));
         kept.truncate(k);
     }
     kept.retain(|(_, weight)| *weight >= sampling.min_p);
-    // An order of its own, whatever the selection left.
-    kept.sort_unstable_by(better);
+    let mut ranking = Ranking { logits, total: kept.iter().map(|(_, weight)| weight).sum(), kept, sorted: 0 };
     if sampling.top_p < 1.0 {
-        let total: f32 = kept.iter().map(|(_, weight)| weight).sum();
-        let mut reached = 0.0;
-        let last = kept.iter().position(|(_, weight)| {
-            reached += weight / total;
-            reached >= sampling.top_p
-        });
-        kept.truncate(last.map_or(kept.len(), |last| last + 1));
+        ranking.keep(sampling.top_p);
     }
-    let mut left = uniform * kept.iter().map(|(_, weight)| weight).sum::<f32>();
-    let chosen = kept.iter().find(|(_, weight)| {
+    let mut left = uniform * ranking.total;
+    let mut last = None;
+    for rank in 0.. {
+        let Some((token, weight)) = ranking.get(rank) else { break };
+        last = Some(token);
         left -= weight;
-        left < 0.0
-    });
-    chosen.or(kept.last()).map_or_else(|| likeliest(logits), |(token, _)| *token)
+        if left < 0.0 {
+            break;
+        }
+    }
+    last.unwrap_or(likeliest)
+}
+
+/// Tokens and weights, the likeliest first: sorted as far as anybody looks, which is hardly ever the whole vocabulary.
+struct Ranking<'a> {
+    logits: &'a [f32],
+    kept: Vec<(u32, f32)>,
+    total: f32,
+    sorted: usize,
+}
+
+impl Ranking<'_> {
+    fn get(&mut self, rank: usize) -> Option<(u32, f32)> {
+        if rank == self.sorted && rank < self.kept.len() {
+            let next = (4 * self.sorted).max(256).min(self.kept.len());
+            let rest = &mut self.kept[self.sorted..];
+            let count = next - self.sorted;
+            if count < rest.len() {
+                rest.select_nth_unstable_by(count, better(self.logits));
+            }
+            rest[..count].sort_unstable_by(better(self.logits));
+            self.sorted = next;
+        }
+        self.kept.get(rank).copied()
+    }
+
+    /// Keeps the likeliest tokens that together have the share `top_p` of all weights.
+    fn keep(&mut self, top_p: f32) {
+        let (mut reached, mut rank) = (0.0, 0);
+        while reached < top_p * self.total
+            && let Some((_, weight)) = self.get(rank)
+        {
+            reached += weight;
+            rank += 1;
+        }
+        self.kept.truncate(rank);
+        self.total = reached;
+    }
+}
+
+/// The order of tokens by their logits, largest first, and by their ids where those are equal.
+fn better(logits: &[f32]) -> impl Fn(&(u32, f32), &(u32, f32)) -> std::cmp::Ordering + Copy {
+    |a, b| {
+        let logit = |token: u32| logits[token as usize];
+        logit(b.0).total_cmp(&logit(a.0)).then(a.0.cmp(&b.0))
+    }
 }
 
 /// How likely the model finds a token, and which it finds likeliest.

@@ -46,7 +46,8 @@ impl Uring {
         }
         let mut buffers = MmapMut::map_anon(depth as usize * buffer_bytes)?;
         let whole = libc::iovec { iov_base: buffers.as_mut_ptr().cast(), iov_len: buffers.len() };
-        // SAFETY: the memory stays mapped while the ring exists: dropping takes the ring first, or leaks it.
+        // SAFETY: the memory stays mapped while the ring knows it: `drop` takes it back from the ring before unmapping it,
+        // or never unmaps it.
         let registered = unsafe { ring.submitter().register_buffers(&[whole]) }.is_ok()
             && ring.submitter().register_files(&[file.as_raw_fd()]).is_ok();
         Ok(Self {
@@ -84,7 +85,11 @@ impl Uring {
             if self.in_flight == 0 {
                 return result;
             }
-            if let Err(source) = self.wait(limit) {
+            // Nobody can use a part of the batch: half of the queue is refilled at a time, and the end waited for at once,
+            // so that who waits is not woken, and a processor not taken from others, for every read.
+            let more = !again.is_empty() || !waiting.is_empty();
+            let wanted = if more { self.in_flight.div_ceil(2) } else { self.in_flight };
+            if let Err(source) = self.wait(wanted, limit) {
                 let oldest = (0..self.spans.len() as u32).find(|slot| !self.free.contains(slot));
                 let span = oldest.map_or(0, |slot| self.spans[slot as usize]);
                 return result.and(Err(Failed { span, source }));
@@ -148,12 +153,12 @@ impl Uring {
         unsafe { std::slice::from_raw_parts(self.buffer(slot), bytes) }
     }
 
-    /// Submits what is queued and waits for a completion, at most `limit`.
-    fn wait(&mut self, limit: Duration) -> io::Result<()> {
+    /// Submits what is queued and waits for so many completions, or for any within `limit`.
+    fn wait(&mut self, wanted: usize, limit: Duration) -> io::Result<()> {
         let deadline = Instant::now() + limit;
         loop {
             let left = Timespec::from(deadline.saturating_duration_since(Instant::now()));
-            let waited = self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&left));
+            let waited = self.ring.submitter().submit_with_args(wanted, &SubmitArgs::new().timespec(&left));
             if !self.ring.completion().is_empty() {
                 return Ok(());
             }
@@ -190,8 +195,9 @@ impl Uring {
 impl Drop for Uring {
     fn drop(&mut self) {
         // What the kernel may still write to must stay what it is: a few megabytes are lost when a disk hangs.
-        if !self.is_stuck() {
-            // SAFETY: nothing is in flight, and the field is not used again.
+        let known = self.registered && self.ring.submitter().unregister_buffers().is_err();
+        if !self.is_stuck() && !known {
+            // SAFETY: nothing is in flight, the ring does not know the memory, and the field is not used again.
             unsafe { ManuallyDrop::drop(&mut self.buffers) };
         }
     }
