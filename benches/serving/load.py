@@ -84,7 +84,7 @@ class Load:
             try:
                 if kind in ("whole", "stream"):
                     ask = self.whole if kind == "whole" else self.streamed
-                    status, text = await ask(prompt, count)
+                    status, text = await asyncio.wait_for(ask(prompt, count), self.arguments.patience)
                     if status == 200 and text != self.expected[prompt, count]:
                         status = "wrong"
                     self.tokens += count if status == 200 else 0
@@ -112,7 +112,7 @@ class Load:
                     reader, writer = await self.send(body)
                     self.outcomes[kind, int((await reader.read()).split()[1])] += 1
                     writer.close()
-            except (ConnectionError, asyncio.IncompleteReadError) as error:
+            except (ConnectionError, asyncio.IncompleteReadError, asyncio.TimeoutError) as error:
                 self.outcomes[kind, type(error).__name__] += 1
 
     async def watch(self, end):
@@ -157,11 +157,12 @@ class Load:
             print(f"  resident memory: {early / 1e6:.1f} MB early, {late / 1e6:.1f} MB late ({100 * (late / early - 1):+.1f} %)")
         failed = lambda outcome: str(outcome).startswith("failed") or outcome in (500, 503)
         faults = Counter()
-        for (_, outcome), count in self.outcomes.items():
+        for (kind, outcome), count in self.outcomes.items():
             faults["wrong"] += count * (outcome == "wrong")
+            faults["lost"] += count * (kind in ("whole", "stream") and str(outcome).endswith("Error"))
             faults["failed"] += count * (failed(outcome) and not self.arguments.may_fail)
         if faults.total():
-            raise SystemExit(f"{faults['wrong']} wrong answers, {faults['failed']} that failed")
+            raise SystemExit(f"{faults['wrong']} wrong answers, {faults['failed']} that failed, {faults['lost']} that never came")
 
 
 parser = argparse.ArgumentParser()
@@ -171,4 +172,5 @@ parser.add_argument("--clients", type=int, default=64)
 parser.add_argument("--pid", type=int)
 parser.add_argument("--every", type=float, metavar="SECONDS")
 parser.add_argument("--may-fail", action="store_true")
+parser.add_argument("--patience", type=float, default=60, metavar="SECONDS", help="how long an answer may take")
 asyncio.run(Load(parser.parse_args()).run())
