@@ -11,14 +11,14 @@ use crate::device::DeviceKind;
 use crate::failure::refuse;
 use crate::files::{write_figure, write_file};
 use crate::interrupt;
-use crate::provenance::{machine, program};
+use crate::provenance::{command, machine, program};
 use crate::table::Table;
 
 /// Measure what a checkpoint's answers lose when its memory is switched off, task by task.
 ///
 /// The same questions are put with the memory on and off. The share of the score that is retained is the paper's measure
 /// (arXiv 2601.07372, section 6.3); the log-probability of the right answer shows more where a model is too small to be
-/// right. Tasks whose files say `kind = \"facts\"` are set against those with `kind = \"reading\"`.
+/// right. Tasks whose files say `kind = "facts"` are set against those with `kind = "reading"`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram inspect sensitivity runs/small configs/tasks/{triviaqa,qa_wikidata,lama,boolq,lambada}.toml --data sets --cut
@@ -86,10 +86,7 @@ impl Sensitivity {
         let found = sheets.iter().zip(&on).zip(&off).map(finding).collect::<Result<Vec<_>, _>>()?;
         let report = Report {
             checkpoint: &self.checkpoint,
-            command: std::iter::once("engram".to_owned())
-                .chain(std::env::args().skip(1))
-                .collect::<Vec<_>>()
-                .join(" "),
+            command: command(),
             program: program(),
             machine: machine(),
             findings: Findings::of(found),
