@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 pub use estimate::Estimate;
-pub use figures::figures;
+pub use figures::{FIGURES, figures};
 
 use crate::tasks::{Outcome, Result, TaskKind, check_same_questions};
 
@@ -60,6 +60,8 @@ pub struct TaskFinding {
     pub kind: Option<TaskKind>,
     /// Questions.
     pub questions: usize,
+    /// Those whose beginning did not fit the context and was left out.
+    pub cut: usize,
     /// Of right answers; none for documents, and for a single question.
     pub score: Option<Score>,
     /// Log-probability of the right answer, in nats per token; none for a single question.
@@ -161,13 +163,14 @@ impl Quantity {
 }
 
 impl TaskFinding {
-    /// What came of a task. `answers` are outcomes of the questions how likely the right answers are, for a task whose own
+    /// What came of a task, of whose questions `cut` have lost their beginning. `answers` are outcomes of the questions how likely the right answers are, for a task whose own
     /// outcomes do not tell.
     ///
     /// # Errors
     /// When the questions are not the same on and off.
     pub fn of(
         (task, kind): (&str, Option<TaskKind>),
+        cut: usize,
         asked: OnOff<'_>,
         answers: Option<OnOff<'_>>,
     ) -> Result<Self> {
@@ -179,6 +182,7 @@ impl TaskFinding {
             task: task.to_owned(),
             kind,
             questions: asked.on.len(),
+            cut,
             score: Score::of(asked),
             likelihood: Change::between(answers, |outcome| {
                 outcome.likelihood().map(|(nats, tokens)| (nats, tokens as f64))
@@ -317,7 +321,8 @@ mod tests {
         let on = clozes(&[(-1.0, 1, true), (-4.0, 2, true), (-3.0, 1, true), (-2.0, 1, true)].repeat(4));
         let off = clozes(&[(-2.0, 1, true), (-8.0, 2, false), (-3.0, 1, true), (-2.0, 1, false)].repeat(4));
         let found =
-            TaskFinding::of(("t", Some(TaskKind::Facts)), OnOff { on: &on, off: &off }, None).unwrap();
+            TaskFinding::of(("t", Some(TaskKind::Facts)), 3, OnOff { on: &on, off: &off }, None).unwrap();
+        assert_eq!((found.questions, found.cut), (16, 3));
         let likelihood = found.likelihood.unwrap();
         close(likelihood.on, -2.0);
         close(likelihood.off, -3.0);
@@ -328,7 +333,7 @@ mod tests {
         assert_eq!((score.change.on, score.change.off, score.guess), (1.0, 0.5, 0.0));
         close(score.change.difference.error, (16.0_f64 / 15.0 * 4.0).sqrt() / 16.0);
         close(score.retained.unwrap().value, 0.5);
-        assert!(TaskFinding::of(("t", None), OnOff { on: &on, off: &off[1..] }, None).is_err());
+        assert!(TaskFinding::of(("t", None), 0, OnOff { on: &on, off: &off[1..] }, None).is_err());
     }
 
     /// Questions with two choices, in groups: how many, what is said, and what is right.
@@ -347,7 +352,7 @@ mod tests {
     }
 
     fn score(on: &[Outcome], off: &[Outcome]) -> Score {
-        TaskFinding::of(("t", None), OnOff { on, off }, None).unwrap().score.unwrap()
+        TaskFinding::of(("t", None), 0, OnOff { on, off }, None).unwrap().score.unwrap()
     }
 
     #[test]
@@ -394,9 +399,9 @@ mod tests {
         };
         let (on, off) = (text(1.0), text(0.0));
         let asked = OnOff { on: &on, off: &off };
-        assert_eq!(TaskFinding::of(("t", None), asked, None).unwrap().likelihood, None);
+        assert_eq!(TaskFinding::of(("t", None), 0, asked, None).unwrap().likelihood, None);
         let (on, off) = (clozes(&[(-1.0, 1, true); 2]), clozes(&[(-3.0, 1, true); 2]));
-        let found = TaskFinding::of(("t", None), asked, Some(OnOff { on: &on, off: &off })).unwrap();
+        let found = TaskFinding::of(("t", None), 0, asked, Some(OnOff { on: &on, off: &off })).unwrap();
         assert_eq!(found.likelihood.unwrap().difference.value, -2.0);
         assert_eq!(found.score.unwrap().change.difference.value, -1.0);
     }
@@ -411,6 +416,7 @@ mod tests {
                 task: "t".into(),
                 kind,
                 questions: 100,
+                cut: 0,
                 score: None,
                 likelihood,
                 among_choices: None,

@@ -121,7 +121,15 @@ mod tests {
     fn task(name: &str, kind: Option<TaskKind>, value: f64, error: f64) -> TaskFinding {
         let difference = Estimate { value, error, degrees: 199.0 };
         let likelihood = Some(Change { on: -2.0, off: -2.0 + value, difference });
-        TaskFinding { task: name.into(), kind, questions: 200, score: None, likelihood, among_choices: None }
+        TaskFinding {
+            task: name.into(),
+            kind,
+            questions: 200,
+            cut: 0,
+            score: None,
+            likelihood,
+            among_choices: None,
+        }
     }
 
     fn text(tasks: &[TaskFinding]) -> String {
