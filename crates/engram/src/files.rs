@@ -27,6 +27,20 @@ pub(crate) fn write_figure(folder: &Path, name: &str, svg: &str) -> anyhow::Resu
     Ok(())
 }
 
+/// Removes the files of a figure, where there are any.
+pub(crate) fn remove_figure(folder: &Path, name: &str) -> anyhow::Result<()> {
+    for ending in ["svg", "png"] {
+        let path = folder.join(format!("{name}.{ending}"));
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 fn write_bytes(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }

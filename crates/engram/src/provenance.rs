@@ -5,6 +5,21 @@ pub(crate) fn program() -> String {
     format!("engram {}, commit {}", env!("CARGO_PKG_VERSION"), env!("ENGRAM_COMMIT"))
 }
 
+/// The command as a shell takes it, as far as its words are Unicode.
+pub(crate) fn command() -> String {
+    let words = std::env::args_os().skip(1).map(|word| quoted(&word.to_string_lossy()));
+    std::iter::once("engram".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |character: char| character.is_alphanumeric() || "-_./,:=+@%".contains(character);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
 /// The processor, its cores, and the memory, as far as the system tells.
 pub(crate) fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -30,6 +45,16 @@ fn value(path: &str, key: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_are_quoted_where_a_shell_needs_it() {
+        for word in ["--limit", "runs/my-run", "a=1,2", "Ähre"] {
+            assert_eq!(quoted(word), word);
+        }
+        assert_eq!(quoted("my run"), "'my run'");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+        assert_eq!([quoted(""), quoted("$HOME"), quoted("a*")], ["''", "'$HOME'", "'a*'"]);
+    }
 
     #[test]
     fn the_program_and_the_machine_are_named() {

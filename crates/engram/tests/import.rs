@@ -5,7 +5,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{Random, Workshop};
+use common::{CONFIG, Random, Workshop};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
@@ -93,12 +93,15 @@ fn the_checkpoint_answers_as_the_model_did() {
         json_of(&workshop.ok(&format!("eval tasks {model} {tasks} --out {out}")))
     };
     let (expected, found) = (ask("model", "before"), ask("imported", "after"));
-    for (expected, found) in
-        expected["tasks"].as_array().unwrap().iter().zip(found["tasks"].as_array().unwrap())
-    {
-        for (expected, found) in
-            expected["measures"].as_array().unwrap().iter().zip(found["measures"].as_array().unwrap())
-        {
+    let (expected, found) = (expected["tasks"].as_array().unwrap(), found["tasks"].as_array().unwrap());
+    assert_eq!((expected.len(), found.len()), (3, 3));
+    for (expected, found) in expected.iter().zip(found) {
+        assert_eq!((&expected["task"], &expected["questions"]), (&found["task"], &found["questions"]));
+        let measures = |of: &Value| of["measures"].as_array().unwrap().clone();
+        let (expected, found) = (measures(expected), measures(found));
+        assert!(expected.len() == found.len() && !found.is_empty(), "{expected:?} {found:?}");
+        for (expected, found) in expected.iter().zip(&found) {
+            assert_eq!(expected["measure"], found["measure"]);
             let (one, other) = (expected["value"].as_f64().unwrap(), found["value"].as_f64().unwrap());
             assert!((one - other).abs() <= 1e-4 * one.abs(), "{expected} {found}");
         }
@@ -131,6 +134,17 @@ fn a_training_run_goes_on_from_it_with_its_texts() {
     workshop.write("other.toml", format!("{longer}{training}"));
     let words = ["`[text]` is another than that of imported"];
     workshop.fails("train other.toml --out other --extend-context imported", INPUT, &words);
+
+    // Data of documents that end otherwise are refused, and can be prepared with the model's own ending.
+    let ended = CONFIG.replacen("[data]", "[text]\nend = '<|pad|>'\n\n[data]", 1);
+    workshop.write("ended.toml", &ended);
+    let otherwise = ["data/train: its documents end with \"<|endoftext|>\"", "--end \"<|pad|>\""];
+    workshop.fails("train ended.toml --out ended", INPUT, &otherwise);
+    let prepare = "data prepare corpus.jsonl --tokenizer tokenizer.json --hold-out 0.2";
+    workshop.ok(&format!("{prepare} --end <|pad|> --out padded"));
+    workshop.write("ended.toml", ended.replace("data/", "padded/"));
+    workshop.ok("train ended.toml --out ended");
+    workshop.fails(&format!("{prepare} --end <|no|> --out no"), INPUT, &["no token \"<|no|>\""]);
 }
 
 #[test]

@@ -105,8 +105,15 @@ fn facts_are_forgotten_when_the_memory_is_off() {
     assert!(number(&lost["error"]) > 0.0 && lost["degrees"] == 7.0, "{lost}");
 
     // On and off are what the tasks say of the model with and without its memory.
-    workshop.ok("eval tasks run phrases.toml --out on");
-    workshop.ok("eval tasks run phrases.toml --out off --without-memory");
+    for (without, options) in [(false, "--out on"), (true, "--out off --without-memory")] {
+        let report = workshop.ok(&format!("eval tasks run phrases.toml --json {options}"));
+        let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+        assert_eq!(report["without_memory"], without);
+    }
+    let compared: serde_json::Value =
+        serde_json::from_str(&workshop.ok("eval compare on off --json")).unwrap();
+    assert_eq!((&compared[0]["first"], &compared[0]["second"]), (&"run".into(), &"run, memory off".into()));
+    workshop.fails("eval tasks run phrases.toml --out off", 2, &["another model, `run, memory off`"]);
     let mut means = Vec::new();
     for memory in ["on", "off"] {
         let record = workshop.read(&format!("{memory}/phrases.jsonl"));
@@ -134,25 +141,43 @@ fn facts_are_forgotten_when_the_memory_is_off() {
         (&compared["quantity"], &compared["tasks"]),
         (&"likelihood".into(), &serde_json::json!([2, 1]))
     );
+    // The sentence has the numbers of the table.
     let statement = found["statements"][0].as_str().unwrap();
-    assert!(statement.contains("Facts less reading") && statement.contains("noise"), "{statement}");
+    let written =
+        |of: &serde_json::Value| format!("{:+.4} ± {:.4}", number(&of["value"]), number(&of["error"]));
+    let contrast = written(&compared["over_questions"]);
+    let expected = format!("Facts less reading: over the questions of these tasks, {contrast} (95 %: ");
+    assert!(statement.contains(&expected), "{expected} in {statement}");
+    for (group, tasks) in [(0, "2 tasks"), (1, "1 task")] {
+        let group = &found["groups"][group];
+        let mean = written(&group["means"][0]["mean"]);
+        let expected = format!("{} {mean} ({tasks})", group["kind"].as_str().unwrap());
+        assert!(statement.contains(&expected), "{expected} in {statement}");
+    }
+    // Eight questions are too few for a share, however many are right.
+    for index in 0..3 {
+        assert!(task(index)["score"].is_object() && task(index)["score"]["retained"].is_null());
+        assert_eq!(task(index)["cut"], 0);
+    }
+    let last = found["statements"].as_array().unwrap().last().unwrap().as_str().unwrap();
+    assert!(last.ends_with("so that nothing is made of them: phrases, say, again."), "{last}");
 
     assert_eq!(workshop.list("found"), ["figures", "findings.json", "off", "on"]);
-    assert!(workshop.list("found/figures").starts_with(&[
-        "choices.png".into(),
-        "choices.svg".into(),
-        "likelihood.png".into()
-    ]));
+    let figures = ["choices.png", "choices.svg", "likelihood.png", "likelihood.svg"];
+    assert_eq!(workshop.list("found/figures"), figures);
     assert_eq!(workshop.read("found/findings.json"), text);
 
-    // What was lost is asked again, and nothing else changes.
+    // What was lost is asked again, and nothing else changes; a figure of other findings does not stay.
     let record = workshop.read("found/off/phrases.jsonl");
-    workshop.write(
-        "found/off/phrases.jsonl",
-        record.lines().take(4).map(|line| format!("{line}\n")).collect::<String>(),
-    );
-    let again: serde_json::Value = serde_json::from_str(&workshop.ok(line)).unwrap();
+    let kept: String = record.lines().take(4).map(|line| format!("{line}\n")).collect();
+    workshop.write("found/off/phrases.jsonl", &kept);
+    workshop.write("found/figures/retained.svg", "<svg/>");
+    let again = workshop.run(line).expect(0, &["phrases, memory off: 5 questions", "again: 0 questions"]);
+    let again: serde_json::Value = serde_json::from_str(&again.stdout).unwrap();
     assert!((number(&again["tasks"][0]["likelihood"]["off"]) - means[1]).abs() < 1e-6);
+    let completed = workshop.read("found/off/phrases.jsonl");
+    assert!(completed.starts_with(&kept) && completed.lines().count() == 9, "{completed}");
+    assert_eq!(workshop.list("found/figures"), figures);
 
     let table = workshop.ok("inspect sensitivity run phrases.toml again.toml");
     for words in
@@ -187,6 +212,11 @@ fn what_has_no_memory_or_no_questions_is_not_sensitive() {
     workshop.write("b.toml", format!("kind = 'fact'\n{cloze}"));
     workshop.fails("inspect sensitivity run b.toml", 2, &["b.toml:1: unknown variant `fact`", "`facts`"]);
     workshop.fails("inspect sensitivity run a.toml a.toml", 2, &["two tasks are called a"]);
+
+    // The command is kept as a shell takes it, whatever its words.
+    let kept = workshop.shell("$ENGRAM inspect sensitivity run a.toml --json --out \"$(printf 'a \\377')\"");
+    let kept: serde_json::Value = serde_json::from_str(&kept.expect(0, &[]).stdout).unwrap();
+    assert_eq!(kept["command"], "engram inspect sensitivity run a.toml --json --out 'a \u{fffd}'");
 
     // A folder of another model's answers is not gone on with.
     workshop.ok("inspect sensitivity run a.toml --out found");

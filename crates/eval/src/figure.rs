@@ -81,8 +81,8 @@ const WIDTH: f64 = 720.0;
 const TOP: f64 = 44.0;
 const RIGHT: f64 = 24.0;
 const BOTTOM: f64 = 56.0;
-/// Told apart by people of all kinds of colour vision (Okabe and Ito).
-const COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
+/// Told apart by people of all kinds of colour vision (Okabe and Ito); then grey.
+const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#777777"];
 
 impl Figure {
     /// The figure as an SVG document.

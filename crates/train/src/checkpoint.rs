@@ -20,7 +20,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -51,7 +51,7 @@ struct FileSum {
     blake3: String,
 }
 
-/// A checkpoint being written.
+/// A checkpoint being written. One that is dropped before it stands is removed.
 #[derive(Debug)]
 pub struct CheckpointWriter {
     /// Where the finished checkpoint will stand.
@@ -127,23 +127,40 @@ impl CheckpointWriter {
         fs::set_permissions(&path, permissions).map_err(Error::file("write", &path))
     }
 
-    /// [Puts](Self::place) the checkpoint in place, and removes all but the `keep` newest ones beside it.
+    /// Puts the checkpoint of a step in place, in that of an earlier one of the same step, and removes all but the `keep`
+    /// newest ones beside it.
     ///
     /// # Errors
-    /// When the file system refuses; earlier checkpoints are then as they were.
+    /// When the file system refuses; earlier checkpoints of other steps are then as they were.
     pub fn finish(self, keep: usize) -> Result<PathBuf> {
-        let target = self.place()?;
+        self.seal()?;
+        if self.target.exists() {
+            // The same step again, after a resume from an earlier one: the new one is as good, and complete.
+            fs::remove_dir_all(&self.target).map_err(Error::file("replace", &self.target))?;
+        }
+        let target = self.stand()?;
         for old in list(folder_of(&target))?.into_iter().rev().skip(keep.max(1)) {
             fs::remove_dir_all(&old).map_err(Error::file("remove", &old))?;
         }
         Ok(target)
     }
 
-    /// Hashes and flushes every file, and puts the checkpoint in place.
+    /// Puts the checkpoint in place, where nothing may stand.
     ///
     /// # Errors
-    /// When the file system refuses; nothing then stands there that did not before.
+    /// When something stands there, or the file system refuses; all is then as it was.
     pub fn place(self) -> Result<PathBuf> {
+        if self.target.symlink_metadata().is_ok() {
+            return Err(Error::file("put a checkpoint in place", &self.target)(
+                ErrorKind::AlreadyExists.into(),
+            ));
+        }
+        self.seal()?;
+        self.stand()
+    }
+
+    /// Hashes and flushes every file, and lists them.
+    fn seal(&self) -> Result<()> {
         let mut files = BTreeMap::new();
         for path in entries(&self.folder)? {
             files.insert(name_of(&path), sum_and_flush(&path)?);
@@ -155,14 +172,20 @@ impl CheckpointWriter {
         file.write_all(manifest.as_bytes())
             .and_then(|()| file.sync_all())
             .map_err(Error::file("write", &path))?;
-        flush_folder(&self.folder)?;
-        if self.target.exists() {
-            // The same step again, after a resume from an earlier one: the new one is as good, and complete.
-            fs::remove_dir_all(&self.target).map_err(Error::file("replace", &self.target))?;
-        }
+        flush_folder(&self.folder)
+    }
+
+    fn stand(&self) -> Result<PathBuf> {
         fs::rename(&self.folder, &self.target).map_err(Error::file("put in place", &self.target))?;
         flush_folder(folder_of(&self.target))?;
-        Ok(self.target)
+        Ok(self.target.clone())
+    }
+}
+
+impl Drop for CheckpointWriter {
+    fn drop(&mut self) {
+        // Nothing is there of a checkpoint that stands; what cannot be removed now is when the next one begins.
+        let _ = fs::remove_dir_all(&self.folder);
     }
 }
 
@@ -311,4 +334,41 @@ fn sum_and_flush(path: &Path) -> Result<FileSum> {
 
 fn flush_folder(folder: &Path) -> Result<()> {
     File::open(folder).and_then(|file| file.sync_all()).map_err(Error::file("flush", folder))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stands_is_replaced_by_the_same_step_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |contents: &[u8]| {
+            let writer = CheckpointWriter::begin(folder.path(), 3).unwrap();
+            writer.file("state.json", contents).unwrap();
+            writer
+        };
+        let step = write(b"one").finish(1).unwrap();
+        assert_eq!(write(b"two").finish(1).unwrap(), step);
+        assert_eq!(Checkpoint::open(&step).unwrap().text("state.json").unwrap(), "two");
+
+        let error = write(b"three").place().unwrap_err().to_string();
+        assert!(error.contains("step-00000003: cannot put a checkpoint in place"), "{error}");
+        let of_others = folder.path().join("mine");
+        fs::write(&of_others, "mine").unwrap();
+        assert!(CheckpointWriter::at(&of_others).unwrap().place().is_err());
+        assert_eq!(fs::read_to_string(&of_others).unwrap(), "mine");
+        assert_eq!(Checkpoint::open(&step).unwrap().text("state.json").unwrap(), "two");
+        assert_eq!(entries(folder.path()).unwrap().len(), 2, "nothing unfinished is left");
+    }
+
+    #[test]
+    fn one_that_is_given_up_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let writer = CheckpointWriter::at(&folder.path().join("model")).unwrap();
+        assert!(writer.file("missing/model.safetensors", b"").is_err());
+        assert_eq!(entries(folder.path()).unwrap().len(), 1);
+        drop(writer);
+        assert!(entries(folder.path()).unwrap().is_empty());
+    }
 }

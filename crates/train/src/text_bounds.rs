@@ -73,7 +73,7 @@ impl TextConfig {
     }
 
     /// Whether nothing is said.
-    pub(crate) fn is_default(&self) -> bool {
+    pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
 }

@@ -137,7 +137,8 @@ impl Trainer {
         }
         let config = config.unwrap_or(saved);
         let parts = Parts::open(&config)?;
-        let saved_tokenizer = Tokenizer::load(&checkpoint.folder().join("tokenizer.json"))?;
+        let saved_tokenizer = checkpoint.folder().join("tokenizer.json");
+        let saved_tokenizer = Tokenizer::load_ending(&saved_tokenizer, config.text.end.as_deref())?;
         if saved_tokenizer.hash() != parts.tokenizer.hash() {
             return Err(Error::Mismatch(format!(
                 "{}: not the tokenizer that this run began with",
@@ -172,7 +173,9 @@ impl Trainer {
         check_extension(&saved.model, &config.model, from)?;
         check_text(&saved.text, &config.text, from)?;
         let parts = Parts::open(&config)?;
-        if Tokenizer::load(&checkpoint.folder().join("tokenizer.json"))?.hash() != parts.tokenizer.hash() {
+        let saved_tokenizer = checkpoint.folder().join("tokenizer.json");
+        let saved_tokenizer = Tokenizer::load_ending(&saved_tokenizer, config.text.end.as_deref())?;
+        if saved_tokenizer.hash() != parts.tokenizer.hash() {
             let tokenizer = config.data.tokenizer.display();
             return Err(Error::Mismatch(format!("{tokenizer}: not the tokenizer of {}", from.display())));
         }
@@ -444,11 +447,26 @@ impl Parts {
         let open = |path: &Path| -> Result<TokenShards> {
             let shards = TokenShards::open(path)?;
             shards.check_tokenizer(&tokenizer)?;
+            check_end(&shards, &tokenizer, path)?;
             Ok(shards)
         };
         let (train, valid) = (open(&config.data.train)?, open(&config.data.valid)?);
         Ok(Self { tokenizer, train, valid })
     }
+}
+
+/// Refuses data whose documents end otherwise than the model's texts: nothing else would tell.
+fn check_end(shards: &TokenShards, tokenizer: &Tokenizer, path: &Path) -> Result<()> {
+    let name = |token: u32| tokenizer.inner().id_to_token(token).unwrap_or_else(|| format!("token {token}"));
+    let (found, expected) = (shards.end_of_text(), tokenizer.end_of_text());
+    if found == expected {
+        return Ok(());
+    }
+    let (path, found, expected) = (path.display(), name(found), name(expected));
+    Err(Error::Mismatch(format!(
+        "{path}: its documents end with {found:?}, but a text of this model with {expected:?} (`text.end`); prepare the \
+         data with `--end {expected:?}`"
+    )))
 }
 
 fn load(

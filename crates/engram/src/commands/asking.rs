@@ -88,8 +88,17 @@ impl Asked {
         Ok(Self { scorer, path, memory })
     }
 
+    /// What people call it: the path it was opened by, and whether its memory was off.
+    fn name(&self) -> String {
+        let path = self.path.display();
+        match self.memory {
+            Memory::On => path.to_string(),
+            Memory::Off => format!("{path}, memory off"),
+        }
+    }
+
     /// Asks what has no answer yet in the record in the folder `out`. Gives all outcomes in the order of the questions,
-    /// and how many questions had their beginning cut.
+    /// and how many of all questions have their beginning cut.
     pub(super) fn put(
         &self,
         (task, questions): (&Task, &[Question]),
@@ -100,7 +109,7 @@ impl Asked {
         let (mut record, mut outcomes) = match out {
             Some(out) => {
                 std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
-                let header = Header::new(task, questions, options, (scorer, &self.path));
+                let header = Header::new(task, questions, options, (scorer, &self.name()));
                 let (record, outcomes) = RecordFile::open(&out.join(task.record_name()), &header, questions)?;
                 (Some(record), outcomes)
             }
@@ -130,7 +139,9 @@ impl Asked {
         }
         let cut = asked?;
         let seconds = begun.elapsed().as_secs_f64();
-        let without = if cut > 0 { format!(", {cut} without their beginning") } else { String::new() };
+        let all = questions.len();
+        let without =
+            if cut > 0 { format!("; of all {all}, {cut} without their beginning") } else { String::new() };
         eprintln!("{name}: {} questions in {seconds:.1} s{without}", pending.len());
         outcomes.sort_by_key(|outcome| outcome.question);
         Ok((outcomes, cut))

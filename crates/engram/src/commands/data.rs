@@ -20,6 +20,7 @@ pub(crate) enum Data {
 #[command(after_help = "Examples:
   engram data prepare corpus.jsonl.zst --tokenizer tokenizer.json --out data
   engram data prepare books/ --tokenizer tokenizer.json --hold-out 0.05 --out data
+  engram data prepare books/ --tokenizer runs/smol/tokenizer.json --end '<|im_end|>' --out chats
   engram data prepare valid.parquet --tokenizer tokenizer.json --hold-out 0 --out valid")]
 pub(crate) struct Prepare {
     /// Files (.txt, .jsonl, each also .zst or .gz; .parquet) and folders of them.
@@ -37,6 +38,10 @@ pub(crate) struct Prepare {
     /// Field of JSON lines, or column of Parquet files, that holds the text.
     #[arg(long, value_name = "NAME", default_value = "text")]
     field: String,
+    /// Token that ends a document, as `[text]` of the model's run.toml has it; without it, the first usual name that the
+    /// tokenizer has.
+    #[arg(long, value_name = "NAME")]
+    end: Option<String>,
 }
 
 impl Data {
@@ -50,7 +55,7 @@ impl Data {
 
 impl Prepare {
     fn run(self) -> anyhow::Result<()> {
-        let tokenizer = Tokenizer::load(&self.tokenizer)?;
+        let tokenizer = Tokenizer::load_ending(&self.tokenizer, self.end.as_deref())?;
         let corpus = open_corpus(&self.corpus, &self.field)?;
         interrupt::listen()?;
         let summary = prepare(&corpus, &tokenizer, &self.out, self.hold_out)?;

@@ -22,11 +22,11 @@ impl OutsideModel {
         Ok(CheckpointConfig { model, text, data: None, train: None })
     }
 
-    /// Writes the model as the checkpoint `folder`, which appears whole or not at all. `chat_template`, a
+    /// Writes the model as the checkpoint `folder`, where nothing may stand; it appears whole or not at all. `chat_template`, a
     /// `tokenizer_config.json`, goes with it.
     ///
     /// # Errors
-    /// As [`checkpoint_config`](Self::checkpoint_config), or when the file system refuses.
+    /// As [`checkpoint_config`](Self::checkpoint_config), when something stands there, or when the file system refuses.
     pub fn save_checkpoint(self, folder: &Path, chat_template: Option<&str>) -> Result<PathBuf> {
         let config = self.checkpoint_config()?;
         let writer = CheckpointWriter::at(folder)?;
@@ -214,6 +214,9 @@ mod tests {
         }
         assert!(beside.is_dir(), "what stands beside it is not its own");
         assert!(!beside.join("tokenizer_config.json").exists());
+        let error = tiny(CONFIG.context, 1).save_checkpoint(&beside, None).unwrap_err().to_string();
+        assert!(error.contains("step-00000001: cannot put a checkpoint in place"), "{error}");
+        assert!(Trained::open(&beside, &Device::flex()).is_ok(), "it is as it was");
         let missing = folder.path().join("missing/model");
         assert!(tiny(CONFIG.context, 1).save_checkpoint(&missing, None).is_err());
         assert_eq!(folder.path().read_dir().unwrap().count(), 2);

@@ -1,6 +1,6 @@
 //! A model's folder as Hugging Face's library writes it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -45,7 +45,12 @@ struct ConfigFile {
 struct RopeParameters {
     rope_theta: Option<f64>,
     rope_type: Option<String>,
+    /// An older name of the same.
+    #[serde(rename = "type")]
+    older_type: Option<String>,
     partial_rotary_factor: Option<f64>,
+    #[serde(flatten)]
+    others: BTreeMap<String, Value>,
 }
 
 /// A folder with its files of weights, mapped.
@@ -175,8 +180,14 @@ impl ConfigFile {
             return Err("`rope_scaling`: scaled rotary positions are not known".into());
         }
         let (mut rotary_base, given) = (self.rope_theta, self.rope_parameters);
-        if let Some(RopeParameters { rope_theta, rope_type, partial_rotary_factor }) = given {
-            if rope_type.is_some_and(|kind| kind != "default")
+        if let Some(given) = given {
+            let RopeParameters { rope_theta, rope_type, older_type, partial_rotary_factor, others } = given;
+            if let Some((name, _)) = others.iter().find(|(_, value)| !value.is_null()) {
+                return Err(format!(
+                    "`rope_parameters`: `{name}` is not known; scaled rotary positions are not"
+                ));
+            }
+            if [rope_type, older_type].into_iter().flatten().any(|kind| kind != "default")
                 || partial_rotary_factor.is_some_and(|f| f != 1.0)
             {
                 return Err("`rope_parameters`: scaled or partial rotary positions are not known".into());

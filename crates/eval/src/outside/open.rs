@@ -354,11 +354,13 @@ mod tests {
     #[test]
     fn what_is_not_known_is_refused_by_name() {
         type Change = fn(&mut serde_json::Value);
-        let cases: [(Change, &str); 9] = [
+        let cases: [(Change, &str); 11] = [
             (|config| config["model_type"] = "gemma".into(), "model type `gemma`"),
             (|config| config["rope_scaling"] = json!({"type": "yarn"}), "`rope_scaling`"),
             (|config| config["rope_parameters"] = json!({"rope_type": "llama3"}), "`rope_parameters`"),
             (|config| config["rope_parameters"] = json!({"partial_rotary_factor": 0.5}), "`rope_parameters`"),
+            (|config| config["rope_parameters"] = json!({"type": "linear"}), "`rope_parameters`"),
+            (|config| config["rope_parameters"] = json!({"factor": 4.0}), "`rope_parameters`: `factor`"),
             (|config| config["sliding_window"] = 32.into(), "`sliding_window` of 32"),
             (|config| config["attention_bias"] = true.into(), "biases"),
             (|config| config["num_hidden_layers"] = 1.into(), "tensor `model.layers.1."),

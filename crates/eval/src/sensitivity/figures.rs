@@ -4,7 +4,10 @@ use super::{Estimate, Findings, Quantity};
 use crate::figure::{Axis, Bar, Figure, Point, Scale, Series};
 use crate::tasks::TaskKind;
 
-/// The figures, each with the name of its files; without those that would be empty.
+/// Names of the files of all figures that there can be.
+pub const FIGURES: [&str; 3] = ["likelihood", "choices", "retained"];
+
+/// The figures, each with the name of its files, one of [`FIGURES`]; without those that would be empty.
 pub fn figures(findings: &Findings) -> Vec<(&'static str, Figure)> {
     let draw = |quantity: Quantity| {
         let (file, title, label, scale) = match quantity {
@@ -79,7 +82,7 @@ impl Bars {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Change, TaskFinding};
+    use super::super::{Change, Score, TaskFinding};
     use super::*;
 
     #[test]
@@ -91,6 +94,7 @@ mod tests {
                 task: name.into(),
                 kind,
                 questions: 9,
+                cut: 0,
                 score: None,
                 likelihood,
                 among_choices: None,
@@ -102,6 +106,12 @@ mod tests {
             task("boolq", Some(TaskKind::Reading), -0.5),
             task("trivia", Some(TaskKind::Facts), -3.0),
         ];
+        let mut right = tasks.clone();
+        let retained = Estimate { value: 0.4, error: 0.1, degrees: 50.0 };
+        let change = Change { on: 0.5, off: 0.2, difference: retained };
+        right[0].score = Some(Score { change, guess: 0.0, retained: Some(retained) });
+        let [_, ("retained", figure)] = &figures(&Findings::of(right))[..] else { panic!("one has a score") };
+        assert_eq!(figure.series.iter().map(|series| series.points[0].x).collect::<Vec<_>>(), [40.0]);
         let drawn = figures(&Findings::of(tasks));
         let [("likelihood", figure)] = &drawn[..] else { panic!("no task has a score: {drawn:?}") };
         let Scale::Names(names) = &figure.y.scale else { panic!("names") };
@@ -111,6 +121,11 @@ mod tests {
         assert_eq!(points(1).collect::<Vec<_>>(), [(-0.5, 3.0)]);
         let svg = figure.svg();
         assert_eq!(svg.matches("class=\"bar\"").count(), 5, "{svg}");
+        let colour = |bar: usize| {
+            let line = svg.lines().filter(|line| line.contains("class=\"bar\"")).nth(bar).unwrap();
+            line.split("fill=\"").nth(1).unwrap()[..7].to_owned()
+        };
+        assert_ne!(colour(0), colour(4), "a task without a kind is not one of facts");
         assert!(crate::figure::png(&svg).is_ok());
     }
 }

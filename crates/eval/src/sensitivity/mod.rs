@@ -3,7 +3,8 @@
 //! The same questions are put to one checkpoint with its memory on and off. Of every task this gives
 //!
 //! * the scores, their difference in pairs, and the share that is *retained*, off over on: the paper's measure. It says
-//!   something only where the model knows more than a guess would, so that nothing is made of scores elsewhere;
+//!   something only where the model knows more than one that guesses, or that always says the same, and where there are
+//!   answers enough for an error: nothing is made of scores elsewhere;
 //! * the log-probability of the right answer in nats per token, on, off, and their difference in pairs: a model that is
 //!   too small for a right answer still finds it likelier or less likely;
 //! * of multiple choice, the log-probability of the right choice if one of them must be said. Without a memory a model may
@@ -19,10 +20,12 @@ mod estimate;
 mod figures;
 mod statements;
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 pub use estimate::Estimate;
-pub use figures::figures;
+pub use figures::{FIGURES, figures};
 
 use crate::tasks::{Outcome, Result, TaskKind, check_same_questions};
 
@@ -57,6 +60,8 @@ pub struct TaskFinding {
     pub kind: Option<TaskKind>,
     /// Questions.
     pub questions: usize,
+    /// Those whose beginning did not fit the context and was left out.
+    pub cut: usize,
     /// Of right answers; none for documents, and for a single question.
     pub score: Option<Score>,
     /// Log-probability of the right answer, in nats per token; none for a single question.
@@ -82,11 +87,18 @@ pub struct Score {
     /// The two, and their difference.
     #[serde(flatten)]
     pub change: Change,
-    /// What guessing among the choices would score.
+    /// What a model that knows nothing would score: by guessing among the choices, or, if that is more, by always saying
+    /// the one that is right most often.
     pub guess: f64,
-    /// Off over on; none unless the score with the memory on is above a guess beyond the noise.
+    /// Off over on; none unless the score with the memory on is above a guess beyond the noise and [`FEWEST_RIGHT`] answers
+    /// or more are right, nor where the error would be 0: if none of them remains, or every question has the same score on
+    /// and off, nothing tells how far other questions might lead.
     pub retained: Option<Estimate>,
 }
+
+/// Right answers without which nothing is made of a score. The error of a share comes from the answers themselves: of a
+/// handful, it is not the error of anything.
+pub const FEWEST_RIGHT: usize = 10;
 
 /// What is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -96,7 +108,7 @@ pub enum Quantity {
     Likelihood,
     /// Log-probability of the right one among the choices, off less on, in nats per question.
     AmongChoices,
-    /// Score, off less on, where the score is above a guess.
+    /// Score, off less on, where something is made of it.
     Score,
     /// Score, off over on.
     Retained,
@@ -144,20 +156,21 @@ impl Quantity {
         match self {
             Self::Likelihood => Some(task.likelihood?.difference),
             Self::AmongChoices => Some(task.among_choices?.difference),
-            Self::Score => task.score.filter(Score::is_above_guess).map(|score| score.change.difference),
+            Self::Score => task.score.filter(Score::is_telling).map(|score| score.change.difference),
             Self::Retained => task.score?.retained,
         }
     }
 }
 
 impl TaskFinding {
-    /// What came of a task. `answers` are outcomes of the questions how likely the right answers are, for a task whose own
+    /// What came of a task, of whose questions `cut` have lost their beginning. `answers` are outcomes of the questions how likely the right answers are, for a task whose own
     /// outcomes do not tell.
     ///
     /// # Errors
     /// When the questions are not the same on and off.
     pub fn of(
         (task, kind): (&str, Option<TaskKind>),
+        cut: usize,
         asked: OnOff<'_>,
         answers: Option<OnOff<'_>>,
     ) -> Result<Self> {
@@ -169,6 +182,7 @@ impl TaskFinding {
             task: task.to_owned(),
             kind,
             questions: asked.on.len(),
+            cut,
             score: Score::of(asked),
             likelihood: Change::between(answers, |outcome| {
                 outcome.likelihood().map(|(nats, tokens)| (nats, tokens as f64))
@@ -179,24 +193,42 @@ impl TaskFinding {
 }
 
 impl Score {
-    /// Whether the score with the memory on is above a guess beyond the noise.
-    pub fn is_above_guess(&self) -> bool {
+    /// Whether something is made of it.
+    pub fn is_telling(&self) -> bool {
         self.retained.is_some()
     }
 
     fn of(OnOff { on, off }: OnOff<'_>) -> Option<Self> {
         let scores = |outcomes: &[Outcome]| outcomes.iter().map(Outcome::score).collect::<Option<Vec<_>>>();
         let (first, second) = (scores(on)?, scores(off)?);
-        let guesses: Vec<f64> = on.iter().map(Outcome::guess).collect();
+        let guesses = guesses(on);
         let above: Vec<f64> = first.iter().zip(&guesses).map(|(score, guess)| score - guess).collect();
+        let enough = first.iter().sum::<f64>() >= FEWEST_RIGHT as f64;
         let pairs: Vec<(f64, f64)> = second.into_iter().zip(first).collect();
         let is_above = Estimate::sample(&above)?.interval().0 > 0.0;
         let triples: Vec<_> = pairs.iter().map(|&(off, on)| (on, off, 1.0)).collect();
         Some(Self {
             change: Change::of(&triples)?,
             guess: guesses.iter().sum::<f64>() / guesses.len() as f64,
-            retained: Estimate::ratio(&pairs).filter(|_| is_above),
+            retained: Estimate::ratio(&pairs).filter(|retained| enough && is_above && retained.error > 0.0),
         })
+    }
+}
+
+/// What a model that knows nothing scores, question by question: one that guesses among the choices or, if that is more in
+/// all, one that always says the choice that is right most often.
+fn guesses(outcomes: &[Outcome]) -> Vec<f64> {
+    let by_chance: Vec<f64> = outcomes.iter().map(Outcome::guess).collect();
+    let mut right = BTreeMap::new();
+    for answer in outcomes.iter().filter_map(Outcome::answer) {
+        *right.entry(answer).or_insert(0_usize) += 1;
+    }
+    match right.into_iter().max_by_key(|&(_, count)| count) {
+        Some((choice, count)) if count as f64 > by_chance.iter().sum() => {
+            let says = |outcome: &Outcome| f64::from(u8::from(outcome.answer() == Some(choice)));
+            outcomes.iter().map(says).collect()
+        }
+        _ => by_chance,
     }
 }
 
@@ -286,45 +318,73 @@ mod tests {
 
     #[test]
     fn a_task_by_hand() {
-        let on = clozes(&[(-1.0, 1, true), (-4.0, 2, true), (-3.0, 1, true), (-2.0, 1, true)]);
-        let off = clozes(&[(-2.0, 1, true), (-8.0, 2, false), (-3.0, 1, true), (-2.0, 1, false)]);
+        let on = clozes(&[(-1.0, 1, true), (-4.0, 2, true), (-3.0, 1, true), (-2.0, 1, true)].repeat(4));
+        let off = clozes(&[(-2.0, 1, true), (-8.0, 2, false), (-3.0, 1, true), (-2.0, 1, false)].repeat(4));
         let found =
-            TaskFinding::of(("t", Some(TaskKind::Facts)), OnOff { on: &on, off: &off }, None).unwrap();
+            TaskFinding::of(("t", Some(TaskKind::Facts)), 3, OnOff { on: &on, off: &off }, None).unwrap();
+        assert_eq!((found.questions, found.cut), (16, 3));
         let likelihood = found.likelihood.unwrap();
         close(likelihood.on, -2.0);
         close(likelihood.off, -3.0);
-        // −5 nats over 5 tokens: residuals 0, −2, 1, 1.
+        // Four times −5 nats over 5 tokens: residuals 0, −2, 1, 1.
         close(likelihood.difference.value, -1.0);
-        close(likelihood.difference.error, (4.0_f64 / 3.0 * 6.0).sqrt() / 5.0);
+        close(likelihood.difference.error, (16.0_f64 / 15.0 * 24.0).sqrt() / 20.0);
         let score = found.score.unwrap();
         assert_eq!((score.change.on, score.change.off, score.guess), (1.0, 0.5, 0.0));
-        close(score.change.difference.error, (4.0_f64 / 3.0).sqrt() / 4.0);
+        close(score.change.difference.error, (16.0_f64 / 15.0 * 4.0).sqrt() / 16.0);
         close(score.retained.unwrap().value, 0.5);
-        assert!(TaskFinding::of(("t", None), OnOff { on: &on, off: &off[1..] }, None).is_err());
+        assert!(TaskFinding::of(("t", None), 0, OnOff { on: &on, off: &off[1..] }, None).is_err());
+    }
+
+    /// Questions with two choices, in groups: how many, what is said, and what is right.
+    fn choices(groups: &[(usize, usize, usize)]) -> Vec<Outcome> {
+        let each = groups.iter().flat_map(|&(count, said, answer)| vec![(said, answer); count]);
+        let outcome = |(question, (said, answer)): (usize, (usize, usize))| Outcome {
+            question,
+            line: question + 1,
+            said: Said::Choice {
+                log_probabilities: [0, 1].map(|choice| if choice == said { -1.0 } else { -2.0 }).to_vec(),
+                lengths: vec![Length { tokens: 1, characters: 1, bytes: 1 }; 2],
+                answer,
+            },
+        };
+        each.enumerate().map(outcome).collect()
+    }
+
+    fn score(on: &[Outcome], off: &[Outcome]) -> Score {
+        TaskFinding::of(("t", None), 0, OnOff { on, off }, None).unwrap().score.unwrap()
     }
 
     #[test]
     fn nothing_is_retained_of_a_guess() {
-        let outcomes = |right: usize, of: usize| -> Vec<Outcome> {
-            let length = |_| Length { tokens: 1, characters: 1, bytes: 1 };
-            let outcome = |question| Outcome {
-                question,
-                line: question + 1,
-                said: Said::Choice {
-                    log_probabilities: vec![-1.0, -2.0],
-                    lengths: [0, 1].map(length).to_vec(),
-                    answer: usize::from(question >= right),
-                },
-            };
-            (0..of).map(outcome).collect()
-        };
-        let score = |right| {
-            let (on, off) = (outcomes(right, 100), outcomes(40, 100));
-            TaskFinding::of(("t", None), OnOff { on: &on, off: &off }, None).unwrap().score.unwrap()
-        };
-        assert_eq!((score(55).guess, score(55).retained), (0.5, None));
-        close(score(80).retained.unwrap().value, 0.5);
-        assert!(score(80).is_above_guess() && !score(55).is_above_guess());
+        // 60 of 100 are the first choice. Without the memory half of the answers are right.
+        let off = choices(&[(30, 0, 0), (30, 1, 0), (20, 0, 1), (20, 1, 1)]);
+        for always in [0, 1] {
+            let found = score(&choices(&[(60, always, 0), (40, always, 1)]), &off);
+            assert_eq!((found.guess, found.retained), (0.6, None), "always {always}");
+            assert!(!found.is_telling());
+        }
+        let knows = score(&choices(&[(50, 0, 0), (10, 1, 0), (5, 0, 1), (35, 1, 1)]), &off);
+        close(knows.retained.unwrap().value, 50.0 / 85.0);
+        assert!(knows.is_telling());
+        // 55 of 100 are no more than a guess where either choice is right as often.
+        let guesses = choices(&[(28, 0, 0), (22, 1, 0), (23, 0, 1), (27, 1, 1)]);
+        let off = choices(&[(25, 0, 0), (25, 1, 0), (25, 0, 1), (25, 1, 1)]);
+        let found = score(&guesses, &off);
+        assert_eq!((found.change.on, found.guess, found.retained), (0.55, 0.5, None));
+    }
+
+    #[test]
+    fn nothing_is_retained_without_an_error() {
+        let right =
+            |count: usize| clozes(&(0..1000).map(|question| (-1.0, 1, question < count)).collect::<Vec<_>>());
+        // A few right answers are above a guess, which scores nothing, and yet no share can be made of them.
+        assert_eq!(score(&right(FEWEST_RIGHT - 1), &right(1)).retained, None);
+        close(score(&right(FEWEST_RIGHT), &right(1)).retained.unwrap().value, 0.1);
+        assert_eq!(score(&right(400), &right(0)).retained, None, "none remains: 0 ± 0");
+        assert_eq!(score(&right(400), &right(400)).retained, None, "all remain: 1 ± 0");
+        let kept = score(&right(400), &right(1)).retained.unwrap();
+        assert!(kept.error > 0.0, "{kept:?}");
     }
 
     #[test]
@@ -339,9 +399,9 @@ mod tests {
         };
         let (on, off) = (text(1.0), text(0.0));
         let asked = OnOff { on: &on, off: &off };
-        assert_eq!(TaskFinding::of(("t", None), asked, None).unwrap().likelihood, None);
+        assert_eq!(TaskFinding::of(("t", None), 0, asked, None).unwrap().likelihood, None);
         let (on, off) = (clozes(&[(-1.0, 1, true); 2]), clozes(&[(-3.0, 1, true); 2]));
-        let found = TaskFinding::of(("t", None), asked, Some(OnOff { on: &on, off: &off })).unwrap();
+        let found = TaskFinding::of(("t", None), 0, asked, Some(OnOff { on: &on, off: &off })).unwrap();
         assert_eq!(found.likelihood.unwrap().difference.value, -2.0);
         assert_eq!(found.score.unwrap().change.difference.value, -1.0);
     }
@@ -356,6 +416,7 @@ mod tests {
                 task: "t".into(),
                 kind,
                 questions: 100,
+                cut: 0,
                 score: None,
                 likelihood,
                 among_choices: None,

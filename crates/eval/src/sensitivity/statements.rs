@@ -1,6 +1,6 @@
 //! What findings allow to be said, in sentences.
 
-use super::{Contrast, Estimate, Findings, Quantity, TaskFinding};
+use super::{Contrast, Estimate, FEWEST_RIGHT, Findings, Quantity, TaskFinding};
 use crate::tasks::TaskKind;
 
 /// The sentences, the most important first.
@@ -10,9 +10,12 @@ pub(super) fn about(findings: &Findings) -> Vec<String> {
     if lines.is_empty() {
         lines.push(not_compared(findings));
     }
-    let at_a_guess = |task: &&TaskFinding| task.score.is_some_and(|score| !score.is_above_guess());
-    lines.extend(named(findings.tasks.iter().filter(at_a_guess)).map(|names| {
-        format!("With the memory on, scores are not above a guess beyond the noise, so that nothing is made of them: {names}.")
+    let untold = |task: &&TaskFinding| task.score.is_some_and(|score| !score.is_telling());
+    lines.extend(named(findings.tasks.iter().filter(untold)).map(|names| {
+        format!(
+            "With the memory on, scores are not above a guess beyond the noise, or fewer than {FEWEST_RIGHT} answers are \
+             right, or what remains of them has no error, so that nothing is made of them: {names}."
+        )
     }));
     lines.extend(
         named(findings.tasks.iter().filter(|task| task.kind.is_none()))
@@ -118,7 +121,15 @@ mod tests {
     fn task(name: &str, kind: Option<TaskKind>, value: f64, error: f64) -> TaskFinding {
         let difference = Estimate { value, error, degrees: 199.0 };
         let likelihood = Some(Change { on: -2.0, off: -2.0 + value, difference });
-        TaskFinding { task: name.into(), kind, questions: 200, score: None, likelihood, among_choices: None }
+        TaskFinding {
+            task: name.into(),
+            kind,
+            questions: 200,
+            cut: 0,
+            score: None,
+            likelihood,
+            among_choices: None,
+        }
     }
 
     fn text(tasks: &[TaskFinding]) -> String {
@@ -168,7 +179,8 @@ mod tests {
         let text = text(&[guess, task("h", None, -0.1, 0.1)]);
         assert!(text.contains("no task of kind reading."), "{text}");
         assert!(
-            text.contains("not above a guess beyond the noise, so that nothing is made of them: g."),
+            text.contains("not above a guess beyond the noise, or")
+                && text.contains("so that nothing is made of them: g."),
             "{text}"
         );
         assert!(text.contains("no `kind`: h."), "{text}");

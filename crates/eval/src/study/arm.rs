@@ -371,6 +371,13 @@ mod tests {
         toml::from_str(&format!("{base}\n{study}")).unwrap()
     }
 
+    #[test]
+    fn texts_end_as_the_study_says() {
+        let study = config("[text]\nend = '<|im_end|>'\n[study.memory]\nslots = [1000, 2000, 4000]");
+        let made = made(Kind::Memory, &study).unwrap();
+        assert!(made.iter().all(|arm| arm.config.text.end.as_deref() == Some("<|im_end|>")));
+    }
+
     fn made(kind: Kind, config: &StudyConfig) -> Result<Vec<Arm>> {
         arms(kind, config, Path::new("study.toml"))
     }

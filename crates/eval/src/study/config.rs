@@ -18,6 +18,9 @@ pub struct StudyConfig {
     pub study: StudyTable,
     /// The base's model.
     pub model: ModelConfig,
+    /// What surrounds the texts of every arm.
+    #[serde(default, skip_serializing_if = "TextConfig::is_default")]
+    pub text: TextConfig,
     /// What every arm learns from and is measured on.
     pub data: DataConfig,
     /// How the base learns.
@@ -133,8 +136,8 @@ impl StudyConfig {
 
     /// The base of every arm.
     pub fn base(&self) -> RunConfig {
-        let (model, data, train) = (self.model.clone(), self.data.clone(), self.train.clone());
-        RunConfig { model, text: TextConfig::default(), data, train }
+        let Self { model, text, data, train, .. } = self.clone();
+        RunConfig { model, text, data, train }
     }
 
     fn validate(&self) -> std::result::Result<(), ConfigError> {

@@ -1,5 +1,6 @@
 //! Putting questions to a model: texts to tokens, tokens to batches, likelihoods to outcomes.
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 
 use engram_train::{Begin, TargetScore};
@@ -33,7 +34,7 @@ pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
 const TEXTS: usize = 16;
 
 /// Asks the questions numbered `pending` of a task, and gives each outcome to `each` when it is known, which is in no
-/// particular order. Returns how many had their beginning cut.
+/// particular order. Returns how many of all questions, pending or not, have their beginning cut.
 ///
 /// # Errors
 /// A question that is longer than the model's context, with its line; whatever the model refuses; what `each` returns; or
@@ -47,22 +48,17 @@ pub fn ask(
     progress: Progress<'_>,
 ) -> Result<usize> {
     let asking = Asking { scorer, questions, options };
-    match task.form() {
-        Form::Generation { text, rule } => {
-            let score = |text: &str, answers: &[String]| rule.score(text, answers);
-            asking.generate(pending, (&text.stop, text.tokens), &score, each, progress)
-        }
-        Form::Perplexity { text } => {
-            asking.likelihoods(pending, Reading::Once { overlap: text.overlap.unwrap_or(1) }, each, progress)
-        }
-        Form::LongPerplexity { text, keys } => {
-            let keys = keys.as_deref();
-            asking.likelihoods(pending, Reading::LongAndShort { of: text, keys }, each, progress)
-        }
-        Form::MultipleChoice { .. } | Form::Cloze { .. } => {
-            asking.likelihoods(pending, Reading::Once { overlap: 1 }, each, progress)
-        }
+    let now = asking.put(task.form(), pending, each, progress)?;
+    let limit = match task.form() {
+        Form::Generation { text, .. } => text.tokens,
+        _ => 0,
+    };
+    let pending: HashSet<usize> = pending.iter().copied().collect();
+    let mut before = 0;
+    for (_, question) in questions.iter().enumerate().filter(|(number, _)| !pending.contains(number)) {
+        before += usize::from(asking.is_cut(question, limit)?);
     }
+    Ok(now + before)
 }
 
 /// How documents are read.
@@ -88,6 +84,47 @@ struct Owned {
 }
 
 impl Asking<'_> {
+    /// Asks what is pending. Returns how many of these were cut.
+    fn put(
+        &self,
+        form: &Form,
+        pending: &[usize],
+        each: &mut dyn FnMut(Outcome) -> Result<()>,
+        progress: Progress<'_>,
+    ) -> Result<usize> {
+        match form {
+            Form::Generation { text, rule } => {
+                let score = |text: &str, answers: &[String]| rule.score(text, answers);
+                self.generate(pending, (&text.stop, text.tokens), &score, each, progress)
+            }
+            Form::Perplexity { text } => self.likelihoods(
+                pending,
+                Reading::Once { overlap: text.overlap.unwrap_or(1) },
+                each,
+                progress,
+            ),
+            Form::LongPerplexity { text, keys } => {
+                let keys = keys.as_deref();
+                self.likelihoods(pending, Reading::LongAndShort { of: text, keys }, each, progress)
+            }
+            Form::MultipleChoice { .. } | Form::Cloze { .. } => {
+                self.likelihoods(pending, Reading::Once { overlap: 1 }, each, progress)
+            }
+        }
+    }
+
+    /// Whether the beginning of a question is cut; `limit` is how many tokens may be generated.
+    fn is_cut(&self, question: &Question, limit: usize) -> Result<bool> {
+        match &question.ask {
+            // Documents are read in windows.
+            Ask::Document { .. } => Ok(false),
+            Ask::Generation { prompt, .. } => Ok(self.prompt(prompt, limit, &question.place)?.1),
+            Ask::Choice { .. } | Ask::Cloze(_) => {
+                Ok(self.requests(question, Reading::Once { overlap: 1 })?.1)
+            }
+        }
+    }
+
     fn likelihoods(
         &self,
         pending: &[usize],
@@ -254,6 +291,19 @@ impl Asking<'_> {
         Ok(Outcome { question: number, line: question.place.line, said })
     }
 
+    /// Tokens of a prompt that `limit` are generated after, and whether it was cut.
+    fn prompt(&self, prompt: &str, limit: usize, place: &Place) -> Result<(Vec<u32>, bool)> {
+        // Blanks at the end would keep the model from its usual tokens, which begin with them.
+        let mut tokens = self.scorer.encode(prompt.trim_end())?;
+        self.begin(&mut tokens);
+        let length = tokens.len() + limit;
+        let beyond = length.saturating_sub(self.scorer.context());
+        if beyond > 0 && (!self.options.cut || beyond >= tokens.len()) {
+            return Err(too_long(place, length, self.scorer.context()));
+        }
+        Ok((tokens.split_off(beyond), beyond > 0))
+    }
+
     fn generate(
         &self,
         pending: &[usize],
@@ -268,16 +318,9 @@ impl Asking<'_> {
             let Ask::Generation { prompt, answers } = &question.ask else {
                 return Err(Error::Mismatch("a question of another form".into()));
             };
-            // Blanks at the end would keep the model from its usual tokens, which begin with them.
-            let mut tokens = self.scorer.encode(prompt.trim_end())?;
-            self.begin(&mut tokens);
-            let length = tokens.len() + limit;
-            let beyond = length.saturating_sub(self.scorer.context());
-            if beyond > 0 && (!self.options.cut || beyond >= tokens.len()) {
-                return Err(too_long(&question.place, length, self.scorer.context()));
-            }
-            cut += usize::from(beyond > 0);
-            prompts.push((number, tokens.split_off(beyond), answers));
+            let (tokens, is_cut) = self.prompt(prompt, limit, &question.place)?;
+            cut += usize::from(is_cut);
+            prompts.push((number, tokens, answers));
         }
         // The longest first: what is left is quicker than what is done.
         prompts.sort_by_key(|(_, tokens, _)| std::cmp::Reverse(tokens.len()));
@@ -548,13 +591,23 @@ mod tests {
 
     /// Outcomes of a task over records, asked in batches of `batch` tokens.
     fn outcomes(task: &str, records: &str, options: AskOptions) -> Result<(Vec<Outcome>, usize)> {
+        outcomes_from(0, task, records, options)
+    }
+
+    /// The same of the questions from `first` on.
+    fn outcomes_from(
+        first: usize,
+        task: &str,
+        records: &str,
+        options: AskOptions,
+    ) -> Result<(Vec<Outcome>, usize)> {
         let folder = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
         write("task.toml", task);
         write("a.jsonl", records);
         let task = Task::load(&folder.path().join("task.toml"))?;
         let questions = task.questions(None, FewShot { count: None, seed: 0 }, None)?;
-        let all: Vec<usize> = (0..questions.len()).collect();
+        let pending: Vec<usize> = (first..questions.len()).collect();
         let mut outcomes = Vec::new();
         let mut each = |outcome| {
             outcomes.push(outcome);
@@ -565,7 +618,7 @@ mod tests {
             steps.push((done, total));
             ControlFlow::Continue(())
         };
-        let cut = ask(&model(), (&task, &questions), &all, options, &mut each, &mut progress)?;
+        let cut = ask(&model(), (&task, &questions), &pending, options, &mut each, &mut progress)?;
         assert!(steps.is_sorted() && steps.iter().all(|&(done, total)| done < total));
         outcomes.sort_by_key(|outcome| outcome.question);
         Ok((outcomes, cut))
@@ -614,6 +667,21 @@ mod tests {
         let end = format!("{{\"q\": \"{}\"}}", &"long".repeat(20)[21..]);
         let (end, _) = outcomes(task, &end, AskOptions::default()).unwrap();
         assert_eq!(cut[1].said, end[0].said);
+    }
+
+    #[test]
+    fn what_was_cut_before_is_counted_too() {
+        let records = format!("{{\"q\": \"{}\"}}\n", "long".repeat(20)).repeat(2) + "{\"q\": \"a\"}";
+        let options = AskOptions { cut: true, ..AskOptions::default() };
+        let cloze = "data = 'a.jsonl'\n[cloze]\nprompt = '{{ q }}'\ntarget = 'x'";
+        let text =
+            "data = 'a.jsonl'\n[generation]\nprompt = '{{ q }}'\nanswers = 'q'\nstop = ['.']\ntokens = 3";
+        for task in [cloze, text] {
+            for first in 0..=3 {
+                let (outcomes, cut) = outcomes_from(first, task, &records, options).unwrap();
+                assert_eq!((outcomes.len(), cut), (3 - first, 2), "{task} from {first}");
+            }
+        }
     }
 
     #[test]

@@ -175,6 +175,14 @@ impl Outcome {
         }
     }
 
+    /// Which of the choices is right; none where there are none.
+    pub fn answer(&self) -> Option<usize> {
+        match self.said {
+            Said::Choice { answer, .. } => Some(answer),
+            _ => None,
+        }
+    }
+
     /// Log-probability of the right answer in nats, or of a document's text, and its tokens; none of a generated text.
     pub fn likelihood(&self) -> Option<(f64, usize)> {
         match &self.said {
@@ -272,10 +280,11 @@ mod tests {
         let outcome = |said| Outcome { question: 0, line: 1, said };
         let choice = outcome(said);
         assert_eq!((choice.score(), choice.guess(), choice.likelihood()), (Some(0.0), 0.25, Some((-6.0, 3))));
+        assert_eq!(choice.answer(), Some(2));
         let sum: f64 = [-4.0_f64, -5.0, -6.0, -9.0].map(f64::exp).iter().sum();
         assert!((choice.among_choices().unwrap() - (-6.0 - sum.ln())).abs() < 1e-12);
         let text = outcome(Said::Generation { text: "a".into(), score: 0.5 });
-        assert_eq!(text.among_choices(), None);
+        assert_eq!((text.among_choices(), text.answer()), (None, None));
         assert_eq!((text.score(), text.guess(), text.likelihood()), (Some(0.5), 0.0, None));
         let document = outcome(Said::Document { log_probability: -8.0, tokens: 4, bytes: 20 });
         assert_eq!((document.score(), document.likelihood()), (None, Some((-8.0, 4))));

@@ -26,7 +26,7 @@ pub struct Header {
     pub questions: usize,
     /// What tells the model from others.
     pub model: String,
-    /// The model's name: the path it was opened by.
+    /// What people call the model: the path it was opened by, and what was done to it.
     pub model_name: String,
 }
 
@@ -98,12 +98,12 @@ pub fn read_record(path: &Path) -> Result<(Header, Vec<Outcome>)> {
 }
 
 impl Header {
-    /// Of a run that puts these questions to a model, which was opened by a path.
+    /// Of a run that puts these questions to a model, which people call `model_name`.
     pub fn new(
         task: &Task,
         questions: &[Question],
         options: AskOptions,
-        (scorer, path): (&dyn Scorer, &Path),
+        (scorer, model_name): (&dyn Scorer, &str),
     ) -> Self {
         let mut hash = blake3::Hasher::new();
         // The size of batches changes rounding alone.
@@ -114,7 +114,7 @@ impl Header {
             questions_hash: hash.finalize().to_hex().to_string(),
             questions: questions.len(),
             model: scorer.identity(),
-            model_name: path.display().to_string(),
+            model_name: model_name.to_owned(),
         }
     }
 
@@ -128,7 +128,7 @@ impl Header {
             return format!("this file is of the task {}, not {}", self.task, other.task);
         }
         if self.model != other.model {
-            return format!("this file is of another model, {}", self.model_name);
+            return format!("this file is of another model, `{}`", self.model_name);
         }
         "this file is of other questions: the task, its data, the examples or the limit have changed".into()
     }
@@ -232,7 +232,7 @@ mod tests {
         assert!(
             other(|header| header.task = "u".into()).contains("t.jsonl:1: this file is of the task t, not u")
         );
-        assert!(other(|header| header.model = "x".into()).contains("another model, n"));
+        assert!(other(|header| header.model = "x".into()).contains("another model, `n`"));
         assert!(other(|header| header.questions_hash = "x".into()).contains("other questions"));
         record.add(&outcome(7)).unwrap();
         let error = RecordFile::open(&path, &header(), &questions()).unwrap_err().to_string();

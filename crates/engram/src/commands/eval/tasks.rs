@@ -52,6 +52,8 @@ pub(crate) struct Tasks {
 #[derive(Debug, Serialize)]
 struct Report {
     model: PathBuf,
+    /// Whether its memory was switched off.
+    without_memory: bool,
     tasks: Vec<TaskReport>,
 }
 
@@ -83,7 +85,7 @@ impl Tasks {
             let (task, measures) = (task.name().to_owned(), summarize(&outcomes));
             reports.push(TaskReport { task, questions: outcomes.len(), cut, measures });
         }
-        let report = Report { model: self.model, tasks: reports };
+        let report = Report { model: self.model, without_memory: self.without_memory, tasks: reports };
         if self.json { print_json(&report) } else { print(report.table().to_string()) }
     }
 }

@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use engram_eval::sensitivity::{Change, Estimate, Findings, OnOff, Quantity, TaskFinding, figures};
+use engram_eval::sensitivity::{Change, Estimate, FIGURES, Findings, OnOff, Quantity, TaskFinding, figures};
 use engram_eval::tasks::{Outcome, Question, Task, TaskKind};
 use serde::Serialize;
 
@@ -9,16 +9,16 @@ use crate::commands::asking::{Asked, Memory, TaskArguments};
 use crate::commands::{print, print_json};
 use crate::device::DeviceKind;
 use crate::failure::refuse;
-use crate::files::{write_figure, write_file};
+use crate::files::{remove_figure, write_figure, write_file};
 use crate::interrupt;
-use crate::provenance::{machine, program};
+use crate::provenance::{command, machine, program};
 use crate::table::Table;
 
 /// Measure what a checkpoint's answers lose when its memory is switched off, task by task.
 ///
 /// The same questions are put with the memory on and off. The share of the score that is retained is the paper's measure
 /// (arXiv 2601.07372, section 6.3); the log-probability of the right answer shows more where a model is too small to be
-/// right. Tasks whose files say `kind = \"facts\"` are set against those with `kind = \"reading\"`.
+/// right. Tasks whose files say `kind = "facts"` are set against those with `kind = "reading"`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram inspect sensitivity runs/small configs/tasks/{triviaqa,qa_wikidata,lama,boolq,lambada}.toml --data sets --cut
@@ -53,12 +53,15 @@ struct Sheet {
 /// Outcomes of a sheet's questions.
 struct Outcomes {
     asked: Vec<Outcome>,
+    /// Questions whose beginning was cut.
+    cut: usize,
     answers: Option<Vec<Outcome>>,
 }
 
 #[derive(Debug, Serialize)]
-struct Report<'a> {
-    checkpoint: &'a Path,
+struct Report {
+    /// As far as its path is Unicode.
+    checkpoint: String,
     command: String,
     program: String,
     machine: String,
@@ -79,17 +82,15 @@ impl Sensitivity {
             let answers = on.answers.as_deref().zip(off.answers.as_deref());
             TaskFinding::of(
                 (sheet.task.name(), sheet.task.kind()),
+                on.cut,
                 OnOff { on: &on.asked, off: &off.asked },
                 answers.map(|(on, off)| OnOff { on, off }),
             )
         };
         let found = sheets.iter().zip(&on).zip(&off).map(finding).collect::<Result<Vec<_>, _>>()?;
         let report = Report {
-            checkpoint: &self.checkpoint,
-            command: std::iter::once("engram".to_owned())
-                .chain(std::env::args().skip(1))
-                .collect::<Vec<_>>()
-                .join(" "),
+            checkpoint: self.checkpoint.display().to_string(),
+            command: command(),
             program: program(),
             machine: machine(),
             findings: Findings::of(found),
@@ -108,9 +109,9 @@ impl Sensitivity {
             model.put((task, questions), &self.arguments, out.as_deref())
         };
         let of_sheet = |sheet: &Sheet| {
-            let (asked, _) = put(&sheet.task, &sheet.questions)?;
+            let (asked, cut) = put(&sheet.task, &sheet.questions)?;
             let answers = sheet.answers.as_ref().map(|(task, questions)| put(task, questions)).transpose()?;
-            Ok(Outcomes { asked, answers: answers.map(|(outcomes, _)| outcomes) })
+            Ok(Outcomes { asked, cut, answers: answers.map(|(outcomes, _)| outcomes) })
         };
         sheets.iter().map(of_sheet).collect()
     }
@@ -133,10 +134,16 @@ impl Sheet {
     }
 }
 
-impl Report<'_> {
+impl Report {
     fn write(&self, out: &Path) -> anyhow::Result<()> {
-        for (name, figure) in figures(&self.findings) {
-            write_figure(&out.join("figures"), name, &figure.svg())?;
+        let folder = out.join("figures");
+        let drawn = figures(&self.findings);
+        // What was drawn of other findings is not left beside these.
+        for name in FIGURES.into_iter().filter(|name| drawn.iter().all(|(drawn, _)| drawn != name)) {
+            remove_figure(&folder, name)?;
+        }
+        for (name, figure) in drawn {
+            write_figure(&folder, name, &figure.svg())?;
         }
         let path = out.join("findings.json");
         write_file(&path, &(serde_json::to_string_pretty(self)? + "\n"))?;
