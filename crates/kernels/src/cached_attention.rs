@@ -11,7 +11,7 @@
 
 use crate::heads::HeadMut;
 use crate::parallel;
-use crate::simd::{exp_in_place, max, vectorized};
+use crate::simd::{exp_in_place, max, multiply_add, vectorized};
 
 /// Where keys and values lie in an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -271,13 +271,7 @@ fn few_scores<const R: usize>(queries: &[f32], tile: &[[f32; TILE]], scores: &mu
     let queries: [&[f32]; R] = std::array::from_fn(|query| &queries[query * tile.len()..][..tile.len()]);
     let mut sums = [[0.0_f32; TILE]; R];
     for (i, &keys) in tile.iter().enumerate() {
-        let values: [f32; R] = std::array::from_fn(|query| queries[query][i]);
-        for query in 0..R {
-            let value = values[query];
-            for key in 0..TILE {
-                sums[query][key] = value.mul_add(keys[key], sums[query][key]);
-            }
-        }
+        sums = multiply_add(queries.map(|query| query[i]), keys, sums);
     }
     for (query, sums) in sums.iter().enumerate() {
         scores[query * stride..][..TILE].copy_from_slice(sums);
@@ -295,23 +289,13 @@ fn few_sums<const R: usize>(
     let of_common = weights.map(|weights| &weights[..common.len()]);
     let mut sums = [[0.0_f32; COLUMNS]; R];
     for (position, &values) in common.iter().enumerate() {
-        let weights: [f32; R] = std::array::from_fn(|query| of_common[query][position]);
-        for query in 0..R {
-            let weight = weights[query];
-            for column in 0..COLUMNS {
-                sums[query][column] = weight.mul_add(values[column], sums[query][column]);
-            }
-        }
+        sums = multiply_add(of_common.map(|weights| weights[position]), values, sums);
     }
     output[..R].copy_from_slice(&sums);
     for (output, weights) in output.iter_mut().zip(weights) {
-        let mut sums = *output;
-        for (&weight, values) in weights[common.len()..].iter().zip(rest) {
-            for column in 0..COLUMNS {
-                sums[column] = weight.mul_add(values[column], sums[column]);
-            }
+        for (&weight, &values) in weights[common.len()..].iter().zip(rest) {
+            [*output] = multiply_add([weight], values, [*output]);
         }
-        *output = sums;
     }
 }
 

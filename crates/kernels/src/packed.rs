@@ -16,7 +16,7 @@ use int8::{Int8Panels, Int8Rows};
 
 use crate::heads::HeadMut;
 use crate::parallel;
-use crate::simd::vectorized;
+use crate::simd::{multiply_add, vectorized};
 
 /// Columns of a panel: four vectors of 256 bits, which is what loops are compiled to even where wider ones exist.
 const PANEL: usize = 32;
@@ -55,10 +55,11 @@ enum Panels {
     Int8(Int8Panels),
 }
 
-/// Rows in the form that a weight wants them in.
-enum Rows<'a> {
-    F32(Strided<'a>),
-    Int8(Int8Rows),
+/// A weight, and rows in the form that it wants them in.
+enum Factors<'a> {
+    F32(&'a [f32], Strided<'a>),
+    Bf16(&'a [u16], Strided<'a>),
+    Int8(&'a Int8Panels, Int8Rows),
 }
 
 impl PackedMatrix {
@@ -138,14 +139,14 @@ impl PackedMatrix {
         let panels = self.outputs.div_ceil(PANEL);
         let share = panels.div_ceil(4 * rayon::current_num_threads());
         let count = self.rows_of(x);
-        let rows = self.prepare(Strided::rows(x, self.inputs));
+        let factors = self.factors(Strided::rows(x, self.inputs));
         let parts = parallel::map((0..panels).step_by(share), |first| {
             let last = panels.min(first + share);
             let width = self.outputs.min(last * PANEL) - first * PANEL;
             let mut part = vec![0.0; count * width];
             for panel in first..last {
                 let column = (panel - first) * PANEL;
-                self.panel(panel, &rows, |row, values| {
+                self.panel(panel, &factors, |row, values| {
                     copy(values, &mut part[row * width + column..]);
                 });
             }
@@ -160,32 +161,32 @@ impl PackedMatrix {
 
     /// The product of all rows, on this thread.
     fn write(&self, x: &[f32], y: &mut [f32]) {
-        let rows = self.prepare(Strided::rows(x, self.inputs));
+        let factors = self.factors(Strided::rows(x, self.inputs));
         for panel in 0..self.outputs.div_ceil(PANEL) {
-            self.panel(panel, &rows, |row, values| {
+            self.panel(panel, &factors, |row, values| {
                 copy(values, &mut y[row * self.outputs + panel * PANEL..]);
             });
         }
     }
 
-    fn prepare<'a>(&self, x: Strided<'a>) -> Rows<'a> {
+    fn factors<'a>(&'a self, x: Strided<'a>) -> Factors<'a> {
         match &self.panels {
-            Panels::F32(_) | Panels::Bf16(_) => Rows::F32(x),
-            Panels::Int8(_) => Rows::Int8(Int8Rows::new(x)),
+            Panels::F32(panels) => Factors::F32(panels, x),
+            Panels::Bf16(panels) => Factors::Bf16(panels, x),
+            Panels::Int8(panels) => Factors::Int8(panels, Int8Rows::new(x)),
         }
     }
 
     /// Gives `write` each row's values of one panel.
-    fn panel(&self, panel: usize, rows: &Rows<'_>, mut write: impl FnMut(usize, &[f32])) {
+    fn panel(&self, panel: usize, factors: &Factors<'_>, mut write: impl FnMut(usize, &[f32])) {
         let size = self.inputs * PANEL;
         let columns = PANEL.min(self.outputs - panel * PANEL);
         let range = panel * size..(panel + 1) * size;
         let mut each = |row: usize, sums: &[f32; PANEL]| write(row, &sums[..columns]);
-        match (&self.panels, rows) {
-            (Panels::F32(panels), Rows::F32(x)) => rows_by_panel(*x, &panels[range], &|w| w, &mut each),
-            (Panels::Bf16(panels), Rows::F32(x)) => rows_by_panel(*x, &panels[range], &from_bf16, &mut each),
-            (Panels::Int8(panels), Rows::Int8(rows)) => panels.rows_by_panel(panel, rows, &mut each),
-            (_, Rows::F32(_) | Rows::Int8(_)) => unreachable!("rows were prepared for this weight"),
+        match factors {
+            Factors::F32(panels, x) => rows_by_panel(*x, &panels[range], &|w| w, &mut each),
+            Factors::Bf16(panels, x) => rows_by_panel(*x, &panels[range], &from_bf16, &mut each),
+            Factors::Int8(panels, rows) => panels.rows_by_panel(panel, rows, &mut each),
         }
     }
 
@@ -217,9 +218,9 @@ pub fn head_products(
     assert!(outputs <= width, "head_products: {outputs} values do not fit {width}");
     let work = |(head, mut y): (usize, HeadMut<'_>)| {
         let x = Strided { data: x, start: head * x_head, stride: x_row, width: inputs };
-        let x = weights[head].prepare(x);
+        let factors = weights[head].factors(x);
         for panel in 0..outputs.div_ceil(PANEL) {
-            weights[head].panel(panel, &x, |row, values| {
+            weights[head].panel(panel, &factors, |row, values| {
                 copy(values, &mut y.row(row)[panel * PANEL..]);
             });
         }
@@ -310,12 +311,7 @@ fn few_rows<const R: usize, T: Copy>(
             #[inline(always)]
             |column| widen(weights[column]),
         );
-        for row in 0..R {
-            let value = rows[row][k];
-            for column in 0..PANEL {
-                sums[row][column] = value.mul_add(weights[column], sums[row][column]);
-            }
-        }
+        sums = multiply_add(rows.map(|row| row[k]), weights, sums);
     }
     for (row, sums) in sums.iter().enumerate() {
         each(first + row, sums);

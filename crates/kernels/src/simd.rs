@@ -64,6 +64,22 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sum_lanes(lanes) + tail
 }
 
+/// `sums` \[R, N\] with each of R values times all of `lanes` added. By value, for sums that are borrowed are written to memory
+/// and not kept in registers.
+#[inline(always)]
+pub(crate) fn multiply_add<const R: usize, const N: usize>(
+    values: [f32; R],
+    lanes: [f32; N],
+    mut sums: [[f32; N]; R],
+) -> [[f32; N]; R] {
+    for row in 0..R {
+        for lane in 0..N {
+            sums[row][lane] = values[row].mul_add(lanes[lane], sums[row][lane]);
+        }
+    }
+    sums
+}
+
 /// The largest value of a slice, −∞ when it is empty. NaN is passed over.
 #[inline(always)]
 pub(crate) fn max(values: &[f32]) -> f32 {

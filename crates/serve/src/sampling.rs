@@ -262,6 +262,8 @@ impl TokenLogprob {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// Logarithms of 0.5, 0.3, 0.2, out of order.
@@ -294,6 +296,34 @@ mod tests {
         assert_eq!(draw(&logits(), &Sampling { top_p: 0.6, ..all }, 0.999), 2);
         assert_eq!(draw(&logits(), &Sampling { min_p: 0.5, ..all }, 0.999), 2);
         assert_eq!(draw(&logits(), &Sampling { min_p: 0.7, ..all }, 0.999), 1);
+    }
+
+    proptest! {
+        /// Sorted as far as anybody looks, it is as if everything were sorted.
+        #[test]
+        fn a_large_vocabulary_is_drawn_from_in_order(
+            seed: u64, size in 1_usize..2000, uniform in 0.0_f32..1.0,
+            top_k in prop::option::of(1_usize..600), top_p in prop::option::of(0.05_f32..1.0), flat: bool,
+        ) {
+            let mut random = ChaCha8Rng::seed_from_u64(seed);
+            let width = if flat { 0.01 } else { 8.0 };
+            let logits: Vec<f32> = (0..size).map(|_| width * random.random::<f32>()).collect();
+            let sampling = Sampling { temperature: 1.0, top_k, top_p: top_p.unwrap_or(1.0), ..Sampling::default() };
+            let found = draw(&logits, &sampling, uniform);
+
+            let mut order: Vec<usize> = (0..size).collect();
+            order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+            order.truncate(top_k.unwrap_or(size));
+            let weight = |token: usize| f64::from(logits[token] - logits[order[0]]).exp();
+            let whole: f64 = order.iter().map(|&token| weight(token)).sum();
+            let share = |rank: usize| order[..rank].iter().map(|&token| weight(token)).sum::<f64>() / whole;
+            let kept = (1..=order.len()).find(|&rank| share(rank) >= f64::from(sampling.top_p));
+            let total = share(kept.unwrap_or(order.len()));
+            let rank = order.iter().position(|&token| token == found as usize).unwrap();
+            // Rounding may move what lies at an edge.
+            let (from, to) = (share(rank) / total - 1e-4, share(rank + 1) / total + 1e-4);
+            prop_assert!((from..to).contains(&f64::from(uniform)), "{uniform} is not in {from}..{to}");
+        }
     }
 
     #[test]

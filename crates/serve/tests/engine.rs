@@ -362,6 +362,20 @@ fn waiting_for_rows_is_measured() {
     assert!(wait > Duration::from_millis(15) && wait < Duration::from_secs(5), "{wait:?}");
 }
 
+/// A step does not wait for a newcomer's rows while it has others to go on with.
+#[test]
+fn rows_that_are_late_hold_nobody_else_up() {
+    let fixture = Fixture::new(EVERYTHING);
+    let (engine, _) = switched(&fixture, Duration::from_secs(1), SMALL);
+    let without = Request { memory: false, ..greedy(random_tokens(5, 1), 40) };
+    let mut first = engine.submit(without).unwrap();
+    while !matches!(first.blocking_recv().unwrap(), Event::Token(_)) {}
+    let mut late = engine.submit(greedy(random_tokens(5, 2), 1)).unwrap();
+    assert_eq!(answer(first).unwrap().summary.completion_tokens, 40);
+    assert!(late.try_recv().is_err(), "its rows cannot have come yet");
+    assert_eq!(answer(late).unwrap().tokens.len(), 1);
+}
+
 #[test]
 fn whoever_leaves_frees_the_place() {
     let fixture = Fixture::new(EVERYTHING);

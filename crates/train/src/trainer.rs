@@ -137,9 +137,7 @@ impl Trainer {
         }
         let config = config.unwrap_or(saved);
         let parts = Parts::open(&config)?;
-        let saved_tokenizer = checkpoint.folder().join("tokenizer.json");
-        let saved_tokenizer = Tokenizer::load_ending(&saved_tokenizer, config.text.end.as_deref())?;
-        if saved_tokenizer.hash() != parts.tokenizer.hash() {
+        if !has_tokenizer(&checkpoint, &config, &parts.tokenizer)? {
             return Err(Error::Mismatch(format!(
                 "{}: not the tokenizer that this run began with",
                 config.data.tokenizer.display()
@@ -173,9 +171,7 @@ impl Trainer {
         check_extension(&saved.model, &config.model, from)?;
         check_text(&saved.text, &config.text, from)?;
         let parts = Parts::open(&config)?;
-        let saved_tokenizer = checkpoint.folder().join("tokenizer.json");
-        let saved_tokenizer = Tokenizer::load_ending(&saved_tokenizer, config.text.end.as_deref())?;
-        if saved_tokenizer.hash() != parts.tokenizer.hash() {
+        if !has_tokenizer(&checkpoint, &config, &parts.tokenizer)? {
             let tokenizer = config.data.tokenizer.display();
             return Err(Error::Mismatch(format!("{tokenizer}: not the tokenizer of {}", from.display())));
         }
@@ -518,6 +514,12 @@ fn check_extension(saved: &ModelConfig, model: &ModelConfig, from: &Path) -> Res
         )));
     }
     Ok(())
+}
+
+/// Whether the checkpoint's tokenizer, with the texts of `config`, is `tokenizer`.
+fn has_tokenizer(checkpoint: &Checkpoint, config: &RunConfig, tokenizer: &Tokenizer) -> Result<bool> {
+    let path = checkpoint.folder().join("tokenizer.json");
+    Ok(Tokenizer::load_ending(&path, config.text.end.as_deref())?.hash() == tokenizer.hash())
 }
 
 /// Refuses texts that begin or end otherwise than those of the checkpoint.

@@ -163,8 +163,8 @@ impl Quantity {
 }
 
 impl TaskFinding {
-    /// What came of a task, of whose questions `cut` have lost their beginning. `answers` are outcomes of the questions how likely the right answers are, for a task whose own
-    /// outcomes do not tell.
+    /// What came of a task, of whose questions `cut` have lost their beginning. `answers` are outcomes of the questions how
+    /// likely the right answers are, for a task whose own outcomes do not tell.
     ///
     /// # Errors
     /// When the questions are not the same on and off.
