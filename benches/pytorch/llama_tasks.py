@@ -215,7 +215,19 @@ def main():
     seconds = time.perf_counter() - begun
     tokens = sum(len(context) + len(rest) - 1 for question in requests for context, rest in question)
     print(f"{options.task}: {len(asked)} questions after {answered}, {tokens} tokens, {seconds:.2f} s, "
-          f"{tokens / seconds:.0f} tokens/s, {options.threads} threads")
+          f"{tokens / seconds:.0f} tokens/s, {options.threads} threads; "
+          f"a product of 2048×576 and 576×3072 runs at {product_rate() / 1e9:.0f} GFLOP/s")
+
+
+def product_rate():
+    """Operations a second of a plain matrix product, the best of many: what the machine can do."""
+    a, b = torch.randn(2048, 576), torch.randn(576, 3072)
+    best = float("inf")
+    for _ in range(60):
+        begun = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - begun)
+    return 2 * 2048 * 576 * 3072 / best
 
 
 def answer(scores, choices, gold):

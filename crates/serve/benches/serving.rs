@@ -8,6 +8,7 @@
 //! GIB for the direct reads.
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on stops")]
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -93,32 +94,34 @@ fn decoding_speed(engine: &Engine, sequences: usize, tokens: usize, turn: u64) -
     left as f64 / start.elapsed().as_secs_f64()
 }
 
-/// A dense backbone of 34 million parameters.
+/// A dense backbone of 60 million parameters, and four rows of half a kilobyte for each token.
 fn offloaded(rows_per_head: u64) -> ModelConfig {
     toml::from_str(&format!(
         r#"
         vocabulary = 8192
-        width = 512
+        width = 768
         blocks = 8
         context = 1024
         tied_head = true
-        attention = {{ kind = "latent", heads = 8, latent_rank = 128, content_width = 64, rotary_width = 32, value_width = 64 }}
-        feed_forward = {{ width = 1536 }}
-        memory = {{ layers = [1], max_order = 3, heads = 4, row_width = {ROW_WIDTH}, rows_per_head = [{rows_per_head}, {rows_per_head}] }}
+        attention = {{ kind = "latent", heads = 12, latent_rank = 192, content_width = 64, rotary_width = 32, value_width = 64 }}
+        feed_forward = {{ width = 2304 }}
+        memory = {{ layers = [1], max_order = 3, heads = 2, row_width = {ROW_WIDTH}, rows_per_head = [{rows_per_head}, {rows_per_head}] }}
         "#
     ))
     .unwrap()
 }
 
 /// Values of a row, in f32.
-const ROW_WIDTH: usize = 64;
+const ROW_WIDTH: usize = 128;
+/// Sequences that are submitted together.
+const AT_ONCE: usize = 64;
 /// Rows per head of a table that fits the processor's caches, and of one of 2 GiB.
 const FEW: u64 = 1_000;
 const MANY: u64 = 1_000_000;
 
 fn offload(folder: &Path, sequences: usize, gib: u64) {
     let (small, large) = (table_in_ram(FEW), table_in_ram(MANY));
-    let on_disk = (gib << 30) / (8 * 4 * ROW_WIDTH as u64);
+    let on_disk = (gib << 30) / (4 * 4 * ROW_WIDTH as u64);
     let direct = table_on_disk(on_disk, &folder.join("offload.table"));
     let requests = requests(sequences);
     let total: usize = requests.iter().map(|request| request.prompt.len() + request.max_tokens).sum();
@@ -130,53 +133,66 @@ fn offload(folder: &Path, sequences: usize, gib: u64) {
         ("direct, prefetched", on_disk, &direct, false),
         ("direct, read in the forward pass", on_disk, &direct, true),
     ];
-    let mut sums: [Sums; 5] = Default::default();
-    // In turn, so that what else happens on the machine happens to all; what is to be avoided, every fourth time.
-    for (index, part) in requests.chunks(64).enumerate() {
-        let mut first = 0.0;
-        for (way, (_, rows_per_head, source, on_demand)) in ways.iter().enumerate() {
-            if *on_demand && index % 4 > 0 {
+    let mut found: [Found; 5] = Default::default();
+    // In turn, and each way now first, now last, so that what else happens on the machine happens to all; what is to be
+    // avoided, every fourth time.
+    for (turn, part) in requests.chunks(AT_ONCE).enumerate() {
+        let mut seconds = [None; 5];
+        for way in (0..5).map(|way| (way + turn) % 5) {
+            let (_, rows_per_head, source, on_demand) = ways[way];
+            if on_demand && turn % 4 > 0 {
                 continue;
             }
-            let engine = engine(*rows_per_head, Arc::clone(source), *on_demand);
+            let engine = engine(rows_per_head, Arc::clone(source), on_demand);
             let start = Instant::now();
             let events: Vec<_> = part.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
-            let wait: Duration = events.into_iter().map(|events| finish(events).1).sum();
-            let seconds = start.elapsed().as_secs_f64();
-            if way == 0 {
-                first = seconds;
+            found[way].wait += events.into_iter().map(|events| finish(events).1).sum::<Duration>();
+            seconds[way] = Some(start.elapsed().as_secs_f64());
+        }
+        let tokens = part.iter().map(|it| it.prompt.len() + it.max_tokens).sum();
+        for (found, own) in found.iter_mut().zip(seconds) {
+            if let (Some(own), Some(first)) = (own, seconds[0]) {
+                found.add((part.len(), tokens), own, first);
             }
-            sums[way].add(part, seconds, first, wait);
         }
     }
-    for (sums, (name, ..)) in sums.iter().zip(&ways) {
-        let speed = sums.tokens as f64 / sums.seconds;
-        let (relative, wait) = (sums.first / sums.seconds, sums.wait.as_secs_f64() / sums.sequences as f64);
-        println!(
-            "{name:34} {:4} sequences  {speed:7.1} tokens/s  {relative:.4} of the first  {wait:.4} s waited per request",
-            sums.sequences
-        );
+    for (found, (name, ..)) in found.iter().zip(&ways) {
+        println!("{name:34} {found}");
     }
 }
 
 /// What one way of having rows has done.
 #[derive(Default)]
-struct Sums {
+struct Found {
     sequences: usize,
     tokens: usize,
     seconds: f64,
-    /// What the first way took for the same.
-    first: f64,
+    /// Speed as a part of the first way's, part by part.
+    relative: Vec<f64>,
     wait: Duration,
 }
 
-impl Sums {
-    fn add(&mut self, requests: &[Request], seconds: f64, first: f64, wait: Duration) {
-        self.sequences += requests.len();
-        self.tokens += requests.iter().map(|it| it.prompt.len() + it.max_tokens).sum::<usize>();
+impl Found {
+    fn add(&mut self, (sequences, tokens): (usize, usize), seconds: f64, first: f64) {
+        self.sequences += sequences;
+        self.tokens += tokens;
         self.seconds += seconds;
-        self.first += first;
-        self.wait += wait;
+        self.relative.push(first / seconds);
+    }
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.relative.len() as f64;
+        let mean = self.relative.iter().sum::<f64>() / count;
+        let variance = self.relative.iter().map(|it| (it - mean).powi(2)).sum::<f64>() / (count - 1.0);
+        let (speed, error) = (self.tokens as f64 / self.seconds, (variance / count).sqrt());
+        let wait = self.wait.as_secs_f64() / self.sequences as f64;
+        write!(
+            f,
+            "{:4} sequences  {speed:7.1} tokens/s  {mean:.4} ± {error:.4} of the first  {wait:.4} s waited per request",
+            self.sequences
+        )
     }
 }
 
@@ -228,7 +244,7 @@ fn engine(rows_per_head: u64, source: Arc<dyn RowSource>, on_demand: bool) -> En
     let tiers = RowTiers::new(addressing(&config), vec![source], &PrefetchOptions::default()).unwrap();
     let rows = Some(if on_demand { tiers.on_demand() } else { tiers });
     let decoder = Decoder::new(&model, &config, WeightFormat::F32).unwrap();
-    let options = EngineOptions { running: 64, waiting: 1000, drafts: 0, ..EngineOptions::default() };
+    let options = EngineOptions { running: AT_ONCE, waiting: 1000, drafts: 0, ..EngineOptions::default() };
     Engine::start(Model { decoder, rows, token_bytes: Vec::new() }, options).unwrap()
 }
 
