@@ -58,6 +58,7 @@ mod init;
 mod linear;
 mod memory;
 mod ngram_embedding;
+mod recomputation;
 mod rms_norm;
 mod rotary;
 mod transformer;

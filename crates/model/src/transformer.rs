@@ -102,29 +102,57 @@ impl LanguageModel {
     /// When a token lies outside the vocabulary, the sequence is longer than the context, or the memory rows are
     /// not those of this model's layers: what feeds the model checks its input.
     pub fn hidden(&self, tokens: Tokens<'_>, trace: &mut Trace) -> Tensor<2> {
-        let batch = tokens.batch;
-        let mut x = embed(self.embedding.val(), tokens.ids.into());
-        if self.streams > 1 {
-            x = x.repeat_dim(1, self.streams);
+        let rows = self.rows_by_block(tokens.memory);
+        let mut x = self.enter(tokens.ids);
+        for (index, rows) in rows.into_iter().enumerate() {
+            x = self.pass(index, x, tokens.batch, rows, trace);
         }
-        let mut memory = tokens.memory.iter();
-        for (index, block) in self.blocks.iter().enumerate() {
-            let rows = block.reads_rows().then(|| memory.next().expect("rows for every memory layer"));
-            if let (Some(module), Some(rows), Some(gates)) = (&block.memory, rows, &mut trace.gates) {
-                gates.push((index, module.gates(x.clone(), rows)));
-            }
-            x = block.remember(x, batch, rows);
-            let (next, choice) = block.forward(x, batch, &self.rotary, rows);
-            x = next;
-            if let Some(states) = &mut trace.states {
-                states.push(self.merge(x.clone()));
-            }
-            if let Some(choice) = choice {
-                trace.loads.push((index, choice.loads()));
-            }
+        self.leave(x)
+    }
+
+    /// The streams before the first block, `[batch·time, n·width]`.
+    pub(crate) fn enter(&self, ids: &[u32]) -> Tensor<2> {
+        let x = embed(self.embedding.val(), ids.into());
+        if self.streams == 1 { x } else { x.repeat_dim(1, self.streams) }
+    }
+
+    /// The streams after block `index`, from those before it.
+    pub(crate) fn pass(
+        &self,
+        index: usize,
+        x: Tensor<2>,
+        batch: usize,
+        rows: Option<&MemoryRows>,
+        trace: &mut Trace,
+    ) -> Tensor<2> {
+        let block = &self.blocks[index];
+        if let (Some(module), Some(rows), Some(gates)) = (&block.memory, rows, &mut trace.gates) {
+            gates.push((index, module.gates(x.clone(), rows)));
         }
-        assert!(memory.next().is_none(), "rows for more memory layers than the model has");
+        let x = block.remember(x, batch, rows);
+        let (x, choice) = block.forward(x, batch, &self.rotary, rows);
+        if let Some(states) = &mut trace.states {
+            states.push(self.merge(x.clone()));
+        }
+        if let Some(choice) = choice {
+            trace.loads.push((index, choice.loads()));
+        }
+        x
+    }
+
+    /// Hidden states before the head, `[batch·time, width]`, from the streams after the last block.
+    pub(crate) fn leave(&self, x: Tensor<2>) -> Tensor<2> {
         self.norm.forward(self.merge(x))
+    }
+
+    /// The rows that each block reads of those of the memory layers, in order.
+    pub(crate) fn rows_by_block<'a>(&self, memory: &'a [MemoryRows]) -> Vec<Option<&'a MemoryRows>> {
+        let mut memory = memory.iter();
+        let rows =
+            |block: &Block| block.reads_rows().then(|| memory.next().expect("rows for every memory layer"));
+        let rows = self.blocks.iter().map(rows).collect();
+        assert!(memory.next().is_none(), "rows for more memory layers than the model has");
+        rows
     }
 
     /// Mean cross-entropy of the next tokens `targets`, `[batch·time]`, in nats per token.
@@ -132,7 +160,12 @@ impl LanguageModel {
     /// # Panics
     /// As [`hidden`](Self::hidden).
     pub fn loss(&self, tokens: Tokens<'_>, targets: Arc<[u32]>, trace: &mut Trace) -> Tensor<1> {
-        cross_entropy(self.hidden(tokens, trace), self.head_weight(), targets, self.bf16)
+        self.loss_of(self.hidden(tokens, trace), targets)
+    }
+
+    /// [`loss`](Self::loss) of hidden states before the head.
+    pub(crate) fn loss_of(&self, hidden: Tensor<2>, targets: Arc<[u32]>) -> Tensor<1> {
+        cross_entropy(hidden, self.head_weight(), targets, self.bf16)
     }
 
     /// Cross-entropy of every next token, `[batch·time]`, in nats, without gradients.

@@ -80,6 +80,10 @@ pub struct TrainConfig {
     /// Parts that a step's sequences are computed in, one after another, to save memory.
     #[serde(default = "one")]
     pub accumulation: usize,
+    /// Whether what a block computes is computed again for its gradients instead of kept, so that long sequences fit in
+    /// memory. The gradients are the same; a step takes about a third longer.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub recompute: bool,
     /// Factor on the peak rates over the run.
     pub schedule: Schedule,
     /// Rates and constants of the weights' optimisers.
@@ -137,6 +141,9 @@ fn two() -> usize {
 }
 fn every() -> u64 {
     500
+}
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl RunConfig {

@@ -22,8 +22,10 @@ pub struct HeldOut {
     pub bytes: u64,
 }
 
-/// Sequences evaluated at a time.
+/// Sequences evaluated at a time, at most.
 const BATCH: usize = 16;
+/// Tokens of them, unless one sequence has more: what is kept of a token is kept of all.
+const TOKENS: usize = 1 << 14;
 
 /// Evaluates `model`, outside of autodiff, on the first `limit` tokens of `shards` (all, if none) in windows of
 /// `context` tokens that follow each other. `fetch` gives the memory rows of `[batch, time]` tokens. `progress` is
@@ -78,10 +80,11 @@ pub fn token_losses(
     let device = device.clone().inner();
     let mut done = 0;
     let predicted = count - 1;
+    let most = (TOKENS / context).clamp(1, BATCH);
     while done < predicted {
         // Whole windows in batches; what is left at the end, alone.
         let left = predicted - done;
-        let (batch, time) = if left >= context { ((left / context).min(BATCH), context) } else { (1, left) };
+        let (batch, time) = if left >= context { ((left / context).min(most), context) } else { (1, left) };
         let mut window = vec![0; batch * time + 1];
         shards.read(done as u64, &mut window)?;
         let (inputs, targets) = (&window[..batch * time], &window[1..]);

@@ -374,9 +374,7 @@ impl Trainer {
             let tokens = Tokens { ids: &batch.inputs[tokens_here.clone()], batch: per_part, memory: &memory };
             let targets: Arc<[u32]> = batch.targets[tokens_here].into();
             let mut trace = Trace::default();
-            let loss = self.model().loss(tokens, targets, &mut trace);
-            let value: f32 = loss.clone().inner().into_scalar();
-            let mut gradients = loss.mul_scalar(1.0 / parts as f32).backward();
+            let (value, mut gradients) = self.differentiate(tokens, targets, 1.0 / parts as f32, &mut trace);
             let rows = leaves.iter().map(|leaf| match leaf.grad_remove(&mut gradients) {
                 Some(gradient) => gradient.into_data().try_into_vec().expect("an f32 tensor"),
                 None => vec![0.0; leaf.shape().num_elements()],
@@ -386,6 +384,21 @@ impl Trainer {
             total.add(value / parts as f32, gradients, rows, trace.loads);
         }
         Ok(total)
+    }
+
+    /// The loss, and the gradients of `share` times the loss.
+    fn differentiate(
+        &self,
+        tokens: Tokens<'_>,
+        targets: Arc<[u32]>,
+        share: f32,
+        trace: &mut Trace,
+    ) -> (f32, burn::tensor::Gradients) {
+        if self.config.train.recompute {
+            return self.model().loss_recomputing(tokens, targets, share, trace);
+        }
+        let loss = self.model().loss(tokens, targets, trace);
+        (loss.clone().inner().into_scalar(), loss.mul_scalar(share).backward())
     }
 }
 
