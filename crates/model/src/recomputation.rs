@@ -2,7 +2,7 @@
 //! arXiv 1604.06174).
 //!
 //! A graph of the whole model keeps the activations of every block until the backward pass has come to it. Here the
-//! forward pass runs without a graph and keeps what enters each block, `[batch·time, n·width]`. Then, from the last
+//! forward pass runs without a graph and keeps what enters each block, `[tokens, n·width]`. Then, from the last
 //! block to the first, one block at a time runs once more with a graph, through which the gradient of what it gave is
 //! pulled back. The operations and their order are those of the whole graph, and so are the bits.
 
@@ -27,24 +27,23 @@ impl LanguageModel {
         share: f32,
         trace: &mut Trace,
     ) -> (f32, Gradients) {
-        let Tokens { ids, batch, memory } = tokens;
         let (inputs, last) = self.block_inputs(tokens, trace);
         let x = leaf(last);
         let loss = self.loss_of(self.leave(x.clone()), targets);
         let value = loss.clone().inner().into_scalar();
         let mut all = loss.mul_scalar(share).backward();
         let mut upstream = x.grad_remove(&mut all).expect("the loss depends on the last block");
-        let blocks = inputs.into_iter().zip(self.rows_by_block(memory)).enumerate();
+        let blocks = inputs.into_iter().zip(self.rows_by_block(tokens.memory)).enumerate();
         for (index, (input, rows)) in blocks.rev() {
             let x = leaf(input);
-            let y = self.pass(index, x.clone(), batch, rows, &mut Trace::default());
+            let y = self.pass(index, x.clone(), tokens.sequences, rows, &mut Trace::default());
             let mut gradients = pull_back(y, upstream);
             upstream = x.grad_remove(&mut gradients).expect("a block depends on its input");
             let mut moving = Move { from: &mut gradients, to: &mut all };
             self.blocks[index].visit(&mut moving);
             rows.into_iter().for_each(|rows| moving.tensor(&rows.rows));
         }
-        let mut gradients = pull_back(self.enter(ids), upstream);
+        let mut gradients = pull_back(self.enter(tokens), upstream);
         Move { from: &mut gradients, to: &mut all }.tensor(&self.embedding.val());
         (value, all)
     }
@@ -55,11 +54,11 @@ impl LanguageModel {
         let without_graph =
             |rows: &MemoryRows| MemoryRows { rows: rows.rows.clone().inner(), ..rows.clone() };
         let memory: Vec<MemoryRows> = tokens.memory.iter().map(without_graph).collect();
-        let mut x = plain.enter(tokens.ids);
+        let mut x = plain.enter(tokens);
         let mut inputs = Vec::with_capacity(self.blocks.len());
         for (index, rows) in plain.rows_by_block(&memory).into_iter().enumerate() {
             inputs.push(x.clone());
-            x = plain.pass(index, x, tokens.batch, rows, trace);
+            x = plain.pass(index, x, tokens.sequences, rows, trace);
         }
         (inputs, x)
     }

@@ -80,6 +80,10 @@ pub struct TrainConfig {
     /// Parts that a step's sequences are computed in, one after another, to save memory.
     #[serde(default = "one")]
     pub accumulation: usize,
+    /// Whether the documents packed into a window are sequences of their own, which do not see each other; see
+    /// [`Packing`](crate::Packing). Held-out losses are then taken so, too.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub documents_apart: bool,
     /// Whether what a block computes is computed again for its gradients instead of kept, so that long sequences fit in
     /// memory. The gradients are the same; a step takes about a third longer.
     #[serde(default, skip_serializing_if = "is_false")]
