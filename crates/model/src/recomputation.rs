@@ -4,7 +4,7 @@
 //! A graph of the whole model keeps the activations of every block until the backward pass has come to it. Here the
 //! forward pass runs without a graph and keeps what enters each block, `[tokens, n·width]`. Then, from the last
 //! block to the first, one block at a time runs once more with a graph, through which the gradient of what it gave is
-//! pulled back. The operations and their order are those of the whole graph, and so are the bits.
+//! pulled back. The operations and their order are those of the whole graph; where they are fused, so are the bits.
 
 use std::sync::Arc;
 

@@ -75,8 +75,7 @@ impl Sequences {
         self.runs.iter().flat_map(|run| std::iter::repeat_n(run.time, run.sequences))
     }
 
-    /// `[sequences, time]` where all sequences are of one length; else the batch is laid out as one,
-    /// `[1, tokens]`.
+    /// `[sequences, time]` where all sequences are of one length; else the batch is laid out as one, `[1, tokens]`.
     pub(crate) fn layout(&self) -> [usize; 2] {
         match self.runs[..] {
             [run] => [run.sequences, run.time],
@@ -101,11 +100,11 @@ impl Sequences {
         let tokens = self.tokens();
         let mut all = [const { Vec::new() }; M];
         for &run in self.runs.iter() {
-            let part = |data: &'_ [f32]| -> std::ops::Range<usize> {
+            let part = data.map(|data| {
                 let width = data.len() / tokens;
-                run.first * width..(run.first + run.tokens()) * width
-            };
-            let found = each(run, data.map(|data| &data[part(data)]));
+                &data[run.first * width..][..run.tokens() * width]
+            });
+            let found = each(run, part);
             for (all, found) in all.iter_mut().zip(found) {
                 if all.is_empty() {
                     *all = found;

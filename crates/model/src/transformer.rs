@@ -100,8 +100,8 @@ impl LanguageModel {
     /// Hidden states before the head, `[tokens, width]`.
     ///
     /// # Panics
-    /// When a token lies outside the vocabulary, the sequence is longer than the context, or the memory rows are
-    /// not those of this model's layers: what feeds the model checks its input.
+    /// When a token lies outside the vocabulary, the sequences have other tokens or one is longer than the context, or
+    /// the memory rows are not those of this model's layers: what feeds the model checks its input.
     pub fn hidden(&self, tokens: Tokens<'_>, trace: &mut Trace) -> Tensor<2> {
         let rows = self.rows_by_block(tokens.memory);
         let mut x = self.enter(tokens);
@@ -201,10 +201,9 @@ impl LanguageModel {
     /// # Panics
     /// As [`hidden`](Self::hidden).
     pub fn next_logits(&self, tokens: Tokens<'_>, trace: &mut Trace) -> Vec<f32> {
-        let mut next = 0;
-        let last = tokens.sequences.lengths().map(|time| {
-            next += time as i32;
-            next - 1
+        let last = tokens.sequences.lengths().scan(-1, |last, time| {
+            *last += time as i32;
+            Some(*last)
         });
         let last: Vec<i32> = last.collect();
         let hidden = self.hidden(tokens, trace);

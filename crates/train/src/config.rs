@@ -85,7 +85,7 @@ pub struct TrainConfig {
     #[serde(default, skip_serializing_if = "is_false")]
     pub documents_apart: bool,
     /// Whether what a block computes is computed again for its gradients instead of kept, so that long sequences fit in
-    /// memory. The gradients are the same; a step takes about a third longer.
+    /// memory. Losses and gradients stay as they are; a step costs one more forward pass.
     #[serde(default, skip_serializing_if = "is_false")]
     pub recompute: bool,
     /// Factor on the peak rates over the run.
