@@ -18,7 +18,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use burn::tensor::{Device, Tensor, TensorData};
-use engram_model::{LanguageModel, MemoryConfig, MemoryRows, ModelConfig, Precision, Tokens, Trace};
+use engram_model::{
+    LanguageModel, MemoryConfig, MemoryRows, ModelConfig, Precision, Sequences, Tokens, Trace,
+};
 use engram_train::{HostTensor, export, export_gradients, import, load_model_config};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -69,7 +71,8 @@ fn exchange(config: &Path, folder: &Path) -> Result<f32> {
     };
     let memory: Vec<MemoryRows> = layers.map(rows).collect();
     let ids = words(&batch.tokens);
-    let tokens = Tokens { ids: &ids, batch: BATCH, memory: &memory };
+    let sequences = Sequences::equal(BATCH, ids.len() / BATCH);
+    let tokens = Tokens { ids: &ids, sequences: &sequences, memory: &memory };
     let loss = model.loss(tokens, Arc::from(words(&batch.targets)), &mut Trace::default());
     let value: f32 = loss.clone().inner().into_scalar();
     let mut gradients = loss.backward();

@@ -10,6 +10,7 @@ use crate::init::Init;
 use crate::linear::{Linear, Precision, product};
 use crate::rms_norm::RmsNorm;
 use crate::rotary::Rotary;
+use crate::sequences::{Run, Sequences};
 
 /// Attention of one block.
 #[derive(Module, Debug)]
@@ -29,23 +30,23 @@ impl Attention {
         }
     }
 
-    /// `[batch·time, width]` to the same; a token sees itself and the tokens before it.
-    pub fn forward(&self, x: Tensor<2>, batch: usize, rotary: &Rotary) -> Tensor<2> {
-        self.forward_adding(x, batch, rotary, None)
+    /// `[tokens, width]` to the same; a token sees itself and the tokens of its sequence before it.
+    pub fn forward(&self, x: Tensor<2>, sequences: &Sequences, rotary: &Rotary) -> Tensor<2> {
+        self.forward_adding(x, sequences, rotary, None)
     }
 
-    /// As [`forward`](Self::forward), with `values`, `[batch·time, key_heads·value]`, added to the values of all heads
+    /// As [`forward`](Self::forward), with `values`, `[tokens, key_heads·value]`, added to the values of all heads
     /// that have some.
     pub fn forward_adding(
         &self,
         x: Tensor<2>,
-        batch: usize,
+        sequences: &Sequences,
         rotary: &Rotary,
         values: Option<Tensor<2>>,
     ) -> Tensor<2> {
         match self {
-            Self::Latent(attention) => attention.forward(x, batch, rotary, values),
-            Self::Plain(attention) => attention.forward(x, batch, rotary, values),
+            Self::Latent(attention) => attention.forward(x, sequences, rotary, values),
+            Self::Plain(attention) => attention.forward(x, sequences, rotary, values),
         }
     }
 }
@@ -112,7 +113,13 @@ impl LatentAttention {
         }
     }
 
-    fn forward(&self, x: Tensor<2>, batch: usize, rotary: &Rotary, values: Option<Tensor<2>>) -> Tensor<2> {
+    fn forward(
+        &self,
+        x: Tensor<2>,
+        sequences: &Sequences,
+        rotary: &Rotary,
+        values: Option<Tensor<2>>,
+    ) -> Tensor<2> {
         let [tokens, _] = x.dims();
         let query_latent = match (&self.query_down, &self.query_norm) {
             (Some(down), Some(norm)) => norm.forward(down.forward(x.clone())),
@@ -128,9 +135,10 @@ impl LatentAttention {
             None => keys_values,
         };
         let heads = if fused::available(&queries) {
-            self.fused(queries, keys_values, rotary_key, batch, rotary)
+            self.fused(queries, keys_values, rotary_key, sequences, rotary)
         } else {
-            self.composed(queries, keys_values, rotary_key, batch, rotary)
+            let inputs = [queries, keys_values, rotary_key];
+            sequences.map_tensors(inputs, |run, inputs| self.composed(inputs, run, rotary))
         };
         self.output.forward(heads)
     }
@@ -147,39 +155,39 @@ impl LatentAttention {
         ((self.content + self.rotary) as f32).sqrt().recip() * rotary.inverse_temperature()
     }
 
-    fn fused(&self, q: Tensor<2>, kv: Tensor<2>, key: Tensor<2>, batch: usize, rotary: &Rotary) -> Tensor<2> {
-        let [tokens, _] = q.dims();
-        let time = tokens / batch;
-        let shape = engram_kernels::LatentShape {
-            batch,
-            time,
-            heads: self.heads,
-            content: self.content,
-            rotary: self.rotary,
-            value: self.value,
-        };
-        let operation = FusedLatent { shape, rotary: rotary.clone(), scale: self.scale(rotary) };
-        let inputs = [fused::input(q), fused::input(kv), fused::input(key)];
-        fused::apply(operation, inputs, [tokens, self.heads * self.value])
-    }
-
-    fn composed(
+    fn fused(
         &self,
         q: Tensor<2>,
         kv: Tensor<2>,
         key: Tensor<2>,
-        batch: usize,
+        sequences: &Sequences,
         rotary: &Rotary,
     ) -> Tensor<2> {
         let [tokens, _] = q.dims();
-        let (time, heads) = (tokens / batch, self.heads);
+        let operation = FusedLatent {
+            sequences: sequences.clone(),
+            heads: self.heads,
+            content: self.content,
+            value: self.value,
+            rotary_width: self.rotary,
+            rotary: rotary.clone(),
+            scale: self.scale(rotary),
+        };
+        let inputs = [fused::input(q), fused::input(kv), fused::input(key)];
+        fused::apply(operation, inputs, [tokens, self.heads * self.value])
+    }
+
+    fn composed(&self, [q, kv, key]: [Tensor<2>; 3], run: Run, rotary: &Rotary) -> Tensor<2> {
+        let (batch, time, heads) = (run.sequences, run.time, self.heads);
+        let positions: Vec<usize> = (0..time).collect();
         let q = q.reshape([batch, time, heads, self.content + self.rotary]);
         let q_content = q.clone().narrow(3, 0, self.content);
-        let q_rotary = rotary.rotate(q.narrow(3, self.content, self.rotary));
+        let q_rotary = rotary.rotate(q.narrow(3, self.content, self.rotary), &positions);
         let kv = kv.reshape([batch, time, heads, self.content + self.value]);
         let k_content = kv.clone().narrow(3, 0, self.content);
         let values = kv.narrow(3, self.content, self.value);
-        let k_rotary = rotary.rotate(key.reshape([batch, time, 1, self.rotary])).repeat_dim(2, heads);
+        let k_rotary = rotary.rotate(key.reshape([batch, time, 1, self.rotary]), &positions);
+        let k_rotary = k_rotary.repeat_dim(2, heads);
         let queries = Tensor::cat(vec![q_content, q_rotary], 3);
         let keys = Tensor::cat(vec![k_content, k_rotary], 3);
         causal(queries, keys, values, self.scale(rotary), self.bf16)
@@ -224,12 +232,18 @@ impl PlainAttention {
         }
     }
 
-    fn forward(&self, x: Tensor<2>, batch: usize, rotary: &Rotary, added: Option<Tensor<2>>) -> Tensor<2> {
-        let [tokens, _] = x.dims();
-        let time = tokens / batch;
+    fn forward(
+        &self,
+        x: Tensor<2>,
+        sequences: &Sequences,
+        rotary: &Rotary,
+        added: Option<Tensor<2>>,
+    ) -> Tensor<2> {
+        let inner = self.heads * self.head_width;
+        let ([batch, time], positions) = (sequences.layout(), sequences.positions());
         let apart = |x: Tensor<2>, heads: usize| x.reshape([batch, time, heads, self.head_width]);
-        let queries = rotary.rotate(apart(self.query.forward(x.clone()), self.heads));
-        let keys = rotary.rotate(apart(self.key.forward(x.clone()), self.key_heads));
+        let queries = rotary.rotate(apart(self.query.forward(x.clone()), self.heads), &positions);
+        let keys = rotary.rotate(apart(self.key.forward(x.clone()), self.key_heads), &positions);
         let scale = (self.head_width as f32).sqrt().recip();
         let values = self.value.forward(x);
         let values = match added {
@@ -238,17 +252,21 @@ impl PlainAttention {
         };
         let (keys, values) = (self.for_all_heads(keys), self.for_all_heads(apart(values, self.key_heads)));
         self.output.forward(if fused::available(&queries) {
-            let shape = engram_kernels::AttentionShape {
-                batch,
-                time,
+            let operation = FusedCausal {
+                sequences: sequences.clone(),
                 heads: self.heads,
-                key: self.head_width,
-                value: self.head_width,
+                head_width: self.head_width,
+                scale,
             };
             let inputs = [fused::input(queries), fused::input(keys), fused::input(values)];
-            fused::apply(FusedCausal { shape, scale }, inputs, [tokens, self.heads * self.head_width])
+            fused::apply(operation, inputs, [batch * time, inner])
         } else {
-            causal(queries, keys, values, scale, self.bf16)
+            let inputs = [queries, keys, values].map(|heads| heads.reshape([batch * time, inner]));
+            sequences.map_tensors(inputs, |run, inputs| {
+                let shape = [run.sequences, run.time, self.heads, self.head_width];
+                let [queries, keys, values] = inputs.map(|heads| heads.reshape(shape));
+                causal(queries, keys, values, scale, self.bf16)
+            })
         })
     }
 
@@ -281,66 +299,107 @@ fn causal(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, scale: f32, bf16: bool) -> T
 
 #[derive(Debug)]
 struct FusedLatent {
-    shape: engram_kernels::LatentShape,
+    sequences: Sequences,
+    heads: usize,
+    content: usize,
+    value: usize,
+    rotary_width: usize,
     rotary: Rotary,
     scale: f32,
 }
 
+impl FusedLatent {
+    fn shape(&self, run: Run) -> engram_kernels::LatentShape {
+        engram_kernels::LatentShape {
+            batch: run.sequences,
+            time: run.time,
+            heads: self.heads,
+            content: self.content,
+            rotary: self.rotary_width,
+            value: self.value,
+        }
+    }
+}
+
 impl Operation<3> for FusedLatent {
-    /// Log-sum-exp of every row of scores, `[batch, heads, time]`.
+    /// Log-sum-exp of every row of scores, `[sequences, heads, time]` of every run.
     type Saved = Vec<f32>;
 
-    fn forward(&self, [q, kv, key]: [&[f32]; 3]) -> (Vec<f32>, Vec<f32>) {
-        let angles = self.rotary.angles(self.shape.time);
-        let attention = engram_kernels::latent_attention(q, kv, key, angles, self.shape, self.scale);
-        (attention.output, attention.log_sum_exp)
+    fn forward(&self, inputs: [&[f32]; 3]) -> (Vec<f32>, Vec<f32>) {
+        let all = self.sequences.map(inputs, |run, [q, kv, key]| {
+            let angles = self.rotary.angles(run.time);
+            let attention = engram_kernels::latent_attention(q, kv, key, angles, self.shape(run), self.scale);
+            [attention.output, attention.log_sum_exp]
+        });
+        all.into()
     }
 
     fn backward(&self, pass: Pass<'_, Vec<f32>, 3>) -> [Vec<f32>; 3] {
         let [q, kv, key] = pass.inputs;
-        let angles = self.rotary.angles(self.shape.time);
-        let forward = engram_kernels::AttentionOutput { output: pass.output, log_sum_exp: pass.saved };
-        let gradients = engram_kernels::latent_attention_backward(
-            pass.gradient,
-            q,
-            kv,
-            key,
-            angles,
-            forward,
-            self.shape,
-            self.scale,
-        );
-        [gradients.q, gradients.kv, gradients.k_rotary]
+        let data = [pass.gradient, q, kv, key, pass.output, pass.saved];
+        self.sequences.map(data, |run, [gradient, q, kv, key, output, log_sum_exp]| {
+            let gradients = engram_kernels::latent_attention_backward(
+                gradient,
+                q,
+                kv,
+                key,
+                self.rotary.angles(run.time),
+                engram_kernels::AttentionOutput { output, log_sum_exp },
+                self.shape(run),
+                self.scale,
+            );
+            [gradients.q, gradients.kv, gradients.k_rotary]
+        })
     }
 }
 
 #[derive(Debug)]
 struct FusedCausal {
-    shape: engram_kernels::AttentionShape,
+    sequences: Sequences,
+    heads: usize,
+    head_width: usize,
     scale: f32,
 }
 
+impl FusedCausal {
+    fn shape(&self, run: Run) -> engram_kernels::AttentionShape {
+        engram_kernels::AttentionShape {
+            batch: run.sequences,
+            time: run.time,
+            heads: self.heads,
+            key: self.head_width,
+            value: self.head_width,
+        }
+    }
+}
+
 impl Operation<3> for FusedCausal {
-    /// Log-sum-exp of every row of scores, `[batch, heads, time]`.
+    /// Log-sum-exp of every row of scores, `[sequences, heads, time]` of every run.
     type Saved = Vec<f32>;
 
-    fn forward(&self, [q, k, v]: [&[f32]; 3]) -> (Vec<f32>, Vec<f32>) {
-        let attention = engram_kernels::causal_attention(q, k, v, self.shape, self.scale);
-        (attention.output, attention.log_sum_exp)
+    fn forward(&self, inputs: [&[f32]; 3]) -> (Vec<f32>, Vec<f32>) {
+        let all = self.sequences.map(inputs, |run, [q, k, v]| {
+            let attention = engram_kernels::causal_attention(q, k, v, self.shape(run), self.scale);
+            [attention.output, attention.log_sum_exp]
+        });
+        all.into()
     }
 
     fn backward(&self, pass: Pass<'_, Vec<f32>, 3>) -> [Vec<f32>; 3] {
         let [q, k, v] = pass.inputs;
-        let forward = engram_kernels::AttentionOutput { output: pass.output, log_sum_exp: pass.saved };
-        let gradients = engram_kernels::causal_attention_backward(
-            pass.gradient,
-            q,
-            k,
-            v,
-            forward,
-            self.shape,
-            self.scale,
-        );
-        [gradients.q, gradients.k, gradients.v]
+        let data = [pass.gradient, q, k, v, pass.output, pass.saved];
+        self.sequences.map(data, |run, [gradient, q, k, v, output, log_sum_exp]| {
+            let forward = engram_kernels::AttentionOutput { output, log_sum_exp };
+            let gradients = engram_kernels::causal_attention_backward(
+                gradient,
+                q,
+                k,
+                v,
+                forward,
+                self.shape(run),
+                self.scale,
+            );
+            [gradients.q, gradients.k, gradients.v]
+        })
     }
 }

@@ -14,6 +14,7 @@ use crate::memory::{Memory, MemoryRows};
 use crate::ngram_embedding::NgramEmbedding;
 use crate::rms_norm::RmsNorm;
 use crate::rotary::Rotary;
+use crate::sequences::Sequences;
 
 /// A block, with the memory that is read before its attention, if it has one.
 #[derive(Module, Debug)]
@@ -96,10 +97,15 @@ impl Block {
         }
     }
 
-    /// What the memory makes of streams `[batch·time, n·width]`.
-    pub(crate) fn remember(&self, x: Tensor<2>, batch: usize, rows: Option<&MemoryRows>) -> Tensor<2> {
+    /// What the memory makes of streams `[tokens, n·width]`.
+    pub(crate) fn remember(
+        &self,
+        x: Tensor<2>,
+        sequences: &Sequences,
+        rows: Option<&MemoryRows>,
+    ) -> Tensor<2> {
         let x = match (&self.memory, rows) {
-            (Some(memory), Some(rows)) => x.clone() + memory.forward(x, batch, rows),
+            (Some(memory), Some(rows)) => x.clone() + memory.forward(x, sequences, rows),
             _ => x,
         };
         match &self.ngrams {
@@ -108,17 +114,17 @@ impl Block {
         }
     }
 
-    /// Attention and feed-forward over streams `[batch·time, n·width]`; which experts saw which token, too.
+    /// Attention and feed-forward over streams `[tokens, n·width]`; which experts saw which token, too.
     pub(crate) fn forward(
         &self,
         x: Tensor<2>,
-        batch: usize,
+        sequences: &Sequences,
         rotary: &Rotary,
         rows: Option<&MemoryRows>,
     ) -> (Tensor<2>, Option<Choice>) {
         let values = self.ngrams.as_ref().and_then(|ngrams| ngrams.values(rows));
         let x = around(x, self.attention_streams.as_ref(), |h| {
-            self.attention.forward_adding(self.attention_norm.forward(h), batch, rotary, values)
+            self.attention.forward_adding(self.attention_norm.forward(h), sequences, rotary, values)
         });
         let mut choice = None;
         let x = around(x, self.feed_forward_streams.as_ref(), |h| {

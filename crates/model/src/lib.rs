@@ -16,7 +16,7 @@
 //! use std::sync::Arc;
 //!
 //! use burn::tensor::{Device, Tensor};
-//! use engram_model::{LanguageModel, MemoryRows, ModelConfig, Precision, Tokens, Trace};
+//! use engram_model::{LanguageModel, MemoryRows, ModelConfig, Precision, Sequences, Tokens, Trace};
 //!
 //! let config: ModelConfig = toml::from_str(r#"
 //!     vocabulary = 64
@@ -35,7 +35,7 @@
 //! let rows = Tensor::<2>::ones([5, 4], &device).require_grad();
 //! let index: Arc<[u32]> = (0..2 * 3 * 4).map(|slot| slot % 5).collect();
 //! let memory = [MemoryRows { rows: rows.clone(), index, dead: None }];
-//! let tokens = Tokens { ids: &[1, 2, 3, 4, 5, 6], batch: 2, memory: &memory };
+//! let tokens = Tokens { ids: &[1, 2, 3, 4, 5, 6], sequences: &Sequences::equal(2, 3), memory: &memory };
 //! let loss = model.loss(tokens, [2, 3, 4, 5, 6, 7].into(), &mut Trace::default());
 //!
 //! let gradients = loss.backward();
@@ -58,8 +58,10 @@ mod init;
 mod linear;
 mod memory;
 mod ngram_embedding;
+mod recomputation;
 mod rms_norm;
 mod rotary;
+mod sequences;
 mod transformer;
 
 pub use accounting::Account;
@@ -80,4 +82,5 @@ pub use memory::{
 pub use ngram_embedding::NgramEmbedding;
 pub use rms_norm::RmsNorm;
 pub use rotary::Rotary;
+pub use sequences::Sequences;
 pub use transformer::{LanguageModel, Tokens, Trace};

@@ -23,6 +23,7 @@ use crate::fused::{self, Operation, Pass};
 use crate::init::Init;
 use crate::linear::{Precision, product};
 use crate::rms_norm::normalise;
+use crate::sequences::{Run, Sequences};
 
 /// The memory rows of one layer that a batch needs: each distinct row once, and where it goes.
 #[derive(Debug, Clone)]
@@ -178,8 +179,8 @@ impl Memory {
         }
     }
 
-    /// What is added to the streams: `[batch·time, M·width]` from streams `h` of that shape.
-    pub fn forward(&self, h: Tensor<2>, batch: usize, rows: &MemoryRows) -> Tensor<2> {
+    /// What is added to the streams: `[tokens, M·width]` from streams `h` of that shape.
+    pub fn forward(&self, h: Tensor<2>, sequences: &Sequences, rows: &MemoryRows) -> Tensor<2> {
         let (keys, value) = self.project(rows.concatenated(self.memory_width));
         let u = self.gated(h, keys, value);
         let u = match &rows.dead {
@@ -187,12 +188,12 @@ impl Memory {
             None => u,
         };
         match &self.convolution {
-            Some(convolution) => convolution.forward(u, batch, self.streams, self.width),
+            Some(convolution) => convolution.forward(u, sequences, self.streams, self.width),
             None => u,
         }
     }
 
-    /// The gates a of every token, `[batch·time, G]`, without a graph; nothing where there are none.
+    /// The gates a of every token, `[tokens, G]`, without a graph; nothing where there are none.
     pub fn gates(&self, h: Tensor<2>, rows: &MemoryRows) -> Vec<f32> {
         let (Some(keys), _) = self.project(rows.concatenated(self.memory_width)) else { return Vec::new() };
         let Some(norms) = &self.norms else { return Vec::new() };
@@ -289,23 +290,27 @@ impl Memory {
 }
 
 impl ShortConvolution {
-    /// `u + SiLU(conv(RMSNorm(u)))`, `[batch·time, M·width]`.
-    fn forward(&self, u: Tensor<2>, batch: usize, streams: usize, width: usize) -> Tensor<2> {
+    /// `u + SiLU(conv(RMSNorm(u)))`, `[tokens, M·width]`.
+    fn forward(&self, u: Tensor<2>, sequences: &Sequences, streams: usize, width: usize) -> Tensor<2> {
         let shape = u.dims();
-        let time = shape[0] / batch;
-        let kernel = self.weight.val().dims()[2];
-        if fused::available(&u) {
-            let shape_of = ShortConvolutionShape {
-                time,
-                streams,
-                width,
-                kernel,
-                dilation: self.dilation,
-                epsilon: self.epsilon as f32,
-            };
-            let inputs = [fused::input(u), fused::input(self.norm.val()), fused::input(self.weight.val())];
-            return fused::apply(FusedConvolution { shape: shape_of }, inputs, shape);
+        if !fused::available(&u) {
+            return sequences.map_tensors([u], |run, [u]| self.composed(u, run, streams, width));
         }
+        let operation = FusedConvolution {
+            sequences: sequences.clone(),
+            streams,
+            width,
+            kernel: self.weight.val().dims()[2],
+            dilation: self.dilation,
+            epsilon: self.epsilon as f32,
+        };
+        let inputs = [fused::input(u), fused::input(self.norm.val()), fused::input(self.weight.val())];
+        fused::apply(operation, inputs, shape)
+    }
+
+    fn composed(&self, u: Tensor<2>, run: Run, streams: usize, width: usize) -> Tensor<2> {
+        let (shape, batch, time) = (u.dims(), run.sequences, run.time);
+        let kernel = self.weight.val().dims()[2];
         let normed = normalise(u.clone().reshape([shape[0], streams, width]), self.epsilon)
             * self.norm.val().unsqueeze();
         let channels = streams * width;
@@ -367,7 +372,19 @@ impl Operation<5> for FusedGate {
 
 #[derive(Debug)]
 struct FusedConvolution {
-    shape: ShortConvolutionShape,
+    sequences: Sequences,
+    streams: usize,
+    width: usize,
+    kernel: usize,
+    dilation: usize,
+    epsilon: f32,
+}
+
+impl FusedConvolution {
+    fn shape(&self, run: Run) -> ShortConvolutionShape {
+        let Self { streams, width, kernel, dilation, epsilon, .. } = *self;
+        ShortConvolutionShape { time: run.time, streams, width, kernel, dilation, epsilon }
+    }
 }
 
 impl Operation<3> for FusedConvolution {
@@ -376,15 +393,35 @@ impl Operation<3> for FusedConvolution {
 
     fn forward(&self, [u, norm, filter]: [&[f32]; 3]) -> (Vec<f32>, Vec<f32>) {
         let weights = ShortConvolutionWeights { norm, filter };
-        let convolution = engram_kernels::short_convolution(u, weights, self.shape);
-        (convolution.output, convolution.inverse_rms)
+        let all = self.sequences.map([u], |run, [u]| {
+            let convolution = engram_kernels::short_convolution(u, weights, self.shape(run));
+            [convolution.output, convolution.inverse_rms]
+        });
+        all.into()
     }
 
     fn backward(&self, pass: Pass<'_, Vec<f32>, 3>) -> [Vec<f32>; 3] {
         let [u, norm, filter] = pass.inputs;
         let weights = ShortConvolutionWeights { norm, filter };
-        let gradients =
-            engram_kernels::short_convolution_backward(pass.gradient, u, weights, self.shape, pass.saved);
-        [gradients.input, gradients.norm, gradients.filter]
+        let (mut of_norm, mut of_filter) = (Vec::new(), Vec::new());
+        let data = [pass.gradient, u, pass.saved];
+        let [of_input] = self.sequences.map(data, |run, [gradient, u, inverse_rms]| {
+            let shape = self.shape(run);
+            let gradients =
+                engram_kernels::short_convolution_backward(gradient, u, weights, shape, inverse_rms);
+            add(&mut of_norm, gradients.norm);
+            add(&mut of_filter, gradients.filter);
+            [gradients.input]
+        });
+        [of_input, of_norm, of_filter]
+    }
+}
+
+/// Adds `values` to the `sum`, if there is one yet.
+fn add(sum: &mut Vec<f32>, values: Vec<f32>) {
+    if sum.is_empty() {
+        *sum = values;
+    } else {
+        sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
     }
 }

@@ -65,16 +65,16 @@ impl Rotary {
         Angles { cos: &self.cos[..count], sin: &self.sin[..count] }
     }
 
-    /// Rotates `[batch, time, heads, width]`, in Burn's primitives.
-    pub(crate) fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
+    /// Rotates `[batch, time, heads, width]`, whose tokens stand at `positions`, `[time]`, in Burn's primitives.
+    pub(crate) fn rotate(&self, x: Tensor<4>, positions: &[usize]) -> Tensor<4> {
         let [_, time, _, width] = x.dims();
         let half = width / 2;
-        let Angles { cos, sin } = self.angles(time);
         let table = |values: &[f32], device: &Device| {
-            Tensor::<4>::from_data(TensorData::new(values.to_vec(), [1, time, 1, half]), device)
+            let values = positions.iter().flat_map(|position| &values[position * half..][..half]);
+            Tensor::<4>::from_data(TensorData::new(values.copied().collect(), [1, time, 1, half]), device)
         };
         let device = x.device();
-        let (cos, sin) = (table(cos, &device), table(sin, &device));
+        let (cos, sin) = (table(&self.cos, &device), table(&self.sin, &device));
         let mut halves = x.split(half, 3).into_iter();
         let (Some(a), Some(b)) = (halves.next(), halves.next()) else {
             unreachable!("an even width splits into two halves")

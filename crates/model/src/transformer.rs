@@ -15,6 +15,7 @@ use crate::linear::{Precision, product};
 use crate::memory::MemoryRows;
 use crate::rms_norm::RmsNorm;
 use crate::rotary::Rotary;
+use crate::sequences::Sequences;
 
 /// A transformer language model with conditional memory.
 #[derive(Module, Debug)]
@@ -39,9 +40,9 @@ pub struct LanguageModel {
 pub struct Trace {
     /// Tokens that each expert saw, by block with experts.
     pub loads: Vec<(usize, Vec<u64>)>,
-    /// Gates `[batch·time, gates]` by memory layer, when asked for.
+    /// Gates `[tokens, gates]` by memory layer, when asked for.
     pub gates: Option<Vec<(usize, Vec<f32>)>>,
-    /// Mean of the streams after every block, `[batch·time, width]`, when asked for.
+    /// Mean of the streams after every block, `[tokens, width]`, when asked for.
     pub states: Option<Vec<Tensor<2>>>,
 }
 
@@ -57,13 +58,13 @@ impl Trace {
     }
 }
 
-/// A batch of token sequences of one length, `[batch, time]`, with the memory rows of each memory layer in order.
+/// A batch of token sequences, with the memory rows of each memory layer in order.
 #[derive(Debug, Clone, Copy)]
 pub struct Tokens<'a> {
-    /// Tokens, `[batch·time]`.
+    /// Tokens, `[tokens]`.
     pub ids: &'a [u32],
-    /// Sequences.
-    pub batch: usize,
+    /// The sequences that they make up.
+    pub sequences: &'a Sequences,
     /// One for each layer of [`MemoryConfig::layers`](crate::MemoryConfig::layers).
     pub memory: &'a [MemoryRows],
 }
@@ -96,46 +97,80 @@ impl LanguageModel {
         })
     }
 
-    /// Hidden states before the head, `[batch·time, width]`.
+    /// Hidden states before the head, `[tokens, width]`.
     ///
     /// # Panics
-    /// When a token lies outside the vocabulary, the sequence is longer than the context, or the memory rows are
-    /// not those of this model's layers: what feeds the model checks its input.
+    /// When a token lies outside the vocabulary, the sequences have other tokens or one is longer than the context, or
+    /// the memory rows are not those of this model's layers: what feeds the model checks its input.
     pub fn hidden(&self, tokens: Tokens<'_>, trace: &mut Trace) -> Tensor<2> {
-        let batch = tokens.batch;
-        let mut x = embed(self.embedding.val(), tokens.ids.into());
-        if self.streams > 1 {
-            x = x.repeat_dim(1, self.streams);
+        let rows = self.rows_by_block(tokens.memory);
+        let mut x = self.enter(tokens);
+        for (index, rows) in rows.into_iter().enumerate() {
+            x = self.pass(index, x, tokens.sequences, rows, trace);
         }
-        let mut memory = tokens.memory.iter();
-        for (index, block) in self.blocks.iter().enumerate() {
-            let rows = block.reads_rows().then(|| memory.next().expect("rows for every memory layer"));
-            if let (Some(module), Some(rows), Some(gates)) = (&block.memory, rows, &mut trace.gates) {
-                gates.push((index, module.gates(x.clone(), rows)));
-            }
-            x = block.remember(x, batch, rows);
-            let (next, choice) = block.forward(x, batch, &self.rotary, rows);
-            x = next;
-            if let Some(states) = &mut trace.states {
-                states.push(self.merge(x.clone()));
-            }
-            if let Some(choice) = choice {
-                trace.loads.push((index, choice.loads()));
-            }
+        self.leave(x)
+    }
+
+    /// The streams before the first block, `[tokens, n·width]`.
+    pub(crate) fn enter(&self, tokens: Tokens<'_>) -> Tensor<2> {
+        assert_eq!(tokens.ids.len(), tokens.sequences.tokens(), "the sequences have other tokens");
+        let x = embed(self.embedding.val(), tokens.ids.into());
+        if self.streams == 1 { x } else { x.repeat_dim(1, self.streams) }
+    }
+
+    /// The streams after block `index`, from those before it.
+    pub(crate) fn pass(
+        &self,
+        index: usize,
+        x: Tensor<2>,
+        sequences: &Sequences,
+        rows: Option<&MemoryRows>,
+        trace: &mut Trace,
+    ) -> Tensor<2> {
+        let block = &self.blocks[index];
+        if let (Some(module), Some(rows), Some(gates)) = (&block.memory, rows, &mut trace.gates) {
+            gates.push((index, module.gates(x.clone(), rows)));
         }
-        assert!(memory.next().is_none(), "rows for more memory layers than the model has");
+        let x = block.remember(x, sequences, rows);
+        let (x, choice) = block.forward(x, sequences, &self.rotary, rows);
+        if let Some(states) = &mut trace.states {
+            states.push(self.merge(x.clone()));
+        }
+        if let Some(choice) = choice {
+            trace.loads.push((index, choice.loads()));
+        }
+        x
+    }
+
+    /// Hidden states before the head, `[tokens, width]`, from the streams after the last block.
+    pub(crate) fn leave(&self, x: Tensor<2>) -> Tensor<2> {
         self.norm.forward(self.merge(x))
     }
 
-    /// Mean cross-entropy of the next tokens `targets`, `[batch·time]`, in nats per token.
+    /// The rows that each block reads of those of the memory layers, in order.
+    pub(crate) fn rows_by_block<'a>(&self, memory: &'a [MemoryRows]) -> Vec<Option<&'a MemoryRows>> {
+        let mut memory = memory.iter();
+        let rows =
+            |block: &Block| block.reads_rows().then(|| memory.next().expect("rows for every memory layer"));
+        let rows = self.blocks.iter().map(rows).collect();
+        assert!(memory.next().is_none(), "rows for more memory layers than the model has");
+        rows
+    }
+
+    /// Mean cross-entropy of the next tokens `targets`, `[tokens]`, in nats per token.
     ///
     /// # Panics
     /// As [`hidden`](Self::hidden).
     pub fn loss(&self, tokens: Tokens<'_>, targets: Arc<[u32]>, trace: &mut Trace) -> Tensor<1> {
-        cross_entropy(self.hidden(tokens, trace), self.head_weight(), targets, self.bf16)
+        self.loss_of(self.hidden(tokens, trace), targets)
     }
 
-    /// Cross-entropy of every next token, `[batch·time]`, in nats, without gradients.
+    /// [`loss`](Self::loss) of hidden states before the head.
+    pub(crate) fn loss_of(&self, hidden: Tensor<2>, targets: Arc<[u32]>) -> Tensor<1> {
+        cross_entropy(hidden, self.head_weight(), targets, self.bf16)
+    }
+
+    /// Cross-entropy of every next token, `[tokens]`, in nats, without gradients.
     ///
     /// # Panics
     /// As [`hidden`](Self::hidden).
@@ -143,7 +178,7 @@ impl LanguageModel {
         token_losses(self.hidden(tokens, trace), self.head_weight(), targets, self.bf16)
     }
 
-    /// How `targets` fare, without gradients: each a row of the batch, `[batch·time]`, and the token that may follow
+    /// How `targets` fare, without gradients: each a row of the batch, `[tokens]`, and the token that may follow
     /// there.
     ///
     /// # Panics
@@ -161,17 +196,19 @@ impl LanguageModel {
         target_scores(hidden.select(0, rows), self.head_weight(), &targets, self.bf16)
     }
 
-    /// Logits of the token after each sequence's last, `[batch, vocabulary]`.
+    /// Logits of the token after each sequence's last, `[sequences, vocabulary]`.
     ///
     /// # Panics
     /// As [`hidden`](Self::hidden).
     pub fn next_logits(&self, tokens: Tokens<'_>, trace: &mut Trace) -> Vec<f32> {
-        let batch = tokens.batch;
+        let last = tokens.sequences.lengths().scan(-1, |last, time| {
+            *last += time as i32;
+            Some(*last)
+        });
+        let last: Vec<i32> = last.collect();
         let hidden = self.hidden(tokens, trace);
-        let time = hidden.dims()[0] / batch;
-        let last =
-            hidden.reshape([batch, time, self.width]).narrow(1, time - 1, 1).reshape([batch, self.width]);
-        values(product(last, self.head_weight(), self.bf16))
+        let last = Tensor::<1, Int>::from_data(last.as_slice(), &hidden.device());
+        values(product(hidden.select(0, last), self.head_weight(), self.bf16))
     }
 
     /// Logits, `[tokens, vocabulary]`, of states between blocks, `[tokens, width]`, as if no block followed.
@@ -194,7 +231,7 @@ impl LanguageModel {
         self.blocks.iter_mut().for_each(Block::switch_memory_off);
     }
 
-    /// Mean of the streams, `[batch·time, width]`.
+    /// Mean of the streams, `[tokens, width]`.
     fn merge(&self, x: Tensor<2>) -> Tensor<2> {
         if self.streams == 1 {
             return x;

@@ -10,11 +10,17 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use common::{Batch, Options, PAPER, PLAIN, assert_close, changed, combinations, normal, values, weights};
 use engram_model::{
-    Attention, Block, BlockFeedForward, Gate, LanguageModel, MemoryForm, MemoryRows, Rotary, Trace,
-    YarnConfig, composed, cross_entropy, embed,
+    Attention, Block, BlockFeedForward, Gate, LanguageModel, MemoryForm, MemoryRows, Rotary, Sequences,
+    Trace, YarnConfig, composed, cross_entropy, embed,
 };
 
 const TOKENS: usize = 14;
+
+/// One sequence, some of one length, and some of several.
+fn divisions() -> [Sequences; 4] {
+    let equal = |count| Sequences::equal(count, TOKENS / count);
+    [equal(1), equal(2), equal(7), Sequences::of_lengths([3, 3, 1, 6, 1])]
+}
 
 /// The result of an operation, and the gradients of its inputs and weights for a random upstream gradient.
 fn run<M: Module>(
@@ -76,9 +82,10 @@ fn latent_attention() {
         let attention = block(Options { query_rank, ..PAPER }).attention;
         let yarn = YarnConfig { scale: 4.0, original_context: 8, alpha: 0.1, beta: 1.0, factor: 0.707 };
         for rotary in [Rotary::new(4, 100.0, TOKENS), Rotary::stretched(4, 100.0, TOKENS, &yarn)] {
-            for batch in [1, 2, 7] {
-                let forward =
-                    |attention: &Attention, x: &[Tensor<2>]| attention.forward(x[0].clone(), batch, &rotary);
+            for sequences in divisions() {
+                let forward = |attention: &Attention, x: &[Tensor<2>]| {
+                    attention.forward(x[0].clone(), &sequences, &rotary)
+                };
                 agree(&attention, &[hidden(2)], forward);
             }
         }
@@ -89,9 +96,9 @@ fn latent_attention() {
 fn plain_attention() {
     let rotary = Rotary::new(6, 100.0, TOKENS);
     for grouped in [false, true] {
-        for batch in [1, 2, 7] {
+        for sequences in divisions() {
             agree(&block(Options { grouped, ..PLAIN }).attention, &[hidden(3)], |attention, x| {
-                attention.forward(x[0].clone(), batch, &rotary)
+                attention.forward(x[0].clone(), &sequences, &rotary)
             });
         }
     }
@@ -142,11 +149,13 @@ fn hyper_connections() {
 fn memory_gate_and_short_convolution() {
     for form in [MemoryForm::Paper, MemoryForm::V41] {
         for streams in [1, 4] {
-            for (batch, dead, gate) in [
-                (1, false, Gate::PerStream),
-                (2, true, Gate::PerStream),
-                (7, false, Gate::PerStream),
-                (2, true, if streams > 1 { Gate::Shared } else { Gate::PerStream }),
+            let [one, two, seven, several] = divisions();
+            for (sequences, dead, gate) in [
+                (one, false, Gate::PerStream),
+                (two.clone(), true, Gate::PerStream),
+                (seven, false, Gate::PerStream),
+                (two, true, if streams > 1 { Gate::Shared } else { Gate::PerStream }),
+                (several, true, Gate::PerStream),
             ] {
                 let memory = block(Options { memory: Some(form), gate, streams, ..PAPER }).memory.unwrap();
                 let x = [normal([TOKENS, streams * 16], 8), normal([9, 3], 9)];
@@ -154,7 +163,7 @@ fn memory_gate_and_short_convolution() {
                 let dead: Option<Arc<[bool]>> = dead.then(|| (0..TOKENS).map(|t| t % 3 == 1).collect());
                 agree(&memory, &x, |memory, x| {
                     let rows = MemoryRows { rows: x[1].clone(), index: index.clone(), dead: dead.clone() };
-                    memory.forward(x[0].clone(), batch, &rows)
+                    memory.forward(x[0].clone(), &sequences, &rows)
                 });
             }
         }
@@ -184,28 +193,33 @@ fn cross_entropy_with_its_head() {
 #[test]
 fn whole_models() {
     for options in combinations() {
-        let model = options.model(3);
-        let batch = Batch::random(&options.config(), 2, 9, 4);
-        let everything = |model: &LanguageModel| {
-            let loss = model.loss(batch.tokens(), batch.targets.clone(), &mut Trace::default());
-            let gradients = loss.backward();
-            let mut all = weights(model, |weight| weight.gradient(&gradients));
-            for (layer, memory) in batch.memory.iter().enumerate() {
-                all.insert(format!("rows {layer}"), values(memory.rows.grad(&gradients).unwrap()));
-            }
-            all.insert("loss".to_owned(), values(loss));
-            all.insert(
-                "losses".to_owned(),
-                model.token_losses(batch.tokens(), &batch.targets, &mut Trace::default()),
-            );
-            all.insert("logits".to_owned(), model.next_logits(batch.tokens(), &mut Trace::default()));
-            all
-        };
-        let fused = everything(&model);
-        let expected = composed(|| everything(&model));
-        for (name, found) in &fused {
-            assert_close(&format!("{options:?}: {name}"), found, &expected[name]);
-            assert!(found.iter().any(|&value| value != 0.0), "{options:?}: {name} is zero");
+        whole_model(options, &Batch::random(&options.config(), 2, 9, 4));
+        whole_model(options, &Batch::ragged(&options.config(), &[7, 1, 4, 4], 4));
+    }
+}
+
+#[track_caller]
+fn whole_model(options: Options, batch: &Batch) {
+    let model = options.model(3);
+    let everything = |model: &LanguageModel| {
+        let loss = model.loss(batch.tokens(), batch.targets.clone(), &mut Trace::default());
+        let gradients = loss.backward();
+        let mut all = weights(model, |weight| weight.gradient(&gradients));
+        for (layer, memory) in batch.memory.iter().enumerate() {
+            all.insert(format!("rows {layer}"), values(memory.rows.grad(&gradients).unwrap()));
         }
+        all.insert("loss".to_owned(), values(loss));
+        all.insert(
+            "losses".to_owned(),
+            model.token_losses(batch.tokens(), &batch.targets, &mut Trace::default()),
+        );
+        all.insert("logits".to_owned(), model.next_logits(batch.tokens(), &mut Trace::default()));
+        all
+    };
+    let fused = everything(&model);
+    let expected = composed(|| everything(&model));
+    for (name, found) in &fused {
+        assert_close(&format!("{options:?}: {name}"), found, &expected[name]);
+        assert!(found.iter().any(|&value| value != 0.0), "{options:?}: {name} is zero");
     }
 }

@@ -10,7 +10,7 @@ use burn::tensor::{Tensor, TensorData};
 use common::{Batch, Options, PAPER, PLAIN, changed, combinations, device, values, weights};
 use engram_model::{
     Account, AttentionConfig, BlockFeedForward, Gate, LanguageModel, Lookup, MemoryConfig, MemoryForm,
-    MemoryRows, ModelConfig, Precision, Projection, Tokens, Trace,
+    MemoryRows, ModelConfig, Precision, Projection, Sequences, Tokens, Trace,
 };
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
@@ -73,7 +73,7 @@ fn error(at: &[f32], gradient: &[f32], mut loss: impl FnMut(&[f32]) -> Option<f6
 
 /// The [`error`] of every weight and of the memory's rows. None where the loss is not smooth: where a gate's score
 /// is near 0, or a step makes a token change its experts.
-fn gradient_errors(options: Options, seed: u64) -> Option<Vec<(String, f64)>> {
+fn gradient_errors(options: Options, lengths: &[usize], seed: u64) -> Option<Vec<(String, f64)>> {
     let (mut model, config) = (options.model(seed), options.config());
     let gated = config.memory.iter().filter(|memory| memory.gates(options.streams) > 0);
     for layer in gated.flat_map(|memory| &memory.layers) {
@@ -81,7 +81,7 @@ fn gradient_errors(options: Options, seed: u64) -> Option<Vec<(String, f64)>> {
         let name = format!("blocks.{layer}.memory.norms.query");
         model = changed(model, &name, &|weight| weight.iter_mut().for_each(|weight| *weight *= 5.0));
     }
-    let batch = Batch::random(&config, 2, 3, seed);
+    let batch = Batch::ragged(&config, lengths, seed);
     let gradients = model.loss(batch.tokens(), batch.targets.clone(), &mut Trace::default()).backward();
     let mut trace = Trace::with_gates();
     model.hidden(batch.tokens(), &mut trace);
@@ -123,9 +123,11 @@ fn gradient_errors(options: Options, seed: u64) -> Option<Vec<(String, f64)>> {
 #[test]
 fn gradients_are_the_slopes_of_the_loss() {
     for options in combinations() {
-        let errors = (0..500).find_map(|seed| gradient_errors(options, seed)).expect("a smooth loss");
-        for (name, error) in errors {
-            assert!(error < SHARE, "{options:?}: {name}: {error} of its length");
+        for lengths in [&[3, 3], &[4, 2]] {
+            let found = (0..500).find_map(|seed| gradient_errors(options, lengths, seed));
+            for (name, error) in found.expect("a smooth loss") {
+                assert!(error < SHARE, "{options:?}, {lengths:?}: {name}: {error} of its length");
+            }
         }
     }
 }
@@ -203,7 +205,7 @@ fn without_a_gate_the_streams_decide_nothing() {
         let options = Options { gate: Gate::None, memory: Some(form), ..PAPER };
         let memory = options.model(6).blocks.remove(0).memory.unwrap();
         let rows = Batch::random(&options.config(), 1, 9, 1).memory.remove(0);
-        let added = |seed| memory.forward(common::normal([9, 4 * 16], seed), 1, &rows);
+        let added = |seed| memory.forward(common::normal([9, 4 * 16], seed), &Sequences::equal(1, 9), &rows);
         assert_eq!(bits(added(1)), bits(added(2)));
         assert!(memory.gates(common::normal([9, 4 * 16], 1), &rows).is_empty());
     }
@@ -463,6 +465,38 @@ proptest! {
                 prop_assert!((found - expected).abs() < 1e-5, "{found} alone, {expected} beside others");
             }
         }
+    }
+}
+
+/// Documents of several lengths beside each other have the logits that each has alone.
+#[test]
+fn sequences_of_several_lengths_do_not_touch() {
+    for options in combinations() {
+        let (model, config) = (options.model(3), options.config());
+        let lengths = [7, 1, 4, 4];
+        let together = Batch::ragged(&config, &lengths, 4);
+        let logits = |batch: &Batch| {
+            let hidden = model.hidden(batch.tokens(), &mut Trace::default());
+            let head = match &model.head {
+                Some(head) => head.val(),
+                None => model.embedding.val().transpose(),
+            };
+            (values(hidden.matmul(head)), model.next_logits(batch.tokens(), &mut Trace::default()))
+        };
+        let (all, next) = logits(&together);
+        let vocabulary = config.vocabulary;
+        let (mut first, mut ids) = (0, &together.ids[..]);
+        for (time, next) in lengths.into_iter().zip(next.chunks(vocabulary)) {
+            let alone = Batch::of(&config, ids[..time].to_vec(), 1);
+            let (expected, expected_next) = logits(&alone);
+            let found = &all[first * vocabulary..(first + time) * vocabulary];
+            common::assert_close(&format!("{options:?}: {time} tokens"), found, &expected);
+            common::assert_close(&format!("{options:?}: after {time} tokens"), next, &expected_next);
+            (first, ids) = (first + time, &ids[time..]);
+        }
+        // In one sequence they do.
+        let one = Batch::of(&config, together.ids.clone(), 1);
+        assert_ne!(logits(&one).0[7 * vocabulary..], all[7 * vocabulary..], "{options:?}");
     }
 }
 

@@ -80,6 +80,14 @@ pub struct TrainConfig {
     /// Parts that a step's sequences are computed in, one after another, to save memory.
     #[serde(default = "one")]
     pub accumulation: usize,
+    /// Whether the documents packed into a window are sequences of their own, which do not see each other; see
+    /// [`Packing`](crate::Packing). Held-out losses are then taken so, too.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub documents_apart: bool,
+    /// Whether what a block computes is computed again for its gradients instead of kept, so that long sequences fit in
+    /// memory. Losses and gradients stay as they are; a step costs one more forward pass.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub recompute: bool,
     /// Factor on the peak rates over the run.
     pub schedule: Schedule,
     /// Rates and constants of the weights' optimisers.
@@ -137,6 +145,9 @@ fn two() -> usize {
 }
 fn every() -> u64 {
     500
+}
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl RunConfig {

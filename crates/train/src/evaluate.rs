@@ -1,10 +1,11 @@
 //! Held-out loss, in nats per token and in bits per byte.
 
 use burn::tensor::Device;
-use engram_model::{LanguageModel, Tokens, Trace};
+use engram_model::{LanguageModel, Sequences, Tokens, Trace};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::packing::Packing;
 use crate::shards::TokenShards;
 use crate::tables::Fetched;
 use crate::tokenizer::Tokenizer;
@@ -22,12 +23,24 @@ pub struct HeldOut {
     pub bytes: u64,
 }
 
-/// Sequences evaluated at a time.
-const BATCH: usize = 16;
+/// The windows of held-out text that a loss is taken over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Windows {
+    /// Tokens per window. Windows follow each other.
+    pub context: usize,
+    /// So many of the first tokens; none: all.
+    pub limit: Option<usize>,
+    /// What a window's documents are to the model.
+    pub packing: Packing,
+}
 
-/// Evaluates `model`, outside of autodiff, on the first `limit` tokens of `shards` (all, if none) in windows of
-/// `context` tokens that follow each other. `fetch` gives the memory rows of `[batch, time]` tokens. `progress` is
-/// told tokens done and to do, and stops the evaluation by returning `false`.
+/// Windows evaluated at a time, at most.
+const BATCH: usize = 16;
+/// Tokens of them, unless one window has more: what is kept of a token is kept of all.
+const TOKENS: usize = 1 << 14;
+
+/// Evaluates `model`, outside of autodiff, on `windows` of `shards`. `fetch` gives the memory rows of the tokens of
+/// some sequences. `progress` is told tokens done and to do, and stops the evaluation by returning `false`.
 ///
 /// # Errors
 /// When there is nothing to predict, rows cannot be read, or `progress` asked to stop.
@@ -35,8 +48,8 @@ pub fn held_out_loss(
     model: &LanguageModel,
     device: &Device,
     (shards, tokenizer): (&TokenShards, &Tokenizer),
-    window: (usize, Option<usize>),
-    fetch: impl Fn(&[u32], usize) -> Result<Fetched>,
+    windows: Windows,
+    fetch: impl Fn(&[u32], &Sequences) -> Result<Fetched>,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<HeldOut> {
     let (mut nats, mut bytes, mut count) = (0.0, 0, 0);
@@ -45,7 +58,7 @@ pub fn held_out_loss(
         bytes += targets.iter().map(|&token| tokenizer.token_bytes(token).len() as u64).sum::<u64>();
         count += targets.len();
     };
-    token_losses(model, device, shards, window, fetch, &mut add, progress)?;
+    token_losses(model, device, shards, windows, fetch, &mut add, progress)?;
     Ok(HeldOut {
         nats_per_token: nats / count as f64,
         bits_per_byte: nats / std::f64::consts::LN_2 / (bytes.max(1)) as f64,
@@ -65,8 +78,8 @@ pub fn token_losses(
     model: &LanguageModel,
     device: &Device,
     shards: &TokenShards,
-    (context, limit): (usize, Option<usize>),
-    fetch: impl Fn(&[u32], usize) -> Result<Fetched>,
+    Windows { context, limit, packing }: Windows,
+    fetch: impl Fn(&[u32], &Sequences) -> Result<Fetched>,
     visit: &mut VisitLosses<'_>,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<()> {
@@ -78,16 +91,18 @@ pub fn token_losses(
     let device = device.clone().inner();
     let mut done = 0;
     let predicted = count - 1;
+    let most = (TOKENS / context).clamp(1, BATCH);
     while done < predicted {
         // Whole windows in batches; what is left at the end, alone.
         let left = predicted - done;
-        let (batch, time) = if left >= context { ((left / context).min(BATCH), context) } else { (1, left) };
+        let (batch, time) = if left >= context { ((left / context).min(most), context) } else { (1, left) };
         let mut window = vec![0; batch * time + 1];
         shards.read(done as u64, &mut window)?;
         let (inputs, targets) = (&window[..batch * time], &window[1..]);
-        let rows = fetch(inputs, batch)?;
+        let sequences = packing.sequences(inputs, batch);
+        let rows = fetch(inputs, &sequences)?;
         let memory = rows.memory_rows(&rows.leaves(&device), batch, 0..batch);
-        let tokens = Tokens { ids: inputs, batch, memory: &memory };
+        let tokens = Tokens { ids: inputs, sequences: &sequences, memory: &memory };
         let losses = model.token_losses(tokens, targets, &mut Trace::default());
         visit(done + 1, targets, &losses);
         done += batch * time;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use engram_address::{Addressing, Vocabulary};
-use engram_model::{Compression, MemoryConfig, MemoryRows};
+use engram_model::{Compression, MemoryConfig, MemoryRows, Sequences};
 use engram_store::{
     DistinctRows, RowInit, RowOptimizer, RowSource, Storage, Table, TableHeader, TableOrigin, TrainableTable,
 };
@@ -122,7 +122,8 @@ impl Fetched {
         self.layers.iter().map(leaf).collect()
     }
 
-    /// What the model takes for sequences `range` of the `batch` that was fetched, reading from `leaves`.
+    /// What the model takes for windows `range` of the `batch` windows of equal length that were fetched, reading from
+    /// `leaves`.
     pub fn memory_rows(
         &self,
         leaves: &[Tensor<2>],
@@ -131,16 +132,15 @@ impl Fetched {
     ) -> Vec<MemoryRows> {
         let rows = |(layer, leaf): (&FetchedLayer, &Tensor<2>)| {
             let index = layer.distinct.index();
-            let per_sequence = index.len() / batch;
-            let index = Arc::from(&index[range.start * per_sequence..range.end * per_sequence]);
+            let per_window = index.len() / batch;
+            let index = Arc::from(&index[range.start * per_window..range.end * per_window]);
             MemoryRows { rows: leaf.clone(), index, dead: None }
         };
         self.layers.iter().zip(leaves).map(rows).collect()
     }
 }
 
-/// Fetches the rows of their own n-grams that `batch` sequences of equal length in `tokens`, `[batch·time]`, need
-/// of `tables`.
+/// Fetches the rows of their own n-grams that the `sequences` of `tokens` need of `tables`.
 ///
 /// # Errors
 /// When a token is outside the vocabulary, or a table cannot be read.
@@ -148,9 +148,9 @@ pub fn fetch<T: RowSource>(
     addressing: &Addressing,
     tables: &[T],
     tokens: &[u32],
-    batch: usize,
+    sequences: &Sequences,
 ) -> Result<Fetched> {
-    fetch_from(RowPlaces::default(), addressing, tables, tokens, batch)
+    fetch_from(RowPlaces::default(), addressing, tables, tokens, sequences)
 }
 
 fn fetch_from<T: RowSource>(
@@ -158,14 +158,17 @@ fn fetch_from<T: RowSource>(
     addressing: &Addressing,
     tables: &[T],
     tokens: &[u32],
-    batch: usize,
+    sequences: &Sequences,
 ) -> Result<Fetched> {
-    let time = tokens.len() / batch;
     let assign = |(index, table): (usize, &T)| {
         let slots = addressing.layers()[index].slots();
         let mut ids = vec![0; tokens.len() * slots];
-        for (sequence, ids) in tokens.chunks_exact(time).zip(ids.chunks_exact_mut(time * slots)) {
-            places.row_ids(addressing, index, sequence, ids)?;
+        let (mut tokens, mut left) = (tokens, &mut ids[..]);
+        for time in sequences.lengths() {
+            let (sequence, later) = tokens.split_at(time);
+            let (of_sequence, rest) = left.split_at_mut(time * slots);
+            places.row_ids(addressing, index, sequence, of_sequence)?;
+            (tokens, left) = (later, rest);
         }
         let distinct = DistinctRows::of(&ids);
         // All layers' rows are on their way before the first is waited for.
@@ -267,8 +270,8 @@ impl MemoryTables {
     ///
     /// # Errors
     /// As [`fetch`].
-    pub fn fetch(&self, tokens: &[u32], batch: usize) -> Result<Fetched> {
-        fetch_from(self.places, &self.addressing, &self.tables, tokens, batch)
+    pub fn fetch(&self, tokens: &[u32], sequences: &Sequences) -> Result<Fetched> {
+        fetch_from(self.places, &self.addressing, &self.tables, tokens, sequences)
     }
 
     /// Teaches the rows of `fetched` by their gradients, `[distinct, width]` per layer, at `rate` times the rows'
@@ -362,8 +365,8 @@ impl FrozenTables {
     ///
     /// # Errors
     /// As [`fetch`].
-    pub fn fetch(&self, tokens: &[u32], batch: usize) -> Result<Fetched> {
-        fetch_from(self.places, &self.addressing, &self.tables, tokens, batch)
+    pub fn fetch(&self, tokens: &[u32], sequences: &Sequences) -> Result<Fetched> {
+        fetch_from(self.places, &self.addressing, &self.tables, tokens, sequences)
     }
 }
 
@@ -394,8 +397,46 @@ fn common(first: &[u64], second: &[u64]) -> (Vec<usize>, Vec<u64>) {
 
 #[cfg(test)]
 mod tests {
-    use super::common;
+    use super::*;
+    use engram_address::{AddressConfig, Arithmetic, Boundary};
     use proptest::prelude::*;
+
+    /// Rows of documents that are sequences of their own are those of each document alone.
+    #[test]
+    fn n_grams_end_where_a_sequence_does() {
+        let config = AddressConfig {
+            seed: 3,
+            layers: vec![0, 2],
+            max_order: 3,
+            heads: 2,
+            base_rows: vec![50, 60],
+            pad_id: 1,
+            boundary: Boundary::None,
+            arithmetic: Arithmetic::Exact,
+        };
+        let addressing = Addressing::new(&config, Vocabulary::identity(20)).unwrap();
+        let table = |layer: &engram_address::LayerAddress| {
+            let fill = |id: u64, row: &mut [f32]| row.copy_from_slice(&[id as f32]);
+            let format = engram_store::RowFormat::F32;
+            Table::from_fn(layer.rows(), 1, format, origin(&addressing, layer), &Storage::Ram, fill).unwrap()
+        };
+        let tables: Vec<Table> = addressing.layers().iter().map(table).collect();
+        // The row of every slot, of every layer.
+        let rows = |tokens: &[u32], sequences: &Sequences| -> Vec<Vec<f32>> {
+            let fetched = fetch(&addressing, &tables, tokens, sequences).unwrap();
+            let of_layer = |layer: &FetchedLayer| {
+                layer.distinct.index().iter().map(|&row| layer.rows[row as usize]).collect()
+            };
+            fetched.layers.iter().map(of_layer).collect()
+        };
+        let tokens = [5, 6, 7, 5, 6, 8, 9];
+        let apart = rows(&tokens, &Sequences::of_lengths([3, 4]));
+        let alone = |tokens: &[u32]| rows(tokens, &Sequences::equal(1, tokens.len()));
+        for ((apart, first), second) in apart.iter().zip(alone(&tokens[..3])).zip(alone(&tokens[3..])) {
+            assert_eq!(*apart, [first, second].concat());
+        }
+        assert_ne!(apart, alone(&tokens));
+    }
 
     proptest! {
         #[test]

@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
 use engram_address::Addressing;
-use engram_model::{LanguageModel, TargetScore, Tokens, Trace};
+use engram_model::{LanguageModel, Sequences, TargetScore, Tokens, Trace};
 
 use crate::checkpoint::Checkpoint;
 use crate::config::CheckpointConfig;
 use crate::error::{Error, Result};
-use crate::evaluate::{HeldOut, held_out_loss};
+use crate::evaluate::{HeldOut, Windows, held_out_loss};
 use crate::lookup::RowPlaces;
+use crate::packing::Packing;
 use crate::parameters;
 use crate::shards::TokenShards;
 use crate::tables::{self, Fetched, FrozenTables};
@@ -141,7 +142,7 @@ impl Trained {
         Ok(())
     }
 
-    /// Loss on `shards`; see [`held_out_loss`].
+    /// Loss on `shards`, whose documents see each other or not, as in the run that made this; see [`held_out_loss`].
     ///
     /// # Errors
     /// When the shards were made with another tokenizer, or cannot be read.
@@ -152,9 +153,11 @@ impl Trained {
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<HeldOut> {
         shards.check_tokenizer(&self.tokenizer)?;
-        let window = (self.config.model.context, limit);
-        let fetch = |tokens: &[u32], batch: usize| self.fetch(tokens, batch);
-        held_out_loss(&self.model, &self.device, (shards, &self.tokenizer), window, fetch, progress)
+        let apart = self.config.train.as_ref().is_some_and(|train| train.documents_apart);
+        let packing = Packing::new(apart, shards.end_of_text());
+        let windows = Windows { context: self.config.model.context, limit, packing };
+        let fetch = |tokens: &[u32], sequences: &Sequences| self.fetch(tokens, sequences);
+        held_out_loss(&self.model, &self.device, (shards, &self.tokenizer), windows, fetch, progress)
     }
 
     /// Logits of the token after `tokens`, `[vocabulary]`. Only the last `context` tokens are seen.
@@ -164,7 +167,8 @@ impl Trained {
     pub fn next_logits(&self, tokens: &[u32]) -> Result<Vec<f32>> {
         let seen = self.seen(tokens)?;
         let (rows, _) = self.rows(seen)?;
-        Ok(self.model.next_logits(Tokens { ids: seen, batch: 1, memory: &rows }, &mut Trace::default()))
+        let tokens = Tokens { ids: seen, sequences: &Sequences::equal(1, seen.len()), memory: &rows };
+        Ok(self.model.next_logits(tokens, &mut Trace::default()))
     }
 
     /// Gates of every memory layer over `tokens`, which must fit the context.
@@ -186,7 +190,8 @@ impl Trained {
         let seen = self.seen(self.fitting(tokens)?)?;
         let (rows, _) = self.rows(seen)?;
         let mut trace = Trace::with_gates();
-        self.model.hidden(Tokens { ids: seen, batch: 1, memory: &rows }, &mut trace);
+        let sequences = Sequences::equal(1, seen.len());
+        self.model.hidden(Tokens { ids: seen, sequences: &sequences, memory: &rows }, &mut trace);
         let layers = trace.gates.unwrap_or_default().into_iter();
         Ok(layers.map(|(layer, gates)| LayerGates { layer, streams, gates }).collect())
     }
@@ -199,7 +204,8 @@ impl Trained {
         let seen = self.seen(self.fitting(tokens)?)?;
         let (rows, _) = self.rows(seen)?;
         let mut trace = Trace::with_states();
-        self.model.hidden(Tokens { ids: seen, batch: 1, memory: &rows }, &mut trace);
+        let sequences = Sequences::equal(1, seen.len());
+        self.model.hidden(Tokens { ids: seen, sequences: &sequences, memory: &rows }, &mut trace);
         Ok(trace.states.unwrap_or_default())
     }
 
@@ -243,9 +249,10 @@ impl Trained {
             let problem = "no target, or a token or a row that is not there".into();
             return Err(Error::Mismatch(problem));
         }
-        let rows = self.fetch(tokens, batch)?;
+        let sequences = Sequences::equal(batch, time);
+        let rows = self.fetch(tokens, &sequences)?;
         let memory = rows.memory_rows(&rows.leaves(&self.device), batch, 0..batch);
-        let tokens = Tokens { ids: tokens, batch, memory: &memory };
+        let tokens = Tokens { ids: tokens, sequences: &sequences, memory: &memory };
         Ok(self.model.target_scores(tokens, targets, &mut Trace::default()))
     }
 
@@ -260,13 +267,13 @@ impl Trained {
     }
 
     fn rows(&self, tokens: &[u32]) -> Result<(Vec<engram_model::MemoryRows>, Fetched)> {
-        let fetched = self.fetch(tokens, 1)?;
+        let fetched = self.fetch(tokens, &Sequences::equal(1, tokens.len()))?;
         Ok((fetched.memory_rows(&fetched.leaves(&self.device), 1, 0..1), fetched))
     }
 
-    fn fetch(&self, tokens: &[u32], batch: usize) -> Result<Fetched> {
+    fn fetch(&self, tokens: &[u32], sequences: &Sequences) -> Result<Fetched> {
         match &self.memory {
-            Some(memory) => memory.fetch(tokens, batch),
+            Some(memory) => memory.fetch(tokens, sequences),
             None => Ok(Fetched::none()),
         }
     }

@@ -10,14 +10,15 @@ use std::time::{Duration, Instant};
 
 use burn::module::Module;
 use burn::tensor::Device;
-use engram_model::{LanguageModel, MemoryRows, ModelConfig, Tokens, Trace};
+use engram_model::{LanguageModel, MemoryRows, ModelConfig, Sequences, Tokens, Trace};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, CheckpointWriter};
 use crate::config::{CheckpointConfig, RunConfig};
 use crate::error::{Error, Result};
-use crate::evaluate::{HeldOut, VisitLosses, held_out_loss, token_losses};
+use crate::evaluate::{HeldOut, VisitLosses, Windows, held_out_loss, token_losses};
 use crate::optimizer::{Gradients, Optimizer, global_norm};
+use crate::packing::Packing;
 use crate::parameters;
 use crate::sampler::{Sampler, SamplerState};
 use crate::shards::TokenShards;
@@ -289,10 +290,9 @@ impl Trainer {
     /// # Errors
     /// When data cannot be read.
     pub fn evaluate(&self) -> Result<HeldOut> {
-        let window = (self.config.model.context, self.config.train.evaluate_tokens);
-        let (data, fetch) =
-            ((&self.valid, &self.tokenizer), |tokens: &[u32], batch| self.fetch(tokens, batch));
-        held_out_loss(&self.model().valid(), &self.device, data, window, fetch, &mut |_, _| true)
+        let data = (&self.valid, &self.tokenizer);
+        let fetch = |tokens: &[u32], sequences: &Sequences| self.fetch(tokens, sequences);
+        held_out_loss(&self.model().valid(), &self.device, data, self.windows(), fetch, &mut |_, _| true)
     }
 
     /// The losses that [`evaluate`](Self::evaluate) is the mean of. `go_on` is asked now and then whether to.
@@ -304,14 +304,24 @@ impl Trainer {
         visit: &mut VisitLosses<'_>,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<()> {
-        let window = (self.config.model.context, self.config.train.evaluate_tokens);
-        let (model, fetch) = (self.model().valid(), |tokens: &[u32], batch| self.fetch(tokens, batch));
-        token_losses(&model, &self.device, &self.valid, window, fetch, visit, &mut |_, _| go_on())
+        let fetch = |tokens: &[u32], sequences: &Sequences| self.fetch(tokens, sequences);
+        let (model, windows) = (self.model().valid(), self.windows());
+        token_losses(&model, &self.device, &self.valid, windows, fetch, visit, &mut |_, _| go_on())
     }
 
-    fn fetch(&self, tokens: &[u32], batch: usize) -> Result<Fetched> {
+    /// The windows of held-out text.
+    fn windows(&self) -> Windows {
+        let limit = self.config.train.evaluate_tokens;
+        Windows { context: self.config.model.context, limit, packing: self.packing() }
+    }
+
+    fn packing(&self) -> Packing {
+        Packing::new(self.config.train.documents_apart, self.tokenizer.end_of_text())
+    }
+
+    fn fetch(&self, tokens: &[u32], sequences: &Sequences) -> Result<Fetched> {
         match &self.memory {
-            Some(memory) => memory.fetch(tokens, batch),
+            Some(memory) => memory.fetch(tokens, sequences),
             None => Ok(Fetched::none()),
         }
     }
@@ -354,29 +364,30 @@ impl Trainer {
                 .collect::<Vec<_>>()
         };
         let (inputs, targets) = (part(0..width - 1), part(1..width));
-        let rows = self.fetch(&inputs, self.config.train.batch)?;
+        let sequences = self.packing().sequences(&inputs, self.config.train.batch);
+        let rows = self.fetch(&inputs, &sequences)?;
         Ok(Batch { inputs, targets, rows, sampler })
     }
 
     /// Loss and gradients of a batch, in as many parts as the configuration asks for.
     fn compute(&self, batch: &Batch) -> Result<Computed> {
         let parts = self.config.train.accumulation;
-        let (sequences, context) = (self.config.train.batch, self.config.model.context);
-        let per_part = sequences / parts;
+        let (windows, context) = (self.config.train.batch, self.config.model.context);
+        let per_part = windows / parts;
         let mut total = Computed::default();
         let device = self.device.clone().autodiff();
         for part in 0..parts {
             let leaves: Vec<_> =
                 batch.rows.leaves(&device).into_iter().map(|leaf| leaf.require_grad()).collect();
-            let sequences_here = part * per_part..(part + 1) * per_part;
-            let tokens_here = sequences_here.start * context..sequences_here.end * context;
-            let memory: Vec<MemoryRows> = batch.rows.memory_rows(&leaves, sequences, sequences_here);
-            let tokens = Tokens { ids: &batch.inputs[tokens_here.clone()], batch: per_part, memory: &memory };
+            let windows_here = part * per_part..(part + 1) * per_part;
+            let tokens_here = windows_here.start * context..windows_here.end * context;
+            let memory: Vec<MemoryRows> = batch.rows.memory_rows(&leaves, windows, windows_here);
+            let ids = &batch.inputs[tokens_here.clone()];
+            let sequences = self.packing().sequences(ids, per_part);
+            let tokens = Tokens { ids, sequences: &sequences, memory: &memory };
             let targets: Arc<[u32]> = batch.targets[tokens_here].into();
             let mut trace = Trace::default();
-            let loss = self.model().loss(tokens, targets, &mut trace);
-            let value: f32 = loss.clone().inner().into_scalar();
-            let mut gradients = loss.mul_scalar(1.0 / parts as f32).backward();
+            let (value, mut gradients) = self.differentiate(tokens, targets, 1.0 / parts as f32, &mut trace);
             let rows = leaves.iter().map(|leaf| match leaf.grad_remove(&mut gradients) {
                 Some(gradient) => gradient.into_data().try_into_vec().expect("an f32 tensor"),
                 None => vec![0.0; leaf.shape().num_elements()],
@@ -386,6 +397,21 @@ impl Trainer {
             total.add(value / parts as f32, gradients, rows, trace.loads);
         }
         Ok(total)
+    }
+
+    /// The loss, and the gradients of `share` times the loss.
+    fn differentiate(
+        &self,
+        tokens: Tokens<'_>,
+        targets: Arc<[u32]>,
+        share: f32,
+        trace: &mut Trace,
+    ) -> (f32, burn::tensor::Gradients) {
+        if self.config.train.recompute {
+            return self.model().loss_recomputing(tokens, targets, share, trace);
+        }
+        let loss = self.model().loss(tokens, targets, trace);
+        (loss.clone().inner().into_scalar(), loss.mul_scalar(share).backward())
     }
 }
 

@@ -10,7 +10,7 @@ use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use engram_address::{Addressing, Tokens, Vocabulary, assign_primes, draw_multipliers};
 use engram_model::{
     Compression, Gate, GateNorms, Init, Lookup, Memory, MemoryConfig, MemoryForm, MemoryRows, Precision,
-    Projection, SeparateProjection, composed,
+    Projection, SeparateProjection, Sequences, composed,
 };
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -161,7 +161,7 @@ impl Published<'_> {
             self.tensor("unique_rows", [ids.len(), self.shape.config.row_width], &device)?.require_grad();
         let memory = MemoryRows { rows, index: self.index(ids, batch * time)?, dead: None };
 
-        let out = module.forward(hidden.clone(), batch, &memory);
+        let out = module.forward(hidden.clone(), &Sequences::equal(batch, time), &memory);
         let upstream = self.tensor("grad_out", streams, &device)?;
         let gradients = (out.clone() * upstream).sum().backward();
 

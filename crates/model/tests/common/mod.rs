@@ -9,7 +9,8 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use engram_model::{
     AttentionConfig, Compression, ExpertsConfig, FeedForwardConfig, Gate, HyperConnectionConfig,
-    LanguageModel, Lookup, MemoryConfig, MemoryForm, MemoryRows, ModelConfig, Precision, Tokens, Trace,
+    LanguageModel, Lookup, MemoryConfig, MemoryForm, MemoryRows, ModelConfig, Precision, Sequences, Tokens,
+    Trace,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -159,7 +160,7 @@ pub fn device() -> Device {
 pub struct Batch {
     pub ids: Vec<u32>,
     pub targets: Arc<[u32]>,
-    pub count: usize,
+    pub sequences: Sequences,
     pub memory: Vec<MemoryRows>,
 }
 
@@ -174,15 +175,28 @@ impl Batch {
 
     /// As [`random`](Self::random), for given tokens. The target is the next token, the last's is 0.
     pub fn of(config: &ModelConfig, ids: Vec<u32>, count: usize) -> Self {
-        let time = ids.len() / count;
-        let targets = ids.chunks(time).flat_map(|row| row[1..].iter().copied().chain([0])).collect();
+        let sequences = Sequences::equal(count, ids.len() / count);
+        Self::of_sequences(config, ids, sequences)
+    }
+
+    /// As [`random`](Self::random), with sequences of these lengths.
+    pub fn ragged(config: &ModelConfig, lengths: &[usize], seed: u64) -> Self {
+        let ids = Self::random(config, 1, lengths.iter().sum(), seed).ids;
+        Self::of_sequences(config, ids, Sequences::of_lengths(lengths.iter().copied()))
+    }
+
+    fn of_sequences(config: &ModelConfig, ids: Vec<u32>, sequences: Sequences) -> Self {
+        let positions: Vec<usize> = sequences.lengths().flat_map(|time| 0..time).collect();
+        let starts = |at: usize| positions.get(at).is_none_or(|&position| position == 0);
+        let target = |at: usize| if starts(at + 1) { 0 } else { ids[at + 1] };
+        let targets = (0..ids.len()).map(target).collect();
         let layers = config.memory.as_ref().map_or(0, |memory| memory.layers.len());
-        let memory = (0..layers).map(|layer| memory_rows(config, &ids, time, layer)).collect();
-        Self { ids, targets, count, memory }
+        let memory = (0..layers).map(|layer| memory_rows(config, &ids, &positions, layer)).collect();
+        Self { ids, targets, sequences, memory }
     }
 
     pub fn tokens(&self) -> Tokens<'_> {
-        Tokens { ids: &self.ids, batch: self.count, memory: &self.memory }
+        Tokens { ids: &self.ids, sequences: &self.sequences, memory: &self.memory }
     }
 
     /// Mean loss, summed up in f64 from every token's.
@@ -193,11 +207,11 @@ impl Batch {
     }
 }
 
-fn memory_rows(config: &ModelConfig, ids: &[u32], time: usize, layer: usize) -> MemoryRows {
+fn memory_rows(config: &ModelConfig, ids: &[u32], positions: &[usize], layer: usize) -> MemoryRows {
     let memory = config.memory.as_ref().unwrap();
     let rows = normal([ROWS, memory.row_width], 77 + layer as u64).require_grad();
     let index = (0..ids.len()).flat_map(|t| {
-        let before = if t % time == 0 { 0 } else { ids[t - 1] };
+        let before = if positions[t] == 0 { 0 } else { ids[t - 1] };
         (0..memory.slots() as u32).map(move |slot| (ids[t] * 7 + before * 3 + slot * 5) % ROWS as u32)
     });
     MemoryRows { rows, index: index.collect(), dead: None }

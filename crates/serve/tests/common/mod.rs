@@ -7,7 +7,7 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use engram_address::{Addressing, Vocabulary};
 use engram_kernels::WeightFormat;
-use engram_model::{LanguageModel, MemoryRows, ModelConfig, Precision, Tokens, Trace};
+use engram_model::{LanguageModel, MemoryRows, ModelConfig, Precision, Sequences, Tokens, Trace};
 use engram_serve::{Decoder, Model, RowTiers};
 use engram_store::{PrefetchOptions, RowFormat, RowSource, Storage, Table, TableOrigin};
 use rand::{RngExt, SeedableRng};
@@ -115,14 +115,19 @@ impl Fixture {
     /// Logits after the last token, by the plain forward pass over the whole sequence.
     pub(crate) fn plain_next(&self, tokens: &[u32]) -> Vec<f32> {
         let memory = self.memory_rows(tokens);
-        self.model.next_logits(Tokens { ids: tokens, batch: 1, memory: &memory }, &mut Trace::default())
+        self.model.next_logits(
+            Tokens { ids: tokens, sequences: &Sequences::equal(1, tokens.len()), memory: &memory },
+            &mut Trace::default(),
+        )
     }
 
     /// Logits after every token, `[tokens][vocabulary]`, by one plain forward pass.
     pub(crate) fn plain_all(&self, tokens: &[u32]) -> Vec<Vec<f32>> {
         let memory = self.memory_rows(tokens);
-        let hidden =
-            self.model.hidden(Tokens { ids: tokens, batch: 1, memory: &memory }, &mut Trace::default());
+        let hidden = self.model.hidden(
+            Tokens { ids: tokens, sequences: &Sequences::equal(1, tokens.len()), memory: &memory },
+            &mut Trace::default(),
+        );
         let head = match &self.model.head {
             Some(head) => head.val(),
             None => self.model.embedding.val().transpose(),
@@ -134,7 +139,10 @@ impl Fixture {
     pub(crate) fn plain_gates(&self, tokens: &[u32]) -> Vec<Vec<f32>> {
         let memory = self.memory_rows(tokens);
         let mut trace = Trace::with_gates();
-        self.model.hidden(Tokens { ids: tokens, batch: 1, memory: &memory }, &mut trace);
+        self.model.hidden(
+            Tokens { ids: tokens, sequences: &Sequences::equal(1, tokens.len()), memory: &memory },
+            &mut trace,
+        );
         trace.gates.unwrap().into_iter().map(|(_, gates)| gates).collect()
     }
 

@@ -1,0 +1,72 @@
+//! Recomputation changes no bit of a loss or a gradient where the operations are fused, and elsewhere no more than
+//! rounding does: Burn's primitives round otherwise with a graph than without.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use burn::tensor::Gradients;
+use common::{Batch, Options, PAPER, assert_close, combinations, values, weights};
+use engram_model::{LanguageModel, Trace, composed};
+
+/// What training takes from a pass.
+struct Found {
+    /// The loss, and the gradients of weights and rows.
+    numbers: BTreeMap<String, Vec<f32>>,
+    loads: Vec<(usize, Vec<u64>)>,
+}
+
+fn everything(
+    model: &LanguageModel,
+    batch: &Batch,
+    differentiate: impl Fn(&mut Trace) -> (f32, Gradients),
+) -> Found {
+    let mut trace = Trace::default();
+    let (loss, gradients) = differentiate(&mut trace);
+    let mut numbers = weights(model, |weight| weight.gradient(&gradients));
+    for (layer, memory) in batch.memory.iter().enumerate() {
+        let gradient = memory.rows.grad(&gradients).expect("rows have a gradient");
+        numbers.insert(format!("rows {layer}"), values(gradient));
+    }
+    numbers.insert("loss".to_owned(), vec![loss]);
+    Found { numbers, loads: trace.loads }
+}
+
+/// Kept and recomputed, everything is the `same`.
+fn check(options: Options, batch: &Batch, share: f32, same: impl Fn(&str, &[f32], &[f32])) {
+    let model = options.model(3);
+    let kept = everything(&model, batch, |trace| {
+        let loss = model.loss(batch.tokens(), batch.targets.clone(), trace);
+        (values(loss.clone())[0], loss.mul_scalar(share).backward())
+    });
+    let again = everything(&model, batch, |trace| {
+        model.loss_recomputing(batch.tokens(), batch.targets.clone(), share, trace)
+    });
+    for (name, expected) in &kept.numbers {
+        same(&format!("{options:?}: {name}"), &again.numbers[name], expected);
+        assert!(expected.iter().any(|&value| value != 0.0), "{options:?}: {name} is zero");
+    }
+    assert_eq!(again.loads, kept.loads, "{options:?}");
+}
+
+fn same_bits(name: &str, found: &[f32], expected: &[f32]) {
+    let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(found), bits(expected), "{name}");
+}
+
+#[test]
+fn losses_and_gradients_are_those_of_the_whole_graph() {
+    for options in combinations() {
+        let config = options.config();
+        for batch in [Batch::random(&config, 2, 9, 4), Batch::ragged(&config, &[7, 1, 4, 4], 4)] {
+            check(options, &batch, 1.0, same_bits);
+            composed(|| {
+                check(options, &batch, 1.0, |name, found, expected| {
+                    assert_close(name, found, expected);
+                });
+            });
+        }
+    }
+    check(PAPER, &Batch::random(&PAPER.config(), 2, 9, 4), 1.0 / 3.0, same_bits);
+}
