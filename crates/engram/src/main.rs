@@ -5,6 +5,7 @@
 
 mod commands;
 mod corpus_rows;
+mod decoded;
 mod device;
 mod device_probe;
 mod failure;

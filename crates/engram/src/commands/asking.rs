@@ -12,6 +12,7 @@ use engram_eval::tasks::{
 };
 use engram_train::Trained;
 
+use crate::decoded::Decoded;
 use crate::device::DeviceKind;
 use crate::failure::{Interrupted, refuse};
 use crate::progress::Passage;
@@ -162,10 +163,13 @@ fn open(path: &Path, device: DeviceKind, memory: Memory) -> anyhow::Result<Box<d
         return Ok(Box::new(OutsideModel::open(path)?));
     }
     let mut model = Trained::open(path, &device.open()?)?;
+    // The decoder computes on the processor, and knows the published forms of memory alone.
+    let departs = model.config().model.memory.as_ref().is_some_and(|memory| memory.departs().is_some());
     if memory == Memory::Off {
         model.switch_memory_off().with_context(|| path.display().to_string())?;
     }
-    Ok(Box::new(model))
+    let decodes = device == DeviceKind::Cpu && !departs;
+    Ok(if decodes { Box::new(Decoded::new(model)) } else { Box::new(model) })
 }
 
 /// The questions without an outcome.
