@@ -43,7 +43,7 @@ impl Decoded {
         let context = served.context_bytes(own.page);
         let options = EngineOptions {
             running: TEXTS,
-            waiting: usize::MAX,
+            waiting: 1,
             cache_bytes: own.cache_bytes.min(TEXTS * context).max(context),
             chunk: CHUNK,
             prompt_tokens: CHUNK,
@@ -99,13 +99,22 @@ impl Scorer for Decoded {
         finished: &mut dyn FnMut(usize, &[u32]) -> bool,
     ) -> Result<Vec<Vec<u32>>> {
         let (engine, runtime) = self.engine().map_err(|error| Error::Answers(error.into()))?;
-        let mut texts = vec![Vec::new(); prompts.len()];
-        let mut open = Vec::with_capacity(prompts.len());
-        for (index, prompt) in prompts.iter().enumerate() {
-            let events = engine.submit(self.request(prompt, limit));
-            open.push((index, events.map_err(|refusal| Error::Answers(refusal.into()))?));
-        }
-        while !open.is_empty() {
+        let mut texts: Vec<Vec<u32>> = vec![Vec::new(); prompts.len()];
+        let mut left = prompts.iter().enumerate();
+        let mut open: Vec<(usize, UnboundedReceiver<Event>)> = Vec::new();
+        loop {
+            // One prompt after another: what begins as one before it did is not computed again.
+            let is_read = |(index, _): &(usize, _)| !texts[*index].is_empty();
+            if open.len() < TEXTS
+                && open.iter().all(is_read)
+                && let Some((index, prompt)) = left.next()
+            {
+                let events = engine.submit(self.request(prompt, limit));
+                open.push((index, events.map_err(|refusal| Error::Answers(refusal.into()))?));
+            }
+            if open.is_empty() {
+                return Ok(texts);
+            }
             if interrupt::asked() {
                 return Err(Error::Interrupted);
             }
@@ -126,7 +135,6 @@ impl Scorer for Decoded {
                 open.swap_remove(at);
             }
         }
-        Ok(texts)
     }
 }
 
