@@ -180,6 +180,36 @@ fn ruler_writes_tasks_that_can_be_asked() {
     workshop.fails(&format!("{write} --out r").replace("500", "600"), INPUT, &["600", "context is 500"]);
     workshop.fails(&format!("{write} --out r").replace("400,500", "30"), INPUT, &["the shortest takes"]);
     workshop.fails("eval ruler long --lengths 300 --kinds needle --out r", INPUT, &["multi_query"]);
+
+    // Questions take part where they are given.
+    let all = "eval ruler long --lengths 400 --samples 1";
+    let words = ["question_answering is left out: it needs --questions", "the shortest takes"];
+    workshop.fails(&format!("{all} --out all"), INPUT, &words);
+    let question = |town: usize| {
+        format!(
+            "{{\"question\": \"Which river is {town}'s?\", \"answers\": [\"R{town}\", \"the R{town}\"], \"context\": \"{}\"}}\n",
+            format!("Town {town} lies on R{town}. ").repeat(3)
+        )
+    };
+    workshop.write("towns.jsonl", (0..40).map(question).collect::<String>());
+    let table =
+        workshop.ok(&format!("{all} --kinds single,question_answering --questions towns.jsonl --out with"));
+    assert!(table.contains("question_answering-400"), "{table}");
+    assert_eq!(workshop.list("with").len(), 4);
+    assert!(workshop.read("with/question_answering-400.toml").contains("compare = \"contains_any\""));
+    workshop.ok("eval tasks long with/question_answering-400.toml");
+    let by_name = format!("{all} --kinds question_answering --out r");
+    workshop.fails(&by_name, INPUT, &["question_answering needs --questions FILE", "SQuAD"]);
+    workshop.fails(
+        &format!("{by_name} --questions letters.jsonl"),
+        INPUT,
+        &["letters.jsonl:1: missing field"],
+    );
+    workshop.fails(
+        &format!("{all} --kinds single --questions towns.jsonl --out r"),
+        INPUT,
+        &["--kinds leaves out"],
+    );
 }
 
 /// What the whole model says, computed anew for each token.

@@ -57,7 +57,7 @@ pub use few_shot::FewShot;
 pub use outcome::{Length, Measure, Outcome, Said};
 pub use question::{Ask, Place, Question, Statement};
 pub use record_file::{Header, RecordFile, read_record};
-pub use ruler::{Haystack, Ruler, RulerRecord};
+pub use ruler::{Haystack, Questions, Ruler, RulerRecord};
 pub use scorer::{Cost, Likelihood, Request, Scorer};
 pub use summary::{Paired, Summary, compare, summarize};
 pub(crate) use summary::{check_same_questions, ratio_with_error};
