@@ -14,6 +14,7 @@ mod gate_map;
 mod gate_page;
 mod gate_text;
 mod hit_rate_chart;
+mod hub;
 mod interrupt;
 mod loss_chart;
 mod metrics;
