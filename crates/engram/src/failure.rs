@@ -73,6 +73,7 @@ fn of_tasks(error: &engram_eval::tasks::Error) -> u8 {
         Error::File { source, .. } => of_input(names_no_input(source)),
         Error::Model(error) => of_training(error),
         Error::Line { .. } | Error::Mismatch(_) => 2,
+        Error::Answers(_) => 1,
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use engram_eval::figure::png;
+use tempfile::NamedTempFile;
 
 use crate::failure::refuse;
 
@@ -51,13 +52,22 @@ fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
         return std::fs::write(path, bytes);
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // As for any new file, the umask takes its part away.
-    let permissions = Permissions::from_mode(0o666);
-    let mut file =
-        tempfile::Builder::new().prefix(".writing-").permissions(permissions).tempfile_in(folder)?;
+    let mut file = hidden(folder, "")?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
     file.persist(path).map(|_| ()).map_err(|error| error.error)
+}
+
+/// A file in `folder` that goes away unless it is given a name.
+pub(crate) fn new_file(folder: &Path, ending: &str) -> anyhow::Result<NamedTempFile> {
+    hidden(folder, ending).with_context(|| format!("cannot write to {}", folder.display()))
+}
+
+fn hidden(folder: &Path, ending: &str) -> std::io::Result<NamedTempFile> {
+    // As for any new file, the umask takes its part away.
+    let permissions = Permissions::from_mode(0o666);
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".writing-").suffix(ending).permissions(permissions).tempfile_in(folder)
 }
 
 /// Refuses an output that exists, or whose folder does not, before work is done for it.

@@ -5,6 +5,7 @@
 
 mod commands;
 mod corpus_rows;
+mod decoded;
 mod device;
 mod device_probe;
 mod failure;
@@ -13,6 +14,7 @@ mod gate_map;
 mod gate_page;
 mod gate_text;
 mod hit_rate_chart;
+mod hub;
 mod interrupt;
 mod loss_chart;
 mod metrics;

@@ -135,11 +135,15 @@ impl Served {
     /// An engine for one request at a time, with room for one context, and what turns text into tokens.
     pub(crate) fn for_one(self) -> anyhow::Result<(Engine, TextCodec)> {
         let own = EngineOptions::default();
-        let layout = self.model.decoder.cache_layout(own.page);
-        let pages = layout.pages_for(self.model.decoder.config().context);
-        let cache_bytes = 4 * pages * layout.page_values();
-        let options = EngineOptions { running: 1, waiting: 1, cache_bytes, ..own };
+        let options =
+            EngineOptions { running: 1, waiting: 1, cache_bytes: self.context_bytes(own.page), ..own };
         Ok((Engine::start(self.model, options)?, self.codec))
+    }
+
+    /// Bytes of the cache that one context fills, in pages of `page` positions.
+    pub(crate) fn context_bytes(&self, page: usize) -> usize {
+        let layout = self.model.decoder.cache_layout(page);
+        4 * layout.pages_for(self.model.decoder.config().context) * layout.page_values()
     }
 }
 

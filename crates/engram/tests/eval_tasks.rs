@@ -1,8 +1,14 @@
 //! Tasks put to a checkpoint and to a model from outside, as a person would do it.
+#![allow(clippy::unwrap_used, reason = "a panic is a failure")]
 
 mod common;
 
+use std::ops::ControlFlow;
+
+use burn::tensor::Device;
 use common::Workshop;
+use engram_eval::tasks::{AskOptions, FewShot, Outcome, Task, ask, read_record};
+use engram_train::Trained;
 use serde_json::Value;
 
 const INPUT: i32 = 2;
@@ -174,4 +180,76 @@ fn ruler_writes_tasks_that_can_be_asked() {
     workshop.fails(&format!("{write} --out r").replace("500", "600"), INPUT, &["600", "context is 500"]);
     workshop.fails(&format!("{write} --out r").replace("400,500", "30"), INPUT, &["the shortest takes"]);
     workshop.fails("eval ruler long --lengths 300 --kinds needle --out r", INPUT, &["multi_query"]);
+
+    // Questions take part where they are given.
+    let all = "eval ruler long --lengths 400 --samples 1";
+    let words = ["question_answering is left out: it needs --questions", "the shortest takes"];
+    workshop.fails(&format!("{all} --out all"), INPUT, &words);
+    let question = |town: usize| {
+        format!(
+            "{{\"question\": \"Which river is {town}'s?\", \"answers\": [\"R{town}\", \"the R{town}\"], \"context\": \"{}\"}}\n",
+            format!("Town {town} lies on R{town}. ").repeat(3)
+        )
+    };
+    workshop.write("towns.jsonl", (0..40).map(question).collect::<String>());
+    let table =
+        workshop.ok(&format!("{all} --kinds single,question_answering --questions towns.jsonl --out with"));
+    assert!(table.contains("question_answering-400"), "{table}");
+    assert_eq!(workshop.list("with").len(), 4);
+    assert!(workshop.read("with/question_answering-400.toml").contains("compare = \"contains_any\""));
+    workshop.ok("eval tasks long with/question_answering-400.toml");
+    let by_name = format!("{all} --kinds question_answering --out r");
+    workshop.fails(&by_name, INPUT, &["question_answering needs --questions FILE", "SQuAD"]);
+    workshop.fails(
+        &format!("{by_name} --questions letters.jsonl"),
+        INPUT,
+        &["letters.jsonl:1: missing field"],
+    );
+    workshop.fails(
+        &format!("{all} --kinds single --questions towns.jsonl --out r"),
+        INPUT,
+        &["--kinds leaves out"],
+    );
+}
+
+/// What the whole model says, computed anew for each token.
+fn said_by_the_whole_model(model: &Trained, task: &Task) -> Vec<Outcome> {
+    let questions = task.questions(None, FewShot { count: None, seed: 0 }, None).unwrap();
+    let all: Vec<usize> = (0..questions.len()).collect();
+    let mut outcomes = Vec::new();
+    let mut each = |outcome| {
+        outcomes.push(outcome);
+        Ok(())
+    };
+    let mut on = |_, _| ControlFlow::Continue(());
+    let options = AskOptions { cut: true, ..AskOptions::default() };
+    ask(model, (task, &questions), &all, options, &mut each, &mut on).unwrap();
+    outcomes.sort_by_key(|outcome| outcome.question);
+    outcomes
+}
+
+#[test]
+fn texts_are_those_of_the_whole_model() {
+    let workshop = workshop();
+    // As long as the context: each is cut, and there are more than are continued at once.
+    let long = "data = 'corpus.jsonl'\n[generation]\nprompt = '{{ text }}'\nanswers = 'text'\nstop = ['.']\ntokens = 9";
+    workshop.write("long.toml", long);
+    let short =
+        "data = 'letters.jsonl'\n[generation]\nprompt = '{{ who }}'\nanswers = 'who'\nstop = []\ntokens = 20";
+    workshop.write("short.toml", short);
+    for (memory, out) in [("", "on"), ("--without-memory", "off")] {
+        workshop.ok(&format!("eval tasks run long.toml short.toml --cut {memory} --out {out}"));
+        let mut model = Trained::open(&workshop.path("run"), &Device::flex()).unwrap();
+        if out == "off" {
+            model.switch_memory_off().unwrap();
+        }
+        for name in ["long", "short"] {
+            let task = Task::load(&workshop.path(&format!("{name}.toml"))).unwrap();
+            let expected = said_by_the_whole_model(&model, &task);
+            let (_, mut found) = read_record(&workshop.path(&format!("{out}/{name}.jsonl"))).unwrap();
+            found.sort_by_key(|outcome| outcome.question);
+            assert_eq!(found, expected, "{name}, memory {out}");
+        }
+    }
+    assert_ne!(workshop.read("on/long.jsonl"), workshop.read("off/long.jsonl"));
 }

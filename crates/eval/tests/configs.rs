@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use engram_eval::study::{Cost, Kind, StudyConfig, arms};
-use engram_eval::tasks::{Task, TaskKind};
+use engram_eval::tasks::{Ask, FewShot, Task, TaskKind};
 
 #[allow(clippy::unwrap_used)] // clippy counts only functions marked #[test] as tests
 fn studies() -> Vec<(PathBuf, Kind, StudyConfig)> {
@@ -81,5 +81,85 @@ fn every_task_says_what_it_tests() {
             kinds.iter().filter(|found| **found == kind).count() >= 2,
             "errors over tasks need two of {kind:?}"
         );
+    }
+}
+
+/// A record as each data set of the hub has them, and what is asked: the prompts, then the choices, the right one marked, or the answer.
+const ON_THE_HUB: [(&str, &str, &[&str]); 8] = [
+    (
+        "arc_easy",
+        r#"{"id": "1", "question": "Which is a gas?", "choices": {"text": ["iron", "air", "salt"], "label": ["A", "B", "C"]}, "answerKey": "B"}"#,
+        &["Question: Which is a gas?\nAnswer:", "iron", "*air", "salt"],
+    ),
+    (
+        "arc_challenge",
+        r#"{"id": "1", "question": "Which is a gas?", "choices": {"text": ["iron", "air"], "label": ["1", "2"]}, "answerKey": "2"}"#,
+        &["Question: Which is a gas?\nAnswer:", "iron", "*air"],
+    ),
+    (
+        "openbookqa",
+        r#"{"id": "1", "question_stem": "Air is", "choices": {"text": ["a gas", "a metal"], "label": ["A", "B"]}, "answerKey": "A"}"#,
+        &["Air is", "*a gas", "a metal"],
+    ),
+    (
+        "boolq",
+        r#"{"question": "is air a gas", "answer": true, "passage": "Air is a gas."}"#,
+        &["Passage: Air is a gas.\nQuestion: is air a gas?\nAnswer:", "no", "*yes"],
+    ),
+    (
+        "piqa",
+        r#"{"goal": "Open a door.", "sol1": "Pull it.", "sol2": "Eat it.", "label": 0}"#,
+        &["Question: Open a door.\nAnswer:", "*Pull it.", "Eat it."],
+    ),
+    (
+        "winogrande",
+        r#"{"sentence": "Ann thanked Eve, as _ had helped.", "option1": "Ann", "option2": "Eve", "answer": "2"}"#,
+        &["Ann thanked Eve, as Ann", "Ann thanked Eve, as Eve", "had helped.", "*had helped."],
+    ),
+    (
+        "gsm8k",
+        r##"{"question": "What is 2000 + 125?", "answer": "It is <<2000+125=2125>>2125.\n#### 2,125"}"##,
+        &["Question: What is 2000 + 125?\nAnswer:", "2,125"],
+    ),
+    (
+        "lambada",
+        r#"{"text": "\"Look,\" she said\nto  him. \"Look, Ann"}"#,
+        &["\"Look,\" she said\nto  him. \"Look,", "Ann"],
+    ),
+];
+
+#[test]
+fn records_of_the_hub_fit_the_tasks() {
+    let tasks = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/tasks");
+    let with_hub = std::fs::read_dir(&tasks).unwrap().map(|entry| entry.unwrap().path());
+    let with_hub = with_hub.filter(|path| path.extension().is_some_and(|extension| extension == "toml"));
+    let with_hub = with_hub.filter(|path| Task::load(path).unwrap().hub().is_some()).count();
+    assert_eq!(with_hub, ON_THE_HUB.len(), "each has a record here");
+    for (name, record, expected) in ON_THE_HUB {
+        let task = Task::load(&tasks.join(format!("{name}.toml"))).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let there = folder.path().join("there.jsonl");
+        std::fs::write(&there, record).unwrap();
+        let records = task.hub().unwrap().records(&there).unwrap().unwrap();
+        std::fs::write(task.data_path(Some(folder.path())), records).unwrap();
+        let questions =
+            task.questions(Some(folder.path()), FewShot { count: Some(0), seed: 0 }, None).unwrap();
+        let found: Vec<String> = match &questions[0].ask {
+            Ask::Choice { statements, choices, answer } => {
+                let mut found: Vec<String> = statements.iter().map(|said| said.prompt.clone()).collect();
+                found.dedup();
+                let mark = |index| if index == *answer { "*" } else { "" };
+                found.extend(
+                    choices.iter().enumerate().map(|(index, choice)| format!("{}{choice}", mark(index))),
+                );
+                found
+            }
+            Ask::Cloze(statement) => {
+                vec![statement.prompt.clone(), statement.continuation.trim_start().to_owned()]
+            }
+            Ask::Generation { prompt, answers } => [std::slice::from_ref(prompt), answers].concat(),
+            Ask::Document { text } => vec![text.clone()],
+        };
+        assert_eq!(found, expected, "{name}");
     }
 }

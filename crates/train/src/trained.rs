@@ -129,7 +129,7 @@ impl Trained {
         Ok(())
     }
 
-    /// Switches the memory off: from now on nothing is read from it (arXiv 2601.07372, section 6.3).
+    /// Switches the memory off: from now on this is a model without one (arXiv 2601.07372, section 6.3).
     ///
     /// # Errors
     /// When the model has none.
@@ -138,6 +138,8 @@ impl Trained {
             return Err(Error::Mismatch("this model has no memory that could be switched off".into()));
         }
         self.model.switch_memory_off();
+        self.config.model.memory = None;
+        self.tables.clear();
         self.identity += ", memory off";
         Ok(())
     }

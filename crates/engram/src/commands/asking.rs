@@ -12,8 +12,10 @@ use engram_eval::tasks::{
 };
 use engram_train::Trained;
 
+use crate::decoded::Decoded;
 use crate::device::DeviceKind;
 use crate::failure::{Interrupted, refuse};
+use crate::hub::Hub;
 use crate::progress::Passage;
 
 /// Tasks, and how they are asked.
@@ -25,6 +27,9 @@ pub(super) struct TaskArguments {
     /// Folder that the tasks' files of records are in; without it, that of each task file.
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
+    /// Download files that are not there from the Hugging Face hub, where a task says where they are ([hub]).
+    #[arg(long)]
+    hub: bool,
     /// Ask only the first N records of each file.
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
@@ -54,6 +59,36 @@ impl TaskArguments {
             Some(name) => refuse(format!("two tasks are called {name}; name each once")),
             None => Ok(tasks),
         }
+    }
+
+    /// Sees to it that their data are there: downloads what is missing, if that was asked for.
+    pub(super) fn fetch(&self, tasks: &[Task]) -> anyhow::Result<()> {
+        let mut hub = None;
+        for task in tasks {
+            let path = task.data_path(self.data.as_deref());
+            if path.exists() {
+                continue;
+            }
+            let (name, shown) = (task.name(), path.display());
+            match task.hub() {
+                Some(data) if self.hub => hub.get_or_insert_with(Hub::of_environment).fetch(data, &path)?,
+                Some(data) => {
+                    return refuse(format!(
+                        "{name}: {shown} is not there; --hub would make it from {} of the data set {} on the Hugging Face hub",
+                        data.file(),
+                        data.repository()
+                    ));
+                }
+                None if self.hub => {
+                    return refuse(format!(
+                        "{name}: {shown} is not there, and the task does not say where on the hub it is ([hub]): put it there"
+                    ));
+                }
+                // Whoever reads it says so.
+                None => {}
+            }
+        }
+        Ok(())
     }
 
     /// The questions of one of them.
@@ -162,10 +197,13 @@ fn open(path: &Path, device: DeviceKind, memory: Memory) -> anyhow::Result<Box<d
         return Ok(Box::new(OutsideModel::open(path)?));
     }
     let mut model = Trained::open(path, &device.open()?)?;
+    // The decoder computes on the processor, and knows the published forms of memory alone.
+    let departs = model.config().model.memory.as_ref().is_some_and(|memory| memory.departs().is_some());
     if memory == Memory::Off {
         model.switch_memory_off().with_context(|| path.display().to_string())?;
     }
-    Ok(Box::new(model))
+    let decodes = device == DeviceKind::Cpu && !departs;
+    Ok(if decodes { Box::new(Decoded::new(model)) } else { Box::new(model) })
 }
 
 /// The questions without an outcome.

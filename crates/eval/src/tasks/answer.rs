@@ -1,7 +1,7 @@
 //! When a generated text counts as one of the answers.
 
 use regex::Regex;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// How a generated text is compared with the answers: what is taken from it, and what makes no difference.
 #[derive(Debug, Clone, Default)]
@@ -13,7 +13,7 @@ pub struct AnswerRule {
 }
 
 /// When a text and the answers agree.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Compare {
     /// The text is one of the answers.

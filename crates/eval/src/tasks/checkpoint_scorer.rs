@@ -1,4 +1,5 @@
-//! Asking a checkpoint of Engram.
+//! Asking a checkpoint of Engram. Its texts go on the plain way, each token from the whole text: whoever has a decoder
+//! gives a [`Scorer`] of his own that asks this one for likelihoods and continues texts with that.
 
 use engram_train::{Begin, Sampling, TargetScore, Trained, generate};
 

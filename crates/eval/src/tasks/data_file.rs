@@ -1,12 +1,15 @@
-//! Files of records: JSON lines, CSV with a header, or groups of lines.
+//! Files of records: JSON lines, CSV with a header, Parquet, or groups of lines.
 
+use std::fs::File;
 use std::path::Path;
 
+use parquet::file::reader::SerializedFileReader;
+use parquet::record::Row;
 use serde_json::{Map, Value};
 
 use super::error::{Error, Result};
 
-/// One record, with the line where it begins.
+/// One record, with the line where it begins, or the number of its row.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Record {
     /// Line, from 1.
@@ -15,20 +18,23 @@ pub(crate) struct Record {
     pub(crate) fields: Map<String, Value>,
 }
 
-/// Reads `path`, whose name tells its format: `.jsonl` or `.csv`. With `line_fields`, every so many lines of the file
+/// Reads `path`, whose name tells its format: `.jsonl`, `.csv` or `.parquet`. With `line_fields`, every so many lines of the file
 /// are the fields of a record instead, in that order.
 ///
 /// # Errors
 /// A file that cannot be read, is empty, or has a line that is no record.
 pub(crate) fn read(path: &Path, line_fields: Option<&[String]>) -> Result<Vec<Record>> {
-    let text = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
+    let text = || std::fs::read_to_string(path).map_err(Error::file("read", path));
     let extension = path.extension().and_then(|extension| extension.to_str());
     let records = match (line_fields, extension) {
-        (Some(fields), _) => line_groups(path, &text, fields)?,
-        (None, Some("jsonl")) => json_lines(path, &text)?,
-        (None, Some("csv")) => comma_separated(path, &text)?,
+        (Some(fields), _) => line_groups(path, &text()?, fields)?,
+        (None, Some("jsonl")) => json_lines(path, &text()?)?,
+        (None, Some("csv")) => comma_separated(path, &text()?)?,
+        (None, Some("parquet")) => parquet_rows(path)?,
         (None, _) => {
-            let problem = "unknown format: records are .jsonl or .csv files, or the task says `line_fields`";
+            text()?;
+            let problem =
+                "unknown format: records are .jsonl, .csv or .parquet files, or the task says `line_fields`";
             return Err(Error::line(path, 1, problem));
         }
     };
@@ -64,6 +70,27 @@ fn comma_separated(path: &Path, text: &str) -> Result<Vec<Record>> {
     reader.records().map(record).collect()
 }
 
+/// Bytes that are no text become base64, and numbers that are none become null: JSON has neither.
+fn parquet_rows(path: &Path) -> Result<Vec<Record>> {
+    let file = File::open(path).map_err(Error::file("read", path))?;
+    let mut records = Vec::new();
+    let mut add = |row: parquet::errors::Result<Row>| -> parquet::errors::Result<()> {
+        let line = records.len() + 1;
+        let Value::Object(fields) = row?.to_json_value() else { unreachable!("a row is an object") };
+        records.push(Record { line, fields });
+        Ok(())
+    };
+    // Some decoders of the crate panic on damaged bytes.
+    let read =
+        std::panic::AssertUnwindSafe(|| SerializedFileReader::new(file)?.into_iter().try_for_each(&mut add));
+    let problem = match std::panic::catch_unwind(read) {
+        Ok(Ok(())) => return Ok(records),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "the decoder stopped".to_owned(),
+    };
+    Err(Error::line(path, records.len() + 1, format!("damaged Parquet: {problem}")))
+}
+
 fn line_groups(path: &Path, text: &str, fields: &[String]) -> Result<Vec<Record>> {
     let lines: Vec<&str> = text.lines().collect();
     let whole = lines.len() - lines.len() % fields.len();
@@ -84,6 +111,11 @@ fn line_groups(path: &Path, text: &str, fields: &[String]) -> Result<Vec<Record>
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use parquet::data_type::{BoolType, ByteArray, ByteArrayType, Int64Type};
+    use parquet::file::writer::SerializedFileWriter;
+    use parquet::schema::parser::parse_message_type;
     use serde_json::json;
 
     use super::*;
@@ -95,6 +127,49 @@ mod tests {
         let fields: Option<Vec<String>> =
             line_fields.map(|fields| fields.iter().map(|&f| f.into()).collect());
         read(&path, fields.as_deref())
+    }
+
+    /// A list in a struct, as the Hugging Face hub has it, and columns that may be null.
+    #[test]
+    fn parquet_holds_lists_and_structs() {
+        let schema = "message m {
+            required binary question (UTF8); optional boolean right; required int64 number;
+            required group choices { required group text (LIST) { repeated group list { required binary element (UTF8); } } }
+        }";
+        let texts = |texts: &[&str]| texts.iter().map(|&text| ByteArray::from(text)).collect::<Vec<_>>();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.parquet");
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let mut writer =
+            SerializedFileWriter::new(File::create(&path).unwrap(), schema, Arc::default()).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        let mut index = 0;
+        while let Some(mut column) = group.next_column().unwrap() {
+            match index {
+                0 => column.typed::<ByteArrayType>().write_batch(&texts(&["a?", "b?"]), None, None),
+                1 => column.typed::<BoolType>().write_batch(&[true], Some(&[1, 0]), None),
+                2 => column.typed::<Int64Type>().write_batch(&[3, -4], None, None),
+                _ => {
+                    let column = column.typed::<ByteArrayType>();
+                    column.write_batch(&texts(&["x", "y", "z"]), Some(&[1, 1, 1]), Some(&[0, 1, 0]))
+                }
+            }
+            .unwrap();
+            column.close().unwrap();
+            index += 1;
+        }
+        group.close().unwrap();
+        writer.close().unwrap();
+        let expected = [
+            record(1, json!({"question": "a?", "right": true, "number": 3, "choices": {"text": ["x", "y"]}})),
+            record(2, json!({"question": "b?", "right": null, "number": -4, "choices": {"text": ["z"]}})),
+        ];
+        assert_eq!(read(&path, None).unwrap(), expected);
+        let whole = std::fs::read(&path).unwrap();
+        for cut in [3, whole.len() / 2, whole.len() - 1] {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            assert!(read(&path, None).unwrap_err().to_string().contains("damaged Parquet"));
+        }
     }
 
     fn record(line: usize, fields: Value) -> Record {
@@ -119,7 +194,8 @@ mod tests {
             ("a.jsonl", "\n", None, ":1: no record"),
             ("a.csv", "a,b\n1,2\n3\n", None, ":3: malformed CSV"),
             ("a.txt", "1\n2\n3\n", Some(&["a", "b"][..]), ":3: the file ends within a record"),
-            ("a.parquet", "", None, "unknown format"),
+            ("a.xml", "", None, "unknown format"),
+            ("a.parquet", "PAR1", None, ":1: damaged Parquet"),
         ];
         for (name, text, fields, message) in cases {
             let error = records(name, text, fields).unwrap_err().to_string();

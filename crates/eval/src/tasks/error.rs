@@ -38,6 +38,9 @@ pub enum Error {
     /// A checkpoint or a tokenizer refused.
     #[error(transparent)]
     Model(#[from] engram_train::Error),
+    /// What else computes a model's answers refused.
+    #[error(transparent)]
+    Answers(Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl Error {

@@ -114,8 +114,7 @@ impl Task {
         few_shot: FewShot,
         limit: Option<usize>,
     ) -> Result<Vec<Question>> {
-        let beside = self.path.parent().unwrap_or(Path::new("."));
-        let folder = folder.unwrap_or(beside);
+        let folder = self.folder(folder);
         let mut library = Library { folder, files: HashMap::new(), lists: HashMap::new() };
         let count = few_shot.count.unwrap_or(self.shots.count);
         if count > 0 && self.form.is_of_documents() {
@@ -142,7 +141,9 @@ fn data_files(path: &Path, leave_out: &[String]) -> Result<Vec<PathBuf>> {
     let entries = path.read_dir().and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
     let mut files: Vec<PathBuf> =
         entries.map_err(Error::file("read", path))?.iter().map(std::fs::DirEntry::path).collect();
-    files.retain(|file| file.extension().is_some_and(|extension| extension == "jsonl" || extension == "csv"));
+    files.retain(|file| {
+        file.extension().is_some_and(|extension| ["jsonl", "csv", "parquet"].iter().any(|e| extension == *e))
+    });
     for name in leave_out {
         let before = files.len();
         files.retain(|file| file.file_stem().is_none_or(|stem| stem != name.as_str()));
@@ -152,7 +153,7 @@ fn data_files(path: &Path, leave_out: &[String]) -> Result<Vec<PathBuf>> {
     }
     files.sort();
     if files.is_empty() {
-        return Err(Error::line(path, 1, "no .jsonl or .csv file: the set is empty"));
+        return Err(Error::line(path, 1, "no .jsonl, .csv or .parquet file: the set is empty"));
     }
     Ok(files)
 }

@@ -10,6 +10,7 @@ use toml::Spanned;
 use super::answer::{AnswerRule, Compare, Which};
 use super::error::{Error, Result};
 use super::few_shot::Choose;
+use super::hub_data::{HubData, is_inside, is_repository};
 use super::outcome::{Outcome, Said};
 use super::record_file::read_record;
 use super::template::Templates;
@@ -29,6 +30,7 @@ pub struct Task {
     pub(crate) tables: BTreeMap<String, String>,
     pub(crate) preamble: String,
     pub(crate) shots: Shots,
+    pub(crate) hub: Option<HubData>,
     pub(crate) form: Form,
 }
 
@@ -214,6 +216,7 @@ struct TaskFile {
     preamble: Option<Spanned<String>>,
     #[serde(default)]
     few_shot: Shots,
+    hub: Option<HubData>,
     multiple_choice: Option<MultipleChoice>,
     cloze: Option<Cloze>,
     generation: Option<Generation>,
@@ -258,6 +261,21 @@ impl Task {
         self.kind
     }
 
+    /// Where on the Hugging Face hub its records are, if its file says so.
+    pub fn hub(&self) -> Option<&HubData> {
+        self.hub.as_ref()
+    }
+
+    /// The file of its records, or the folder of such files, in `folder`; none: beside the task file.
+    pub fn data_path(&self, folder: Option<&Path>) -> PathBuf {
+        self.folder(folder).join(&self.data)
+    }
+
+    /// The folder that its data are looked for in.
+    pub(crate) fn folder<'a>(&'a self, folder: Option<&'a Path>) -> &'a Path {
+        folder.or(self.path.parent()).unwrap_or(Path::new("."))
+    }
+
     /// For a task that has answers generated, the task that asks how likely the right answer is: what a solved example
     /// would show.
     pub fn answers(&self) -> Option<Self> {
@@ -280,6 +298,7 @@ impl Task {
             tables: self.tables.clone(),
             preamble: self.preamble.clone(),
             shots: self.shots.clone(),
+            hub: self.hub.clone(),
             form: Form::Cloze { text },
         })
     }
@@ -346,6 +365,9 @@ impl TaskFile {
         {
             return Err(check.at(fields.span().start, "`line_fields` is empty: name the field of each line"));
         }
+        if let Some(hub) = &self.hub {
+            check.hub(hub, &self.data)?;
+        }
         let name = check.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         if self.name.as_ref().is_some_and(|name| name.contains('/') || name.is_empty()) {
             return Err(Error::line(check.path, 1, "`name` must be able to name a file"));
@@ -367,6 +389,7 @@ impl TaskFile {
             tables: self.tables.into_iter().map(|(name, path)| (name, path.into_inner())).collect(),
             preamble: self.preamble.map(Spanned::into_inner).unwrap_or_default(),
             shots: self.few_shot,
+            hub: self.hub,
             form,
         })
     }
@@ -448,6 +471,31 @@ impl Check<'_> {
         Regex::new(pattern.as_ref()).map_err(|error| {
             self.at(pattern.span().start, format!("`{key}` is no regular expression: {error}"))
         })
+    }
+
+    fn hub(&self, hub: &HubData, data: &str) -> Result<()> {
+        let (repository, file) = (&hub.repository, &hub.file);
+        if !is_repository(repository.as_ref()) {
+            return Err(self.at(repository.span().start, "`hub.repository` must be `owner/name`"));
+        }
+        if !is_inside(file.as_ref()) {
+            return Err(self.at(file.span().start, "`hub.file` must be a path in the repository"));
+        }
+        let ending =
+            |path: &str| Path::new(path).extension().map(|ending| ending.to_string_lossy().into_owned());
+        let written = if hub.record.is_some() { Some("jsonl".to_owned()) } else { ending(file.as_ref()) };
+        if ending(data) != written {
+            let ending = ending(data).unwrap_or_default();
+            let problem = match hub.record {
+                Some(_) => "`hub.record` makes JSON lines: `data` must be a .jsonl file".to_owned(),
+                None => format!(
+                    "`hub.file` is no .{ending} file, as `data` is: say what makes its records, in [hub.record]"
+                ),
+            };
+            return Err(self.at(file.span().start, problem));
+        }
+        let fields = hub.record.iter().flatten();
+        fields.into_iter().try_for_each(|(name, field)| self.expression(&format!("hub.record.{name}"), field))
     }
 
     fn rule(&self, text: &Generation) -> Result<AnswerRule> {

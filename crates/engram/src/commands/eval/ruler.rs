@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use engram_eval::tasks::{Haystack, Ruler as Kind, RulerRecord};
+use engram_eval::tasks::{Haystack, Questions, Ruler as Kind, RulerRecord};
 
 use super::super::asking::{Asked, Memory};
 use super::super::print;
@@ -13,21 +13,26 @@ use crate::table::Table;
 
 /// Write RULER's long-context tasks at given lengths, in a model's tokens, for `engram eval tasks`.
 ///
-/// Needles to find (one, among other keys, several values, several keys), variables to follow, words to count. The
-/// same seed gives the same files.
+/// Needles to find (one, among other keys, several values, several keys), variables to follow, words to count, and,
+/// where a file of them is given, questions that one of many paragraphs answers. The same seed gives the same files.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram eval ruler runs/small --lengths 256,512 --out ruler
   engram eval ruler runs/small --lengths 4096 --kinds multi_query,variable_tracking --hay essays.txt --out ruler
-  engram eval tasks runs/small ruler/*.toml --out results/small")]
+  engram eval ruler runs/small --lengths 4096 --kinds question_answering --questions dev-v2.0.json --out ruler
+  engram eval tasks runs/small ruler/*.toml --out results/small
+
+A file of questions is SQuAD's own JSON (dev-v1.1.json or dev-v2.0.json, https://rajpurkar.github.io/SQuAD-explorer), or
+has a record with `question`, `answers` (a list: any is right), `context` and perhaps `title` a line, as .jsonl:
+  {\"question\": \"Where does the Po end?\", \"answers\": [\"in the Adriatic\"], \"context\": \"The Po flows …\"}")]
 pub(crate) struct Ruler {
     /// The model whose tokens are counted: a checkpoint, a run's folder, or a model from outside.
     model: PathBuf,
     /// Tokens of prompt and answer together; several with commas.
     #[arg(long, value_name = "N,…", value_delimiter = ',', required = true)]
     lengths: Vec<usize>,
-    /// Kinds: single, multi_key, multi_value, multi_query, variable_tracking, common_words, frequent_words; without
-    /// it, all.
+    /// Kinds: single, multi_key, multi_value, multi_query, variable_tracking, common_words, frequent_words,
+    /// question_answering; without it, all that there is data for.
     #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_parser = kind)]
     kinds: Vec<Kind>,
     /// Records of each kind and length.
@@ -36,6 +41,9 @@ pub(crate) struct Ruler {
     /// Text that needles are hidden in; without it, the same few sentences again and again.
     #[arg(long, value_name = "FILE")]
     hay: Option<PathBuf>,
+    /// Questions and their paragraphs, for question_answering.
+    #[arg(long, value_name = "FILE")]
+    questions: Option<PathBuf>,
     /// Seed of everything random.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -54,13 +62,8 @@ impl Ruler {
         if self.samples == 0 {
             return refuse("--samples must be at least 1");
         }
-        let haystack = match &self.hay {
-            Some(path) => {
-                let text = std::fs::read_to_string(path);
-                Haystack::of(&text.with_context(|| format!("cannot read {}", path.display()))?)?
-            }
-            None => Haystack::repeated(),
-        };
+        let kinds = self.kinds()?;
+        let haystack = self.haystack()?;
         let model = Asked::open(&self.model, DeviceKind::Cpu, Memory::On)?.scorer;
         if let Some(length) = self.lengths.iter().find(|&&length| length > model.context()) {
             return refuse(format!("--lengths {length}: the model's context is {}", model.context()));
@@ -68,22 +71,58 @@ impl Ruler {
         std::fs::create_dir_all(&self.out)
             .with_context(|| format!("cannot create {}", self.out.display()))?;
         let tokens = |text: &str| Ok(model.encode(text)?.len() + 1);
-        let kinds = if self.kinds.is_empty() { Kind::ALL.to_vec() } else { self.kinds.clone() };
         let mut table = Table::new(["task", "records", "tokens of the longest"]);
         for (&length, &kind) in
             self.lengths.iter().flat_map(|length| kinds.iter().map(move |kind| (length, kind)))
         {
             let records = kind.records(&haystack, (length, self.samples), self.seed, &tokens)?;
             let name = format!("{}-{length}", kind.name());
-            self.write(&name, &records)?;
+            self.write(kind, &name, &records)?;
             let longest = records.iter().map(|record| record.prompt_tokens).max().unwrap_or(0);
             table.row([name, records.len().to_string(), longest.to_string()]);
         }
         print(table.to_string())
     }
 
+    /// The kinds that are asked for, or that there is data for.
+    fn kinds(&self) -> anyhow::Result<Vec<Kind>> {
+        let asks = self.kinds.contains(&Kind::QuestionAnswering);
+        match (&self.questions, self.kinds.is_empty()) {
+            (None, false) if asks => refuse(
+                "question_answering needs --questions FILE: SQuAD's JSON, or JSON lines (see engram eval ruler --help)",
+            ),
+            (Some(_), false) if !asks => refuse(
+                "--questions is for question_answering alone, which --kinds leaves out: name it there, too",
+            ),
+            (None, true) => {
+                eprintln!("question_answering is left out: it needs --questions FILE");
+                Ok(Kind::ALL.into_iter().filter(|&kind| kind != Kind::QuestionAnswering).collect())
+            }
+            (Some(_), true) => Ok(Kind::ALL.to_vec()),
+            (_, false) => Ok(self.kinds.clone()),
+        }
+    }
+
+    /// What things are hidden in.
+    fn haystack(&self) -> anyhow::Result<Haystack> {
+        let haystack = match &self.hay {
+            Some(path) => {
+                let text = std::fs::read_to_string(path);
+                Haystack::of(&text.with_context(|| format!("cannot read {}", path.display()))?)?
+            }
+            None => Haystack::repeated(),
+        };
+        let Some(path) = &self.questions else { return Ok(haystack) };
+        let questions = Questions::read(path)?;
+        if questions.unanswerable() > 0 {
+            let (left, all) = (questions.unanswerable(), questions.unanswerable() + questions.count());
+            eprintln!("{}: {left} of {all} questions have no answer and are left out", path.display());
+        }
+        Ok(haystack.with_questions(questions))
+    }
+
     /// The records, and the task file beside them.
-    fn write(&self, name: &str, records: &[RulerRecord]) -> anyhow::Result<()> {
+    fn write(&self, kind: Kind, name: &str, records: &[RulerRecord]) -> anyhow::Result<()> {
         let mut lines = String::new();
         for record in records {
             lines += &serde_json::to_string(record)?;
@@ -93,9 +132,10 @@ impl Ruler {
         let tokens = records.iter().map(|record| record.answer_tokens).max().unwrap_or(1);
         let task = format!(
             "# RULER (arXiv 2404.06654): {name}, seed {}.\ndata = \"{name}.jsonl\"\n\n[generation]\n\
-             prompt = \"{{{{ prompt }}}}\"\nanswers = \"answers\"\ncompare = \"contains_all\"\nignore_case = true\n\
+             prompt = \"{{{{ prompt }}}}\"\nanswers = \"answers\"\ncompare = {}\nignore_case = true\n\
              stop = []\ntokens = {tokens}\n",
-            self.seed
+            self.seed,
+            serde_json::to_string(&kind.compare())?
         );
         write_file(&self.out.join(format!("{name}.toml")), &task)
     }

@@ -14,15 +14,19 @@ use crate::table::Table;
 /// Put tasks to a checkpoint, or to a model from outside, and count its right answers.
 ///
 /// A task is a TOML file: configs/tasks has those of common test sets, each with the file it expects in the folder
-/// of --data. A model from outside is a GGUF file or a folder with config.json, tokenizer.json and safetensors.
+/// of --data, or where --hub can get it. A model from outside is a GGUF file or a folder with config.json, tokenizer.json and safetensors.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram eval tasks runs/small configs/tasks/lambada.toml --data sets
   engram eval tasks runs/small configs/tasks/*.toml --data sets --limit 500 --out results/small
+  engram eval tasks runs/small configs/tasks/arc_easy.toml --data sets --hub
   engram eval tasks SmolLM2-135M-Instruct.Q4_1.gguf configs/tasks/piqa.toml --data sets --json
   engram eval tasks runs/small my-task.toml --shots 5 --seed 1
   engram eval tasks runs/small my-task.toml --without-memory
   engram eval tasks runs/small long.toml --keys results/large/long.jsonl
+
+--hub writes what it downloads to the folder of --data, and takes what the hub's own programs have in their cache. It
+heeds HF_ENDPOINT (a mirror), HF_TOKEN (data sets with conditions), HF_HOME and HF_HUB_CACHE.
 
 With --out every answer is kept as it comes; the same command goes on after an interruption. `engram eval compare`
 sets two such folders side by side; `engram inspect sensitivity` asks with the memory on and off.")]
@@ -74,11 +78,12 @@ impl Tasks {
         if let Some(keys) = &self.keys {
             tasks.iter_mut().try_for_each(|task| task.use_keys(keys))?;
         }
+        interrupt::listen()?;
+        self.arguments.fetch(&tasks)?;
         let questions = tasks.iter().map(|task| self.arguments.questions(task));
         let questions = questions.collect::<anyhow::Result<Vec<_>>>()?;
         let memory = if self.without_memory { Memory::Off } else { Memory::On };
         let model = Asked::open(&self.model, self.device, memory)?;
-        interrupt::listen()?;
         let mut reports = Vec::new();
         for (task, questions) in tasks.iter().zip(&questions) {
             let (outcomes, cut) = model.put((task, questions), &self.arguments, self.out.as_deref())?;

@@ -72,9 +72,10 @@ struct Report {
 impl Sensitivity {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let tasks = self.arguments.load()?;
+        interrupt::listen()?;
+        self.arguments.fetch(&tasks)?;
         let sheets = tasks.into_iter().map(|task| Sheet::of(task, &self.arguments));
         let sheets = sheets.collect::<anyhow::Result<Vec<_>>>()?;
-        interrupt::listen()?;
         // A model without memory is refused before anything is asked.
         let off = self.put(&sheets, Memory::Off)?;
         let on = self.put(&sheets, Memory::On)?;

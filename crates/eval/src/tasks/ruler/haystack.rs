@@ -1,0 +1,77 @@
+//! Sentences to hide other sentences in.
+
+use rand::seq::index::sample;
+use rand_chacha::ChaCha8Rng;
+
+use super::super::error::{Error, Result};
+use super::questions::Questions;
+
+/// What needles and assignments are hidden in, and the paragraphs that hide the one that answers a question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Haystack {
+    sentences: Vec<String>,
+    questions: Option<Questions>,
+}
+
+impl Haystack {
+    /// The same few sentences again and again.
+    pub fn repeated() -> Self {
+        let sentences =
+            ["Grass is green.", "The sky is blue.", "The sun is warm.", "Off we go.", "And back we come."];
+        Self { sentences: sentences.map(str::to_owned).into(), questions: None }
+    }
+
+    /// The sentences of a text.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn of(text: &str) -> Result<Self> {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let sentences = words.split_inclusive(|word| word.ends_with(['.', '!', '?']));
+        let sentences: Vec<String> = sentences.map(|words| words.join(" ")).collect();
+        if sentences.is_empty() {
+            return Err(Error::Mismatch("a haystack without a sentence".into()));
+        }
+        Ok(Self { sentences, questions: None })
+    }
+
+    /// With questions to ask.
+    #[must_use]
+    pub fn with_questions(self, questions: Questions) -> Self {
+        Self { questions: Some(questions), ..self }
+    }
+
+    /// The questions, if there are any.
+    pub fn questions(&self) -> Option<&Questions> {
+        self.questions.as_ref()
+    }
+
+    /// The first `count` sentences, from the beginning again where they end, with `needles` among them in their order.
+    pub(super) fn hide(&self, count: usize, needles: &[String], random: &mut ChaCha8Rng) -> String {
+        let mut places = sample(random, count + needles.len(), needles.len()).into_vec();
+        places.sort_unstable();
+        let (mut needles, mut hay) = (needles.iter(), self.sentences.iter().cycle());
+        let mut sentences = Vec::with_capacity(count + places.len());
+        for place in 0..count + places.len() {
+            let next = if places.binary_search(&place).is_ok() { needles.next() } else { hay.next() };
+            sentences.extend(next.map(String::as_str));
+        }
+        sentences.join(" ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Ruler;
+    use super::super::tests::words;
+    use super::*;
+
+    #[test]
+    fn a_text_is_hay_by_the_sentence() {
+        let haystack = Haystack::of("One  two.\nThree! Four").unwrap();
+        assert_eq!(haystack.sentences, ["One two.", "Three!", "Four"]);
+        assert!(Haystack::of(" \n").is_err());
+        let error = Ruler::MultiKey.records(&haystack, (20, 1), 0, &words).unwrap_err().to_string();
+        assert!(error.contains("multi_key: the shortest takes"), "{error}");
+    }
+}
