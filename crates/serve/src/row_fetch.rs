@@ -21,7 +21,10 @@ pub struct RowTiers {
 
 #[derive(Debug)]
 struct Tier {
-    prefetcher: Arc<Prefetcher>,
+    /// For rows that are needed now.
+    due: Arc<Prefetcher>,
+    /// For rows of steps to come, which so stand in nobody's way.
+    ahead: Prefetcher,
     /// Values of a row.
     width: usize,
 }
@@ -53,7 +56,8 @@ pub enum TierError {
 }
 
 impl RowTiers {
-    /// Fetches from `sources`, one for each memory layer in order, by `options`.
+    /// Fetches from `sources`, one for each memory layer in order, by `options`: once for rows that are needed now, once for
+    /// those of steps to come.
     ///
     /// # Errors
     /// When the tables are not those of the addressing's layers, or threads cannot be had.
@@ -72,7 +76,8 @@ impl RowTiers {
                 return Err(TierError::Rows { layer: layer.layer(), needed, found });
             }
             let width = source.width();
-            Ok(Tier { prefetcher: Arc::new(Prefetcher::new(source, options)?), width })
+            let due = Arc::new(Prefetcher::new(Arc::clone(&source), options)?);
+            Ok(Tier { due, ahead: Prefetcher::new(source, options)?, width })
         });
         let layers = layers.collect::<Result<_, _>>()?;
         Ok(Self { addressing, layers, on_demand: false })
@@ -93,16 +98,28 @@ impl RowTiers {
         self.layers.iter().map(|tier| tier.width).collect()
     }
 
-    /// Has the rows of all layers fetched that these tokens read.
+    /// Has the rows of all layers fetched that these tokens read, which are computed now.
     ///
     /// # Errors
     /// When there is no room for them within the prefetcher's limit.
     pub fn fetch(&self, ids: RowIds) -> Result<RowFetch, StoreError> {
+        self.fetch_by(ids, |tier| &tier.due)
+    }
+
+    /// As [`fetch`](Self::fetch), for tokens of a later step: however many wait here, what is needed now comes first.
+    ///
+    /// # Errors
+    /// As [`fetch`](Self::fetch).
+    pub fn fetch_ahead(&self, ids: RowIds) -> Result<RowFetch, StoreError> {
+        self.fetch_by(ids, |tier| &tier.ahead)
+    }
+
+    fn fetch_by(&self, ids: RowIds, lane: impl Fn(&Tier) -> &Prefetcher) -> Result<RowFetch, StoreError> {
         let layers = self.layers.iter().zip(&ids.layers).map(|(tier, ids)| {
             let distinct = DistinctRows::of(ids);
             let rows = match self.on_demand {
-                false => Rows::OnTheirWay(tier.prefetcher.submit(distinct.ids())?),
-                true => Rows::OnDemand(Arc::clone(&tier.prefetcher)),
+                false => Rows::OnTheirWay(lane(tier).submit(distinct.ids())?),
+                true => Rows::OnDemand(Arc::clone(&tier.due)),
             };
             Ok(LayerFetch { distinct, rows, width: tier.width })
         });

@@ -1,5 +1,6 @@
 //! Sentences to hide other sentences in.
 
+use rand::RngExt;
 use rand::seq::index::sample;
 use rand_chacha::ChaCha8Rng;
 
@@ -46,11 +47,13 @@ impl Haystack {
         self.questions.as_ref()
     }
 
-    /// The first `count` sentences, from the beginning again where they end, with `needles` among them in their order.
+    /// `count` sentences from a random one on, from the beginning again where they end, with `needles` among them in their
+    /// order.
     pub(super) fn hide(&self, count: usize, needles: &[String], random: &mut ChaCha8Rng) -> String {
+        let first = random.random_range(0..self.sentences.len());
         let mut places = sample(random, count + needles.len(), needles.len()).into_vec();
         places.sort_unstable();
-        let (mut needles, mut hay) = (needles.iter(), self.sentences.iter().cycle());
+        let (mut needles, mut hay) = (needles.iter(), self.sentences.iter().cycle().skip(first));
         let mut sentences = Vec::with_capacity(count + places.len());
         for place in 0..count + places.len() {
             let next = if places.binary_search(&place).is_ok() { needles.next() } else { hay.next() };
