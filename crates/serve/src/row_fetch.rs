@@ -218,3 +218,69 @@ impl fmt::Debug for RowFetch {
         f.debug_struct("RowFetch").field("layers", &self.layers.len()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // clippy counts only functions marked #[test] as tests
+mod tests {
+    use std::sync::Mutex;
+
+    use engram_address::Vocabulary;
+    use engram_model::MemoryConfig;
+    use engram_store::RowFormat;
+
+    use super::*;
+
+    /// Rows of nothing; while the gate is locked, only single tokens' are to be had.
+    struct Gated {
+        rows: u64,
+        gate: Arc<Mutex<()>>,
+    }
+
+    impl RowSource for Gated {
+        fn rows(&self) -> u64 {
+            self.rows
+        }
+        fn width(&self) -> usize {
+            2
+        }
+        fn format(&self) -> RowFormat {
+            RowFormat::F32
+        }
+        fn read(&self, ids: &[u64], out: &mut [u8]) -> Result<(), StoreError> {
+            if ids.len() > 2 {
+                drop(self.gate.lock());
+            }
+            out.fill(0);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_is_due_does_not_wait_for_later_steps() {
+        let memory: MemoryConfig =
+            toml::from_str("layers = [0]\nmax_order = 2\nheads = 2\nrow_width = 2\nrows_per_head = [1000]")
+                .unwrap();
+        let addressing = Addressing::new(&memory.addressing(), Vocabulary::identity(100)).unwrap();
+        let ids = |tokens: &[u32]| {
+            let mut ids = RowIds::default();
+            ids.add(&mut addressing.history(), tokens, &addressing).unwrap();
+            ids
+        };
+        let gate = Arc::new(Mutex::new(()));
+        let source = Gated { rows: addressing.layers()[0].rows(), gate: Arc::clone(&gate) };
+        let options = PrefetchOptions { time_limit: Duration::from_secs(20), ..PrefetchOptions::default() };
+        let tiers = RowTiers::new(addressing.clone(), vec![Arc::new(source)], &options).unwrap();
+        let locked = gate.lock().unwrap();
+        // More than there are threads.
+        let ahead: Vec<_> = (1..9).map(|token| tiers.fetch_ahead(ids(&[token, 3, 4, 5])).unwrap()).collect();
+        let mut rows = Vec::new();
+        tiers.fetch(ids(&[1])).unwrap().take(0, &mut rows).unwrap();
+        assert_eq!(rows.len(), 4);
+        assert!(!ahead.iter().any(RowFetch::is_ready));
+        drop(locked);
+        for mut fetch in ahead {
+            fetch.take(0, &mut rows).unwrap();
+        }
+        assert_eq!(rows.len(), 4 + 8 * 16);
+    }
+}
