@@ -327,9 +327,6 @@ struct Running {
     outcome: Option<Outcome>,
 }
 
-/// Steps whose rows are asked for before it is their turn, so that a disk or a network may pause for as long.
-const AHEAD: usize = 4;
-
 struct NextChunk {
     count: usize,
     rows: Option<RowFetch>,
@@ -573,9 +570,10 @@ impl Worker {
         (parts, rows)
     }
 
-    /// Asks for the rows of chunks of prompts, as many as the [`AHEAD`] steps after `parts` can take and in their order.
+    /// Asks for the rows of chunks of prompts, as many as the step after `parts` can take and in its order: more would
+    /// stand in the way of rows that are needed before.
     fn ask_ahead(&mut self, parts: &[Part]) {
-        let mut left = AHEAD * self.options.prompt_tokens;
+        let mut left = self.options.prompt_tokens;
         for (index, running) in self.running.iter_mut().enumerate() {
             if running.outcome.is_some() || running.is_due() {
                 continue;
@@ -676,7 +674,7 @@ impl Running {
                 let mut ids = RowIds::default();
                 let added = ids.add(history, &self.tokens[chunk], tiers.addressing());
                 let fetched = added.map_err(|error| error.to_string());
-                match fetched.and_then(|()| tiers.fetch_ahead(ids).map_err(|error| error.to_string())) {
+                match fetched.and_then(|()| tiers.fetch(ids).map_err(|error| error.to_string())) {
                     Ok(rows) => Some(rows),
                     Err(error) => return self.fail(error),
                 }

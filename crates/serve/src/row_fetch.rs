@@ -21,10 +21,7 @@ pub struct RowTiers {
 
 #[derive(Debug)]
 struct Tier {
-    /// For rows that are needed now.
-    due: Arc<Prefetcher>,
-    /// For rows of steps to come, which so stand in nobody's way.
-    ahead: Prefetcher,
+    prefetcher: Arc<Prefetcher>,
     /// Values of a row.
     width: usize,
 }
@@ -56,8 +53,7 @@ pub enum TierError {
 }
 
 impl RowTiers {
-    /// Fetches from `sources`, one for each memory layer in order, by `options`: once for rows that are needed now, once for
-    /// those of steps to come.
+    /// Fetches from `sources`, one for each memory layer in order, by `options`.
     ///
     /// # Errors
     /// When the tables are not those of the addressing's layers, or threads cannot be had.
@@ -76,8 +72,7 @@ impl RowTiers {
                 return Err(TierError::Rows { layer: layer.layer(), needed, found });
             }
             let width = source.width();
-            let due = Arc::new(Prefetcher::new(Arc::clone(&source), options)?);
-            Ok(Tier { due, ahead: Prefetcher::new(source, options)?, width })
+            Ok(Tier { prefetcher: Arc::new(Prefetcher::new(source, options)?), width })
         });
         let layers = layers.collect::<Result<_, _>>()?;
         Ok(Self { addressing, layers, on_demand: false })
@@ -98,28 +93,16 @@ impl RowTiers {
         self.layers.iter().map(|tier| tier.width).collect()
     }
 
-    /// Has the rows of all layers fetched that these tokens read, which are computed now.
+    /// Has the rows of all layers fetched that these tokens read.
     ///
     /// # Errors
     /// When there is no room for them within the prefetcher's limit.
     pub fn fetch(&self, ids: RowIds) -> Result<RowFetch, StoreError> {
-        self.fetch_by(ids, |tier| &tier.due)
-    }
-
-    /// As [`fetch`](Self::fetch), for tokens of a later step: however many wait here, what is needed now comes first.
-    ///
-    /// # Errors
-    /// As [`fetch`](Self::fetch).
-    pub fn fetch_ahead(&self, ids: RowIds) -> Result<RowFetch, StoreError> {
-        self.fetch_by(ids, |tier| &tier.ahead)
-    }
-
-    fn fetch_by(&self, ids: RowIds, lane: impl Fn(&Tier) -> &Prefetcher) -> Result<RowFetch, StoreError> {
         let layers = self.layers.iter().zip(&ids.layers).map(|(tier, ids)| {
             let distinct = DistinctRows::of(ids);
             let rows = match self.on_demand {
-                false => Rows::OnTheirWay(lane(tier).submit(distinct.ids())?),
-                true => Rows::OnDemand(Arc::clone(&tier.due)),
+                false => Rows::OnTheirWay(tier.prefetcher.submit(distinct.ids())?),
+                true => Rows::OnDemand(Arc::clone(&tier.prefetcher)),
             };
             Ok(LayerFetch { distinct, rows, width: tier.width })
         });
@@ -216,71 +199,5 @@ impl RowFetch {
 impl fmt::Debug for RowFetch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RowFetch").field("layers", &self.layers.len()).finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)] // clippy counts only functions marked #[test] as tests
-mod tests {
-    use std::sync::Mutex;
-
-    use engram_address::Vocabulary;
-    use engram_model::MemoryConfig;
-    use engram_store::RowFormat;
-
-    use super::*;
-
-    /// Rows of nothing; while the gate is locked, only single tokens' are to be had.
-    struct Gated {
-        rows: u64,
-        gate: Arc<Mutex<()>>,
-    }
-
-    impl RowSource for Gated {
-        fn rows(&self) -> u64 {
-            self.rows
-        }
-        fn width(&self) -> usize {
-            2
-        }
-        fn format(&self) -> RowFormat {
-            RowFormat::F32
-        }
-        fn read(&self, ids: &[u64], out: &mut [u8]) -> Result<(), StoreError> {
-            if ids.len() > 2 {
-                drop(self.gate.lock());
-            }
-            out.fill(0);
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn what_is_due_does_not_wait_for_later_steps() {
-        let memory: MemoryConfig =
-            toml::from_str("layers = [0]\nmax_order = 2\nheads = 2\nrow_width = 2\nrows_per_head = [1000]")
-                .unwrap();
-        let addressing = Addressing::new(&memory.addressing(), Vocabulary::identity(100)).unwrap();
-        let ids = |tokens: &[u32]| {
-            let mut ids = RowIds::default();
-            ids.add(&mut addressing.history(), tokens, &addressing).unwrap();
-            ids
-        };
-        let gate = Arc::new(Mutex::new(()));
-        let source = Gated { rows: addressing.layers()[0].rows(), gate: Arc::clone(&gate) };
-        let options = PrefetchOptions { time_limit: Duration::from_secs(20), ..PrefetchOptions::default() };
-        let tiers = RowTiers::new(addressing.clone(), vec![Arc::new(source)], &options).unwrap();
-        let locked = gate.lock().unwrap();
-        // More than there are threads.
-        let ahead: Vec<_> = (1..9).map(|token| tiers.fetch_ahead(ids(&[token, 3, 4, 5])).unwrap()).collect();
-        let mut rows = Vec::new();
-        tiers.fetch(ids(&[1])).unwrap().take(0, &mut rows).unwrap();
-        assert_eq!(rows.len(), 4);
-        assert!(!ahead.iter().any(RowFetch::is_ready));
-        drop(locked);
-        for mut fetch in ahead {
-            fetch.take(0, &mut rows).unwrap();
-        }
-        assert_eq!(rows.len(), 4 + 8 * 16);
     }
 }
