@@ -353,6 +353,28 @@ mod tests {
         assert!(linear_target_scores(&[f32::NAN], &[0.5, 2.0], &[1])[0].log_probability.is_nan());
     }
 
+    /// Errors of one sign add up over the tokens of a text.
+    #[test]
+    fn scores_under_a_large_vocabulary_are_not_biased() {
+        let (tokens, width, vocabulary) = (64, 32, 50_000);
+        let hidden: Vec<f32> = random(tokens * width, 1).iter().map(|value| 3.0 * value).collect();
+        let weight = random(width * vocabulary, 2);
+        let targets = targets(tokens, vocabulary, 3);
+        let scores = linear_target_scores(&hidden, &weight, &targets);
+        let errors =
+            scores.iter().zip(&targets).zip(hidden.chunks_exact(width)).map(|((score, &target), x)| {
+                let logit = |word: usize| -> f64 {
+                    (0..width).map(|k| f64::from(x[k]) * f64::from(weight[k * vocabulary + word])).sum()
+                };
+                let sum: f64 = (0..vocabulary).map(|word| logit(word).exp()).sum();
+                f64::from(score.log_probability) - (logit(target as usize) - sum.ln())
+            });
+        let errors: Vec<f64> = errors.collect();
+        let mean = errors.iter().sum::<f64>() / tokens as f64;
+        let worst = errors.iter().fold(0.0, |worst: f64, error| worst.max(error.abs()));
+        assert!(mean.abs() < 1e-6 && worst < 5e-6, "mean {mean:.1e}, worst {worst:.1e}");
+    }
+
     #[test]
     fn the_number_of_threads_changes_no_bit() {
         let (tokens, width, vocabulary) = (600, 64, 1000);
