@@ -50,6 +50,10 @@ impl Uring {
         // or never unmaps it.
         let registered = unsafe { ring.submitter().register_buffers(&[whole]) }.is_ok()
             && ring.submitter().register_files(&[file.as_raw_fd()]).is_ok();
+        if !registered {
+            // Buffers without the file are not used: an error says that there are none.
+            let _ = ring.submitter().unregister_buffers();
+        }
         Ok(Self {
             ring,
             file,

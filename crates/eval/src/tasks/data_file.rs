@@ -18,8 +18,8 @@ pub(crate) struct Record {
     pub(crate) fields: Map<String, Value>,
 }
 
-/// Reads `path`, whose name tells its format: `.jsonl`, `.csv` or `.parquet`. With `line_fields`, every so many lines of the file
-/// are the fields of a record instead, in that order.
+/// Reads `path`, whose name tells its format: `.jsonl`, `.csv` or `.parquet`. With `line_fields`, every so many lines
+/// of the file are the fields of a record instead, in that order.
 ///
 /// # Errors
 /// A file that cannot be read, is empty, or has a line that is no record.

@@ -38,7 +38,8 @@ pub(crate) struct Ruler {
     /// Records of each kind and length.
     #[arg(long, value_name = "N", default_value_t = 100)]
     samples: usize,
-    /// Text that needles are hidden in; without it, the same few sentences again and again.
+    /// Text that needles are hidden in: each record has its sentences from a random one on. Without it, the same few
+    /// sentences again and again.
     #[arg(long, value_name = "FILE")]
     hay: Option<PathBuf>,
     /// Questions and their paragraphs, for question_answering.

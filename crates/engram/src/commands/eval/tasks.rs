@@ -14,7 +14,8 @@ use crate::table::Table;
 /// Put tasks to a checkpoint, or to a model from outside, and count its right answers.
 ///
 /// A task is a TOML file: configs/tasks has those of common test sets, each with the file it expects in the folder
-/// of --data, or where --hub can get it. A model from outside is a GGUF file or a folder with config.json, tokenizer.json and safetensors.
+/// of --data, or where --hub can get it. A model from outside is a GGUF file or a folder with config.json,
+/// tokenizer.json and safetensors.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram eval tasks runs/small configs/tasks/lambada.toml --data sets

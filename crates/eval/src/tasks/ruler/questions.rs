@@ -91,9 +91,8 @@ impl Questions {
     /// # Errors
     /// A file that cannot be read, a record that is none of these, or no question with an answer: with the line.
     pub fn read(path: &Path) -> Result<Self> {
-        let none = Vec::new();
-        let mut all =
-            Self { path: path.to_owned(), paragraphs: Vec::new(), questions: none, unanswerable: 0 };
+        let (paragraphs, questions) = (Vec::new(), Vec::new());
+        let mut all = Self { path: path.to_owned(), paragraphs, questions, unanswerable: 0 };
         let mut places = HashMap::new();
         if path.extension().is_some_and(|extension| extension == "json") {
             all.add_squad(&mut places)?;
