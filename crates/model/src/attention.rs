@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::activation::softmax;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Bool, Tensor};
 
 use crate::config::{AttentionConfig, ModelConfig};
 use crate::fused::{self, Operation, Pass};
@@ -290,10 +290,8 @@ fn causal(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, scale: f32, bf16: bool) -> T
     let width = v.dims()[3];
     let (q, k, v) = (q.swap_dims(1, 2), k.swap_dims(1, 2), v.swap_dims(1, 2));
     let scores = product(q, k.swap_dims(2, 3), bf16).mul_scalar(scale);
-    let mask: Vec<f32> =
-        (0..time).flat_map(|t| (0..time).map(move |s| if s > t { f32::NEG_INFINITY } else { 0.0 })).collect();
-    let mask = Tensor::<4>::from_data(TensorData::new(mask, [1, 1, time, time]), &scores.device());
-    let out = product(softmax(scores + mask, 3), v, bf16);
+    let later = Tensor::<2, Bool>::tril_mask([time, time], 0, &scores.device().inner()).unsqueeze();
+    let out = product(softmax(scores.mask_fill(later, f32::NEG_INFINITY), 3), v, bf16);
     out.swap_dims(1, 2).reshape([batch * time, heads * width])
 }
 

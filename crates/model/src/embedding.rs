@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 
 use crate::fused::{self, Operation, Pass};
+use crate::selection::select;
 
 /// Rows `ids` of `table`, `[rows, width]` to `[ids, width]`. The gradient is summed in the order of `ids`.
 ///
@@ -17,9 +18,7 @@ pub fn embed(table: Tensor<2>, ids: Arc<[u32]>) -> Tensor<2> {
     if fused::available(&table) {
         return fused::apply(Fused { ids, rows, width }, [fused::input(table)], [count, width]);
     }
-    let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
-    let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &table.device());
-    table.select(0, ids)
+    select(table, ids)
 }
 
 #[derive(Debug)]

@@ -7,12 +7,14 @@ use burn::module::{Module, Param};
 use burn::tensor::activation::sigmoid;
 use burn::tensor::{Int, Tensor, TensorData};
 use engram_kernels::{ExpertsInput, ExpertsSaved, ExpertsShape};
+use rayon::prelude::*;
 
 use crate::config::{ExpertsConfig, ModelConfig};
 use crate::feed_forward::{FeedForward, swiglu};
 use crate::fused::{self, Operation, Pass};
 use crate::init::Init;
 use crate::linear::{Linear, Precision, product};
+use crate::selection::select;
 
 /// The feed-forward of a block with experts.
 #[derive(Module, Debug)]
@@ -43,9 +45,9 @@ impl Choice {
     /// Takes the `active` largest of `scores + balance` per token, `[tokens, routed]`; ties go to the lower index.
     fn best(scores: &[f32], balance: &[f32], active: usize) -> Self {
         let routed = balance.len();
-        let mut experts = Vec::with_capacity(scores.len() / routed * active);
-        let mut order: Vec<(f32, u32)> = Vec::with_capacity(routed);
-        for row in scores.chunks_exact(routed) {
+        let mut experts = vec![0; scores.len() / routed * active];
+        let rows = scores.par_chunks_exact(routed).with_min_len(1 << 10);
+        rows.zip(experts.par_chunks_exact_mut(active)).for_each_with(Vec::new(), |order, (row, best)| {
             order.clear();
             order.extend(
                 row.iter().zip(balance).zip(0..).map(|((score, bias), expert)| (score + bias, expert)),
@@ -56,8 +58,8 @@ impl Choice {
                 order.truncate(active);
             }
             order.sort_unstable_by(better);
-            experts.extend(order.iter().map(|&(_, expert)| expert));
-        }
+            best.iter_mut().zip(order).for_each(|(best, &mut (_, expert))| *best = expert);
+        });
         Self { experts: experts.into(), active, routed }
     }
 
@@ -68,6 +70,23 @@ impl Choice {
             loads[expert as usize] += 1;
         }
         loads
+    }
+
+    fn dispatch(&self) -> Dispatch {
+        let loads = self.loads();
+        let most = loads.iter().max().map_or(0, |&most| most as usize);
+        let places = most.next_multiple_of(PLACES);
+        let tokens = self.experts.len() / self.active;
+        let mut token: Vec<u32> = (0..self.routed * places).map(|place| (place % tokens) as u32).collect();
+        let mut next: Vec<usize> = (0..self.routed).map(|expert| expert * places).collect();
+        let mut place = Vec::with_capacity(self.experts.len());
+        for (slot, &expert) in self.experts.iter().enumerate() {
+            let next = &mut next[expert as usize];
+            token[*next] = (slot / self.active) as u32;
+            place.push(*next as u32);
+            *next += 1;
+        }
+        Dispatch { token: token.into(), place: place.into() }
     }
 
     fn tensor(&self, device: &burn::tensor::Device) -> Tensor<2, Int> {
@@ -151,35 +170,33 @@ impl Experts {
         fused::apply(FusedExperts { shape, choice }, inputs, output_shape)
     }
 
-    /// Every expert in turn over the tokens that chose it.
+    /// All experts at once, in places for as many tokens as the most chosen one sees.
     fn composed(&self, x: Tensor<2>, gates: Tensor<2>, choice: &Choice) -> Tensor<2> {
         let [tokens, width] = x.dims();
-        let device = x.device();
-        let [routed, _, double] = self.input.val().dims();
-        let flat_gates = gates.reshape([tokens * self.active, 1]);
-        let mut sum = Tensor::zeros([tokens, width], &device);
-        for expert in 0..routed {
-            let slots: Vec<i32> = (0..)
-                .zip(choice.experts.iter())
-                .filter(|&(_, &e)| e as usize == expert)
-                .map(|(s, _)| s)
-                .collect();
-            if slots.is_empty() {
-                continue;
-            }
-            let count = slots.len();
-            let rows: Vec<i32> = slots.iter().map(|slot| slot / self.active as i32).collect();
-            let slots = Tensor::<1, Int>::from_data(TensorData::new(slots, [count]), &device);
-            let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [count]), &device);
-            let input = self.input.val().narrow(0, expert, 1).reshape([width, double]);
-            let output = self.output.val().narrow(0, expert, 1).reshape([double / 2, width]);
-            let hidden = swiglu(product(x.clone().select(0, rows.clone()), input, self.bf16));
-            let y = product(hidden, output, self.bf16) * flat_gates.clone().select(0, slots);
-            sum = sum.select_assign(0, rows, y, burn::tensor::IndexingUpdateOp::Add);
-        }
-        sum
+        let routed = self.input.val().dims()[0];
+        let dispatch = choice.dispatch();
+        let places = dispatch.token.len() / routed;
+        let x = select(x, dispatch.token).reshape([routed, places, width]);
+        let hidden = product(x, self.input.val(), self.bf16);
+        let double = hidden.dims()[2];
+        let hidden = swiglu(hidden.reshape([routed * places, double])).reshape([routed, places, double / 2]);
+        let y = product(hidden, self.output.val(), self.bf16).reshape([routed * places, width]);
+        let y = select(y, dispatch.place).reshape([tokens, self.active, width]);
+        (y * gates.reshape([tokens, self.active, 1])).sum_dim(1).reshape([tokens, width])
     }
 }
+
+/// Which token stands where when every expert has equally many places.
+struct Dispatch {
+    /// Of each place of each expert, `[routed·places]`. Those that no token chose hold some other token, whose result
+    /// nobody reads.
+    token: Arc<[u32]>,
+    /// Where each token's chosen experts see it, `[tokens·active]`.
+    place: Arc<[u32]>,
+}
+
+/// Places of an expert come in so many: shapes then change seldom, and products are in whole tiles.
+const PLACES: usize = 64;
 
 /// Weights of the chosen experts, `[tokens, active]`: their sigmoid scores, normalised to sum to one.
 fn gates(logits: Tensor<2>, choice: &Choice) -> Tensor<2> {

@@ -61,6 +61,7 @@ mod ngram_embedding;
 mod recomputation;
 mod rms_norm;
 mod rotary;
+mod selection;
 mod sequences;
 mod transformer;
 

@@ -292,13 +292,17 @@ fn newton_schulz(g: Tensor<3>) -> Tensor<3> {
 
 /// Euclidean norm of all gradients as one vector.
 pub fn global_norm(gradients: &Gradients) -> f32 {
-    let squares = gradients.values().map(|gradient| {
-        if on_cpu(&gradient.device()) {
-            return host(gradient.clone()).iter().map(|&value| f64::from(value).powi(2)).sum();
-        }
-        f64::from(gradient.clone().square().sum().into_scalar::<f32>())
-    });
-    squares.sum::<f64>().sqrt() as f32
+    let Some(device) = gradients.values().next().map(Tensor::device) else { return 0.0 };
+    let squares: Vec<f64> = if on_cpu(&device) {
+        let squares =
+            |gradient: &Tensor<1>| host(gradient.clone()).iter().map(|&value| f64::from(value).powi(2)).sum();
+        gradients.values().map(squares).collect()
+    } else {
+        // One read for all: each waits for the device.
+        let squares = gradients.values().map(|gradient| gradient.clone().square().sum()).collect();
+        host(Tensor::cat(squares, 0)).into_iter().map(f64::from).collect()
+    };
+    squares.iter().sum::<f64>().sqrt() as f32
 }
 
 fn on_cpu(device: &Device) -> bool {

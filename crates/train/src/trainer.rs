@@ -411,7 +411,9 @@ impl Trainer {
             return self.model().loss_recomputing(tokens, targets, share, trace);
         }
         let loss = self.model().loss(tokens, targets, trace);
-        (loss.clone().inner().into_scalar(), loss.mul_scalar(share).backward())
+        let gradients = loss.clone().mul_scalar(share).backward();
+        // Read last: reading waits for the device.
+        (loss.inner().into_scalar(), gradients)
     }
 }
 

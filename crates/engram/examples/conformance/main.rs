@@ -1,7 +1,7 @@
 //! Checks Engram against what its published demonstration code computed.
 //!
 //! ```text
-//! cargo run --release --example conformance -- [--composed] DIR
+//! cargo run --release --example conformance -- [--composed | --cuda] DIR
 //! ```
 //!
 //! DIR holds files of the demonstration's values, any of these kinds:
@@ -9,7 +9,8 @@
 //! * `module_*.safetensors`: a memory module with its weights, input, output and every gradient. Floats must agree
 //!   within 1e-5 + 1e-4·|x| in f32, row ids exactly. The modules run as they train on a CPU, in fused operations;
 //!   with `--composed`, as on other devices, in Burn's primitives. Those add in an order of their own, which shows
-//!   where a gate's score is so near 0 that the last bits of a sum decide the slope of its root.
+//!   where a gate's score is so near 0 that the last bits of a sum decide the slope of its root. With `--cuda`, on the
+//!   first NVIDIA GPU (built with `--features cuda`).
 //! * `addressing_*.json`: multipliers, primes and row ids of a configuration, exactly.
 //! * `*_compression.npy`: the class of every token id. Token ids are mapped with it; and when DIR also holds the
 //!   `tokenizer.json` that it was made from, it is checked itself.
@@ -30,9 +31,10 @@ use engram_address::Vocabulary;
 use crate::module::ComputePath;
 use crate::report::Report;
 
-const USAGE: &str = "usage: conformance [--composed] DIR
+const USAGE: &str = "usage: conformance [--composed | --cuda] DIR
   DIR holds module_*.safetensors, addressing_*.json or *_compression.npy files of the demonstration code's values
-  --composed  compute modules in Burn's primitives, not in the fused operations of a CPU";
+  --composed  compute modules in Burn's primitives, not in the fused operations of a CPU
+  --cuda      compute modules on the first NVIDIA GPU; needs a build with --features cuda";
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
@@ -43,6 +45,13 @@ fn main() -> ExitCode {
         }
         [folder] => (ComputePath::Fused, folder),
         [option, folder] if option == "--composed" => (ComputePath::Composed, folder),
+        #[cfg(feature = "cuda")]
+        [option, folder] if option == "--cuda" => (ComputePath::Cuda, folder),
+        #[cfg(not(feature = "cuda"))]
+        [option, _] if option == "--cuda" => {
+            eprintln!("error: --cuda: built without it; add `--features cuda`");
+            return ExitCode::from(2);
+        }
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);

@@ -25,6 +25,9 @@ pub(crate) enum ComputePath {
     Fused,
     /// In Burn's primitives, as on other devices.
     Composed,
+    /// On the first NVIDIA GPU.
+    #[cfg(feature = "cuda")]
+    Cuda,
 }
 
 /// Checks the addressing and every module of a file.
@@ -49,8 +52,10 @@ pub(crate) fn check(
     for &layer in &shape.config.layers {
         let published = Published { file: &file, prefix: format!("layer{layer}."), shape: &shape };
         match compute {
-            ComputePath::Fused => published.check(report)?,
-            ComputePath::Composed => composed(|| published.check(report))?,
+            ComputePath::Fused => published.check(&Device::flex(), report)?,
+            ComputePath::Composed => composed(|| published.check(&Device::flex(), report))?,
+            #[cfg(feature = "cuda")]
+            ComputePath::Cuda => published.check(&Device::cuda(0), report)?,
         }
     }
     Ok(())
@@ -147,8 +152,8 @@ struct Published<'a> {
 
 impl Published<'_> {
     /// Runs the module forward and backward and compares everything. `path` says by which operations.
-    fn check(&self, report: &mut Report) -> Result<()> {
-        let device = Device::flex().autodiff();
+    fn check(&self, device: &Device, report: &mut Report) -> Result<()> {
+        let device = device.clone().autodiff();
         let module = self.module(&device)?;
         let hidden_shape = self.file.floats(&self.name("hidden_in"))?.1;
         let &[batch, time, ..] = hidden_shape else {
