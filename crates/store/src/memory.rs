@@ -190,35 +190,53 @@ fn claim(file: &File, bytes: u64) -> std::io::Result<()> {
 /// outstanding misses full, little enough to stay in the second-level cache until used.
 const AHEAD_BYTES: usize = 16 << 10;
 
-/// How many rows of `row_bytes` to prefetch ahead.
+/// How many rows of `row_bytes` to prefetch ahead. More than 40 made Zen 4 slower again (`docs/log.md`).
 #[inline]
 pub(crate) fn rows_ahead(row_bytes: usize) -> usize {
-    (AHEAD_BYTES / row_bytes.max(1)).clamp(4, 64)
+    (AHEAD_BYTES / row_bytes.max(1)).clamp(4, 40)
 }
 
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
+
 /// Asks the processor to fetch every cache line of `data[start..start + bytes]`. A hint: it reads nothing.
-///
-/// To its second cache: that one can wait for more lines at once than the first, and random rows then come half as
-/// fast again (`docs/log.md`).
 #[inline(always)]
 pub(crate) fn prefetch<T>(data: &[T], start: usize, bytes: usize) {
+    let row = data.as_ptr().wrapping_add(start).cast::<i8>();
+    let end = row.wrapping_add(bytes);
+    // Each line once: asking again for one that is on its way takes as much time as another would.
+    let mut line = row.wrapping_sub(row.addr() % LINE);
+    while line < end {
+        prefetch_line(line);
+        line = line.wrapping_add(LINE);
+    }
+}
+
+/// [`prefetch`] of `bytes` bytes that are at least `LINES` lines, and less than one more.
+#[inline(always)]
+pub(crate) fn prefetch_lines<const LINES: usize>(data: &[u8], start: usize, bytes: usize) {
+    let row = data.as_ptr().wrapping_add(start).cast::<i8>();
+    for line in 0..LINES {
+        prefetch_line(row.wrapping_add(line * LINE));
+    }
+    if !bytes.is_multiple_of(LINE) || !row.addr().is_multiple_of(LINE) {
+        prefetch_line(row.wrapping_add(bytes - 1));
+    }
+}
+
+/// To the second cache: that one can wait for more lines at once than the first, and random rows then come half as
+/// fast again (`docs/log.md`).
+#[inline(always)]
+fn prefetch_line(line: *const i8) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        const LINE: usize = 64;
-        let row = data.as_ptr().wrapping_add(start).cast::<i8>();
-        let end = row.wrapping_add(bytes);
-        // Each line once: asking again for one that is on its way takes as much time as another would.
-        let mut line = row.wrapping_sub(row.addr() % LINE);
-        while line < end {
-            // SAFETY: prefetching is in the base instruction set and does not access memory: an address that
-            // is not mapped is ignored.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(line) };
-            line = line.wrapping_add(LINE);
-        }
+        // SAFETY: prefetching is in the base instruction set and does not access memory: an address that is not mapped
+        // is ignored.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (data, start, bytes);
+    let _ = line;
 }
 
 #[cfg(test)]
