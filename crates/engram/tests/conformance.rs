@@ -95,6 +95,9 @@ fn wrong_multipliers_are_a_miss() {
 fn bad_input_is_refused() {
     expect(&conformance(&[]), 2, "usage: conformance");
     expect(&conformance(&[Path::new("--fast"), &golden()]), 2, "usage: conformance");
+    if cfg!(not(feature = "cuda")) {
+        expect(&conformance(&[Path::new("--cuda"), &golden()]), 2, "add `--features cuda`");
+    }
     expect(&conformance(&[Path::new("no/such/folder")]), 2, "cannot list no/such/folder");
     let empty = tempfile::tempdir().unwrap();
     expect(&conformance(&[empty.path()]), 2, "holds no module_*.safetensors");

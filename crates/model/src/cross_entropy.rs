@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use burn::tensor::Tensor;
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::experts::values;
 use crate::fused::{self, Operation, Pass};
 use crate::linear::product;
+use crate::selection::int;
 
 /// Mean cross-entropy, in nats per token, of `hidden·head` against `targets`, and each token's own.
 ///
@@ -18,8 +19,7 @@ pub fn cross_entropy(hidden: Tensor<2>, head: Tensor<2>, targets: Arc<[u32]>, bf
         let operation = Fused { targets, gradients: hidden.is_autodiff() };
         return fused::apply(operation, [fused::input(hidden), fused::input(head)], [1]);
     }
-    let targets: Vec<i32> = targets.iter().map(|&target| target as i32).collect();
-    let targets = Tensor::<2, Int>::from_data(TensorData::new(targets, [tokens, 1]), &hidden.device());
+    let targets = int(&targets, &hidden.device()).reshape([tokens, 1]);
     log_softmax(product(hidden, head, bf16), 1).gather(1, targets).mean().neg()
 }
 
@@ -30,8 +30,7 @@ pub fn token_losses(hidden: Tensor<2>, head: Tensor<2>, targets: &[u32], bf16: b
         let (hidden, head) = (values(hidden), values(head));
         return engram_kernels::linear_cross_entropy(&hidden, &head, targets, false).losses;
     }
-    let targets: Vec<i32> = targets.iter().map(|&target| target as i32).collect();
-    let targets = Tensor::<2, Int>::from_data(TensorData::new(targets, [tokens, 1]), &hidden.device());
+    let targets = int(targets, &hidden.device()).reshape([tokens, 1]);
     values(log_softmax(product(hidden, head, bf16), 1).gather(1, targets).neg())
 }
 
@@ -56,8 +55,7 @@ pub fn target_scores(hidden: Tensor<2>, head: Tensor<2>, targets: &[u32], bf16: 
         return scores.map(score).collect();
     }
     let logarithms = log_softmax(product(hidden, head, bf16), 1);
-    let ids: Vec<i32> = targets.iter().map(|&target| target as i32).collect();
-    let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [targets.len(), 1]), &logarithms.device());
+    let ids = int(targets, &logarithms.device()).reshape([targets.len(), 1]);
     let likeliest = logarithms.clone().argmax(1).equal(ids.clone()).into_data();
     let scores = values(logarithms.gather(1, ids)).into_iter().zip(likeliest.iter::<bool>());
     scores.map(|(log_probability, likeliest)| TargetScore { log_probability, likeliest }).collect()

@@ -7,7 +7,8 @@ use burn::tensor::Tensor;
 use crate::fused::{self, Operation, Pass};
 use crate::selection::select;
 
-/// Rows `ids` of `table`, `[rows, width]` to `[ids, width]`. The gradient is summed in the order of `ids`.
+/// Rows `ids` of `table`, `[rows, width]` to `[ids, width]`. The gradients of a row that is looked up more than once are summed
+/// in an order that `ids` alone decide.
 ///
 /// # Panics
 /// When an id is not below the number of rows: callers check their ids.

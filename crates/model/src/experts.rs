@@ -14,7 +14,7 @@ use crate::feed_forward::{FeedForward, swiglu};
 use crate::fused::{self, Operation, Pass};
 use crate::init::Init;
 use crate::linear::{Linear, Precision, product};
-use crate::selection::select;
+use crate::selection::{int, select};
 
 /// The feed-forward of a block with experts.
 #[derive(Module, Debug)]
@@ -72,6 +72,7 @@ impl Choice {
         loads
     }
 
+    /// Tokens take the places of their experts in order.
     fn dispatch(&self) -> Dispatch {
         let loads = self.loads();
         let most = loads.iter().max().map_or(0, |&most| most as usize);
@@ -90,9 +91,8 @@ impl Choice {
     }
 
     fn tensor(&self, device: &burn::tensor::Device) -> Tensor<2, Int> {
-        let experts: Vec<i32> = self.experts.iter().map(|&expert| expert as i32).collect();
-        let tokens = experts.len() / self.active;
-        Tensor::from_data(TensorData::new(experts, [tokens, self.active]), device)
+        let tokens = self.experts.len() / self.active;
+        int(&self.experts, device).reshape([tokens, self.active])
     }
 }
 

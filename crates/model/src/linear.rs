@@ -8,7 +8,7 @@ use crate::init::Init;
 /// In what numbers matrix products are computed. Weights, residual and optimiser are f32 in either case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
-    /// f32 throughout. On a GPU, products may run on tensor cores in TF32, which keeps ten bits of each number.
+    /// f32 throughout. On a GPU products are not held to its rounding: see docs/results/gpu.md.
     #[default]
     F32,
     /// Operands of matrix products are rounded to bf16; master weights stay f32.

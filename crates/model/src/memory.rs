@@ -12,8 +12,8 @@
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
+use burn::tensor::Tensor;
 use burn::tensor::activation::{sigmoid, silu};
-use burn::tensor::{Tensor, TensorData};
 use engram_kernels::{MemoryGate, MemoryGateInput, ShortConvolutionShape, ShortConvolutionWeights};
 
 use crate::config::{MemoryConfig, MemoryForm};
@@ -23,6 +23,7 @@ use crate::fused::{self, Operation, Pass};
 use crate::init::Init;
 use crate::linear::{Precision, product};
 use crate::rms_norm::normalise;
+use crate::selection::column;
 use crate::sequences::{Run, Sequences};
 
 /// The memory rows of one layer that a batch needs: each distinct row once, and where it goes.
@@ -332,9 +333,8 @@ impl ShortConvolution {
 
 /// Zeroes the rows of dead positions.
 pub(crate) fn silence(u: Tensor<2>, dead: &[bool]) -> Tensor<2> {
-    let alive: Vec<f32> = dead.iter().map(|&dead| if dead { 0.0 } else { 1.0 }).collect();
-    let tokens = alive.len();
-    let alive = Tensor::<2>::from_data(TensorData::new(alive, [tokens, 1]), &u.device());
+    let alive: Vec<bool> = dead.iter().map(|&dead| !dead).collect();
+    let alive = column(&alive, &u.device());
     u * alive
 }
 

@@ -142,14 +142,15 @@ impl Pairs {
     }
 }
 
-fn int(values: &[u32], device: &Device) -> Tensor<1, Int> {
+/// Ids, `[count]`, on `device`.
+pub(crate) fn int(values: &[u32], device: &Device) -> Tensor<1, Int> {
     let values: Vec<i32> = values.iter().map(|&value| value as i32).collect();
     let count = values.len();
     Tensor::from_data(TensorData::new(values, [count]), device)
 }
 
-/// 1 or 0, `[count, 1]`.
-fn column(values: &[bool], device: &Device) -> Tensor<2> {
+/// 1 where a value is true, else 0, `[count, 1]`.
+pub(crate) fn column(values: &[bool], device: &Device) -> Tensor<2> {
     let values: Vec<f32> = values.iter().map(|&value| f32::from(u8::from(value))).collect();
     let count = values.len();
     Tensor::from_data(TensorData::new(values, [count, 1]), device)

@@ -142,7 +142,8 @@ fn offload(folder: &Path, sequences: usize, gib: u64) {
     for (turn, part) in requests.chunks(AT_ONCE).enumerate() {
         let mut seconds = [None; 5];
         for way in (0..5).map(|way| (way + turn) % 5) {
-            if ways[way].3 && turn % 8 > 0 {
+            let (.., on_demand) = ways[way];
+            if on_demand && turn % 8 > 0 {
                 continue;
             }
             let start = Instant::now();
