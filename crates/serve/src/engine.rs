@@ -21,7 +21,7 @@ use crate::decoder::{Chunk, Decoder, StepOutput};
 use crate::metrics::Metrics;
 use crate::prompt_lookup;
 use crate::request::{Event, Failure, Finish, GeneratedToken, PositionGates, Refusal, Request, Summary};
-use crate::row_fetch::{RowFetch, RowIds, RowTiers};
+use crate::row_fetch::{Needed, RowFetch, RowIds, RowTiers};
 use crate::sampling::{Sampler, TokenLogprob};
 use crate::stop_strings::StopStrings;
 use crate::text_stream::TextStream;
@@ -545,7 +545,7 @@ impl Worker {
         }
         let mut rows = None;
         if let Some(tiers) = self.model.rows.as_ref().filter(|_| any) {
-            match tiers.fetch(ids) {
+            match tiers.fetch(ids, Needed::Now) {
                 Ok(fetch) => rows = Some(fetch),
                 Err(error) => {
                     parts.drain(..).for_each(|part| self.running[part.running].fail(&error));
@@ -674,7 +674,9 @@ impl Running {
                 let mut ids = RowIds::default();
                 let added = ids.add(history, &self.tokens[chunk], tiers.addressing());
                 let fetched = added.map_err(|error| error.to_string());
-                match fetched.and_then(|()| tiers.fetch(ids).map_err(|error| error.to_string())) {
+                match fetched
+                    .and_then(|()| tiers.fetch(ids, Needed::Later).map_err(|error| error.to_string()))
+                {
                     Ok(rows) => Some(rows),
                     Err(error) => return self.fail(error),
                 }

@@ -76,7 +76,7 @@ pub use decoder::{Chunk, Decoder, StepOutput, UnpublishedMemory};
 pub use engine::{Engine, EngineError, EngineOptions, Model};
 pub use metrics::Metrics;
 pub use request::{Event, Failure, Finish, GeneratedToken, PositionGates, Refusal, Request, Summary};
-pub use row_fetch::{RowFetch, RowIds, RowTiers, TierError};
+pub use row_fetch::{Needed, RowFetch, RowIds, RowTiers, TierError};
 pub use sampling::{BadParameter, Sampling, TokenLogprob};
 pub use server::{Facts, Server, ServerOptions};
 pub use text_codec::{CodecError, Opening, TextCodec};

@@ -2,6 +2,10 @@
 //!
 //! Which rows a token reads depends on tokens alone. As soon as a step's tokens are known the rows of every memory
 //! layer are asked for; they are waited for where the layer needs them, and the wait is measured.
+//!
+//! Rows of prompts to come have time, and there are many of them; those of tokens that are due have none. So each kind has
+//! a prefetcher of its own, and the former are asked for a few at a time: a disk answers in the order in which it is
+//! asked.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,10 +25,23 @@ pub struct RowTiers {
 
 #[derive(Debug)]
 struct Tier {
-    prefetcher: Arc<Prefetcher>,
+    due: Arc<Prefetcher>,
+    ahead: Prefetcher,
     /// Values of a row.
     width: usize,
 }
+
+/// When rows are needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Needed {
+    /// In the step that computes next.
+    Now,
+    /// In a step after it.
+    Later,
+}
+
+/// Rows needed later that are asked for at a time.
+const AHEAD_AT_A_TIME: usize = 32;
 
 /// Tables that do not fit the addressing.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +70,8 @@ pub enum TierError {
 }
 
 impl RowTiers {
-    /// Fetches from `sources`, one for each memory layer in order, by `options`.
+    /// Fetches from `sources`, one for each memory layer in order, by `options`: those hold for rows of each kind of need
+    /// by themselves, but that rows needed later are asked for a few at a time.
     ///
     /// # Errors
     /// When the tables are not those of the addressing's layers, or threads cannot be had.
@@ -72,7 +90,10 @@ impl RowTiers {
                 return Err(TierError::Rows { layer: layer.layer(), needed, found });
             }
             let width = source.width();
-            Ok(Tier { prefetcher: Arc::new(Prefetcher::new(source, options)?), width })
+            let few = options.at_a_time.min(AHEAD_AT_A_TIME);
+            let later = PrefetchOptions { threads: 1, at_a_time: few, ..options.clone() };
+            let ahead = Prefetcher::new(Arc::clone(&source), &later)?;
+            Ok(Tier { due: Arc::new(Prefetcher::new(source, options)?), ahead, width })
         });
         let layers = layers.collect::<Result<_, _>>()?;
         Ok(Self { addressing, layers, on_demand: false })
@@ -97,12 +118,13 @@ impl RowTiers {
     ///
     /// # Errors
     /// When there is no room for them within the prefetcher's limit.
-    pub fn fetch(&self, ids: RowIds) -> Result<RowFetch, StoreError> {
+    pub fn fetch(&self, ids: RowIds, needed: Needed) -> Result<RowFetch, StoreError> {
         let layers = self.layers.iter().zip(&ids.layers).map(|(tier, ids)| {
             let distinct = DistinctRows::of(ids);
-            let rows = match self.on_demand {
-                false => Rows::OnTheirWay(tier.prefetcher.submit(distinct.ids())?),
-                true => Rows::OnDemand(Arc::clone(&tier.prefetcher)),
+            let rows = match (self.on_demand, needed) {
+                (true, _) => Rows::OnDemand(Arc::clone(&tier.due)),
+                (false, Needed::Now) => Rows::OnTheirWay(tier.due.submit(distinct.ids())?),
+                (false, Needed::Later) => Rows::OnTheirWay(tier.ahead.submit(distinct.ids())?),
             };
             Ok(LayerFetch { distinct, rows, width: tier.width })
         });

@@ -6,7 +6,7 @@ mod common;
 use common::{EVERYTHING, Fixture, PLAIN, WITHOUT_MEMORY, assert_close, random_tokens};
 use engram_address::History;
 use engram_kernels::WeightFormat;
-use engram_serve::{Cache, Chunk, Decoder, Root, RowIds, RowTiers, Sequence, StepOutput};
+use engram_serve::{Cache, Chunk, Decoder, Needed, Root, RowIds, RowTiers, Sequence, StepOutput};
 use proptest::prelude::*;
 
 /// One sequence and what was computed of it.
@@ -60,8 +60,12 @@ impl Bench {
             next.push(tokens);
         }
         let any = lines.iter().zip(counts).any(|(line, &count)| line.history.is_some() && count > 0);
-        let mut rows: Vec<_> =
-            self.tiers.iter().filter(|_| any).map(|tiers| tiers.fetch(ids.clone()).unwrap()).collect();
+        let mut rows: Vec<_> = self
+            .tiers
+            .iter()
+            .filter(|_| any)
+            .map(|tiers| tiers.fetch(ids.clone(), Needed::Now).unwrap())
+            .collect();
         let chunks = lines.iter().zip(&next).filter(|(_, tokens)| !tokens.is_empty());
         let chunks: Vec<Chunk<'_>> = chunks
             .map(|(line, tokens)| {

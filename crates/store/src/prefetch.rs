@@ -27,6 +27,9 @@ use std::sync;
 pub struct PrefetchOptions {
     /// Batches fetched at once, each by a thread of its own.
     pub threads: usize,
+    /// Rows of a batch that are asked for at a time. With all of them at a time a batch is there soonest; with few, those
+    /// of another prefetcher wait less behind it.
+    pub at_a_time: usize,
     /// Bytes of batches that are waiting, being fetched, or fetched and not yet dropped: their rows as stored, and
     /// their ids.
     pub bytes: u64,
@@ -36,7 +39,7 @@ pub struct PrefetchOptions {
 
 impl Default for PrefetchOptions {
     fn default() -> Self {
-        Self { threads: 2, bytes: 256 << 20, time_limit: Duration::from_secs(60) }
+        Self { threads: 2, at_a_time: usize::MAX, bytes: 256 << 20, time_limit: Duration::from_secs(60) }
     }
 }
 
@@ -76,6 +79,9 @@ impl Prefetcher {
         if options.threads == 0 {
             return Err(StoreError::setting("threads", 0, "at least 1"));
         }
+        if options.at_a_time == 0 {
+            return Err(StoreError::setting("at_a_time", 0, "at least 1"));
+        }
         if options.bytes == 0 {
             return Err(StoreError::setting("bytes", 0, "at least 1"));
         }
@@ -87,9 +93,10 @@ impl Prefetcher {
         let prefetcher = Self { source, exchange, time_limit: options.time_limit };
         for _ in 0..options.threads {
             let (source, exchange) = (Arc::clone(&prefetcher.source), Arc::clone(&prefetcher.exchange));
+            let at_a_time = options.at_a_time;
             std::thread::Builder::new()
                 .name("row-prefetch".into())
-                .spawn(move || while exchange.serve(&|ids| fetch(&*source, ids)) {})
+                .spawn(move || while exchange.serve(&|ids| fetch(&*source, ids, at_a_time)) {})
                 .map_err(|source| StoreError::Memory {
                     bytes: 0,
                     place: "a thread to prefetch with".into(),
@@ -157,10 +164,14 @@ impl fmt::Debug for Prefetcher {
 }
 
 /// Rows as they are stored; a source that panics is an error for whoever waits.
-fn fetch(source: &dyn RowSource, ids: &[u64]) -> Result<Vec<u8>> {
+fn fetch(source: &dyn RowSource, ids: &[u64], at_a_time: usize) -> Result<Vec<u8>> {
     let read = || {
-        let mut stored = vec![0; ids.len() * source.bytes_per_row()];
-        source.read(ids, &mut stored).map(|()| stored)
+        let row = source.bytes_per_row();
+        let mut stored = vec![0; ids.len() * row];
+        let some = at_a_time.min(ids.len().max(1));
+        let parts = ids.chunks(some).zip(stored.chunks_mut(some * row));
+        parts.map(|(ids, rows)| source.read(ids, rows)).collect::<Result<()>>()?;
+        Ok(stored)
     };
     catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<&str>().map(|&text| text.to_owned());
@@ -506,7 +517,8 @@ mod tests {
     fn prefetcher(threads: usize, rows: u64) -> (Arc<Numbers>, Prefetcher) {
         let numbers = Arc::new(Numbers::default());
         let time_limit = Duration::from_secs(5);
-        let options = PrefetchOptions { threads, bytes: rows * BYTES, time_limit };
+        let options =
+            PrefetchOptions { threads, bytes: rows * BYTES, time_limit, ..PrefetchOptions::default() };
         (Arc::clone(&numbers), Prefetcher::new(numbers, &options).unwrap())
     }
 
@@ -596,7 +608,8 @@ mod tests {
         drop(two);
         eventually(|| prefetcher.bytes_in_use() == 0);
         let limit = Duration::from_millis(20);
-        let options = PrefetchOptions { threads: 1, bytes: BYTES, time_limit: limit };
+        let options =
+            PrefetchOptions { threads: 1, bytes: BYTES, time_limit: limit, ..PrefetchOptions::default() };
         let numbers = Arc::new(Numbers::default());
         let prefetcher = Prefetcher::new(Arc::clone(&numbers), &options).unwrap();
         let gate = numbers.gate.lock().unwrap();
@@ -604,6 +617,20 @@ mod tests {
         assert!(matches!(prefetcher.submit([2]), Err(StoreError::TooSlow { .. })));
         assert!(matches!(held.wait(), Err(StoreError::TooSlow { .. })));
         drop(gate);
+    }
+
+    #[test]
+    fn rows_are_asked_for_as_many_at_a_time_as_wanted() {
+        let numbers = Arc::new(Numbers::default());
+        let options = PrefetchOptions { at_a_time: 4, ..PrefetchOptions::default() };
+        let prefetcher = Prefetcher::new(Arc::clone(&numbers), &options).unwrap();
+        for (count, reads) in [(10, 3), (4, 4), (1, 5), (0, 5)] {
+            let ids: Vec<u64> = (20..20 + count).collect();
+            is_rows(&ids, &prefetcher.submit(ids.clone()).unwrap().wait().unwrap());
+            assert_eq!(numbers.reads.load(Ordering::SeqCst), reads);
+        }
+        let none = PrefetchOptions { at_a_time: 0, ..options };
+        assert!(Prefetcher::new(numbers, &none).unwrap_err().to_string().contains("at_a_time"));
     }
 
     #[test]
