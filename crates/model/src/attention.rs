@@ -1,8 +1,7 @@
 //! Causal attention: multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1) and the plain form.
 
 use burn::module::Module;
-use burn::tensor::activation::softmax;
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::Tensor;
 
 use crate::config::{AttentionConfig, ModelConfig};
 use crate::fused::{self, Operation, Pass};
@@ -11,6 +10,7 @@ use crate::linear::{Linear, Precision, product};
 use crate::rms_norm::RmsNorm;
 use crate::rotary::Rotary;
 use crate::sequences::{Run, Sequences};
+use crate::softmax::causal_softmax;
 
 /// Attention of one block.
 #[derive(Module, Debug)]
@@ -289,9 +289,7 @@ fn causal(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, scale: f32, bf16: bool) -> T
     let [batch, time, heads, _] = q.dims();
     let width = v.dims()[3];
     let (q, k, v) = (q.swap_dims(1, 2), k.swap_dims(1, 2), v.swap_dims(1, 2));
-    let scores = product(q, k.swap_dims(2, 3), bf16).mul_scalar(scale);
-    let later = Tensor::<2, Bool>::tril_mask([time, time], 0, &scores.device().inner()).unsqueeze();
-    let out = product(softmax(scores.mask_fill(later, f32::NEG_INFINITY), 3), v, bf16);
+    let out = product(causal_softmax(product(q, k.swap_dims(2, 3), bf16), scale), v, bf16);
     out.swap_dims(1, 2).reshape([batch * time, heads * width])
 }
 

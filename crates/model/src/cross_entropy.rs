@@ -7,7 +7,7 @@ use burn::tensor::activation::log_softmax;
 
 use crate::experts::values;
 use crate::fused::{self, Operation, Pass};
-use crate::linear::product;
+use crate::linear::rows_product;
 use crate::selection::int;
 
 /// Mean cross-entropy, in nats per token, of `hidden·head` against `targets`, and each token's own.
@@ -20,7 +20,7 @@ pub fn cross_entropy(hidden: Tensor<2>, head: Tensor<2>, targets: Arc<[u32]>, bf
         return fused::apply(operation, [fused::input(hidden), fused::input(head)], [1]);
     }
     let targets = int(&targets, &hidden.device()).reshape([tokens, 1]);
-    log_softmax(product(hidden, head, bf16), 1).gather(1, targets).mean().neg()
+    log_softmax(rows_product(hidden, head, bf16), 1).gather(1, targets).mean().neg()
 }
 
 /// Cross-entropy of every token, in nats, without gradients. Shapes as for [`cross_entropy`].
@@ -31,7 +31,7 @@ pub fn token_losses(hidden: Tensor<2>, head: Tensor<2>, targets: &[u32], bf16: b
         return engram_kernels::linear_cross_entropy(&hidden, &head, targets, false).losses;
     }
     let targets = int(targets, &hidden.device()).reshape([tokens, 1]);
-    values(log_softmax(product(hidden, head, bf16), 1).gather(1, targets).neg())
+    values(log_softmax(rows_product(hidden, head, bf16), 1).gather(1, targets).neg())
 }
 
 /// How a token fares among those that may follow.
@@ -54,7 +54,7 @@ pub fn target_scores(hidden: Tensor<2>, head: Tensor<2>, targets: &[u32], bf16: 
         };
         return scores.map(score).collect();
     }
-    let logarithms = log_softmax(product(hidden, head, bf16), 1);
+    let logarithms = log_softmax(rows_product(hidden, head, bf16), 1);
     let ids = int(targets, &logarithms.device()).reshape([targets.len(), 1]);
     let likeliest = logarithms.clone().argmax(1).equal(ids.clone()).into_data();
     let scores = values(logarithms.gather(1, ids)).into_iter().zip(likeliest.iter::<bool>());

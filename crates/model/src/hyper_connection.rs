@@ -9,7 +9,9 @@ use engram_kernels::{HyperCoefficients, HyperShape, HyperWeights};
 use crate::config::HyperConnectionConfig;
 use crate::fused::{self, Operation, Pass};
 use crate::init::Init;
+use crate::linear::rows_product;
 use crate::rms_norm::normalise;
+use crate::token_sums::for_every_token;
 
 /// One layer's connection to the streams.
 #[derive(Module, Debug)]
@@ -78,15 +80,16 @@ impl HyperConnection {
             ];
             return Coefficients(fused::apply(operation, inputs, [tokens, 2 * n + n * n]));
         }
-        let z = normalise(x, self.epsilon).matmul(self.projection.val());
-        let (scale, bias) = (self.scale.val(), self.bias.val());
-        let part = |index: usize, start: usize, count: usize| {
-            let scale = scale.clone().narrow(0, index, 1).unsqueeze::<2>();
-            z.clone().narrow(1, start, count) * scale + bias.clone().narrow(0, start, count).unsqueeze()
-        };
-        let read = sigmoid(part(0, 0, n));
-        let write = sigmoid(part(1, n, n)).mul_scalar(2.0);
-        let mix = sinkhorn(part(2, 2 * n, n * n).reshape([tokens, n, n]), self.iterations);
+        let scale = self.scale.val();
+        let scale = |index: usize, count: usize| scale.clone().narrow(0, index, 1).repeat_dim(0, count);
+        let scale = Tensor::cat(vec![scale(0, n), scale(1, n), scale(2, n * n)], 0);
+        let z = rows_product(normalise(x, self.epsilon), self.projection.val(), false)
+            * for_every_token(scale, tokens)
+            + for_every_token(self.bias.val(), tokens);
+        let part = |start: usize, count: usize| z.clone().narrow(1, start, count);
+        let read = sigmoid(part(0, n));
+        let write = sigmoid(part(n, n)).mul_scalar(2.0);
+        let mix = sinkhorn(part(2 * n, n * n).reshape([tokens, n, n]), self.iterations);
         Coefficients(Tensor::cat(vec![read, write, mix.reshape([tokens, n * n])], 1))
     }
 

@@ -52,6 +52,7 @@ mod cross_entropy;
 mod embedding;
 mod experts;
 mod feed_forward;
+mod function;
 mod fused;
 mod hyper_connection;
 mod init;
@@ -63,6 +64,8 @@ mod rms_norm;
 mod rotary;
 mod selection;
 mod sequences;
+mod softmax;
+mod token_sums;
 mod transformer;
 
 pub use accounting::Account;

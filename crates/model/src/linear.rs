@@ -3,12 +3,14 @@
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor};
 
+use crate::fused;
 use crate::init::Init;
+use crate::token_sums;
 
 /// In what numbers matrix products are computed. Weights, residual and optimiser are f32 in either case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
-    /// f32 throughout. On a GPU products are not held to its rounding: see docs/results/gpu.md.
+    /// f32 throughout. On a GPU operands of products are rounded to TF32: see docs/results/gpu.md.
     #[default]
     F32,
     /// Operands of matrix products are rounded to bf16; master weights stay f32.
@@ -32,9 +34,23 @@ impl Linear {
 
     /// `[tokens, in]` to `[tokens, out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        product(x, self.weight.val(), self.bf16)
+        rows_product(x, self.weight.val(), self.bf16)
     }
 }
+
+/// [`product`] of the rows of all tokens, `[tokens, in]`, with a weight, `[in, out]`.
+pub(crate) fn rows_product(x: Tensor<2>, w: Tensor<2>, bf16: bool) -> Tensor<2> {
+    if fused::available(&x) {
+        return product(x, w, bf16);
+    }
+    let ([tokens, input], [_, output]) = (x.dims(), w.dims());
+    let parts = token_sums::parts(tokens, PRODUCT_PARTS);
+    let x = x.reshape([parts, tokens / parts, input]);
+    product(x, w.unsqueeze(), bf16).reshape([tokens, output])
+}
+
+/// Products that a weight's gradient is the sum of.
+const PRODUCT_PARTS: usize = 16;
 
 /// `x·w`, in bf16 if asked, back in f32.
 pub(crate) fn product<const D: usize>(x: Tensor<D>, w: Tensor<D>, bf16: bool) -> Tensor<D> {

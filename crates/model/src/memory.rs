@@ -21,10 +21,11 @@ use crate::embedding::embed;
 use crate::experts::{InnerOrSelf, values};
 use crate::fused::{self, Operation, Pass};
 use crate::init::Init;
-use crate::linear::{Precision, product};
+use crate::linear::{Precision, rows_product};
 use crate::rms_norm::normalise;
 use crate::selection::column;
 use crate::sequences::{Run, Sequences};
+use crate::token_sums::for_every_token;
 
 /// The memory rows of one layer that a batch needs: each distinct row once, and where it goes.
 #[derive(Debug, Clone)]
@@ -212,7 +213,7 @@ impl Memory {
     /// Keys `[tokens, G·width]`, where there is a gate, and the value `[tokens, width]`.
     fn project(&self, e: Tensor<2>) -> (Option<Tensor<2>>, Tensor<2>) {
         let map = |weight: &Param<Tensor<2>>, bias: &Param<Tensor<1>>| {
-            product(e.clone(), weight.val(), self.bf16) + bias.val().unsqueeze()
+            rows_product(e.clone(), weight.val(), self.bf16) + for_every_token(bias.val(), e.dims()[0])
         };
         match &self.projection {
             Projection::Separate(separate) => {
@@ -220,7 +221,7 @@ impl Memory {
             }
             Projection::Value(only) => (None, map(&only.value, &only.value_bias)),
             Projection::Fused(weight) => {
-                let both = product(e, weight.val(), self.bf16);
+                let both = rows_product(e, weight.val(), self.bf16);
                 match self.gates * self.width {
                     0 => (None, both),
                     keys => (Some(both.clone().narrow(1, 0, keys)), both.narrow(1, keys, self.width)),
@@ -280,11 +281,15 @@ impl Memory {
     ) -> Tensor<3> {
         let tokens = h.dims()[0];
         let split = |x: Tensor<2>| x.reshape([tokens, self.gates, self.width]);
-        let query = normalise(split(h), self.gate_epsilon) * norm(norms.query.val()).unsqueeze();
-        let mut key = normalise(split(keys), self.gate_epsilon);
-        if let Some(weight) = &norms.key {
-            key = key * norm(weight.val()).unsqueeze();
-        }
+        let weight = |weight: &Param<Tensor<2>>| {
+            split(for_every_token(norm(weight.val()).reshape([self.gates * self.width]), tokens))
+        };
+        let query = normalise(split(h), self.gate_epsilon) * weight(&norms.query);
+        let key = normalise(split(keys), self.gate_epsilon);
+        let key = match &norms.key {
+            Some(of_key) => key * weight(of_key),
+            None => key,
+        };
         let s = (query * key).sum_dim(2).div_scalar((self.width as f32).sqrt());
         sigmoid(s.clone().sign() * s.abs().clamp_min(1e-6).sqrt())
     }
@@ -312,9 +317,10 @@ impl ShortConvolution {
     fn composed(&self, u: Tensor<2>, run: Run, streams: usize, width: usize) -> Tensor<2> {
         let (shape, batch, time) = (u.dims(), run.sequences, run.time);
         let kernel = self.weight.val().dims()[2];
-        let normed = normalise(u.clone().reshape([shape[0], streams, width]), self.epsilon)
-            * self.norm.val().unsqueeze();
         let channels = streams * width;
+        let every_token = |weight: Tensor<2>| for_every_token(weight.reshape([channels]), shape[0]);
+        let normed = normalise(u.clone().reshape([shape[0], streams, width]), self.epsilon).reshape(shape)
+            * every_token(self.norm.val());
         let normed = normed.reshape([batch, time, channels]);
         let taps = self.weight.val().reshape([channels, kernel]);
         let mut sum = Tensor::zeros([batch, time, channels], &u.device());
@@ -325,7 +331,8 @@ impl ShortConvolution {
             }
             let silence = Tensor::zeros([batch, delay, channels], &u.device());
             let shifted = Tensor::cat(vec![silence, normed.clone().narrow(1, 0, time - delay)], 1);
-            sum = sum + shifted * taps.clone().narrow(1, tap, 1).reshape([1, 1, channels]);
+            let tap = every_token(taps.clone().narrow(1, tap, 1)).reshape([batch, time, channels]);
+            sum = sum + shifted * tap;
         }
         u + silu(sum).reshape(shape)
     }

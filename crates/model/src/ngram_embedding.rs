@@ -12,7 +12,7 @@ use burn::tensor::Tensor;
 
 use crate::config::{MemoryForm, ModelConfig};
 use crate::init::Init;
-use crate::linear::{Precision, product};
+use crate::linear::{Precision, rows_product};
 use crate::memory::{MemoryRows, silence};
 
 /// Adds one layer's rows to the residual streams, or to the values of its attention.
@@ -106,7 +106,7 @@ impl NgramEmbedding {
             None => e,
         };
         match &self.projection {
-            Some(projection) => product(e, projection.val(), self.bf16),
+            Some(projection) => rows_product(e, projection.val(), self.bf16),
             None => {
                 let (tokens, width) = (e.dims()[0], self.memory_width / self.slots);
                 e.reshape([tokens, self.slots, width]).mean_dim(1).reshape([tokens, width])

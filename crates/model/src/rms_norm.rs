@@ -5,6 +5,7 @@ use burn::tensor::Tensor;
 
 use crate::fused::{self, Operation, Pass};
 use crate::init::Init;
+use crate::token_sums::for_every_token;
 
 /// `x / √(mean(x²) + ε) · w` over the last dimension.
 #[derive(Module, Debug)]
@@ -23,7 +24,8 @@ impl RmsNorm {
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let weight = self.weight.val();
         if !fused::available(&x) {
-            return normalise(x, self.epsilon) * weight.unsqueeze();
+            let weight = for_every_token(weight, x.dims()[0]);
+            return normalise(x, self.epsilon) * weight;
         }
         let shape = x.dims();
         let operation = Fused { width: shape[1], epsilon: self.epsilon as f32 };

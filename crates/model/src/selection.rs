@@ -1,4 +1,4 @@
-//! Rows selected from a table, in Burn's primitives, with a backward pass that is parallel.
+//! Rows selected from a table, with a backward pass that is parallel.
 //!
 //! On a GPU the backward pass of Burn's own `select` walks over the selected rows one after another, each column on a
 //! thread of its own, because one row may be selected many times: half a million memory slots are half a million steps
@@ -8,66 +8,33 @@
 
 use std::sync::Arc;
 
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
-use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::backend::{Autodiff, Backend, DispatchKindConversion, DispatchTensor, Flex};
 use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use crate::function::{self, Function};
 
 /// Rows `ids` of `table`, `[rows, width]` to `[ids, width]`.
 pub(crate) fn select(table: Tensor<2>, ids: Arc<[u32]>) -> Tensor<2> {
-    if !table.is_autodiff() {
-        let ids = int(&ids, &table.device());
-        return table.select(0, ids);
-    }
-    #[cfg(feature = "cuda")]
-    if table.device().inner() != Device::flex() {
-        return select_on::<burn::backend::Cuda>(table, ids);
-    }
-    select_on::<Flex>(table, ids)
+    let rows = table.dims()[0];
+    function::apply(Selection { ids, rows }, table)
 }
 
-/// [`select`] on the backend `B`.
-fn select_on<B: Backend>(table: Tensor<2>, ids: Arc<[u32]>) -> Tensor<2>
-where
-    DispatchTensor: DispatchKindConversion<B> + DispatchKindConversion<Autodiff<B>>,
-{
-    let [rows, _] = table.dims();
-    let indices = int(&ids, &table.device().inner());
-    let table = table.try_into_primitive::<Autodiff<B>>().expect("a tracked tensor of the backend");
-    let node = table.node();
-    let plain = Tensor::<2>::from_primitive::<B>(table.into_primitive());
-    let selected = plain.select(0, indices).try_into_primitive::<B>().expect("a tensor of the backend");
-    let prepared = Backward::<B, 1>::prepare::<NoCheckpointing>(Select, [node]).compute_bound().stateful();
-    let selected = match prepared {
-        OpsKind::Tracked(prepared) => prepared.finish(Selection { ids, rows }, selected),
-        OpsKind::UnTracked(prepared) => prepared.finish(selected),
-    };
-    Tensor::from_primitive::<Autodiff<B>>(selected)
-}
-
-#[derive(Debug)]
-struct Select;
-
-/// What was selected of how many rows.
+/// What is selected of how many rows.
 #[derive(Debug, Clone)]
 struct Selection {
     ids: Arc<[u32]>,
     rows: usize,
 }
 
-impl<B: Backend> Backward<B, 1> for Select
-where
-    DispatchTensor: DispatchKindConversion<B>,
-{
-    type State = Selection;
+impl Function<2> for Selection {
+    type Kept = ();
 
-    fn backward(self, ops: Ops<Selection, 1>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
-        let gradient = Tensor::<2>::from_primitive::<B>(grads.consume::<B>(&ops.node));
-        let [Some(parent)] = ops.parents else { return };
-        let sums = sums_by_id(gradient, &ops.state.ids, ops.state.rows);
-        grads.register::<B>(parent.id, sums.try_into_primitive::<B>().expect("a tensor of the backend"));
+    fn forward(&self, table: Tensor<2>) -> (Tensor<2>, ()) {
+        let ids = int(&self.ids, &table.device());
+        (table.select(0, ids), ())
+    }
+
+    fn backward(&self, (): (), gradient: Tensor<2>) -> Tensor<2> {
+        sums_by_id(gradient, &self.ids, self.rows)
     }
 }
 

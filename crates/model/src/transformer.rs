@@ -11,7 +11,7 @@ use crate::cross_entropy::{TargetScore, cross_entropy, target_scores, token_loss
 use crate::embedding::embed;
 use crate::experts::values;
 use crate::init::Init;
-use crate::linear::{Precision, product};
+use crate::linear::{Precision, rows_product};
 use crate::memory::MemoryRows;
 use crate::rms_norm::RmsNorm;
 use crate::rotary::Rotary;
@@ -208,12 +208,12 @@ impl LanguageModel {
         let last: Vec<i32> = last.collect();
         let hidden = self.hidden(tokens, trace);
         let last = Tensor::<1, Int>::from_data(last.as_slice(), &hidden.device());
-        values(product(hidden.select(0, last), self.head_weight(), self.bf16))
+        values(rows_product(hidden.select(0, last), self.head_weight(), self.bf16))
     }
 
     /// Logits, `[tokens, vocabulary]`, of states between blocks, `[tokens, width]`, as if no block followed.
     pub fn lens(&self, states: Tensor<2>) -> Tensor<2> {
-        product(self.norm.forward(states), self.head_weight(), self.bf16)
+        rows_product(self.norm.forward(states), self.head_weight(), self.bf16)
     }
 
     /// Moves every balancing bias by `rate` against the loads of a step (see [`Trace::loads`]).

@@ -42,6 +42,9 @@ pub(crate) struct Ruler {
     /// sentences again and again.
     #[arg(long, value_name = "FILE")]
     hay: Option<PathBuf>,
+    /// Digits of the numbers to find, 2 to 9: fewer are easier to copy.
+    #[arg(long, value_name = "N", default_value_t = 7)]
+    digits: u32,
     /// Questions and their paragraphs, for question_answering.
     #[arg(long, value_name = "FILE")]
     questions: Option<PathBuf>,
@@ -113,6 +116,7 @@ impl Ruler {
             }
             None => Haystack::repeated(),
         };
+        let haystack = haystack.with_digits(self.digits)?;
         let Some(path) = &self.questions else { return Ok(haystack) };
         let questions = Questions::read(path)?;
         if questions.unanswerable() > 0 {

@@ -12,14 +12,18 @@ use super::questions::Questions;
 pub struct Haystack {
     sentences: Vec<String>,
     questions: Option<Questions>,
+    digits: u32,
 }
+
+/// Digits of a number to find, as published.
+const DIGITS: u32 = 7;
 
 impl Haystack {
     /// The same few sentences again and again.
     pub fn repeated() -> Self {
         let sentences =
             ["Grass is green.", "The sky is blue.", "The sun is warm.", "Off we go.", "And back we come."];
-        Self { sentences: sentences.map(str::to_owned).into(), questions: None }
+        Self { sentences: sentences.map(str::to_owned).into(), questions: None, digits: DIGITS }
     }
 
     /// The sentences of a text.
@@ -33,13 +37,28 @@ impl Haystack {
         if sentences.is_empty() {
             return Err(Error::Mismatch("a haystack without a sentence".into()));
         }
-        Ok(Self { sentences, questions: None })
+        Ok(Self { sentences, questions: None, digits: DIGITS })
     }
 
     /// With questions to ask.
     #[must_use]
     pub fn with_questions(self, questions: Questions) -> Self {
         Self { questions: Some(questions), ..self }
+    }
+
+    /// With numbers of so many digits to find, instead of seven.
+    ///
+    /// # Errors
+    /// Unless there are 2 to 9.
+    pub fn with_digits(self, digits: u32) -> Result<Self> {
+        if !(2..=9).contains(&digits) {
+            return Err(Error::Mismatch(format!("numbers of {digits} digits: they may have 2 to 9")));
+        }
+        Ok(Self { digits, ..self })
+    }
+
+    pub(super) fn digits(&self) -> u32 {
+        self.digits
     }
 
     /// The questions, if there are any.

@@ -22,8 +22,9 @@ pub(super) fn needles(
     random: &mut ChaCha8Rng,
 ) -> (String, Vec<String>) {
     let names = names(keys, random);
+    let least = 10_u32.pow(haystack.digits() - 1);
     let numbers: Vec<Vec<String>> = (names.iter())
-        .map(|_| (0..values).map(|_| random.random_range(1_000_000..10_000_000_u32).to_string()).collect())
+        .map(|_| (0..values).map(|_| random.random_range(least..10 * least).to_string()).collect())
         .collect();
     let mut hidden: Vec<String> = (names.iter().zip(&numbers))
         .flat_map(|(name, numbers)| {
@@ -55,8 +56,9 @@ fn list(names: &[&str]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Haystack;
     use super::super::Ruler;
-    use super::super::tests::one;
+    use super::super::tests::{one, words};
 
     #[test]
     fn needles_say_whose_numbers_they_are() {
@@ -76,6 +78,20 @@ mod tests {
                 let name = needle.split("number of ").nth(1).unwrap().split(" is").next().unwrap();
                 assert!(question.contains(name), "{question}: {needle}");
             }
+        }
+    }
+
+    #[test]
+    fn numbers_have_the_digits_that_are_asked_for() {
+        for digits in [2, 3, 9] {
+            let haystack = Haystack::repeated().with_digits(digits).unwrap();
+            for record in Ruler::MultiQuery.records(&haystack, (500, 5), 3, &words).unwrap() {
+                assert!(record.answers.iter().all(|answer| answer.len() == digits as usize), "{record:?}");
+            }
+        }
+        for digits in [0, 1, 10] {
+            let error = Haystack::repeated().with_digits(digits).unwrap_err().to_string();
+            assert!(error.contains("2 to 9"), "{error}");
         }
     }
 }

@@ -1,0 +1,36 @@
+//! The softmax of causal attention: one of the few things in a step whose size is the square of the time.
+
+use burn::tensor::activation::softmax;
+use burn::tensor::{Bool, Tensor};
+
+use crate::function::{self, Function};
+
+/// Softmax of `scale` times `scores`, `[batch, heads, time, time]`, over what is not later.
+pub(crate) fn causal_softmax(scores: Tensor<4>, scale: f32) -> Tensor<4> {
+    function::apply(CausalSoftmax { scale }, scores)
+}
+
+#[derive(Debug, Clone)]
+struct CausalSoftmax {
+    scale: f32,
+}
+
+impl Function<4> for CausalSoftmax {
+    /// The probabilities.
+    type Kept = Tensor<4>;
+
+    fn forward(&self, scores: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+        let [_, _, time, _] = scores.dims();
+        let later = Tensor::<2, Bool>::tril_mask([time, time], 0, &scores.device()).unsqueeze();
+        let scores = scores.mul_scalar(self.scale).mask_fill(later, f32::NEG_INFINITY);
+        let probabilities = softmax(scores, 3);
+        (probabilities.clone(), probabilities)
+    }
+
+    /// With p the probabilities: dscore = scale·p·(dp − Σ dp·p). What is later has p = 0.
+    fn backward(&self, probabilities: Tensor<4>, gradient: Tensor<4>) -> Tensor<4> {
+        let weighted = probabilities.clone() * gradient;
+        let sum = weighted.clone().sum_dim(3);
+        (weighted - probabilities * sum).mul_scalar(self.scale)
+    }
+}
