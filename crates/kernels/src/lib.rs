@@ -79,7 +79,7 @@ pub use hyper_connection::{
     coefficient_count, hyper_coefficients, hyper_coefficients_backward, hyper_coefficients_of_product,
     hyper_read, hyper_read_backward, hyper_write, hyper_write_backward,
 };
-pub use linear::{linear, linear_backward_input, linear_backward_weight};
+pub use linear::{linear, linear_add, linear_backward_input, linear_backward_weight};
 pub use memory_gate::{MemoryGate, MemoryGateGradients, MemoryGateInput, memory_gate, memory_gate_backward};
 pub use newton_schulz::newton_schulz;
 pub use packed::{PackedMatrix, WeightFormat, head_products};

@@ -14,6 +14,17 @@ pub fn linear(x: &[f32], weight: &[f32], inputs: usize) -> Vec<f32> {
     y
 }
 
+/// Adds [`linear`] of `x` and `weight` to `y`, `[rows, outputs]`.
+///
+/// # Panics
+/// As [`linear`], or when `y` has another size.
+pub fn linear_add(x: &[f32], weight: &[f32], inputs: usize, y: &mut [f32]) {
+    let (rows, outputs) = (parts(x, inputs), parts(weight, inputs));
+    assert_eq!(y.len(), rows * outputs, "linear: the sum is not [rows, outputs] = [{rows}, {outputs}]");
+    let (x, weight) = (Matrix::new(x, rows, inputs), Matrix::new(weight, inputs, outputs));
+    multiply(1.0, x, weight, 1.0, MatrixMut::new(y, rows, outputs), Threads::All);
+}
+
 /// Gradient `[rows, inputs]` of [`linear`]'s `x`: `grad` `[rows, outputs]` · weightᵀ.
 ///
 /// # Panics
@@ -71,5 +82,8 @@ mod tests {
             linear(&[1.0, 2.0, 3.0, 4.0], &[1.0, 0.0, 2.0, 0.0, 1.0, 3.0], 2),
             [1.0, 2.0, 8.0, 3.0, 4.0, 18.0]
         );
+        let mut sum = [10.0, 20.0];
+        linear_add(&[1.0, 2.0], &[1.0, 0.0, 2.0, 1.0], 2, &mut sum);
+        assert_eq!(sum, [15.0, 22.0]);
     }
 }

@@ -59,19 +59,26 @@ pub fn segment_attention(
     let GroupedShape { heads, key_heads, width } = shape;
     let first = check(q, keys, values, segments, shape);
     let tasks = segments.iter().flat_map(|segment| (0..key_heads).map(move |head| (segment, head)));
-    let outputs = parallel::map(tasks.clone(), |(segment, head)| {
+    let outputs = parallel::map(tasks, |(segment, head)| {
         let rows = segment.rows.start - first..segment.rows.end - first;
         let q = &q[rows.start * heads * width..rows.end * heads * width];
         one_head(q, keys, values, segment, head, shape)
     });
-    let (mut output, group) = (vec![0.0; q.len()], heads / key_heads);
-    for ((segment, head), found) in tasks.zip(outputs) {
-        // [tokens, group, width] into its place among the heads.
-        for (row, found) in segment.rows.clone().zip(found.chunks_exact(group * width)) {
-            let start = ((row - first) * heads + head * group) * width;
-            output[start..][..found.len()].copy_from_slice(found);
+    let (mut output, group) = (vec![0.0; q.len()], heads / key_heads * width);
+    let mut left = output.as_mut_slice();
+    let places = segments.iter().zip(outputs.chunks_exact(key_heads)).map(|(segment, found)| {
+        let (own, after) = std::mem::take(&mut left).split_at_mut(segment.rows.len() * heads * width);
+        left = after;
+        (own, found)
+    });
+    // [tokens, group, width] of each key head into its place among the heads.
+    parallel::for_each(places, |(own, found)| {
+        for (head, found) in found.iter().enumerate() {
+            for (row, found) in own.chunks_exact_mut(heads * width).zip(found.chunks_exact(group)) {
+                row[head * group..][..group].copy_from_slice(found);
+            }
         }
-    }
+    });
     output
 }
 

@@ -213,7 +213,11 @@ impl Memory {
     /// Keys `[tokens, G·width]`, where there is a gate, and the value `[tokens, width]`.
     fn project(&self, e: Tensor<2>) -> (Option<Tensor<2>>, Tensor<2>) {
         let map = |weight: &Param<Tensor<2>>, bias: &Param<Tensor<1>>| {
-            rows_product(e.clone(), weight.val(), self.bf16) + for_every_token(bias.val(), e.dims()[0])
+            let product = rows_product(e.clone(), weight.val(), self.bf16);
+            match fused::available(&product) {
+                true => product + bias.val().unsqueeze(),
+                false => product + for_every_token(bias.val(), e.dims()[0]),
+            }
         };
         match &self.projection {
             Projection::Separate(separate) => {

@@ -2,9 +2,10 @@
 //! SwiGLU; in f32, forward only.
 
 use engram_kernels::{
-    Angles, GroupedShape, Segment, TargetScore, linear, linear_target_scores, rms_norm, rotary,
+    Angles, GroupedShape, Segment, TargetScore, linear, linear_add, linear_target_scores, rms_norm, rotary,
     segment_attention, swiglu,
 };
+use rayon::prelude::*;
 
 /// Sizes of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -140,10 +141,8 @@ impl Llama {
             x.extend_from_slice(&self.embedding[token as usize * width..][..width]);
         }
         for (block, past) in self.blocks.iter().zip(&mut state.blocks) {
-            let attended = block.attend(&x, angles, segments, past, &self.config);
-            add(&mut x, &attended);
-            let fed = block.feed_forward(&x, &self.config);
-            add(&mut x, &fed);
+            block.attend(&mut x, angles, segments, past, &self.config);
+            block.feed_forward(&mut x, &self.config);
         }
         state.rows += tokens.len();
         rms_norm(&x, Some(&self.norm), width, self.config.norm_epsilon).output
@@ -176,40 +175,44 @@ impl Llama {
 }
 
 impl LlamaBlock {
+    /// Adds attention's output to `x`, `[tokens, width]`.
     fn attend(
         &self,
-        x: &[f32],
+        x: &mut [f32],
         angles: Angles<'_>,
         segments: &[Segment],
         past: &mut (Vec<f32>, Vec<f32>),
         config: &LlamaConfig,
-    ) -> Vec<f32> {
+    ) {
         let &LlamaConfig { width, heads, key_heads, head_width, norm_epsilon, .. } = config;
-        let x = rms_norm(x, Some(&self.attention_norm), width, norm_epsilon).output;
-        let qkv = linear(&x, &self.qkv, width);
+        let normed = rms_norm(x, Some(&self.attention_norm), width, norm_epsilon).output;
+        let qkv = linear(&normed, &self.qkv, width);
         let tokens = x.len() / width;
         let (query, key) = (heads * head_width, key_heads * head_width);
-        let (mut q, mut k) = (Vec::with_capacity(tokens * query), Vec::with_capacity(tokens * key));
-        for row in qkv.chunks_exact(query + 2 * key) {
-            q.extend_from_slice(&row[..query]);
-            k.extend_from_slice(&row[query..query + key]);
-            past.1.extend_from_slice(&row[query + key..]);
-        }
+        let (mut q, mut k) = (vec![0.0; tokens * query], vec![0.0; tokens * key]);
+        let seen = past.1.len();
+        past.1.resize(seen + tokens * key, 0.0);
+        (qkv.par_chunks_exact(query + 2 * key))
+            .zip(q.par_chunks_exact_mut(query).zip(k.par_chunks_exact_mut(key)))
+            .zip(past.1[seen..].par_chunks_exact_mut(key))
+            .with_min_len(64)
+            .for_each(|((row, (q, k)), v)| {
+                q.copy_from_slice(&row[..query]);
+                k.copy_from_slice(&row[query..query + key]);
+                v.copy_from_slice(&row[query + key..]);
+            });
         past.0.extend_from_slice(&rotary(&k, angles, key_heads, head_width));
         let q = rotary(&q, angles, heads, head_width);
         let attended = segment_attention(&q, &past.0, &past.1, segments, config.shape());
-        linear(&attended, &self.output, query)
+        linear_add(&attended, &self.output, query, x);
     }
 
-    fn feed_forward(&self, x: &[f32], config: &LlamaConfig) -> Vec<f32> {
-        let x = rms_norm(x, Some(&self.feed_forward_norm), config.width, config.norm_epsilon).output;
-        let inner = swiglu(&linear(&x, &self.gate_up, config.width), config.feed_forward);
-        linear(&inner, &self.down, config.feed_forward)
+    /// Adds the feed-forward's output to `x`, `[tokens, width]`.
+    fn feed_forward(&self, x: &mut [f32], config: &LlamaConfig) {
+        let normed = rms_norm(x, Some(&self.feed_forward_norm), config.width, config.norm_epsilon).output;
+        let inner = swiglu(&linear(&normed, &self.gate_up, config.width), config.feed_forward);
+        linear_add(&inner, &self.down, config.feed_forward, x);
     }
-}
-
-fn add(x: &mut [f32], y: &[f32]) {
-    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
 }
 
 #[cfg(test)]
