@@ -101,8 +101,11 @@ pub fn linear_target_scores(hidden: &[f32], weight: &[f32], targets: &[u32]) -> 
                 vectorized(
                     #[inline(always)]
                     || {
-                        let rows = logits.chunks_exact_mut(words).zip(rows).zip(targets);
-                        rows.for_each(|((logits, row), &target)| row.add(logits, first, target as usize));
+                        // No `for_each`: its closure would be compiled by itself, without vectors.
+                        for ((logits, row), &target) in logits.chunks_exact_mut(words).zip(rows).zip(targets)
+                        {
+                            row.add(logits, first, target as usize);
+                        }
                     },
                 );
             });

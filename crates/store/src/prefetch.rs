@@ -169,8 +169,9 @@ fn fetch(source: &dyn RowSource, ids: &[u64], at_a_time: usize) -> Result<Vec<u8
         let row = source.bytes_per_row();
         let mut stored = vec![0; ids.len() * row];
         let some = at_a_time.min(ids.len().max(1));
-        let parts = ids.chunks(some).zip(stored.chunks_mut(some * row));
-        parts.map(|(ids, rows)| source.read(ids, rows)).collect::<Result<()>>()?;
+        for (ids, rows) in ids.chunks(some).zip(stored.chunks_mut(some * row)) {
+            source.read(ids, rows)?;
+        }
         Ok(stored)
     };
     catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| {
