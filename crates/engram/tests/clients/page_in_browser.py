@@ -6,7 +6,7 @@ Needs Playwright and a Chromium: its own, or the one that CHROMIUM names.
 import os
 import sys
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 url, _model, *picture = sys.argv[1:]
 with sync_playwright() as playwright:
@@ -17,11 +17,12 @@ with sync_playwright() as playwright:
     page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
     page.on("request", lambda request: elsewhere.append(request.url) if not request.url.startswith((url, "data:")) else None)
     page.goto(url)
-    page.wait_for_function("document.getElementById('model').textContent.includes('context of')")
+    # No wait_for_function: the page's policy forbids it to evaluate text.
+    expect(page.locator("#model")).to_contain_text("context of")
 
     def go(times):
         page.click("#go")
-        page.wait_for_function(f"document.body.dataset.done === '{times}'")
+        expect(page.locator("body")).to_have_attribute("data-done", str(times), timeout=30_000)
 
     # Complete, beside the same without memory.
     page.fill("#prompt", "Queen Anne sailed to")
