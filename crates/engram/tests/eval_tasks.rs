@@ -180,6 +180,7 @@ fn ruler_writes_tasks_that_can_be_asked() {
     workshop.fails(&format!("{write} --out r").replace("500", "600"), INPUT, &["600", "context is 500"]);
     workshop.fails(&format!("{write} --out r").replace("400,500", "30"), INPUT, &["the shortest takes"]);
     workshop.fails("eval ruler long --lengths 300 --kinds needle --out r", INPUT, &["multi_query"]);
+    workshop.fails("eval ruler long --lengths 300 --digits 1 --out r", INPUT, &["--digits", "2..=9"]);
 
     // Questions take part where they are given.
     let all = "eval ruler long --lengths 400 --samples 1";

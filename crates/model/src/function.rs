@@ -55,6 +55,7 @@ where
     Tensor::from_primitive::<Autodiff<B>>(value)
 }
 
+/// A function as a node of the graph: `(F, [(); D])`, for Burn's trait has to be told the dimensions, too.
 struct Node<F>(PhantomData<F>);
 
 impl<F> Debug for Node<F> {

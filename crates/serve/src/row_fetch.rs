@@ -25,7 +25,9 @@ pub struct RowTiers {
 
 #[derive(Debug)]
 struct Tier {
+    /// For rows of the next step.
     due: Arc<Prefetcher>,
+    /// For rows of later steps.
     ahead: Prefetcher,
     /// Values of a row.
     width: usize,
@@ -40,7 +42,8 @@ pub enum Needed {
     Later,
 }
 
-/// Rows needed later that are asked for at a time.
+/// Rows needed later that are asked for at a time: with 32 a chunk of a prompt is still there in time, and
+/// rows of the next step hardly wait (docs/results/serving.md).
 const AHEAD_AT_A_TIME: usize = 32;
 
 /// Tables that do not fit the addressing.

@@ -120,7 +120,7 @@ pub enum PrecisionConfig {
     /// f32 on a CPU, bf16 on a GPU.
     #[default]
     Auto,
-    /// f32; on a GPU products are not held to its rounding.
+    /// f32; on a GPU operands of products are rounded to TF32.
     F32,
     /// bf16 operands, f32 weights.
     Bf16,

@@ -43,7 +43,7 @@ pub(crate) struct Ruler {
     #[arg(long, value_name = "FILE")]
     hay: Option<PathBuf>,
     /// Digits of the numbers to find, 2 to 9: fewer are easier to copy.
-    #[arg(long, value_name = "N", default_value_t = 7)]
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(2..=9))]
     digits: u32,
     /// Questions and their paragraphs, for question_answering.
     #[arg(long, value_name = "FILE")]

@@ -7,7 +7,8 @@ use rand_chacha::ChaCha8Rng;
 use super::super::error::{Error, Result};
 use super::questions::Questions;
 
-/// What needles and assignments are hidden in, and the paragraphs that hide the one that answers a question.
+/// What needles and assignments are hidden in, the paragraphs that hide the one that answers a question, and how many digits
+/// a number to find has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Haystack {
     sentences: Vec<String>,
