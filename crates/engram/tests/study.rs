@@ -226,6 +226,21 @@ fn some_arms_first_and_the_others_later() {
 }
 
 #[test]
+fn arms_may_be_added_to_a_finished_study() {
+    let workshop = workshop();
+    let line = "study allocation --config study.toml --out out";
+    workshop.ok(line);
+    workshop.write("more.toml", STUDY.replace("[1.0, 0.7, 0.4]", "[1.0, 0.7, 0.5, 0.4]"));
+    let more = line.replace("study.toml", "more.toml");
+    let plan = workshop.ok(&format!("{more} --dry-run"));
+    assert!(plan.contains("4 to be done"), "two pilots and two seeds of one arm: {plan}");
+    workshop.ok(&more);
+    workshop.ok(&more.replace("--out out", "--out whole"));
+    assert_eq!(outcome(&workshop, "out"), outcome(&workshop, "whole"));
+    workshop.fails(line, INPUT, &["other arms, rates or data", "`rho 0.5`", "name another folder"]);
+}
+
+#[test]
 fn what_cannot_be_studied_is_refused_before_any_run() {
     let workshop = workshop();
     let line = "study allocation --config study.toml --out out";

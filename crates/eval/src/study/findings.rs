@@ -539,14 +539,15 @@ mod tests {
 
     fn plan(kind: Kind, study: &str) -> Plan {
         let config: StudyConfig = toml::from_str(&format!("{BASE}\n{study}")).unwrap();
+        let arms = arms(kind, &config, Path::new("study.toml")).unwrap();
         Plan {
             kind,
-            arms: arms(kind, &config, Path::new("study.toml")).unwrap(),
+            fingerprints: vec![String::new(); arms.len()],
+            arms,
             seeds: vec![0, 1, 2],
             rates: None,
             keep_checkpoints: false,
             held_out_tokens: 100,
-            fingerprint: String::new(),
         }
     }
 

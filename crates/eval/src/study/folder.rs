@@ -1,5 +1,6 @@
 //! A study's folder: what it is of, and whose it is now.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -23,7 +24,15 @@ pub struct StudyFolder {
 #[serde(deny_unknown_fields)]
 struct Label {
     study: Kind,
-    fingerprint: String,
+    /// Fingerprints of its arms, by name.
+    arms: BTreeMap<String, String>,
+}
+
+impl Label {
+    fn of(plan: &Plan) -> Self {
+        let names = plan.arms.iter().map(|arm| arm.name.clone());
+        Self { study: plan.kind, arms: names.zip(plan.fingerprints.iter().cloned()).collect() }
+    }
 }
 
 impl StudyFolder {
@@ -40,8 +49,7 @@ impl StudyFolder {
             fs::TryLockError::WouldBlock => refused(path, "another process works on this study"),
             fs::TryLockError::Error(source) => Error::file("lock", &lock_path)(source),
         })?;
-        let label = Label { study: plan.kind, fingerprint: plan.fingerprint.clone() };
-        let text = serde_json::to_string_pretty(&label).expect("a label is representable as JSON");
+        let text = serde_json::to_string_pretty(&Label::of(plan)).expect("a label is representable as JSON");
         let folder = Self { path: path.to_owned(), _lock: lock };
         folder.write("study.json", text.as_bytes())?;
         Ok(folder)
@@ -62,9 +70,14 @@ impl StudyFolder {
         if found.study != plan.kind {
             return Err(refused(path, &format!("holds a study of {}", found.study.name())));
         }
-        if found.fingerprint != plan.fingerprint {
-            let problem = "holds a study of other arms, rates or data (only seeds may be added)";
-            return Err(refused(path, problem));
+        let plan = Label::of(plan);
+        let other = found.arms.iter().find(|(name, fingerprint)| plan.arms.get(*name) != Some(fingerprint));
+        if let Some((name, _)) = other {
+            let problem = format!(
+                "holds a study of other arms, rates or data: its arm `{name}` is not one of these \
+                 (seeds and arms may be added)"
+            );
+            return Err(refused(path, &problem));
         }
         Ok(())
     }

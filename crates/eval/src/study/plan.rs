@@ -26,8 +26,8 @@ pub struct Plan {
     pub keep_checkpoints: bool,
     /// Tokens that every run is measured on.
     pub held_out_tokens: u64,
-    /// Hash of the arms, the rule for rates and the data: what a folder's results are of.
-    pub fingerprint: String,
+    /// By arm, a hash of it, the rule for rates and the data: what a folder's results are of.
+    pub fingerprints: Vec<String>,
 }
 
 /// One run of a study.
@@ -61,25 +61,8 @@ impl Plan {
         }
         let study = &config.study;
         let data = Data::open(config)?;
-        #[derive(Serialize)]
-        struct Identity<'a> {
-            kind: Kind,
-            arms: Vec<Arm>,
-            rates: &'a Option<RateRule>,
-            data: &'a [String],
-        }
-        // The same data may lie elsewhere.
-        let arms_alone = arms.iter().cloned().map(|mut arm| {
-            for path in
-                [&mut arm.config.data.train, &mut arm.config.data.valid, &mut arm.config.data.tokenizer]
-            {
-                path.clear();
-            }
-            arm
-        });
-        let identity =
-            Identity { kind, arms: arms_alone.collect(), rates: &study.rates, data: &data.identity };
-        let identity = serde_json::to_vec(&identity).expect("a plan is representable as JSON");
+        let fingerprints =
+            arms.iter().map(|arm| fingerprint(kind, arm, &study.rates, &data.identity)).collect();
         Ok(Self {
             kind,
             arms,
@@ -87,7 +70,7 @@ impl Plan {
             rates: study.rates.clone(),
             keep_checkpoints: study.keep_checkpoints,
             held_out_tokens: data.held_out_tokens,
-            fingerprint: blake3::hash(&identity).to_hex().to_string(),
+            fingerprints,
         })
     }
 
@@ -165,6 +148,26 @@ impl Plan {
         config.train.optimizer.adam_rate *= factor;
         Run { id, arm, seed, factor, pilot: false, config }
     }
+}
+
+/// The hash of all that the results of `arm` depend on, but for the seed.
+fn fingerprint(kind: Kind, arm: &Arm, rates: &Option<RateRule>, data: &[String]) -> String {
+    #[derive(Serialize)]
+    struct Identity<'a> {
+        kind: Kind,
+        arm: Arm,
+        rates: &'a Option<RateRule>,
+        data: &'a [String],
+    }
+    let mut arm = arm.clone();
+    // The same data may lie elsewhere.
+    let paths = &mut arm.config.data;
+    for path in [&mut paths.train, &mut paths.valid, &mut paths.tokenizer] {
+        path.clear();
+    }
+    let identity = Identity { kind, arm, rates, data };
+    let identity = serde_json::to_vec(&identity).expect("an arm is representable as JSON");
+    blake3::hash(&identity).to_hex().to_string()
 }
 
 struct Data {
