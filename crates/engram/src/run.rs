@@ -35,6 +35,18 @@ impl Run {
         Ok(run)
     }
 
+    /// Begins a run in `folder` with the weights and memory of another's checkpoint.
+    pub(crate) fn from_checkpoint(
+        config: RunConfig,
+        from: &Path,
+        folder: &Path,
+        device: &Device,
+    ) -> anyhow::Result<Self> {
+        let run = Self::of(Trainer::from_checkpoint(config, from, folder, device)?, folder)?;
+        run.trainer.save()?;
+        Ok(run)
+    }
+
     /// Begins a run in `folder` from the weights of another's checkpoint, at a longer context.
     pub(crate) fn extend(
         config: RunConfig,

@@ -194,6 +194,23 @@ fn every_command_explains_itself() {
 }
 
 #[test]
+fn training_begins_with_the_weights_of_a_checkpoint() {
+    let workshop = Workshop::trained();
+    workshop.write("tuned.toml", CONFIG.replace("checkpoint_every = 6", "checkpoint_every = 6\nkeep = 3"));
+    workshop.ok("train tuned.toml --out tuned --from run");
+    let loss = |run: &str| json(&workshop.ok(&format!("eval loss {run} data/valid --json")));
+    assert_eq!(loss("tuned/checkpoints/step-00000000"), loss("run"));
+    assert_ne!(loss("tuned"), loss("run"));
+
+    workshop.write("wrong.toml", CONFIG.replace("width = 48", "width = 64"));
+    workshop.fails("train wrong.toml --out other --from run", 2, &["only `context`"]);
+    workshop.fails("train tuned.toml --out other --from nowhere", 2, &["nowhere"]);
+    workshop.fails("train tuned.toml --out tuned --from run", 2, &["already holds a run"]);
+    workshop.fails("train tuned.toml --out tuned --from run --resume", 2, &["--resume"]);
+    workshop.fails("train tuned.toml --out other --from run --extend-context run", 2, &["--from"]);
+}
+
+#[test]
 fn a_context_is_extended_from_a_checkpoint() {
     let workshop = Workshop::trained();
     let yarn = "rotary_width = 4\nyarn = { original_context = 32, scale = 4.0 }";
@@ -216,7 +233,7 @@ fn a_context_is_extended_from_a_checkpoint() {
         workshop.write("wrong.toml", config);
         workshop.fails("train wrong.toml --out other --extend-context run", 2, words);
     };
-    fails(long(32), &["`model.context` is 32"]);
+    fails(long(32), &["`model.context` is 32", "--from"]);
     fails(long(128).replace("original_context = 32", "original_context = 40"), &["was trained with 32"]);
     fails(long(128).replace("width = 48", "width = 64"), &["only `context`"]);
     workshop.fails("train long.toml --out long --extend-context run", 2, &["already holds a run"]);

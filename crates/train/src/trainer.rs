@@ -156,20 +156,41 @@ impl Trainer {
         Self::assemble(config, folder, device, parts, model, optimizer, memory, state)
     }
 
-    /// Begins a run in `folder` with the weights and memory of the checkpoint `from`, at a longer context: the model of
-    /// `config` may differ from the checkpoint's in its context and in how its rotary positions are stretched. Optimiser
-    /// and data begin anew; the memory rows keep their optimiser's state.
+    /// Begins a run in `folder` with the weights and memory of the checkpoint `from`: the model of `config` may differ
+    /// from the checkpoint's in its context and in how its rotary positions are stretched. Optimiser and data begin
+    /// anew; the memory rows keep their optimiser's state.
     ///
     /// # Errors
     /// As [`new`](Self::new); when the checkpoint is damaged, of another model or tokenizer, or positions are stretched
     /// from another context than its own.
+    pub fn from_checkpoint(config: RunConfig, from: &Path, folder: &Path, device: &Device) -> Result<Self> {
+        Self::begin_with(config, from, folder, device, check_model)
+    }
+
+    /// As [`from_checkpoint`](Self::from_checkpoint), at a longer context.
+    ///
+    /// # Errors
+    /// As there; when the context is no longer than the checkpoint's.
     pub fn extend(config: RunConfig, from: &Path, folder: &Path, device: &Device) -> Result<Self> {
+        Self::begin_with(config, from, folder, device, |saved, model, from| {
+            check_longer(saved, model, from)?;
+            check_model(saved, model, from)
+        })
+    }
+
+    fn begin_with(
+        config: RunConfig,
+        from: &Path,
+        folder: &Path,
+        device: &Device,
+        check: impl Fn(&ModelConfig, &ModelConfig, &Path) -> Result<()>,
+    ) -> Result<Self> {
         if !matches!(Checkpoint::open(folder), Err(Error::NoCheckpoint { .. })) {
             return Err(Error::RunExists { path: folder.to_owned() });
         }
         let checkpoint = Checkpoint::open(from)?;
         let saved = CheckpointConfig::load(&checkpoint.folder().join("run.toml"))?;
-        check_extension(&saved.model, &config.model, from)?;
+        check(&saved.model, &config.model, from)?;
         check_text(&saved.text, &config.text, from)?;
         let parts = Parts::open(&config)?;
         if !has_tokenizer(&checkpoint, &config, &parts.tokenizer)? {
@@ -515,15 +536,21 @@ fn load(
     Ok((model, Optimizer::new(config.train.optimizer.clone(), device), memory))
 }
 
-/// Refuses an extension that changes more than the context.
-fn check_extension(saved: &ModelConfig, model: &ModelConfig, from: &Path) -> Result<()> {
-    let from = from.display();
-    if model.context <= saved.context {
-        let (context, before) = (model.context, saved.context);
-        return Err(Error::Mismatch(format!(
-            "`model.context` is {context}; that of {from} is {before} already"
-        )));
+/// Refuses a context that is no longer than the checkpoint's.
+fn check_longer(saved: &ModelConfig, model: &ModelConfig, from: &Path) -> Result<()> {
+    if model.context > saved.context {
+        return Ok(());
     }
+    let (context, before, from) = (model.context, saved.context, from.display());
+    Err(Error::Mismatch(format!(
+        "`model.context` is {context}; that of {from} is {before} already: to train on at the same context, begin with its \
+         weights alone (`--from`)"
+    )))
+}
+
+/// Refuses a model that differs from the checkpoint's in more than the context.
+fn check_model(saved: &ModelConfig, model: &ModelConfig, from: &Path) -> Result<()> {
+    let from = from.display();
     let mut expected = saved.clone();
     expected.context = model.context;
     if let Some(yarn) = model.attention.yarn() {

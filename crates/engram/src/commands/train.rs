@@ -19,10 +19,12 @@ use crate::run::{Run, checkpoints, held_out_line};
   engram train my.toml --out runs/small
   engram train my.toml --out runs/small --resume
   engram train my.toml --out runs/small-gpu --device cuda
+  engram train other-data.toml --out runs/tuned --from runs/small
   engram train long.toml --out runs/long --extend-context runs/small
 
---extend-context begins with a checkpoint's weights and memory. The configuration is that of its run with a larger
-`context`, and usually with its rotary positions stretched:
+--from and --extend-context begin with a checkpoint's weights and memory; steps, rates and data are those of the new
+configuration, whose `[model]` is the checkpoint's. For --extend-context its `context` is larger, and usually its rotary
+positions are stretched:
 
   [model.attention.yarn]
   original_context = 512        # the checkpoint's
@@ -36,6 +38,9 @@ pub(crate) struct Train {
     /// Go on from the newest checkpoint in the run's folder.
     #[arg(long)]
     resume: bool,
+    /// Begin with the weights and memory of a checkpoint, or of a run's newest.
+    #[arg(long, value_name = "CHECKPOINT", conflicts_with_all = ["resume", "extend_context"])]
+    from: Option<PathBuf>,
     /// Begin with the weights and memory of a checkpoint, or of a run's newest, at a longer context.
     #[arg(long, value_name = "CHECKPOINT", conflicts_with = "resume")]
     extend_context: Option<PathBuf>,
@@ -57,10 +62,11 @@ impl Train {
         }
         interrupt::listen()?;
         let device = self.device.open()?;
-        let mut run = match &self.extend_context {
-            Some(from) => Run::extend(config, from, &self.out, &device)?,
-            None if self.resume => Run::resume(config, &self.out, &device)?,
-            None => Run::begin(config, &self.out, &device)?,
+        let mut run = match (&self.from, &self.extend_context) {
+            (Some(from), _) => Run::from_checkpoint(config, from, &self.out, &device)?,
+            (_, Some(from)) => Run::extend(config, from, &self.out, &device)?,
+            _ if self.resume => Run::resume(config, &self.out, &device)?,
+            _ => Run::begin(config, &self.out, &device)?,
         };
         self.go_on(&mut run)?;
         let checkpoints = checkpoints(&self.out);
