@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use burn::tensor::Device;
-use engram_train::{HeldOut, Pace, RunConfig, StepReport, Trainer};
+use engram_train::{HeldOut, NewContext, Pace, RunConfig, StepReport, Trainer};
 
 use crate::metrics::{Metric, MetricsLog};
 use crate::number::{duration, short};
@@ -39,22 +39,11 @@ impl Run {
     pub(crate) fn from_checkpoint(
         config: RunConfig,
         from: &Path,
+        context: NewContext,
         folder: &Path,
         device: &Device,
     ) -> anyhow::Result<Self> {
-        let run = Self::of(Trainer::from_checkpoint(config, from, folder, device)?, folder)?;
-        run.trainer.save()?;
-        Ok(run)
-    }
-
-    /// Begins a run in `folder` from the weights of another's checkpoint, at a longer context.
-    pub(crate) fn extend(
-        config: RunConfig,
-        from: &Path,
-        folder: &Path,
-        device: &Device,
-    ) -> anyhow::Result<Self> {
-        let run = Self::of(Trainer::extend(config, from, folder, device)?, folder)?;
+        let run = Self::of(Trainer::from_checkpoint(config, from, context, folder, device)?, folder)?;
         run.trainer.save()?;
         Ok(run)
     }

@@ -80,4 +80,4 @@ pub use tables::{
 pub use text_bounds::{Begin, BeginConfig, TextConfig};
 pub use tokenizer::{END_OF_TEXT, PAD, Tokenizer, TokenizerHash, TokenizerProgress, TokenizerTraining};
 pub use trained::{LayerGates, Trained};
-pub use trainer::{Pace, StepReport, Trainer};
+pub use trainer::{NewContext, Pace, StepReport, Trainer};

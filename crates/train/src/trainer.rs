@@ -45,6 +45,15 @@ pub struct Trainer {
     ahead: Option<Batch>,
 }
 
+/// What the context of a run may be that begins with the weights of a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NewContext {
+    /// As long as the checkpoint's, or another.
+    Any,
+    /// Longer than the checkpoint's: an extension.
+    Longer,
+}
+
 /// What a run has besides weights and rows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -157,40 +166,28 @@ impl Trainer {
     }
 
     /// Begins a run in `folder` with the weights and memory of the checkpoint `from`: the model of `config` may differ
-    /// from the checkpoint's in its context and in how its rotary positions are stretched. Optimiser and data begin
-    /// anew; the memory rows keep their optimiser's state.
+    /// from the checkpoint's in its context, of which `context` says what it may be, and in how its rotary positions are
+    /// stretched. Optimiser and data begin anew; the memory rows keep their optimiser's state.
     ///
     /// # Errors
-    /// As [`new`](Self::new); when the checkpoint is damaged, of another model or tokenizer, or positions are stretched
-    /// from another context than its own.
-    pub fn from_checkpoint(config: RunConfig, from: &Path, folder: &Path, device: &Device) -> Result<Self> {
-        Self::begin_with(config, from, folder, device, check_model)
-    }
-
-    /// As [`from_checkpoint`](Self::from_checkpoint), at a longer context.
-    ///
-    /// # Errors
-    /// As there; when the context is no longer than the checkpoint's.
-    pub fn extend(config: RunConfig, from: &Path, folder: &Path, device: &Device) -> Result<Self> {
-        Self::begin_with(config, from, folder, device, |saved, model, from| {
-            check_longer(saved, model, from)?;
-            check_model(saved, model, from)
-        })
-    }
-
-    fn begin_with(
+    /// As [`new`](Self::new); when the checkpoint is damaged, of another model or tokenizer, positions are stretched
+    /// from another context than its own, or the context is not longer where it is to be.
+    pub fn from_checkpoint(
         config: RunConfig,
         from: &Path,
+        context: NewContext,
         folder: &Path,
         device: &Device,
-        check: impl Fn(&ModelConfig, &ModelConfig, &Path) -> Result<()>,
     ) -> Result<Self> {
         if !matches!(Checkpoint::open(folder), Err(Error::NoCheckpoint { .. })) {
             return Err(Error::RunExists { path: folder.to_owned() });
         }
         let checkpoint = Checkpoint::open(from)?;
         let saved = CheckpointConfig::load(&checkpoint.folder().join("run.toml"))?;
-        check(&saved.model, &config.model, from)?;
+        if context == NewContext::Longer {
+            check_longer(&saved.model, &config.model, from)?;
+        }
+        check_model(&saved.model, &config.model, from)?;
         check_text(&saved.text, &config.text, from)?;
         let parts = Parts::open(&config)?;
         if !has_tokenizer(&checkpoint, &config, &parts.tokenizer)? {

@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use engram_train::RunConfig;
+use engram_train::{NewContext, RunConfig};
 
 use super::print;
 use crate::device::DeviceKind;
@@ -63,8 +63,8 @@ impl Train {
         interrupt::listen()?;
         let device = self.device.open()?;
         let mut run = match (&self.from, &self.extend_context) {
-            (Some(from), _) => Run::from_checkpoint(config, from, &self.out, &device)?,
-            (_, Some(from)) => Run::extend(config, from, &self.out, &device)?,
+            (Some(from), _) => Run::from_checkpoint(config, from, NewContext::Any, &self.out, &device)?,
+            (_, Some(from)) => Run::from_checkpoint(config, from, NewContext::Longer, &self.out, &device)?,
             _ if self.resume => Run::resume(config, &self.out, &device)?,
             _ => Run::begin(config, &self.out, &device)?,
         };
