@@ -30,9 +30,7 @@ const RECENT: usize = 20;
 impl Run {
     /// Begins a run in `folder`, with a checkpoint of its beginning.
     pub(crate) fn begin(config: RunConfig, folder: &Path, device: &Device) -> anyhow::Result<Self> {
-        let run = Self::of(Trainer::new(config, folder, device)?, folder)?;
-        run.trainer.save()?;
-        Ok(run)
+        Self::begun(Trainer::new(config, folder, device)?, folder)
     }
 
     /// Begins a run in `folder` with the weights and memory of another's checkpoint.
@@ -43,14 +41,19 @@ impl Run {
         folder: &Path,
         device: &Device,
     ) -> anyhow::Result<Self> {
-        let run = Self::of(Trainer::from_checkpoint(config, from, context, folder, device)?, folder)?;
-        run.trainer.save()?;
-        Ok(run)
+        Self::begun(Trainer::from_checkpoint(config, from, context, folder, device)?, folder)
     }
 
     /// Goes on from the newest checkpoint in `folder`.
     pub(crate) fn resume(config: RunConfig, folder: &Path, device: &Device) -> anyhow::Result<Self> {
         Self::of(Trainer::resume(Some(config), folder, device)?, folder)
+    }
+
+    /// A run that has not taken a step, with a checkpoint of its beginning.
+    fn begun(trainer: Trainer, folder: &Path) -> anyhow::Result<Self> {
+        let run = Self::of(trainer, folder)?;
+        run.trainer.save()?;
+        Ok(run)
     }
 
     fn of(trainer: Trainer, folder: &Path) -> anyhow::Result<Self> {
