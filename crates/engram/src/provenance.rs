@@ -12,7 +12,7 @@ pub(crate) fn command() -> String {
 }
 
 /// A word as a shell takes it.
-fn quoted(word: &str) -> String {
+pub(crate) fn quoted(word: &str) -> String {
     let plain = |character: char| character.is_alphanumeric() || "-_./,:=+@%".contains(character);
     if !word.is_empty() && word.chars().all(plain) {
         return word.to_owned();

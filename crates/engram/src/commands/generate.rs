@@ -39,8 +39,8 @@ pub(crate) struct AnswerOptions {
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
     /// Switch the memory off, to see what it does.
-    #[arg(long)]
-    no_memory: bool,
+    #[arg(long = "without-memory", visible_alias = "no-memory")]
+    without_memory: bool,
 }
 
 impl AnswerOptions {
@@ -50,7 +50,7 @@ impl AnswerOptions {
     /// When a value cannot be.
     pub(crate) fn request(self) -> anyhow::Result<Request> {
         let sampling = self.sampling.sampling()?;
-        Ok(Request { sampling, stop: self.stop, memory: !self.no_memory, ..Request::new(Vec::new(), 0) })
+        Ok(Request { sampling, stop: self.stop, memory: !self.without_memory, ..Request::new(Vec::new(), 0) })
     }
 }
 

@@ -15,7 +15,7 @@ use crate::failure::{Interrupted, refuse};
 use crate::interrupt;
 use crate::number::{duration, short};
 use crate::progress::Progress;
-use crate::provenance::{machine, program};
+use crate::provenance::{self, machine, program, quoted};
 use crate::table::Table;
 
 /// Measure where memory pays: train a grid of models, and compare them in pairs.
@@ -95,6 +95,13 @@ struct Outline<'a> {
     expected_seconds: f64,
 }
 
+/// Runs of other arms than those asked for, and what carries them out.
+#[derive(Debug, Serialize)]
+struct Rest {
+    remaining: usize,
+    command: String,
+}
+
 #[derive(Debug, Serialize)]
 struct OutlineArm<'a> {
     name: &'a str,
@@ -120,7 +127,7 @@ impl Study {
         let workers = self.workers()?;
         interrupt::listen()?;
         let results = study::read_results(&self.out)?;
-        let remaining = Remaining::of(&plan, &results, &only)?;
+        let remaining = Remaining::of(&plan, &results, &only);
         let left = remaining.all();
         let speed = workers.measure(&plan, &left, &Measuring)?;
         self.show_plan(&plan, &remaining, &workers, &speed)?;
@@ -128,19 +135,17 @@ impl Study {
             return Ok(());
         }
         let folder = StudyFolder::open(&self.out, &plan)?;
-        let commands = vec![self.command()];
         let configuration = std::fs::read_to_string(&self.config)
             .with_context(|| format!("cannot read {}", self.config.display()))?;
         folder.write("study.toml", configuration.as_bytes())?;
         self.conduct(&workers, &plan, &folder, &only, &speed)?;
-        if let Some(more) = self.what_else(&plan, &folder)? {
-            return print(more);
+        if let Some(rest) = self.rest(&plan, &folder)? {
+            return self.show_rest(&rest);
         }
         let threads = workers.threads;
         let provenance = Provenance {
-            commands,
+            command: self.command(),
             program: program(),
-            machine: machine(),
             workers: format!(
                 "{} at a time, {threads} thread{} each",
                 workers.parallel,
@@ -160,13 +165,21 @@ impl Study {
             (None, DeviceKind::Cpu) => cores,
             (None, DeviceKind::Cuda) => 1,
         };
-        Ok(Workers { device: self.device.open()?, parallel, threads: (cores / parallel).max(1) })
+        let device = self.device.to_possible_value();
+        let device = device.as_ref().map_or("", |device| device.get_name());
+        Ok(Workers {
+            device: self.device.open()?,
+            parallel,
+            threads: (cores / parallel).max(1),
+            origin: format!("{}; {}; {device}", program(), machine()),
+        })
     }
 
+    /// The whole study, as a shell takes it.
     fn command(&self) -> String {
         let name = Kind::from(self.name).name();
-        let mut command =
-            format!("engram study {name} --config {} --out {}", self.config.display(), self.out.display());
+        let [config, out] = [&self.config, &self.out].map(|path| quoted(&path.to_string_lossy()));
+        let mut command = format!("engram study {name} --config {config} --out {out}");
         if let Some(parallel) = self.parallel {
             command += &format!(" --parallel {parallel}");
         }
@@ -247,23 +260,30 @@ impl Study {
         only: &[usize],
         speed: &Speed,
     ) -> anyhow::Result<()> {
-        let remaining = Remaining::of(plan, &study::read_results(folder.path())?, only)?;
+        let remaining = Remaining::of(plan, &study::read_results(folder.path())?, only);
         let watch = Watching::new(plan, &remaining, workers.parallel, speed);
         let outcome = workers.conduct(plan, folder, only, &watch);
         drop(watch);
         match outcome {
             Err(study::Error::Interrupted) => {
-                Err(Interrupted(format!(", and saved; go on with\n  {}", self.command())).into())
+                Err(Interrupted(format!(", and saved; go on with\n  {}", provenance::command())).into())
             }
             outcome => Ok(outcome?),
         }
     }
 
     /// What is left where only some arms were asked for.
-    fn what_else(&self, plan: &Plan, folder: &StudyFolder) -> anyhow::Result<Option<String>> {
-        let left = Remaining::of(plan, &study::read_results(folder.path())?, &[])?.all().len();
-        let command = self.command();
-        Ok((left > 0).then(|| format!("{left} runs of other arms are left; go on with\n  {command}\n")))
+    fn rest(&self, plan: &Plan, folder: &StudyFolder) -> anyhow::Result<Option<Rest>> {
+        let remaining = Remaining::of(plan, &study::read_results(folder.path())?, &[]).all().len();
+        Ok((remaining > 0).then(|| Rest { remaining, command: self.command() }))
+    }
+
+    fn show_rest(&self, rest: &Rest) -> anyhow::Result<()> {
+        if self.json {
+            return print_json(rest);
+        }
+        let Rest { remaining, command } = rest;
+        print(format!("{remaining} runs of other arms are left; go on with\n  {command}\n"))
     }
 
     fn show(&self, findings: &Findings) -> anyhow::Result<()> {

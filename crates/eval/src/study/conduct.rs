@@ -15,12 +15,10 @@ use crate::figure::png;
 /// Where a study was made, and with what.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Provenance {
-    /// The commands that repeat it, one a line.
-    pub commands: Vec<String>,
-    /// The program's version and commit.
+    /// The command that repeats it.
+    pub command: String,
+    /// The version and commit of the program that wrote it up.
     pub program: String,
-    /// The machine.
-    pub machine: String,
     /// Runs at a time, and threads of each.
     pub workers: String,
     /// The configuration file, as it is.
@@ -38,18 +36,13 @@ pub struct Remaining {
 
 impl Remaining {
     /// What is left of `plan` after `results`, of the arms `only` (all, if none are named).
-    ///
-    /// # Errors
-    /// When all pilots of an arm diverged.
-    pub fn of(plan: &Plan, results: &[RunResult], only: &[usize]) -> Result<Self> {
+    pub fn of(plan: &Plan, results: &[RunResult], only: &[usize]) -> Self {
         let left = |runs: Vec<Run>| -> Vec<Run> {
             let wanted = |run: &Run| only.is_empty() || only.contains(&run.arm);
             let done = |run: &Run| results.iter().any(|result| result.run == run.id);
             runs.into_iter().filter(|run| wanted(run) && !done(run)).collect()
         };
-        let factors: Vec<f32> =
-            plan.factors(results)?.into_iter().map(|factor| factor.unwrap_or(1.0)).collect();
-        Ok(Self { pilots: left(plan.pilots()), runs: left(plan.runs(&factors)) })
+        Self { pilots: left(plan.pilots()), runs: left(plan.runs(&plan.factors(results))) }
     }
 
     /// All of them, in their order.
@@ -72,7 +65,7 @@ impl Workers {
         watch: &dyn Watch,
     ) -> Result<()> {
         let log = ResultsLog::open(folder.path())?;
-        let remaining = || Remaining::of(plan, &read_results(folder.path())?, only);
+        let remaining = || Ok::<_, Error>(Remaining::of(plan, &read_results(folder.path())?, only));
         self.clear_finished(plan, folder)?;
         if remaining()?.all().is_empty() {
             return Ok(());

@@ -14,7 +14,7 @@ use super::arm::Arm;
 use super::error::{Error, Result};
 use super::folder::StudyFolder;
 use super::measure::{Documents, Positions};
-use super::plan::{Plan, Run};
+use super::plan::{Factor, Plan, Run};
 use super::results::{ResultsLog, RunResult, read_results};
 
 /// What runs are carried out with.
@@ -26,6 +26,8 @@ pub struct Workers {
     pub parallel: usize,
     /// Threads of each.
     pub threads: usize,
+    /// The program, machine and device, as results name them.
+    pub origin: String,
 }
 
 /// How fast the workers are while all work: seconds a step of every arm takes; none: it was not measured.
@@ -70,8 +72,13 @@ impl Workers {
                 if watch.stop() {
                     return Err(Error::Interrupted);
                 }
-                let seconds = self.seconds_per_step(run)?;
-                measured.push((run.arm, seconds));
+                match self.seconds_per_step(run) {
+                    Ok(seconds) => measured.push((run.arm, seconds)),
+                    // Its result will say so.
+                    Err(Error::Run { source, .. })
+                        if matches!(*source, engram_train::Error::Diverged { .. }) => {}
+                    Err(error) => return Err(error),
+                }
             }
             Ok(measured)
         })?;
@@ -114,14 +121,22 @@ impl Workers {
                 if stop() {
                     return Err(Error::Interrupted);
                 }
-                let done = One { plan, positions, run: &run, device: &self.device, watch, stop: &stop }
-                    .carry_out(&folder.run(&run.id))
-                    .and_then(|result| {
-                        log.add(&result)?;
-                        clear(plan, &run, &folder.run(&run.id))?;
-                        watch.event(Event::Done(&run, &result));
-                        Ok(())
-                    });
+                let done = One {
+                    plan,
+                    positions,
+                    run: &run,
+                    origin: &self.origin,
+                    device: &self.device,
+                    watch,
+                    stop: &stop,
+                }
+                .carry_out(&folder.run(&run.id))
+                .and_then(|result| {
+                    log.add(&result)?;
+                    clear(plan, &run, &folder.run(&run.id))?;
+                    watch.event(Event::Done(&run, &result));
+                    Ok(())
+                });
                 if let Err(error) = done {
                     failed.store(true, Ordering::SeqCst);
                     return Err(error);
@@ -136,7 +151,7 @@ impl Workers {
     pub(crate) fn clear_finished(&self, plan: &Plan, folder: &StudyFolder) -> Result<()> {
         let results = read_results(folder.path())?;
         let done = |run: &Run| results.iter().any(|result| result.run == run.id);
-        let runs = plan.pilots().into_iter().chain(plan.runs(&vec![1.0; plan.arms.len()]));
+        let runs = plan.pilots().into_iter().chain(plan.runs(&vec![Factor::Open; plan.arms.len()]));
         runs.filter(done).try_for_each(|run| clear(plan, &run, &folder.run(&run.id)))
     }
 
@@ -194,6 +209,7 @@ struct One<'a> {
     plan: &'a Plan,
     positions: &'a Positions,
     run: &'a Run,
+    origin: &'a str,
     device: &'a Device,
     watch: &'a dyn Watch,
     stop: &'a (dyn Fn() -> bool + Sync),
@@ -230,6 +246,7 @@ impl One<'_> {
             steps,
             training_tokens: steps * (config.train.batch * config.model.context) as u64,
             seconds: begun.elapsed().as_secs_f64(),
+            origin: self.origin.to_owned(),
             nats_per_token: documents.nats_per_token(),
             bits_per_byte: documents.bits_per_byte(),
             documents,

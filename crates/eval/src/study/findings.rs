@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::arm::{Costs, Kind};
 use super::error::{Error, Result};
 use super::measure::Class;
-use super::plan::Plan;
+use super::plan::{Factor, Plan};
 use super::results::RunResult;
 use super::statistics::{Estimate, Panel, curvature_weights, slope_weights};
 
@@ -19,10 +19,14 @@ pub struct Findings {
     pub study: Kind,
     /// Seeds with which every compared arm came to its end.
     pub seeds: Vec<u64>,
+    /// Programs, machines and devices that made the runs.
+    pub origins: Vec<String>,
     /// Tokens that every run was trained on, repeats of the data included.
     pub training_tokens: u64,
     /// Held-out documents that losses are paired over.
     pub documents: usize,
+    /// How many documents of equal length would say as much as these.
+    pub equal_documents: f64,
     /// Held-out tokens predicted.
     pub tokens: u64,
     /// The arms that came to an end, the reference first.
@@ -130,13 +134,17 @@ impl Findings {
         let mut findings = Self {
             study: plan.kind,
             seeds: table.seeds.clone(),
+            origins: origins(results),
             training_tokens: table.training_tokens,
             documents: table.tokens.len(),
+            equal_documents: panel.equal_documents(),
             tokens: table.tokens.iter().sum(),
             arms,
             fits: Vec::new(),
             statements: table.caveats.clone(),
         };
+        findings.statements.extend(findings.about_documents());
+        findings.statements.extend(findings.about_origins());
         findings.statements.extend(findings.about_costs());
         findings.statements.extend(findings.about_rates(plan));
         let statements = match plan.kind {
@@ -149,6 +157,25 @@ impl Findings {
         };
         findings.statements.splice(0..0, statements);
         Ok(findings)
+    }
+
+    /// Held-out text of so few documents, or so unequal ones, that hardly anything can be said of others.
+    fn about_documents(&self) -> Option<String> {
+        const FEW: f64 = 10.0;
+        (self.documents > 1 && self.equal_documents < FEW).then(|| {
+            format!(
+                "The {} held-out documents are so unequal in length that they say no more than {:.1} equal ones: \
+                 intervals are wide. Cut into passages of one length they would say more.",
+                self.documents, self.equal_documents
+            )
+        })
+    }
+
+    /// What the runs were made with, where that is not one thing.
+    fn about_origins(&self) -> Option<String> {
+        let origins = || list(self.origins.iter());
+        (self.origins.len() > 1)
+            .then(|| format!("Runs were not all made with one program on one machine: {}.", origins()))
     }
 
     /// Arms that do not cost what the reference costs, where costs are no part of the question.
@@ -246,10 +273,11 @@ impl Findings {
             ),
         });
         let shares: Vec<f64> = (0..self.arms.len()).map(share).collect();
-        if let Some(estimate) = panel.contrast(&curvature_weights(&shares)) {
+        let bend = (shares.len() >= 3).then(|| panel.contrast(&curvature_weights(&shares))).flatten();
+        if let Some(estimate) = bend {
             let interval = Interval::of(estimate, 1);
             let verdict = match (interval.is_beyond_noise(), interval.low > 0.0) {
-                (true, true) => "the curve bends upwards, as a U does",
+                (true, true) => "the curve bends upwards, as a U does and one that levels off",
                 (true, false) => "the curve bends downwards, unlike a U",
                 (false, _) => "no bend beyond the noise",
             };
@@ -281,14 +309,14 @@ impl Findings {
     fn fits(&self, panel: &Panel) -> Result<Vec<Fit>> {
         let names = self.series();
         let fit = |name: &&str| -> Result<Fit> {
-            let contrast = |weigh| panel.contrast(&self.weights(name, weigh)).ok_or_else(no_error);
-            let slope = Interval::of(contrast(slope_weights)?, names.len());
             let arms: Vec<_> = self.arms.iter().filter(|arm| arm.series.as_deref() == Some(name)).collect();
             if arms.len() < 3 {
                 return Err(inconclusive(&format!(
                     "`{name}` has fewer than three arms that came to their end"
                 )));
             }
+            let contrast = |weigh| panel.contrast(&self.weights(name, weigh)).ok_or_else(no_error);
+            let slope = Interval::of(contrast(slope_weights)?, names.len());
             let points: Vec<(f64, f64)> =
                 arms.iter().map(|arm| (arm.x.unwrap_or(1.0).log10(), arm.nats_per_token)).collect();
             let count = points.len() as f64;
@@ -387,12 +415,18 @@ impl<'a> Table<'a> {
             }
             if !diverged.is_empty() {
                 let seeds = list(diverged.iter());
+                caveats
+                    .push(format!("`{}` diverged with seed {seeds}, and is not compared with it.", arm.name));
+            }
+            finished.push(done);
+        }
+        for (arm, factor) in plan.arms.iter().zip(plan.factors(results)) {
+            if factor == Factor::Diverged {
                 caveats.push(format!(
-                    "`{}` diverged with seed {seeds}: its comparison leaves them out.",
+                    "`{}` diverged at every rate, and is left out: a study of lower `rates.factors` may bring it to its end.",
                     arm.name
                 ));
             }
-            finished.push(done);
         }
         if finished.first().is_none_or(Vec::is_empty) {
             return Err(inconclusive("the reference came to its end with no seed: nothing can be compared"));
@@ -405,7 +439,7 @@ impl<'a> Table<'a> {
         }
         if seeds.len() < plan.seeds.len() {
             caveats.push(format!(
-                "Compared are the seeds with which every arm came to its end: {}.",
+                "Compared are the seeds with which every arm came to its end that did so with any: {}.",
                 list(seeds.iter())
             ));
         }
@@ -492,6 +526,18 @@ impl<'a> Table<'a> {
         };
         there.iter().enumerate().map(finding).collect()
     }
+}
+
+/// What `results` were made with, each once.
+fn origins(results: &[RunResult]) -> Vec<String> {
+    let mut origins: Vec<String> = Vec::new();
+    for result in results {
+        let origin = if result.origin.is_empty() { "not recorded" } else { &result.origin };
+        if !origins.iter().any(|other| other == origin) {
+            origins.push(origin.to_owned());
+        }
+    }
+    origins
 }
 
 fn inconclusive(problem: &str) -> Error {
@@ -699,16 +745,17 @@ mod tests {
         let mut pilots = Vec::new();
         for (arm, best) in [("a", 1.0), ("b", 2.0)] {
             for factor in [0.5_f32, 1.0, 2.0] {
-                let factors = plan.factors(&pilots).unwrap();
-                assert_eq!(factors[usize::from(arm == "b")], None, "not before its pilots are done");
+                let factors = plan.factors(&pilots);
+                assert_eq!(factors[usize::from(arm == "b")], Factor::Open, "not before its pilots are done");
                 let mut pilot = result(arm, 9, &[10.0 + f64::from((factor - best).abs())]);
                 (pilot.pilot, pilot.factor) = (true, factor);
                 pilots.push(pilot);
             }
         }
-        assert_eq!(plan.factors(&pilots).unwrap(), [Some(1.0), Some(2.0)]);
+        let factors = [Factor::Chosen(1.0), Factor::Chosen(2.0)];
+        assert_eq!(plan.factors(&pilots), factors);
         let rates = |run: &super::super::plan::Run| run.config.train.optimizer.adam_rate;
-        let runs = plan.runs(&[1.0, 2.0]);
+        let runs = plan.runs(&factors);
         assert_eq!((runs.len(), rates(&runs[1]) / rates(&runs[0])), (6, 2.0));
         let mut all = results(&plan, |_| 3.0, 0.1);
         all.iter_mut().filter(|result| result.arm == "b").for_each(|result| result.factor = 2.0);
@@ -718,7 +765,48 @@ mod tests {
             "{}",
             statements(&plan, &all)
         );
-        pilots.iter_mut().for_each(|pilot| pilot.nats_per_token = None);
-        assert!(plan.factors(&pilots).unwrap_err().to_string().contains("diverged at every rate"));
+    }
+
+    #[test]
+    fn an_arm_that_diverges_at_every_rate_stops_no_other() {
+        let arms = "ablation.arms = [{ name = 'a' }, { name = 'b' }, { name = 'c' }]";
+        let mut plan = plan(Kind::Ablation, arms);
+        plan.rates = Some(RateRule { factors: vec![1.0, 2.0], seed: 9, steps: Some(5) });
+        let pilot = |arm: &str, factor: f32| {
+            let mut pilot = result(arm, 9, &[10.0]);
+            (pilot.pilot, pilot.factor) = (true, factor);
+            if arm == "c" {
+                pilot.nats_per_token = None;
+            }
+            pilot
+        };
+        let pilots = ["a", "b", "c"].map(|arm| [1.0, 2.0].map(|factor| pilot(arm, factor)));
+        let pilots: Vec<RunResult> = pilots.into_iter().flatten().collect();
+        let factors = [Factor::Chosen(1.0), Factor::Chosen(1.0), Factor::Diverged];
+        assert_eq!(plan.factors(&pilots), factors);
+        assert!(plan.runs(&factors).iter().all(|run| run.arm < 2));
+        let mut all = results(&plan, |_| 3.0, 0.1);
+        all.retain(|result| result.arm != "c");
+        all.extend(pilots);
+        let findings = Findings::of(&plan, &all).unwrap();
+        assert_eq!(findings.arms.len(), 2);
+        let text = findings.statements.join("\n");
+        assert!(text.contains("`c` diverged at every rate"), "{text}");
+    }
+
+    #[test]
+    fn unequal_documents_and_several_programs_are_said() {
+        let plan = plan(Kind::Ablation, "ablation.arms = [{ name = 'a' }, { name = 'b' }]");
+        let mut results = results(&plan, |_| 3.0, 0.1);
+        let text = statements(&plan, &results);
+        assert!(!text.contains("unequal") && !text.contains("one program"), "{text}");
+        results[1].origin = "elsewhere".to_owned();
+        for result in &mut results {
+            result.documents.tokens[0] = 190;
+        }
+        let text = statements(&plan, &results);
+        // 380² / (190² + 19 · 10²)
+        assert!(text.contains("no more than 3.8 equal ones"), "{text}");
+        assert!(text.contains("one program on one machine: here, elsewhere"), "{text}");
     }
 }

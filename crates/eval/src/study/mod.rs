@@ -34,5 +34,5 @@ pub use figures::figures;
 pub use findings::{ArmFinding, ClassFinding, Findings, Fit, Interval};
 pub use folder::StudyFolder;
 pub use measure::{Class, Documents};
-pub use plan::{Plan, Run};
+pub use plan::{Factor, Plan, Run};
 pub use results::{ResultsLog, RunResult, read_results};

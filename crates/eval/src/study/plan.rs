@@ -30,6 +30,17 @@ pub struct Plan {
     pub fingerprints: Vec<String>,
 }
 
+/// The factor on the rates of an arm.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Factor {
+    /// Some of the pilots that choose it are not done.
+    Open,
+    /// As the rule says.
+    Chosen(f32),
+    /// Every pilot diverged: the arm has no runs.
+    Diverged,
+}
+
 /// One run of a study.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Run {
@@ -105,30 +116,32 @@ impl Plan {
             .collect()
     }
 
-    /// The runs that are compared, seed by seed, at the `factors` on the rates that each arm has.
-    pub fn runs(&self, factors: &[f32]) -> Vec<Run> {
+    /// The runs that are compared, seed by seed, at the `factors` of the arms; at the base's rates where one is open.
+    pub fn runs(&self, factors: &[Factor]) -> Vec<Run> {
         let run = |seed: u64, arm: usize| {
-            self.run(format!("{}.seed-{seed}", slug(&self.arms[arm].name)), arm, seed, factors[arm])
+            let factor = match factors[arm] {
+                Factor::Open => 1.0,
+                Factor::Chosen(factor) => factor,
+                Factor::Diverged => return None,
+            };
+            Some(self.run(format!("{}.seed-{seed}", slug(&self.arms[arm].name)), arm, seed, factor))
         };
-        self.seeds.iter().flat_map(|&seed| (0..self.arms.len()).map(move |arm| run(seed, arm))).collect()
+        let of_seed = |&seed: &u64| (0..self.arms.len()).filter_map(move |arm| run(seed, arm));
+        self.seeds.iter().flat_map(of_seed).collect()
     }
 
-    /// Every arm's factor on the rates, as the rule says; none where an arm lacks pilots.
-    ///
-    /// # Errors
-    /// When all pilots of an arm diverged.
-    pub fn factors(&self, results: &[RunResult]) -> Result<Vec<Option<f32>>> {
-        let Some(rule) = &self.rates else { return Ok(vec![Some(1.0); self.arms.len()]) };
+    /// Every arm's factor on the rates, as the rule says.
+    pub fn factors(&self, results: &[RunResult]) -> Vec<Factor> {
+        let Some(rule) = &self.rates else { return vec![Factor::Chosen(1.0); self.arms.len()] };
         let factor = |arm: &Arm| {
             let pilots = results.iter().filter(|result| result.pilot && result.arm == arm.name);
             let pilots: Vec<_> = pilots.filter(|pilot| rule.factors.contains(&pilot.factor)).collect();
             if pilots.len() < rule.factors.len() {
-                return Ok(None);
+                return Factor::Open;
             }
             let losses = pilots.iter().filter_map(|pilot| Some((pilot.nats_per_token?, pilot.factor)));
             let best = losses.min_by(|(a, _), (b, _)| a.total_cmp(b));
-            let diverged = || Error::arm(&arm.name, "diverged at every rate: add lower `rates.factors`");
-            best.map(|(_, factor)| Some(factor)).ok_or_else(diverged)
+            best.map_or(Factor::Diverged, |(_, factor)| Factor::Chosen(factor))
         };
         self.arms.iter().map(factor).collect()
     }
@@ -194,10 +207,18 @@ impl Data {
         };
         let open = |path: &Path| open(path).map_err(engram_train::Error::from);
         let (train, valid) = (open(&config.data.train)?, open(&config.data.valid)?);
+        let limit = config.train.evaluate_tokens.map_or(u64::MAX, |limit| limit as u64);
+        let held_out_tokens = valid.len().saturating_sub(1).min(limit);
+        if held_out_tokens == 0 {
+            return Err(engram_train::Error::Mismatch(format!(
+                "{} and `train.evaluate_tokens` leave no token to predict: hold out more text, or ask for more tokens",
+                config.data.valid.display()
+            ))
+            .into());
+        }
         let identity =
             vec![tokenizer.hash().to_string(), train.identity().to_string(), valid.identity().to_string()];
-        let limit = config.train.evaluate_tokens.map_or(u64::MAX, |limit| limit as u64);
-        Ok(Self { identity, held_out_tokens: valid.len().saturating_sub(1).min(limit) })
+        Ok(Self { identity, held_out_tokens })
     }
 }
 

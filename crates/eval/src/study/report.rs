@@ -45,7 +45,10 @@ pub(crate) fn page(findings: &Findings, provenance: &Provenance, figures: &[Stri
     let seeds: Vec<_> = findings.seeds.iter().map(ToString::to_string).collect();
     let documents = match findings.documents {
         1 => "one held-out document, so that errors are over seeds alone".to_owned(),
-        several => format!("{several} held-out documents"),
+        several => format!(
+            "{several} held-out documents, which say as much as {:.1} of equal length",
+            findings.equal_documents
+        ),
     };
     add(format_args!(
         "<h2>How</h2>\n\
@@ -55,7 +58,7 @@ pub(crate) fn page(findings: &Findings, provenance: &Provenance, figures: &[Stri
          and over documents; ± is one standard error, and intervals of one kind hold together with probability \
          95 % (Student’s t, Bonferroni). “Within the noise” means that such an interval holds zero. Differences are \
          to the first arm.</p>\n\
-         <p>The times of all runs add up to {:.1} hours.</p>\n",
+         <p>The times of all runs, since each was last begun or gone on with, add up to {:.1} hours.</p>\n",
         grouped(findings.tokens),
         documents,
         grouped(findings.training_tokens),
@@ -63,12 +66,12 @@ pub(crate) fn page(findings: &Findings, provenance: &Provenance, figures: &[Stri
         seconds / 3600.0
     ));
     add(format_args!(
-        "<h2>Where it comes from</h2>\n<dl>\n<dt>Program</dt><dd>{}</dd>\n<dt>Machine</dt><dd>{}</dd>\n\
-         <dt>Runs</dt><dd>{}</dd>\n</dl>\n<pre>{}</pre>\n<h2>Configuration</h2>\n<pre>{}</pre>\n</body>\n</html>\n",
+        "<h2>Where it comes from</h2>\n<dl>\n<dt>Runs made with</dt><dd>{}</dd>\n\
+         <dt>Written up by</dt><dd>{}, {}</dd>\n</dl>\n<pre>{}</pre>\n<h2>Configuration</h2>\n<pre>{}</pre>\n</body>\n</html>\n",
+        findings.origins.iter().map(|origin| escape(origin)).collect::<Vec<_>>().join("<br>"),
         escape(&provenance.program),
-        escape(&provenance.machine),
         escape(&provenance.workers),
-        escape(&provenance.commands.join("\n")),
+        escape(&provenance.command),
         escape(&provenance.configuration)
     ));
     page

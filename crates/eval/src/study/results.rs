@@ -31,8 +31,11 @@ pub struct RunResult {
     pub steps: u64,
     /// Tokens it learnt from.
     pub training_tokens: u64,
-    /// Seconds it took, as far as it was not interrupted.
+    /// Seconds it took since it was last begun or gone on with.
     pub seconds: f64,
+    /// The program, machine and device that it came to its end on; empty in results from before this was kept.
+    #[serde(default)]
+    pub origin: String,
     /// Held-out loss; none: it diverged.
     pub nats_per_token: Option<f64>,
     /// The same per byte of text.
@@ -140,6 +143,7 @@ pub(crate) mod tests {
             steps: 5,
             training_tokens: 100,
             seconds: 1.5,
+            origin: "here".to_owned(),
             nats_per_token: documents.nats_per_token(),
             bits_per_byte: documents.bits_per_byte(),
             documents,

@@ -11,8 +11,11 @@
 //!   does to all arms, β_s, leaves a contrast alone. The variance σ² of ε is that of the residuals of all A arms, with
 //!   (A−1)(S−1) degrees of freedom, and `v_s = σ² · Σ c_a² / S`. This takes arms to be equally noisy, and makes three
 //!   seeds bearable;
-//! * over N documents, on the contrast's means over seeds x_d, for T_d tokens (the ratio estimator), and D their sum
-//!   per token: `v_d = N/(N−1) · Σ (x_d − D·T_d)² / (Σ T_d)²`.
+//! * over N documents of T_d tokens, T in all, on the contrast's means over seeds x_d, and D their sum per token: each
+//!   document is left out in turn (the jackknife), `v_d = (N−1)/N · Σ ((x_d − D·T_d) / (T − T_d))²`. A document that
+//!   holds much of the text pulls D towards itself, and would seem to differ little from it otherwise. Documents of
+//!   unequal length say no more than fewer equal ones, `n = T² / Σ T_d²` (Kish), so that `n − 1` are the degrees of
+//!   freedom.
 //!
 //! What is noise of both is counted in both, so that the standard error `√(v_s + v_d)` is rather too large than too
 //! small. Intervals are those of Student's t with the degrees of freedom of Welch and Satterthwaite. With one seed
@@ -45,14 +48,27 @@ pub struct Panel {
 
 impl Panel {
     /// Of sums of cross-entropies `[arm][seed][document]`, in nats, and the tokens of each document. None where there
-    /// is nothing, or the numbers of seeds or documents differ.
-    pub fn new(losses: Vec<Vec<Vec<f64>>>, tokens: Vec<f64>) -> Option<Self> {
+    /// is no token, or the numbers of seeds or documents differ. Documents without a token are left out.
+    pub fn new(mut losses: Vec<Vec<Vec<f64>>>, mut tokens: Vec<f64>) -> Option<Self> {
         let seeds = losses.first()?.len();
         let whole = |arm: &Vec<Vec<f64>>| {
             arm.len() == seeds && arm.iter().all(|documents| documents.len() == tokens.len())
         };
-        let there = seeds > 0 && !tokens.is_empty() && losses.iter().all(whole);
-        there.then_some(Self { losses, tokens })
+        if seeds == 0 || !losses.iter().all(whole) {
+            return None;
+        }
+        for documents in losses.iter_mut().flatten() {
+            let mut lengths = tokens.iter();
+            documents.retain(|_| lengths.next().is_some_and(|&length| length > 0.0));
+        }
+        tokens.retain(|&length| length > 0.0);
+        (!tokens.is_empty()).then_some(Self { losses, tokens })
+    }
+
+    /// How many documents of equal length would say as much as these: `T² / Σ T_d²`.
+    pub fn equal_documents(&self) -> f64 {
+        let all: f64 = self.tokens.iter().sum();
+        all * all / self.tokens.iter().map(|tokens| tokens * tokens).sum::<f64>()
     }
 
     /// Mean losses of `arm` by seed, in nats per token.
@@ -91,10 +107,10 @@ impl Panel {
             (variance * weights.iter().map(|weight| weight * weight).sum::<f64>() / seeds as f64, degrees)
         });
         let over_documents = (documents > 1).then(|| {
-            let squares: f64 =
-                combined.iter().zip(&self.tokens).map(|(x, tokens)| (x - value * tokens).powi(2)).sum();
+            let left_out = |(x, tokens): (&f64, &f64)| ((x - value * tokens) / (all - tokens)).powi(2);
+            let squares: f64 = combined.iter().zip(&self.tokens).map(left_out).sum();
             let count = documents as f64;
-            (count / (count - 1.0) * squares / all.powi(2), count - 1.0)
+            ((count - 1.0) / count * squares, self.equal_documents() - 1.0)
         });
         let variances: Vec<(f64, f64)> = over_seeds.into_iter().chain(over_documents).collect();
         let variance: f64 = variances.iter().map(|(variance, _)| variance).sum();
@@ -184,14 +200,33 @@ mod tests {
         // Two seeds, two documents of 10 and 30 tokens; differences in nats: [1, 3] and [2, 2].
         let panel = panel(&[&[&[21.0, 63.0], &[22.0, 62.0]], &[&[20.0, 60.0], &[20.0, 60.0]]], &[10.0, 30.0]);
         let found = panel.difference(0, 1).unwrap();
-        // 4/40 with both seeds: no variance over seeds. Over documents: x = [1.5, 2.5], D·T = [1, 3].
+        // 4/40 with both seeds: no variance over seeds. Over documents: x = [1.5, 2.5], D·T = [1, 3]; without the first
+        // 2.5/30, without the second 1.5/10, and as good as 40²/(10² + 30²) = 1.6 documents.
         assert!((found.value - 0.1).abs() < 1e-12);
-        assert!((found.error - (2.0_f64 * 0.5).sqrt() / 40.0).abs() < 1e-12);
-        assert!((found.degrees - 1.0).abs() < 1e-9);
-        // Student's t with one degree of freedom: 12.706.
-        assert!((found.interval(0.05).1 - (0.1 + 12.7062 * found.error)).abs() < 1e-5);
+        let squares: f64 = (2.5 / 30.0 - 0.1_f64).powi(2) + (1.5 / 10.0 - 0.1_f64).powi(2);
+        assert!((found.error - (squares / 2.0).sqrt()).abs() < 1e-12);
+        assert!((found.degrees - 0.6).abs() < 1e-9);
         assert!(!found.is_beyond_noise(0.05));
-        assert!(found.is_beyond_noise(0.5));
+        assert!(found.is_beyond_noise(0.7));
+    }
+
+    #[test]
+    fn an_interval_is_students() {
+        let panel = panel(&[&[&[1.0, 3.0]], &[&[0.0; 2]]], &[1.0; 2]);
+        let found = panel.difference(0, 1).unwrap();
+        assert_eq!((found.value, found.error, found.degrees), (2.0, 1.0, 1.0));
+        // Student's t with one degree of freedom: 12.706.
+        assert!((found.interval(0.05).1 - (2.0 + 12.7062)).abs() < 1e-4);
+    }
+
+    #[test]
+    fn documents_without_a_token_say_nothing() {
+        let with = panel(&[&[&[1.0, 0.0, 3.0, 2.0]], &[&[0.0; 4]]], &[1.0, 0.0, 1.0, 1.0]);
+        let without = panel(&[&[&[1.0, 3.0, 2.0]], &[&[0.0; 3]]], &[1.0; 3]);
+        assert_eq!(with, without);
+        // All tokens in one document, and one seed: no error is known.
+        assert_eq!(panel(&[&[&[1.0, 0.0]], &[&[2.0, 0.0]]], &[4.0, 0.0]).difference(0, 1), None);
+        assert_eq!(Panel::new(vec![vec![vec![0.0]]], vec![0.0]), None);
     }
 
     #[test]
@@ -252,6 +287,17 @@ mod tests {
 
     #[test]
     fn intervals_hold_the_truth_as_often_as_they_say() {
+        let equal = missed([1.0; 30]);
+        assert!((0.01..0.065).contains(&equal), "{equal}");
+        // One document as long as all others together.
+        let mut lengths = [1.0; 30];
+        lengths[0] = 29.0;
+        let unequal = missed(lengths);
+        assert!((0.01..0.065).contains(&unequal), "{unequal}");
+    }
+
+    /// Share of a thousand draws in which the interval of a difference misses it.
+    fn missed(lengths: [f64; 30]) -> f64 {
         use std::num::Wrapping;
         // Four arms of one true loss; seeds, documents, and arms with either have effects of their own.
         let mut state = Wrapping(9_u64);
@@ -272,14 +318,14 @@ mod tests {
                     .iter()
                     .map(|seed| {
                         let luck = seed + 0.1 * normal();
-                        likes.iter().map(|document| document + luck + 0.3 * normal()).collect()
+                        let nats = |(document, length)| length * (document + luck + 0.3 * normal());
+                        likes.iter().zip(lengths).map(nats).collect()
                     })
                     .collect()
             };
-            let panel = Panel::new((0..4).map(|_| arm()).collect(), vec![1.0; 30]).unwrap();
+            let panel = Panel::new((0..4).map(|_| arm()).collect(), lengths.to_vec()).unwrap();
             missed += u32::from(panel.difference(1, 0).unwrap().is_beyond_noise(0.05));
         }
-        let share = f64::from(missed) / f64::from(trials);
-        assert!((0.01..0.065).contains(&share), "{share}");
+        f64::from(missed) / f64::from(trials)
     }
 }
