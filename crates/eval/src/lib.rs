@@ -13,6 +13,7 @@ pub mod depth;
 pub mod figure;
 pub mod gates;
 pub mod outside;
+mod ratio;
 pub mod sensitivity;
 pub mod study;
 pub mod tasks;

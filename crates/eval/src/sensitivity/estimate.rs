@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
+use crate::ratio::{equal_parts, ratio_with_error};
 use crate::study::statistics::student_quantile;
-use crate::tasks::ratio_with_error;
 
 /// A value with its standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -17,13 +17,13 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// The sum of amounts over the sum of what they are amounts of, `(amount, of)` of n independent questions: for R the
-    /// ratio, the standard error is `√(n/(n−1) · Σ(amount − R·of)²) / Σ of`, which for `of` = 1 is that of a mean. None
+    /// The sum of amounts over the sum of what they are amounts of, `(amount, of)` of independent questions, with the
+    /// error of the ratio when each is left out in turn, and as many degrees of freedom as equal questions less one. None
     /// for fewer than two questions, or where there is nothing that the amounts are of.
     pub fn ratio(amounts: &[(f64, f64)]) -> Option<Self> {
         let total: f64 = amounts.iter().map(|(_, of)| of).sum();
         let (value, error) = ratio_with_error(amounts);
-        let degrees = amounts.len() as f64 - 1.0;
+        let degrees = equal_parts(amounts.iter().map(|(_, of)| *of)) - 1.0;
         error.filter(|_| total > 0.0).map(|error| Self { value, error, degrees })
     }
 
@@ -76,12 +76,12 @@ mod tests {
 
     #[test]
     fn ratios_by_hand() {
-        // 3 of 4 right answers remain, one of them where there was none: residuals 0.25, 0.25, −0.75, 0.25, ….
+        // 3 of 4 right answers remain: residuals 0.25, 0.25, −0.75, 0.25, each by the three others.
         let kept = [(1.0, 1.0), (1.0, 1.0), (0.0, 1.0), (1.0, 1.0), (0.0, 0.0)];
         let found = Estimate::ratio(&kept).unwrap();
         close(found.value, 0.75);
-        close(found.error, (5.0_f64 / 4.0 * (3.0 * 0.0625 + 0.5625)).sqrt() / 4.0);
-        close(found.degrees, 4.0);
+        close(found.error, (3.0_f64 / 4.0 * (3.0 * 0.0625 + 0.5625)).sqrt() / 3.0);
+        close(found.degrees, 3.0);
         assert_eq!(Estimate::ratio(&kept[..1]), None, "one question has no error");
         assert_eq!(Estimate::ratio(&[(0.0, 0.0); 3]), None, "nothing can remain of nothing");
         let sample = Estimate::sample(&[1.0, 2.0, 6.0]).unwrap();

@@ -326,9 +326,10 @@ mod tests {
         let likelihood = found.likelihood.unwrap();
         close(likelihood.on, -2.0);
         close(likelihood.off, -3.0);
-        // Four times −5 nats over 5 tokens: residuals 0, −2, 1, 1.
+        // Four times −5 nats over 5 tokens: residuals 0, −2, 1, 1, by the tokens of all others.
         close(likelihood.difference.value, -1.0);
-        close(likelihood.difference.error, (16.0_f64 / 15.0 * 24.0).sqrt() / 20.0);
+        let squares: f64 = 4.0 * ((2.0_f64 / 18.0).powi(2) + 2.0 * (1.0_f64 / 19.0).powi(2));
+        close(likelihood.difference.error, (15.0 / 16.0 * squares).sqrt());
         let score = found.score.unwrap();
         assert_eq!((score.change.on, score.change.off, score.guess), (1.0, 0.5, 0.0));
         close(score.change.difference.error, (16.0_f64 / 15.0 * 4.0).sqrt() / 16.0);

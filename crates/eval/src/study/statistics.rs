@@ -11,11 +11,9 @@
 //!   does to all arms, β_s, leaves a contrast alone. The variance σ² of ε is that of the residuals of all A arms, with
 //!   (A−1)(S−1) degrees of freedom, and `v_s = σ² · Σ c_a² / S`. This takes arms to be equally noisy, and makes three
 //!   seeds bearable;
-//! * over N documents of T_d tokens, T in all, on the contrast's means over seeds x_d, and D their sum per token: each
-//!   document is left out in turn (the jackknife), `v_d = (N−1)/N · Σ ((x_d − D·T_d) / (T − T_d))²`. A document that
-//!   holds much of the text pulls D towards itself, and would seem to differ little from it otherwise. Documents of
-//!   unequal length say no more than fewer equal ones, `n = T² / Σ T_d²` (Kish), so that `n − 1` are the degrees of
-//!   freedom.
+//! * over documents of T_d tokens, T in all, on the contrast's means over seeds x_d: the error of their ratio, with each
+//!   document left out in turn ([`crate::ratio`]). Documents of unequal length say no more than fewer equal ones,
+//!   `n = T² / Σ T_d²` (Kish), so that `n − 1` are the degrees of freedom.
 //!
 //! What is noise of both is counted in both, so that the standard error `√(v_s + v_d)` is rather too large than too
 //! small. Intervals are those of Student's t with the degrees of freedom of Welch and Satterthwaite. With one seed
@@ -23,6 +21,8 @@
 
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, StudentsT};
+
+use crate::ratio::{equal_parts, ratio_with_error};
 
 /// A contrast of mean losses, in nats per token (times whatever unit its weights have).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -67,8 +67,7 @@ impl Panel {
 
     /// How many documents of equal length would say as much as these: `T² / Σ T_d²`.
     pub fn equal_documents(&self) -> f64 {
-        let all: f64 = self.tokens.iter().sum();
-        all * all / self.tokens.iter().map(|tokens| tokens * tokens).sum::<f64>()
+        equal_parts(self.tokens.iter().copied())
     }
 
     /// Mean losses of `arm` by seed, in nats per token.
@@ -91,27 +90,20 @@ impl Panel {
     /// The contrast with one weight per arm; the weights must add up to 0. None for one seed and one document, whose
     /// error nobody knows.
     pub fn contrast(&self, weights: &[f64]) -> Option<Estimate> {
-        let (seeds, documents) = (self.losses[0].len(), self.tokens.len());
-        let all: f64 = self.tokens.iter().sum();
-        // x_d
-        let combined: Vec<f64> = (0..documents)
-            .map(|document| {
-                let arm = |(losses, weight): (&Vec<Vec<f64>>, &f64)| {
-                    weight * losses.iter().map(|documents| documents[document]).sum::<f64>()
-                };
-                self.losses.iter().zip(weights).map(arm).sum::<f64>() / seeds as f64
-            })
-            .collect();
-        let value = combined.iter().sum::<f64>() / all;
+        let seeds = self.losses[0].len();
+        // (x_d, T_d)
+        let combined = |(document, &tokens): (usize, &f64)| {
+            let arm = |(losses, weight): (&Vec<Vec<f64>>, &f64)| {
+                weight * losses.iter().map(|documents| documents[document]).sum::<f64>()
+            };
+            (self.losses.iter().zip(weights).map(arm).sum::<f64>() / seeds as f64, tokens)
+        };
+        let combined: Vec<(f64, f64)> = self.tokens.iter().enumerate().map(combined).collect();
+        let (value, error) = ratio_with_error(&combined);
         let over_seeds = self.seed_variance().map(|(variance, degrees)| {
             (variance * weights.iter().map(|weight| weight * weight).sum::<f64>() / seeds as f64, degrees)
         });
-        let over_documents = (documents > 1).then(|| {
-            let left_out = |(x, tokens): (&f64, &f64)| ((x - value * tokens) / (all - tokens)).powi(2);
-            let squares: f64 = combined.iter().zip(&self.tokens).map(left_out).sum();
-            let count = documents as f64;
-            ((count - 1.0) / count * squares, self.equal_documents() - 1.0)
-        });
+        let over_documents = error.map(|error| (error * error, self.equal_documents() - 1.0));
         let variances: Vec<(f64, f64)> = over_seeds.into_iter().chain(over_documents).collect();
         let variance: f64 = variances.iter().map(|(variance, _)| variance).sum();
         // Welch and Satterthwaite.

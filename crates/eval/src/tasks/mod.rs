@@ -61,6 +61,6 @@ pub use question::{Ask, Place, Question, Statement};
 pub use record_file::{Header, RecordFile, read_record};
 pub use ruler::{Haystack, Questions, Ruler, RulerRecord};
 pub use scorer::{Cost, Likelihood, Request, Scorer};
+pub(crate) use summary::check_same_questions;
 pub use summary::{Paired, Summary, compare, summarize};
-pub(crate) use summary::{check_same_questions, ratio_with_error};
 pub use task_file::{Cloze, Form, Generation, LongPerplexity, MultipleChoice, Perplexity, Task, TaskKind};

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::error::{Error, Result};
 use super::outcome::{Measure, Outcome};
+use crate::ratio::{error, influences, ratio, ratio_with_error, total};
 
 /// A measure over questions.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -87,25 +88,19 @@ pub(crate) fn check_same_questions(first: &[Outcome], second: &[Outcome]) -> Res
     )))
 }
 
-/// The sum of amounts over the sum of what they are amounts of, and its standard error over the choice of questions;
-/// none for fewer than two.
-pub(crate) fn ratio_with_error(amounts: &[(f64, f64)]) -> (f64, Option<f64>) {
-    let ratio = ratio(amounts);
-    (ratio, standard_error(&residuals(amounts, ratio), total(amounts)))
-}
-
 fn pair(measure: Measure, first: &Amounts, second: &Amounts) -> Paired {
     let (one, other) = (ratio(first), ratio(second));
     let ((one_value, one_slope), (other_value, other_slope)) =
         (transformed(measure, one), transformed(measure, other));
-    // What each question adds to each model's error, in the units of its value.
-    let scaled = |amounts: &Amounts, ratio: f64, slope: f64| -> Vec<f64> {
-        residuals(amounts, ratio).iter().map(|residual| residual * slope / total(amounts)).collect()
+    let standard_error = || {
+        // What leaving out a question changes, in the units of the values.
+        let (ours, theirs) = (influences(first)?, influences(second)?);
+        let change = |(ours, theirs): (&f64, &f64)| theirs * other_slope - ours * one_slope;
+        let differences: Vec<f64> = ours.iter().zip(&theirs).map(change).collect();
+        let nothing = ((0.0, 0.0), (0.0, 0.0));
+        let count = first.iter().zip(second).filter(|&(&ours, &theirs)| (ours, theirs) != nothing).count();
+        error(&differences, count)
     };
-    let differences: Vec<f64> = (scaled(second, other, other_slope).iter())
-        .zip(scaled(first, one, one_slope))
-        .map(|(second, first)| second - first)
-        .collect();
     let only_one_right = measure.is_accuracy().then(|| {
         let only = |a: &Amounts, b: &Amounts| a.iter().zip(b).filter(|(a, b)| a.0 > b.0).count();
         [only(first, second), only(second, first)]
@@ -115,7 +110,7 @@ fn pair(measure: Measure, first: &Amounts, second: &Amounts) -> Paired {
         first: one_value,
         second: other_value,
         difference: other_value - one_value,
-        standard_error: standard_error(&differences, 1.0),
+        standard_error: standard_error(),
         only_one_right,
         chance: only_one_right.map(|[a, b]| mcnemar(a, b)),
         questions: first.len(),
@@ -134,27 +129,6 @@ fn by_measure(outcomes: &[Outcome]) -> Vec<(Measure, Amounts)> {
     let all = order.into_iter().map(|measure| (measure, amounts.remove(measure.name()).unwrap_or_default()));
     // Where no document has a key token there is nothing to be measured on.
     all.filter(|(_, amounts)| total(amounts) > 0.0).collect()
-}
-
-fn total(amounts: &[(f64, f64)]) -> f64 {
-    amounts.iter().map(|(_, of)| of).sum()
-}
-
-fn ratio(amounts: &[(f64, f64)]) -> f64 {
-    amounts.iter().map(|(amount, _)| amount).sum::<f64>() / total(amounts)
-}
-
-/// How far each question's amount lies from what the ratio gives it.
-fn residuals(amounts: &[(f64, f64)], ratio: f64) -> Vec<f64> {
-    amounts.iter().map(|(amount, of)| amount - ratio * of).collect()
-}
-
-/// Of a ratio with these residuals and this sum below: √(n/(n−1)·Σr²)/total. For a mean (each below is 1) it is the
-/// sample's standard deviation over √n.
-fn standard_error(residuals: &[f64], total: f64) -> Option<f64> {
-    let n = residuals.len() as f64;
-    let squares: f64 = residuals.iter().map(|residual| residual * residual).sum();
-    (residuals.len() > 1).then(|| (n / (n - 1.0) * squares).sqrt() / total)
 }
 
 /// The measure of a ratio, and its derivative there.
@@ -213,8 +187,8 @@ mod tests {
         };
         let summary = summarize(&[document(0, 10.0, 10), document(1, 60.0, 30)])[0];
         close(summary.value, 70.0 / 40.0);
-        // Residuals 10 − 17.5 and 60 − 52.5.
-        close(summary.standard_error.unwrap(), (2.0 * 2.0 * 7.5_f64.powi(2)).sqrt() / 40.0);
+        // Without the first 60/30, without the second 10/10, where both have 70/40.
+        close(summary.standard_error.unwrap(), ((0.25_f64.powi(2) + 0.75_f64.powi(2)) / 2.0).sqrt());
     }
 
     #[test]
