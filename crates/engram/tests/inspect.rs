@@ -102,7 +102,9 @@ fn facts_are_forgotten_when_the_memory_is_off() {
     );
     let lost = &task(0)["likelihood"]["difference"];
     assert!(number(&lost["value"]) < -3.0 * number(&lost["error"]), "the memory matters: {lost}");
-    assert!(number(&lost["error"]) > 0.0 && lost["degrees"] == 7.0, "{lost}");
+    // Eight answers of unequal length say no more than fewer equal ones.
+    let degrees = number(&lost["degrees"]);
+    assert!(number(&lost["error"]) > 0.0 && (1.0..7.0).contains(&degrees), "{lost}");
 
     // On and off are what the tasks say of the model with and without its memory.
     for (without, options) in [(false, "--out on"), (true, "--out off --without-memory")] {
