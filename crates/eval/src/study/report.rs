@@ -67,7 +67,7 @@ pub(crate) fn page(findings: &Findings, provenance: &Provenance, figures: &[Stri
     ));
     add(format_args!(
         "<h2>Where it comes from</h2>\n<dl>\n<dt>Runs made with</dt><dd>{}</dd>\n\
-         <dt>Written up by</dt><dd>{}, {}</dd>\n</dl>\n<pre>{}</pre>\n<h2>Configuration</h2>\n<pre>{}</pre>\n</body>\n</html>\n",
+         <dt>Last command</dt><dd>{}, {}</dd>\n</dl>\n<pre>{}</pre>\n<h2>Configuration</h2>\n<pre>{}</pre>\n</body>\n</html>\n",
         findings.origins.iter().map(|origin| escape(origin)).collect::<Vec<_>>().join("<br>"),
         escape(&provenance.program),
         escape(&provenance.workers),
