@@ -13,6 +13,14 @@ pub(crate) enum DeviceKind {
 }
 
 impl DeviceKind {
+    /// As `--device` has it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+
     /// The device.
     pub(crate) fn open(self) -> anyhow::Result<Device> {
         match self {

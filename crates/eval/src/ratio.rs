@@ -29,7 +29,7 @@ pub(crate) fn influences(amounts: &[(f64, f64)]) -> Option<Vec<f64>> {
 }
 
 /// The standard error of what `count` have these influences on; none for fewer than two.
-pub(crate) fn error(influences: &[f64], count: usize) -> Option<f64> {
+pub(crate) fn jackknife_error(influences: &[f64], count: usize) -> Option<f64> {
     let squares: f64 = influences.iter().map(|influence| influence * influence).sum();
     let n = count as f64;
     (count > 1).then(|| ((n - 1.0) / n * squares).sqrt())
@@ -38,7 +38,7 @@ pub(crate) fn error(influences: &[f64], count: usize) -> Option<f64> {
 /// The ratio and its standard error; none where fewer than two are anything.
 pub(crate) fn ratio_with_error(amounts: &[(f64, f64)]) -> (f64, Option<f64>) {
     let count = amounts.iter().filter(|&&amount| amount != (0.0, 0.0)).count();
-    (ratio(amounts), influences(amounts).and_then(|influences| error(&influences, count)))
+    (ratio(amounts), influences(amounts).and_then(|influences| jackknife_error(&influences, count)))
 }
 
 #[cfg(test)]

@@ -165,13 +165,11 @@ impl Study {
             (None, DeviceKind::Cpu) => cores,
             (None, DeviceKind::Cuda) => 1,
         };
-        let device = self.device.to_possible_value();
-        let device = device.as_ref().map_or("", |device| device.get_name());
         Ok(Workers {
             device: self.device.open()?,
             parallel,
             threads: (cores / parallel).max(1),
-            origin: format!("{}; {}; {device}", program(), machine()),
+            origin: format!("{}; {}; {}", program(), machine(), self.device.name()),
         })
     }
 

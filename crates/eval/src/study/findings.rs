@@ -164,8 +164,8 @@ impl Findings {
         const FEW: f64 = 10.0;
         (self.documents > 1 && self.equal_documents < FEW).then(|| {
             format!(
-                "The {} held-out documents are so unequal in length that they say no more than {:.1} equal ones: \
-                 intervals are wide. Cut into passages of one length they would say more.",
+                "The {} held-out documents say no more than {:.1} equal ones: intervals are wide. Hold out more, and cut \
+                 long ones into passages of one length.",
                 self.documents, self.equal_documents
             )
         })
@@ -799,7 +799,7 @@ mod tests {
         let plan = plan(Kind::Ablation, "ablation.arms = [{ name = 'a' }, { name = 'b' }]");
         let mut results = results(&plan, |_| 3.0, 0.1);
         let text = statements(&plan, &results);
-        assert!(!text.contains("unequal") && !text.contains("one program"), "{text}");
+        assert!(!text.contains("say no more") && !text.contains("one program"), "{text}");
         results[1].origin = "elsewhere".to_owned();
         for result in &mut results {
             result.documents.tokens[0] = 190;

@@ -199,7 +199,7 @@ mod tests {
         assert!((found.error - (squares / 2.0).sqrt()).abs() < 1e-12);
         assert!((found.degrees - 0.6).abs() < 1e-9);
         assert!(!found.is_beyond_noise(0.05));
-        assert!(found.is_beyond_noise(0.7));
+        assert!(found.is_beyond_noise(0.5));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::error::{Error, Result};
 use super::outcome::{Measure, Outcome};
-use crate::ratio::{error, influences, ratio, ratio_with_error, total};
+use crate::ratio::{influences, jackknife_error, ratio, ratio_with_error, total};
 
 /// A measure over questions.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -99,7 +99,7 @@ fn pair(measure: Measure, first: &Amounts, second: &Amounts) -> Paired {
         let differences: Vec<f64> = ours.iter().zip(&theirs).map(change).collect();
         let nothing = ((0.0, 0.0), (0.0, 0.0));
         let count = first.iter().zip(second).filter(|&(&ours, &theirs)| (ours, theirs) != nothing).count();
-        error(&differences, count)
+        jackknife_error(&differences, count)
     };
     let only_one_right = measure.is_accuracy().then(|| {
         let only = |a: &Amounts, b: &Amounts| a.iter().zip(b).filter(|(a, b)| a.0 > b.0).count();
