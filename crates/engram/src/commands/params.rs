@@ -3,8 +3,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::Args;
 use engram_address::assign_primes;
-use engram_model::{Account, ModelConfig};
-use engram_train::load_model_config;
+use engram_config::load_model_config;
+use engram_config::{Account, ModelConfig};
 use serde::Serialize;
 
 use super::{print, print_json};

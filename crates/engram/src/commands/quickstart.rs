@@ -4,9 +4,11 @@ use std::time::Instant;
 use anyhow::Context;
 use burn::tensor::Device;
 use clap::Args;
-use engram_model::Account;
-use engram_serve::{Request, Sampling};
-use engram_train::{Corpus, DataConfig, HeldOut, RunConfig, Tokenizer, TokenizerTraining, Trained};
+use engram_config::Account;
+use engram_config::{DataConfig, RunConfig};
+use engram_data::{Corpus, Tokenizer, TokenizerTraining};
+use engram_infer::{Request, Sampling};
+use engram_train::{HeldOut, Trained};
 use serde::Serialize;
 
 use super::{data, generate, inspect, params, print, tokenizer};
@@ -183,9 +185,9 @@ impl Quickstart {
 
     /// What is in `folder` must be of the same configuration, so that a table never compares apples and pears.
     fn begin_or_go_on(&self, config: &RunConfig, folder: &Path, device: &Device) -> anyhow::Result<Run> {
-        let newest = match engram_train::Checkpoint::open(folder) {
+        let newest = match engram_import::Checkpoint::open(folder) {
             Ok(checkpoint) => checkpoint,
-            Err(engram_train::Error::NoCheckpoint { .. }) => {
+            Err(engram_import::Error::NoCheckpoint { .. }) => {
                 return Run::begin(config.clone(), folder, device);
             }
             Err(error) => return Err(error.into()),

@@ -3,14 +3,15 @@
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 
-use engram_train::{Begin, TargetScore};
+use engram_data::Begin;
+use engram_model::TargetScore;
 
 use super::error::{Error, Result};
 use super::outcome::{Length, Outcome, Said};
 use super::question::{Ask, Place, Question, Statement};
 use super::scorer::{Cost, Likelihood, Request, Scorer};
 use super::task_file::{Form, LongPerplexity, Task};
-use crate::outside::common;
+use engram_import::common;
 
 /// How questions are put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -485,9 +486,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::outside::OutsideModel;
-    use crate::outside::testing::tiny;
     use crate::tasks::few_shot::FewShot;
+    use engram_import::OutsideModel;
+    use engram_import::testing::tiny;
 
     /// The model that every test asks: 60 tokens of context.
     fn model() -> OutsideModel {
@@ -556,7 +557,7 @@ mod tests {
                 let inputs: Vec<&[u32]> = owned[range.clone()].iter().map(|o| o.request.inputs()).collect();
                 let expected = match cost {
                     Cost::PaddedTokens => inputs.iter().map(|i| i.len()).max().unwrap() * inputs.len(),
-                    Cost::DistinctTokens => crate::outside::PrefixRows::of(&inputs).tokens.len(),
+                    Cost::DistinctTokens => engram_import::PrefixRows::of(&inputs).tokens.len(),
                 };
                 prop_assert_eq!(found, expected);
                 prop_assert!(found <= budget || range.len() == 1);

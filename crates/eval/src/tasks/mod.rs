@@ -52,7 +52,7 @@ mod template;
 
 pub use answer::{AnswerRule, Compare, Which};
 pub use ask::{AskOptions, Progress, Window, ask, windows};
-pub use engram_train::Begin;
+pub use engram_data::Begin;
 pub use error::{Error, Result};
 pub use few_shot::FewShot;
 pub use hub_data::HubData;
