@@ -3,7 +3,7 @@ use std::sync::Arc;
 use crate::config::{
     AddressConfig, Arithmetic, Boundary, MAX_ORDER, StoredAddressing, StoredLayer, config_error,
 };
-use crate::error::{AddressError, Result};
+use crate::error::{AddressError, Result, ids_of};
 use crate::hash::LayerAddress;
 use crate::history::{History, Tokens, row_ids_of_sequence};
 use crate::identity::{AddressIdentity, IdentityHasher};
@@ -165,10 +165,7 @@ impl Addressing {
 
 fn class_of(key: &'static str, token: u32, vocabulary: &Vocabulary) -> Result<u32> {
     vocabulary.class(token).or_else(|_| {
-        config_error(
-            key,
-            format!("names token {token}; the vocabulary has ids 0 to {}", vocabulary.len() - 1),
-        )
+        config_error(key, format!("names token {token}; the vocabulary has {}", ids_of(vocabulary.len())))
     })
 }
 
@@ -311,6 +308,8 @@ mod tests {
         };
         let error = problem(AddressConfig { pad_id: 50, ..config() });
         assert!(error.contains("`pad_id`: names token 50"), "{error}");
+        let empty = Addressing::new(&config(), Vocabulary::identity(0)).unwrap_err().to_string();
+        assert!(empty.contains("`pad_id`: names token 2; the vocabulary has no ids"), "{empty}");
         let error = problem(AddressConfig { boundary: Boundary::Before(60), ..config() });
         assert!(error.contains("`boundary`: names token 60"), "{error}");
     }

@@ -42,8 +42,8 @@ pub enum AddressError {
     },
     /// A token id lies outside the vocabulary.
     #[error(
-        "token {token} at position {position} is outside the vocabulary of {len} tokens (ids 0 to {}); \
-         tokenise the text with the tokenizer this vocabulary was made from", len - 1
+        "token {token} at position {position} is outside the vocabulary, which has {}; \
+         tokenise the text with the tokenizer this vocabulary was made from", ids_of(*len)
     )]
     OutOfVocabulary {
         /// The token's id.
@@ -108,4 +108,12 @@ pub enum AddressError {
         /// The text.
         text: String,
     },
+}
+
+/// The ids of a vocabulary of `tokens` tokens, in words.
+pub(crate) fn ids_of(tokens: usize) -> String {
+    match tokens {
+        0 => "no ids".into(),
+        _ => format!("ids 0 to {}", tokens - 1),
+    }
 }

@@ -76,7 +76,7 @@ mod primes;
 mod vocabulary;
 
 pub use addressing::Addressing;
-pub use config::{AddressConfig, Arithmetic, Boundary, MAX_ORDER, StoredAddressing, StoredLayer};
+pub use config::{AddressConfig, Arithmetic, Boundary, MAX_HEADS, MAX_ORDER, StoredAddressing, StoredLayer};
 pub use error::{AddressError, Result};
 pub use hash::LayerAddress;
 pub use history::{History, NewTokens, Tokens};

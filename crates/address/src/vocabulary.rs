@@ -28,9 +28,14 @@ pub struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// Every token is its own class: no compression.
+    /// Every token is its own class: no compression. Without tokens it is empty, and no addressing takes it: its pad
+    /// must be a token.
+    ///
+    /// # Panics
+    /// If ids do not fit 32 bits: from 2^32 + 1 tokens on.
     pub fn identity(tokens: usize) -> Self {
-        Self { class_of: (0..tokens as u32).collect(), classes: tokens }
+        let last = tokens.checked_sub(1).map(|last| u32::try_from(last).expect("token ids fit 32 bits"));
+        Self { class_of: last.map_or(Vec::new(), |last| (0..=last).collect()), classes: tokens }
     }
 
     /// The classes of a tokenizer's ids, numbered in the order of their first token.
@@ -255,6 +260,22 @@ mod tests {
         assert!(problem(vec![]).contains("no tokens"));
         assert!(problem(vec![0, 2, 2]).contains("class 1"));
         assert!(problem(vec![0, 9]).contains("class 9"));
+    }
+
+    #[test]
+    fn an_identity_has_as_many_classes_as_tokens() {
+        for tokens in [0, 1, 50] {
+            let vocabulary = Vocabulary::identity(tokens);
+            assert_eq!((vocabulary.len(), vocabulary.classes()), (tokens, tokens));
+        }
+        let error = Vocabulary::identity(0).class(0).unwrap_err().to_string();
+        assert!(error.contains("token 0") && error.contains("no ids"), "{error}");
+    }
+
+    #[test]
+    #[should_panic(expected = "token ids fit 32 bits")]
+    fn an_identity_of_more_ids_than_there_are_is_a_defect() {
+        Vocabulary::identity((1 << 32) + 1);
     }
 
     #[test]
