@@ -58,7 +58,7 @@
 //! let resumed = TrainableTable::load(&path, &origin, &Storage::Ram)?;
 //! assert_eq!(resumed.step(), 1);
 //! Table::open(&path, &origin)?.gather(distinct.ids(), &mut rows)?;
-//! assert_eq!(rows[..64], *resumed.row(3)?);
+//! assert_eq!(rows[..64], resumed.row(3)?);
 //!
 //! // An id that is not a row is never clamped.
 //! let wrong = table.gather(&[5, 100_003], &mut [0.0; 128]).unwrap_err().to_string();
@@ -73,10 +73,12 @@ compile_error!(
 );
 
 mod balanced_momentum;
+mod cache_line;
 mod cached;
 mod checkpoint;
 mod convert;
 mod copy_rows;
+mod deadline;
 mod direct_table;
 mod distinct_rows;
 mod error;
@@ -91,8 +93,11 @@ mod overlay;
 mod prefetch;
 mod published;
 mod read_queue;
+mod records;
 #[cfg(feature = "redis")]
 mod redis_cluster;
+#[cfg(feature = "redis")]
+mod redis_connection;
 #[cfg(feature = "redis")]
 mod redis_table;
 mod reuse_distances;
@@ -106,6 +111,7 @@ pub mod table_file;
 mod table_reader;
 mod table_writer;
 mod trainable_table;
+mod until_error;
 #[cfg(target_os = "linux")]
 mod uring;
 
@@ -121,10 +127,10 @@ pub use overlay::{Overlaid, Overlay, OverlayWriter};
 pub use prefetch::{FetchedRows, PrefetchOptions, Prefetcher, Ticket};
 pub use published::{TableTensors, export, import};
 #[cfg(feature = "redis")]
-pub use redis_table::RedisTable;
+pub use redis_table::{RedisTable, StoredContent};
 pub use reuse_distances::ReuseDistances;
 pub use row_format::{RowFormat, TableScale, VALUES_PER_SCALE};
-pub use row_init::RowInit;
+pub use row_init::{LARGEST_DEVIATION, RowInit};
 pub use row_optimizer::RowOptimizer;
 pub use row_source::RowSource;
 pub use row_use::{HeadUse, NGramUse, RowUse, expected_colliding, expected_used};

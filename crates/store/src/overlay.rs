@@ -406,6 +406,16 @@ impl<S: RowSource> Overlaid<S> {
         target.finish()
     }
 
+    /// Row `id` as the topmost overlay that changes it has it.
+    fn changed(&self, id: u64) -> Option<&[u8]> {
+        self.overlays.iter().rev().find_map(|overlay| overlay.row(id))
+    }
+
+    /// Those of `ids` that no overlay changes.
+    fn unchanged(&self, ids: &[u64]) -> Vec<u64> {
+        ids.iter().copied().filter(|&id| self.changed(id).is_none()).collect()
+    }
+
     /// Fills `out` \[ids, per row\]: changed rows by `put`, all others by `fetch`, which gets their ids.
     fn assemble<T: Copy + Default>(
         &self,
@@ -415,8 +425,7 @@ impl<S: RowSource> Overlaid<S> {
         put: impl Fn(&[u8], &mut [T]),
         fetch: impl Fn(&[u64], &mut [T]) -> Result<()>,
     ) -> Result<()> {
-        let changed = |id: u64| self.overlays.iter().rev().find_map(|overlay| overlay.row(id));
-        let rest: Vec<u64> = ids.iter().copied().filter(|&id| changed(id).is_none()).collect();
+        let rest = self.unchanged(ids);
         if rest.len() == ids.len() {
             return fetch(ids, out);
         }
@@ -424,7 +433,7 @@ impl<S: RowSource> Overlaid<S> {
         fetch(&rest, &mut fetched)?;
         let mut fetched = fetched.chunks_exact(per_row);
         for (&id, out) in ids.iter().zip(out.chunks_exact_mut(per_row)) {
-            if let Some(row) = changed(id) {
+            if let Some(row) = self.changed(id) {
                 put(row, out);
             } else if let Some(row) = fetched.next() {
                 out.copy_from_slice(row);
@@ -458,5 +467,12 @@ impl<S: RowSource> RowSource for Overlaid<S> {
         let format = self.format();
         let fetch = |ids: &[u64], out: &mut [f32]| self.base.gather(ids, out);
         self.assemble(ids, out, self.width(), |row, out| format.decode_row(row, out), fetch)
+    }
+
+    /// Of the rows that are not changed: the others are in memory.
+    fn prefetch(&self, ids: &[u64]) -> Result<()> {
+        check_rows(ids, self.rows())?;
+        let rest = self.unchanged(ids);
+        if rest.is_empty() { Ok(()) } else { self.base.prefetch(&rest) }
     }
 }

@@ -186,7 +186,9 @@ mod tests {
         // A pipe that nobody writes to is a disk that does not answer.
         let (read, mut write) = io::pipe().unwrap();
         let file = Arc::new(File::from(OwnedFd::from(read)));
-        let Ok(ring) = Uring::new(file, 4, 4096) else { return eprintln!("no io_uring here: not tested") };
+        let Ok(ring) = Uring::new(file, 4, 4096) else {
+            return std::io::stderr().write_all(b"SKIPPED: no io_uring here\n").unwrap();
+        };
         let mut queue = ReadQueue::Uring(Box::new(ring));
         let failed = queue.read_all(&SPAN, LIMIT, &mut |_, _| panic!("nothing was read")).unwrap_err();
         assert_eq!((failed.span, failed.source.kind()), (0, io::ErrorKind::TimedOut));
@@ -205,6 +207,25 @@ mod tests {
         queue.read_all(&SPAN, LIMIT, &mut |_, _| ()).unwrap_err();
         drop(queue);
         write.write_all(&[1; 4096]).unwrap();
+    }
+
+    #[test]
+    fn a_limit_without_end_is_one() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 4096]).unwrap();
+        let file = Arc::new(file);
+        let mut queues = vec![ReadQueue::Threads(
+            Reader::new(Arc::clone(&file), Arc::new(ReadThreads::start(1).unwrap()), 1, 4096).unwrap(),
+        )];
+        match Uring::new(file, 4, 4096) {
+            Ok(ring) => queues.push(ReadQueue::Uring(Box::new(ring))),
+            Err(_) => std::io::stderr().write_all(b"SKIPPED: no io_uring here\n").unwrap(),
+        }
+        for mut queue in queues {
+            for limit in [Duration::MAX, Duration::from_secs(u64::MAX / 2)] {
+                queue.read_all(&SPAN, limit, &mut |_, bytes| assert_eq!(bytes, [7; 4096])).unwrap();
+            }
+        }
     }
 
     #[test]

@@ -14,18 +14,21 @@ pub enum RowInit {
     /// Independent normal values with mean 0. A row's values depend on `seed`, its id and the column alone,
     /// not on the number of rows, of threads, or on where the table lives.
     Normal {
-        /// The standard deviation; finite and not negative.
+        /// The standard deviation; from 0 to [`LARGEST_DEVIATION`].
         deviation: f32,
         /// The stream to draw from; tables of one model should differ in it.
         seed: u64,
     },
 }
 
+/// The largest standard deviation. No value drawn is 7 deviations from 0 (√(2 ln 2³²) = 6.66), so that all are finite.
+pub const LARGEST_DEVIATION: f32 = 1e37;
+
 impl RowInit {
     pub(crate) fn check(&self) -> Result<()> {
         match *self {
-            Self::Normal { deviation, .. } if !(deviation >= 0.0 && deviation.is_finite()) => {
-                Err(StoreError::setting("deviation", deviation, "finite and not negative"))
+            Self::Normal { deviation, .. } if !(0.0..=LARGEST_DEVIATION).contains(&deviation) => {
+                Err(StoreError::setting("deviation", deviation, "from 0 to 1e37"))
             }
             _ => Ok(()),
         }

@@ -31,6 +31,7 @@ use crate::file_stamp::FileStamp;
 use crate::new_file::{Progress, go_on, read_exact_at};
 use crate::row_format::RowFormat;
 use crate::row_optimizer::RowOptimizer;
+use crate::until_error::UntilError;
 
 /// The version of the layout that this crate writes and reads.
 pub const VERSION: u32 = 1;
@@ -86,6 +87,26 @@ impl ContentHash {
 impl fmt::Display for ContentHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// A text that is not the 64 hexadecimal digits of a [`ContentHash`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a content hash is written as 64 hexadecimal digits, as `engram table info` shows it")]
+pub struct NotAContentHash;
+
+impl std::str::FromStr for ContentHash {
+    type Err = NotAContentHash;
+
+    fn from_str(text: &str) -> Result<Self, NotAContentHash> {
+        let digits: Option<Vec<u8>> =
+            text.chars().map(|digit| digit.to_digit(16).map(|value| value as u8)).collect();
+        match digits {
+            Some(digits) if digits.len() == 64 => {
+                Ok(Self(std::array::from_fn(|i| digits[2 * i] << 4 | digits[2 * i + 1])))
+            }
+            _ => Err(NotAContentHash),
+        }
     }
 }
 
@@ -351,17 +372,8 @@ impl TableFile {
 
     /// Reads section `index` from its beginning.
     pub(crate) fn section(&self, index: usize) -> SectionReader<'_> {
-        SectionReader { file: self, section: self.sections[index], block: 0, buffer: Vec::new(), taken: 0 }
-    }
-
-    /// Reads section `index` into `out` (its exact length), checking every block.
-    pub(crate) fn read_section(&self, index: usize, out: &mut [u8]) -> Result<()> {
-        let section = self.sections[index];
-        debug_assert_eq!(section.bytes, out.len() as u64);
-        for (i, block) in (0..).zip(out.chunks_mut(BLOCK_BYTES as usize)) {
-            self.read_block(&section, i, block)?;
-        }
-        Ok(())
+        let ahead = Ahead { section: self.sections[index], block: 0, buffer: Vec::new(), taken: 0 };
+        SectionReader { file: self, ahead: UntilError::new(ahead) }
     }
 
     /// Reads everything from several threads, checking every block and keeping nothing.
@@ -428,6 +440,11 @@ impl TableFile {
 /// A section that is read through, every block checked before any of it is handed out.
 pub(crate) struct SectionReader<'a> {
     file: &'a TableFile,
+    ahead: UntilError<Ahead>,
+}
+
+/// What a [`SectionReader`] has read.
+struct Ahead {
     section: Section,
     /// The next block to read.
     block: u64,
@@ -439,15 +456,24 @@ pub(crate) struct SectionReader<'a> {
 impl SectionReader<'_> {
     /// The next `bytes` bytes, which the section must have.
     pub(crate) fn take(&mut self, bytes: usize) -> Result<&[u8]> {
+        let Self { file, ahead } = self;
+        ahead.run(&file.path, |ahead| ahead.read_on(file, bytes))?;
+        Ok(ahead.get().map_or(&[], |ahead| &ahead.buffer[..bytes]))
+    }
+}
+
+impl Ahead {
+    /// Puts the next `bytes` bytes at the beginning of the buffer.
+    fn read_on(&mut self, file: &TableFile, bytes: usize) -> Result<()> {
         self.buffer.drain(..self.taken);
         while self.buffer.len() < bytes {
             let start = self.buffer.len();
             let own = BLOCK_BYTES.min(self.section.bytes - self.block * BLOCK_BYTES) as usize;
             self.buffer.resize(start + own, 0);
-            self.file.read_block(&self.section, self.block, &mut self.buffer[start..])?;
+            file.read_block(&self.section, self.block, &mut self.buffer[start..])?;
             self.block += 1;
         }
         self.taken = bytes;
-        Ok(&self.buffer[..bytes])
+        Ok(())
     }
 }
