@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use crate::identity::IdentityMismatch;
+use engram_identity::IdentityMismatch;
 
 /// The result of everything in this crate that can fail.
 pub type Result<T> = std::result::Result<T, AddressError>;
@@ -102,12 +102,6 @@ pub enum AddressError {
     /// Two parts were made with different addressing.
     #[error(transparent)]
     Identity(#[from] IdentityMismatch),
-    /// A text is not an identity.
-    #[error("`{text}` is not an address identity: it is written as 64 hexadecimal digits")]
-    IdentityText {
-        /// The text.
-        text: String,
-    },
 }
 
 /// The ids of a vocabulary of `tokens` tokens, in words.

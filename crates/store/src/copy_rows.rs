@@ -3,7 +3,7 @@
 use std::sync::atomic::{Ordering, compiler_fence};
 
 use crate::cache_line::{LINE, prefetch, prefetch_lines, rows_ahead};
-use crate::row_format::vectorized;
+use crate::simd::vectorized;
 
 /// Copies the `row_bytes` bytes that begin at byte `id * stride` of `rows`, for each of `ids`, to `out`
 /// \[ids, row bytes\].

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::table_file::{ContentHash, TableOrigin};
+use crate::origin::{ContentHash, TableOrigin};
 
 /// The store's result.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;

@@ -19,7 +19,7 @@ use memmap2::MmapRaw;
 #[derive(Debug)]
 pub(crate) struct Watched {
     map: MmapRaw,
-    #[cfg(unix)]
+    #[cfg(all(unix, feature = "sigbus"))]
     watch: &'static handler::Watch,
 }
 
@@ -27,7 +27,7 @@ impl Watched {
     pub(crate) fn new(map: impl Into<MmapRaw>) -> std::io::Result<Self> {
         let map = map.into();
         Ok(Self {
-            #[cfg(unix)]
+            #[cfg(all(unix, feature = "sigbus"))]
             watch: handler::watch(map.as_ptr() as usize, map.len())?,
             map,
         })
@@ -41,9 +41,9 @@ impl Watched {
     /// The first byte of the mapping that was not delivered, once there was one. Everything that was read from
     /// the mapping before a `None` is true, nothing that was read before a `Some` may be used.
     pub(crate) fn fault(&self) -> Option<u64> {
-        #[cfg(unix)]
+        #[cfg(all(unix, feature = "sigbus"))]
         return self.watch.fault();
-        #[cfg(not(unix))]
+        #[cfg(not(all(unix, feature = "sigbus")))]
         None
     }
 
@@ -63,7 +63,7 @@ impl Watched {
     }
 }
 
-#[cfg(unix)]
+#[cfg(all(unix, feature = "sigbus"))]
 impl Drop for Watched {
     fn drop(&mut self) {
         // Before the map, a field, is unmapped: its addresses may then become anyone's.
@@ -71,7 +71,7 @@ impl Drop for Watched {
     }
 }
 
-#[cfg(unix)]
+#[cfg(all(unix, feature = "sigbus"))]
 mod handler {
     use std::io;
     use std::mem::MaybeUninit;
@@ -252,7 +252,7 @@ mod handler {
     }
 }
 
-#[cfg(all(test, unix))]
+#[cfg(all(test, unix, feature = "sigbus"))]
 #[allow(clippy::unwrap_used)] // clippy counts only functions marked #[test] as tests
 mod tests {
     use super::*;

@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::marker::PhantomData;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+#[cfg(feature = "write")]
+use std::path::PathBuf;
 
 use memmap2::{Mmap, MmapMut, MmapOptions, MmapRaw};
 use rayon::prelude::*;
@@ -12,6 +14,7 @@ use crate::mapping::Watched;
 
 /// Where to put a table that is built or read.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Storage {
     /// Anonymous memory, on huge pages where the system has them: a random row then costs one miss of the
     /// processor's address cache fewer, which is most of its price.
@@ -19,6 +22,7 @@ pub enum Storage {
     /// A file without a name, in this folder, mapped into memory: for tables larger than RAM. The system
     /// writes it back as it needs room and frees it when the table is dropped, even if the process is killed;
     /// nobody else can open, replace or shorten it. It is working space: keep a table with its `save`.
+    #[cfg(feature = "write")]
     MappedIn(PathBuf),
 }
 
@@ -44,6 +48,7 @@ impl Region {
         }
         let region = match storage {
             Storage::Ram => anonymous(bytes).map(Self::Ram),
+            #[cfg(feature = "write")]
             Storage::MappedIn(folder) => {
                 unnamed_file(bytes, folder).and_then(|map| Ok(Self::Scratch(Watched::new(map)?)))
             }
@@ -298,6 +303,7 @@ impl std::fmt::Display for Storage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Ram => f.write_str("RAM"),
+            #[cfg(feature = "write")]
             Self::MappedIn(folder) => write!(f, "a mapped file in {}", folder.display()),
         }
     }
@@ -323,6 +329,7 @@ fn anonymous(bytes: u64) -> std::io::Result<MmapMut> {
     Ok(map)
 }
 
+#[cfg(feature = "write")]
 fn unnamed_file(bytes: u64, folder: &Path) -> std::io::Result<MmapMut> {
     let file = tempfile::tempfile_in(folder)?;
     claim(&file, bytes)?;
@@ -336,6 +343,7 @@ fn unnamed_file(bytes: u64, folder: &Path) -> std::io::Result<MmapMut> {
 }
 
 /// Gives `file` its length and its blocks on disk.
+#[cfg(feature = "write")]
 fn claim(file: &File, bytes: u64) -> std::io::Result<()> {
     file.set_len(bytes)?;
     #[cfg(target_os = "linux")]

@@ -47,8 +47,7 @@ impl Default for PrefetchOptions {
 /// Fetches rows from a source on threads of its own, ahead of their use and in bounded memory.
 ///
 /// ```
-/// # use engram_address::AddressIdentity;
-/// # use engram_store::{PrefetchOptions, Prefetcher, RowFormat, Storage, Table, TableOrigin};
+/// # use engram_store::{AddressIdentity, PrefetchOptions, Prefetcher, RowFormat, Storage, Table, TableOrigin};
 /// # fn main() -> engram_store::Result<()> {
 /// # let origin = TableOrigin { identity: AddressIdentity::from_bytes([7; 32]), layer: 1 };
 /// # let fill = |id: u64, row: &mut [f32]| row.fill(id as f32);

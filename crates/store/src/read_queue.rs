@@ -8,28 +8,15 @@ use std::time::Duration;
 
 use memmap2::MmapMut;
 
-use crate::new_file::read_exact_at;
-#[cfg(target_os = "linux")]
+use crate::positioned::read_exact_at;
+use crate::span::{Failed, Span};
+#[cfg(all(target_os = "linux", feature = "io-uring"))]
 use crate::uring::Uring;
-
-/// A stretch of the file, from and to page boundaries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Span {
-    pub(crate) offset: u64,
-    pub(crate) bytes: usize,
-}
-
-/// Why span number `span` could not be read. [`io::ErrorKind::TimedOut`]: no read was completed within the limit.
-#[derive(Debug)]
-pub(crate) struct Failed {
-    pub(crate) span: usize,
-    pub(crate) source: io::Error,
-}
 
 /// One caller's reads. Whatever the kind, there are `depth` buffers of `buffer_bytes` each.
 #[derive(Debug)]
 pub(crate) enum ReadQueue {
-    #[cfg(target_os = "linux")]
+    #[cfg(all(target_os = "linux", feature = "io-uring"))]
     Uring(Box<Uring>),
     Threads(Reader),
 }
@@ -44,7 +31,7 @@ impl ReadQueue {
         each: &mut dyn FnMut(usize, &[u8]),
     ) -> Result<(), Failed> {
         match self {
-            #[cfg(target_os = "linux")]
+            #[cfg(all(target_os = "linux", feature = "io-uring"))]
             Self::Uring(ring) => ring.read_all(spans, limit, each),
             Self::Threads(reader) => reader.read_all(spans, limit, each),
         }
@@ -53,7 +40,7 @@ impl ReadQueue {
     /// Whether reads that were given up on are still under way: the queue is then not to be used.
     pub(crate) fn is_stuck(&mut self) -> bool {
         match self {
-            #[cfg(target_os = "linux")]
+            #[cfg(all(target_os = "linux", feature = "io-uring"))]
             Self::Uring(ring) => ring.is_stuck(),
             Self::Threads(reader) => reader.is_stuck(),
         }
@@ -172,7 +159,7 @@ impl Reader {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(all(test, target_os = "linux", feature = "io-uring"))]
 mod tests {
     use super::*;
     use std::io::Write;

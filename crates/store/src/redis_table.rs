@@ -23,12 +23,14 @@ use redis::Value;
 use crate::deadline::Deadline;
 use crate::distinct_rows::DistinctRows;
 use crate::error::{Result, StoreError};
-use crate::new_file::{Progress, go_on};
+use crate::header_page::{HEADER_BYTES, content};
+use crate::origin::{ContentHash, TableOrigin};
+use crate::progress::{Progress, report};
 use crate::redis_cluster::{Batch, Cluster, slot};
 use crate::redis_connection::Node;
 use crate::row_format::RowFormat;
 use crate::row_source::{RowSource, check_read};
-use crate::table_file::{ContentHash, HEADER_BYTES, TableHeader, TableOrigin};
+use crate::table_file::TableHeader;
 use crate::table_reader::TableReader;
 
 /// Bytes of a value, at most, unless one row has more. Redis's allocator has a class of 16 KiB, of which the
@@ -109,7 +111,7 @@ impl RedisTable {
             values.first += values.values.len() as u64;
             values.values.clear();
             values.values.extend(growing);
-            go_on(progress, Progress { done, total })?;
+            report(progress, Progress { done, total })?;
         }
         table.announce(&file.header_bytes())?;
         Ok(table)
@@ -172,7 +174,7 @@ impl RedisTable {
                 let count = (values - first).min(VALUES_REMOVED_AT_A_TIME);
                 cluster.run(&mut Removal { content: *content, first, count: count as usize })?;
                 done += count;
-                go_on(progress, Progress { done, total })?;
+                report(progress, Progress { done, total })?;
             }
             calls().call(&key, &["SREM", &key, &member(content, *values)])?;
         }
@@ -418,7 +420,7 @@ impl Calls<'_> {
             let (path, expected, found) = (key.into(), *origin, header.origin);
             return Err(StoreError::WrongOrigin { path, expected, found });
         }
-        Ok(Some((header, ContentHash::of_header(&bytes))))
+        Ok(Some((header, content(&bytes))))
     }
 
     fn contents(self, origin: &TableOrigin) -> Result<Vec<StoredContent>> {

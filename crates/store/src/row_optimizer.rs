@@ -1,9 +1,9 @@
 //! Optimisers that touch only the rows that a batch used.
 
-use serde::{Deserialize, Serialize};
-
+#[cfg(feature = "train")]
 use crate::balanced_momentum::BalancedStep;
 use crate::error::{Result, StoreError};
+#[cfg(feature = "train")]
 use crate::records::{RecordsMut, VALUES_PER_TASK};
 
 /// How a row learns from its gradient. State exists per row; rows without a gradient keep values *and* state
@@ -47,8 +47,9 @@ use crate::records::{RecordsMut, VALUES_PER_TASK};
 /// An odd K ends with rows, so that a row's step has root mean square `rate · scale`, however seldom it comes.
 ///
 /// **Frozen**: rows stay as they were made; there is no state.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields))]
 #[non_exhaustive]
 pub enum RowOptimizer {
     /// Two moments per value.
@@ -141,6 +142,7 @@ impl RowOptimizer {
     }
 
     /// This optimiser's step number `step` (from 1) at `rate`.
+    #[cfg(feature = "train")]
     pub(crate) fn step(&self, step: u64, rate: f32) -> RowStep {
         match *self {
             Self::Adam { beta1, beta2, epsilon } => {
@@ -182,6 +184,7 @@ fn check_balanced(momentum: f64, iterations: u32, floor: f64, scale: f64) -> Res
 }
 
 /// One step's constants, worked out in f64 and rounded once.
+#[cfg(feature = "train")]
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum RowStep {
     Adam { take1: f32, take2: f32, epsilon: f32, size: f32 },
@@ -190,6 +193,7 @@ pub(crate) enum RowStep {
     Rest,
 }
 
+#[cfg(feature = "train")]
 impl RowStep {
     /// Applies the step to the rows `ids` (ascending, all inside `rows`) with gradients [ids, width].
     ///
@@ -248,6 +252,7 @@ impl RowStep {
 }
 
 /// In eight fixed partial sums, so that it runs in vector registers and always rounds the same.
+#[cfg(feature = "train")]
 fn sum_of_squares(values: &[f32]) -> f32 {
     let mut partial = [0.0f32; 8];
     let chunks = values.chunks_exact(8);

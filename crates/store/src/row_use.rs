@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::error::{Result, StoreError};
+use crate::split_mix::mix;
 
 /// How n-grams of one order are used, and which rows of its heads they fall on.
 ///
@@ -196,14 +197,6 @@ impl Bits {
         *word |= bit;
         new
     }
-}
-
-/// SplitMix64's finaliser: a bijection that scatters every bit of the input over all of the output.
-pub(crate) fn mix(state: u64) -> u64 {
-    let state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    state ^ (state >> 31)
 }
 
 /// Hashes a `u64` by [`mix`]: keys are not an adversary's, and there are many.

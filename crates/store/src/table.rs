@@ -9,10 +9,12 @@ use crate::cache_line::{prefetch, rows_ahead};
 use crate::copy_rows::copy_rows;
 use crate::error::{Result, StoreError, check_rows};
 use crate::memory::{Region, Storage, page_bytes};
+use crate::origin::TableOrigin;
 use crate::row_format::{DecodeLoop, RowFormat};
 use crate::row_source::{BYTES_PER_TASK, RowSource, check_gather, check_read, with_scratch, worth_sharing};
-use crate::table_file::{BLOCK_BYTES, TableFile, TableHeader, TableOrigin};
+use crate::table_file::{BLOCK_BYTES, TableFile, TableHeader};
 use crate::table_reader::CheckedBlocks;
+#[cfg(feature = "write")]
 use crate::table_writer::TableWriter;
 
 /// Bytes of rows that a thread builds at a time, and that are copied at a time.
@@ -70,10 +72,13 @@ impl Table {
     ///
     /// While mapped, the file may be replaced by renaming another over it: this table keeps the old one. If it
     /// is rewritten or shortened in place, or its disk fails, reading fails from then on; the process is not
-    /// harmed.
+    /// harmed. For this the feature `sigbus` (on by default) installs a handler for that signal in the whole process, which
+    /// passes faults elsewhere on to the handler before it; a library that later installs its own without passing faults
+    /// on takes the protection away. Without the feature a shortened file ends the process.
     ///
     /// # Errors
     /// If the file cannot be read, is no table, is damaged, or belongs to another origin than `expected`.
+    #[cfg(feature = "mapped")]
     pub fn open(path: impl AsRef<Path>, expected: &TableOrigin) -> Result<Self> {
         let file = TableFile::open(path.as_ref())?;
         file.require(expected)?;
@@ -89,6 +94,7 @@ impl Table {
     ///
     /// # Errors
     /// As [`open`](Self::open).
+    #[cfg(feature = "mapped")]
     pub fn open_checked(path: impl AsRef<Path>, expected: &TableOrigin) -> Result<Self> {
         let table = Self::open(path, expected)?;
         let checked = table.file.as_ref().map(CheckedBlocks::none);
@@ -117,6 +123,7 @@ impl Table {
     ///
     /// # Errors
     /// If the file system refuses, or the table's own file fails; `path` then is as it was.
+    #[cfg(feature = "write")]
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let mut writer = TableWriter::with_header(path.as_ref(), self.header.clone())?;
         let bytes = self.header.section_bytes()[0] as usize;

@@ -6,9 +6,10 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use crate::error::Result;
-use crate::new_file::Progress;
+use crate::origin::{ContentHash, TableOrigin};
+use crate::progress::Progress;
 use crate::row_format::RowFormat;
-use crate::table_file::{BLOCK_BYTES, ContentHash, TableFile, TableHeader, TableOrigin};
+use crate::table_file::{BLOCK_BYTES, TableFile, TableHeader};
 use crate::until_error::UntilError;
 
 /// Blocks that are read and checked at a time.
@@ -69,7 +70,7 @@ impl TableReader {
 
     /// The header as the file has it.
     #[cfg(feature = "redis")]
-    pub(crate) fn header_bytes(&self) -> [u8; crate::table_file::HEADER_BYTES] {
+    pub(crate) fn header_bytes(&self) -> crate::header_page::HeaderPage {
         self.file.header.to_bytes(&self.file.list_hash())
     }
 

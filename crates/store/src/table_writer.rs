@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use crate::error::{Result, StoreError, check_length};
-use crate::new_file::{NewFile, Progress, go_on};
+use crate::header_page::content;
+use crate::new_file::NewFile;
+use crate::origin::{ContentHash, TableOrigin};
+use crate::progress::{Progress, report};
 use crate::row_format::RowFormat;
-use crate::table_file::{
-    BLOCK_BYTES, ContentHash, Section, TableHeader, TableOrigin, hash_block, layout, padding,
-};
+use crate::table_file::{BLOCK_BYTES, Section, TableHeader, hash_block, layout, padding};
 use crate::until_error::UntilError;
 
 /// Writes a [table file](crate::table_file) from its first row to its last, in memory that does not depend on
@@ -19,8 +20,7 @@ use crate::until_error::UntilError;
 /// more rows, and `finish` fails.
 ///
 /// ```
-/// # use engram_address::AddressIdentity;
-/// # use engram_store::{RowFormat, RowSource, Table, TableOrigin, TableWriter};
+/// # use engram_store::{AddressIdentity, RowFormat, RowSource, Table, TableOrigin, TableWriter};
 /// # let folder = tempfile::tempdir()?;
 /// # let path = folder.path().join("table");
 /// let origin = TableOrigin { identity: AddressIdentity::from_bytes([7; 32]), layer: 1 };
@@ -170,7 +170,7 @@ impl TableWriter {
             let rows = chunk.par_chunks_exact_mut(row_bytes).enumerate().with_min_len(64);
             rows.for_each_init(|| vec![0.0; width], encode);
             self.push_encoded(chunk)?;
-            go_on(progress, Progress { done: first + count as u64, total })?;
+            report(progress, Progress { done: first + count as u64, total })?;
         }
         Ok(())
     }
@@ -191,7 +191,7 @@ impl TableWriter {
         let head = self.header.to_bytes(blake3::hash(&list).as_bytes());
         file.write_all_at(&head, 0)?;
         file.persist()?;
-        Ok(ContentHash::of_header(&head))
+        Ok(content(&head))
     }
 
     /// The next bytes of a section, no more than it has left. Sections may be written in turns.

@@ -4,13 +4,14 @@ use std::path::Path;
 
 use crate::error::{Result, StoreError, check_length, check_rows};
 use crate::memory::{Buffer, Region, Storage};
+use crate::origin::TableOrigin;
 use crate::records::RecordsMut;
 use crate::row_format::RowFormat;
 use crate::row_init::RowInit;
 use crate::row_optimizer::RowOptimizer;
 use crate::row_source::{RowSource, check_read};
 use crate::table::StoredRows;
-use crate::table_file::{TableFile, TableHeader, TableOrigin};
+use crate::table_file::{TableFile, TableHeader};
 use crate::table_writer::TableWriter;
 
 /// A table of `f32` rows with the state of a row-sparse optimiser.

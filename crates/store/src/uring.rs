@@ -13,7 +13,7 @@ use io_uring::{IoUring, cqueue, opcode, squeue};
 use memmap2::{MmapMut, MmapRaw};
 
 use crate::deadline::Deadline;
-use crate::read_queue::{Failed, Span};
+use crate::span::{Failed, Span};
 
 /// How long a wait for the kernel is at most, before it is begun again.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);

@@ -10,8 +10,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use engram_address::AddressIdentity;
-use engram_store::{RedisTable, Result, RowFormat, RowSource, Storage, Table, TableOrigin};
+use engram_store::{AddressIdentity, RedisTable, Result, RowFormat, RowSource, Storage, Table, TableOrigin};
 
 const ROWS: u64 = 20_000;
 const WIDTH: usize = 32;

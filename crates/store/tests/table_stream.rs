@@ -4,10 +4,9 @@
 use std::fs;
 use std::ops::ControlFlow::{Break, Continue};
 
-use engram_address::AddressIdentity;
 use engram_store::{
-    Progress, RowFormat, RowInit, RowSource, Storage, StoreError, Table, TableOrigin, TableReader,
-    TableScale, TableWriter, convert, save_rows, table_scale,
+    AddressIdentity, Progress, RowFormat, RowInit, RowSource, Storage, StoreError, Table, TableOrigin,
+    TableReader, TableScale, TableWriter, convert, save_rows, table_scale,
 };
 use proptest::prelude::*;
 
@@ -320,7 +319,7 @@ fn writes_a_table_that_does_not_fit() {
     for encoded in [false, true] {
         let mut writer = TableWriter::create(&path, 4096, 256, RowFormat::F32, origin()).unwrap();
         let row = vec![1.0f32; 256];
-        let mut push = |writer: &mut TableWriter| match encoded {
+        let push = |writer: &mut TableWriter| match encoded {
             true => writer.push_encoded(&[0; 1024]),
             false => writer.push(&row).map(drop),
         };

@@ -1,10 +1,9 @@
 //! Rows learn as their optimiser's formula says, and rows that were not touched do not move.
 #![allow(clippy::unwrap_used)] // clippy counts only functions marked #[test] as tests
 
-use engram_address::AddressIdentity;
 use engram_store::{
-    DistinctRows, LARGEST_DEVIATION, RowFormat, RowInit, RowOptimizer, RowSource, Storage, StoreError, Table,
-    TableOrigin, TrainableTable,
+    AddressIdentity, DistinctRows, LARGEST_DEVIATION, RowFormat, RowInit, RowOptimizer, RowSource, Storage,
+    StoreError, Table, TableOrigin, TrainableTable,
 };
 use proptest::prelude::*;
 

@@ -3,9 +3,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use engram_address::AddressIdentity;
 use engram_store::{
-    Cached, Overlaid, Result, RowFormat, RowSource, Storage, Table, TableOrigin, TableReader,
+    AddressIdentity, Cached, Overlaid, Result, RowFormat, RowSource, Storage, Table, TableOrigin, TableReader,
 };
 
 const ROWS: u64 = 1000;
