@@ -36,8 +36,10 @@ mod json_text;
 mod packing;
 mod sampler;
 mod shards;
+mod split_rule;
 mod text_bounds;
 mod tokenizer;
+mod word_encoder;
 mod work_folder;
 
 pub use corpus::{Corpus, Documents};

@@ -11,6 +11,7 @@ use tempfile::NamedTempFile;
 
 use crate::failure::{Interrupted, refuse};
 use crate::files::new_file;
+use crate::note::note;
 use crate::progress::Passage;
 
 /// The hub, or a mirror of it, as the environment says: `HF_ENDPOINT`, `HF_TOKEN`, and the proxies that programs usually
@@ -89,7 +90,7 @@ impl Hub {
         let synced = written.as_file().sync_all();
         synced.with_context(|| format!("cannot write {}", path.display()))?;
         written.persist(path).with_context(|| format!("cannot write {}", path.display()))?;
-        eprintln!("wrote {} from {source}", path.display());
+        note(format_args!("wrote {} from {source}", path.display()));
         Ok(())
     }
 

@@ -16,6 +16,7 @@ use crate::decoded::Decoded;
 use crate::device::DeviceKind;
 use crate::failure::{Interrupted, refuse};
 use crate::hub::Hub;
+use crate::note::note;
 use crate::progress::Passage;
 
 /// Tasks, and how they are asked.
@@ -177,7 +178,7 @@ impl Asked {
         let all = questions.len();
         let without =
             if cut > 0 { format!("; of all {all}, {cut} without their beginning") } else { String::new() };
-        eprintln!("{name}: {} questions in {seconds:.1} s{without}", pending.len());
+        note(format_args!("{name}: {} questions in {seconds:.1} s{without}", pending.len()));
         outcomes.sort_by_key(|outcome| outcome.question);
         Ok((outcomes, cut))
     }

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::{print, print_json};
 use crate::failure::refuse;
 use crate::files::refuse_unwritable;
+use crate::note::note;
 use crate::number::short;
 use crate::table::Table;
 
@@ -55,7 +56,7 @@ impl Import {
                 self.model.display()
             ));
         }
-        eprintln!("reading {}", self.model.display());
+        note(format_args!("reading {}", self.model.display()));
         let model = OutsideModel::open(&self.model)?;
         let template = model.chat_template().map(str::to_owned);
         if let Some(template) = &template
@@ -64,7 +65,7 @@ impl Import {
             return refuse(format!("{}: {error}", self.model.display()));
         }
         let config = model.checkpoint_config()?;
-        eprintln!("writing {}", self.out.display());
+        note(format_args!("writing {}", self.out.display()));
         let checkpoint = model.save_checkpoint(&self.out, template.as_deref())?;
         let parameters = Account::of(&config.model, &[]).total;
         let imported = Imported { checkpoint, parameters, chat_template: template.is_some(), config };
