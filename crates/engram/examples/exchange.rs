@@ -18,10 +18,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use burn::tensor::{Device, Tensor, TensorData};
-use engram_model::{
-    LanguageModel, MemoryConfig, MemoryRows, ModelConfig, Precision, Sequences, Tokens, Trace,
-};
-use engram_train::{HostTensor, export, export_gradients, import, load_model_config};
+use engram_config::{MemoryConfig, ModelConfig, Precision, load_model_config};
+use engram_import::HostTensor;
+use engram_model::{LanguageModel, MemoryRows, Sequences, Tokens, Trace};
+use engram_train::{export, export_gradients, import};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;

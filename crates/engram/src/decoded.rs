@@ -6,8 +6,9 @@ use std::future::poll_fn;
 use std::task::Poll;
 
 use engram_eval::tasks::{Begin, Cost, Error, Request, Result, Scorer};
-use engram_serve::{Engine, EngineOptions, Event, Sampling};
-use engram_train::{TargetScore, Trained};
+use engram_infer::{Engine, EngineOptions, Event, Sampling};
+use engram_model::TargetScore;
+use engram_train::Trained;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -54,11 +55,11 @@ impl Decoded {
         Ok(self.engine.get_or_init(|| (engine, runtime)))
     }
 
-    fn request(&self, prompt: &[u32], limit: usize) -> engram_serve::Request {
-        engram_serve::Request {
+    fn request(&self, prompt: &[u32], limit: usize) -> engram_infer::Request {
+        engram_infer::Request {
             sampling: Sampling { temperature: 0.0, ..Sampling::default() },
             end_tokens: vec![self.trained.tokenizer().end_of_text()],
-            ..engram_serve::Request::new(prompt.to_vec(), limit)
+            ..engram_infer::Request::new(prompt.to_vec(), limit)
         }
     }
 }
@@ -128,7 +129,7 @@ impl Scorer for Decoded {
                 Some(Event::Gates(_)) => false,
                 Some(Event::Done(_)) => true,
                 Some(Event::Failed(failure)) => return Err(Error::Answers(failure.into())),
-                None => return Err(Error::Answers(engram_serve::Failure::Stopped.into())),
+                None => return Err(Error::Answers(engram_infer::Failure::Stopped.into())),
             };
             if done {
                 // No longer listened to, a text is no longer continued.

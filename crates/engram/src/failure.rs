@@ -10,10 +10,10 @@
 use std::io;
 
 use engram_address::AddressError;
-use engram_eval::study;
-use engram_serve::UnpublishedMemory;
+
+use engram_data::Error as DataError;
+use engram_infer::UnpublishedMemory;
 use engram_store::StoreError;
-use engram_train::DataError;
 
 /// Something was asked for that cannot be.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +44,7 @@ pub(crate) fn status(error: &anyhow::Error) -> u8 {
         if cause.is::<Refused>() || cause.is::<AddressError>() || cause.is::<UnpublishedMemory>() {
             return 2;
         }
-        if let Some(error) = cause.downcast_ref::<study::Error>() {
+        if let Some(error) = cause.downcast_ref::<engram_study::Error>() {
             return of_study(error);
         }
         if let Some(error) = cause.downcast_ref::<DataError>() {
@@ -59,8 +59,11 @@ pub(crate) fn status(error: &anyhow::Error) -> u8 {
         if let Some(error) = cause.downcast_ref::<engram_eval::tasks::Error>() {
             return of_tasks(error);
         }
-        if let Some(error) = cause.downcast_ref::<engram_eval::outside::Error>() {
-            return of_outside(error);
+        if let Some(error) = cause.downcast_ref::<engram_import::Error>() {
+            return of_import(error);
+        }
+        if let Some(error) = cause.downcast_ref::<engram_config::Error>() {
+            return of_config(error);
         }
     }
     1
@@ -77,13 +80,13 @@ fn of_tasks(error: &engram_eval::tasks::Error) -> u8 {
     }
 }
 
-fn of_outside(error: &engram_eval::outside::Error) -> u8 {
-    use engram_eval::outside::Error;
+fn of_import(error: &engram_import::Error) -> u8 {
+    use engram_import::Error;
     match error {
-        Error::Read { source, .. } => of_input(names_no_input(source)),
-        Error::Checkpoint(error) => of_training(error),
+        Error::Read { source, .. } | Error::File { source, .. } => of_input(names_no_input(source)),
+        Error::Config(error) => of_config(error),
         Error::Tokenizer(error) => of_data(error),
-        Error::Model { .. } => 2,
+        _ => 2,
     }
 }
 
@@ -95,12 +98,21 @@ fn of_training(error: &engram_train::Error) -> u8 {
         Error::File { source, .. } => of_input(names_no_input(source)),
         Error::Data(error) => of_data(error),
         Error::Store(error) => of_store(error),
+        Error::Import(error) => of_import(error),
+        Error::Config(error) => of_config(error),
         _ => 2,
     }
 }
 
-fn of_study(error: &study::Error) -> u8 {
-    use study::Error;
+fn of_config(error: &engram_config::Error) -> u8 {
+    match error {
+        engram_config::Error::Read { source, .. } => of_input(names_no_input(source)),
+        _ => 2,
+    }
+}
+
+fn of_study(error: &engram_study::Error) -> u8 {
+    use engram_study::Error;
     match error {
         Error::Interrupted => 130,
         Error::File { source, .. } => of_input(names_no_input(source)),

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use burn::tensor::Device;
-use engram_train::{HeldOut, NewContext, Pace, RunConfig, StepReport, Trainer};
+use engram_config::RunConfig;
+use engram_train::{HeldOut, NewContext, Pace, StepReport, Trainer};
 
 use crate::metrics::{Metric, MetricsLog};
 use crate::number::{duration, short};

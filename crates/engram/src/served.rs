@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
-use engram_kernels::WeightFormat;
-use engram_serve::{
-    ChatTemplate, Decoder, Engine, EngineOptions, Event, Facts, Model, Opening, Request, RowTiers, TextCodec,
+use engram_data::Begin;
+use engram_infer::{
+    ChatTemplate, Decoder, Engine, EngineOptions, Event, Model, Opening, Request, RowTiers, TextCodec,
 };
+use engram_kernels::WeightFormat;
+use engram_serve::Facts;
 use engram_store::{PrefetchOptions, RowSource, TableHeader};
-use engram_train::{Begin, Trained};
+use engram_train::Trained;
 
 use crate::commands::chat;
 use crate::commands::table::tier::{Counts, OpenTier, TierOptions};
@@ -179,7 +181,7 @@ pub(crate) fn say(
 ) -> anyhow::Result<Said> {
     let mut events = match engine.submit(request) {
         Ok(events) => events,
-        Err(engram_serve::Refusal::Parameter(bad)) => {
+        Err(engram_infer::Refusal::Parameter(bad)) => {
             return refuse(format!("--{} {}", bad.name.replace('_', "-"), bad.problem));
         }
         Err(refusal) => return refuse(refusal.to_string()),
@@ -207,5 +209,5 @@ pub(crate) fn say(
             return Err(Interrupted(String::new()).into());
         }
     }
-    Err(engram_serve::Failure::Stopped.into())
+    Err(engram_infer::Failure::Stopped.into())
 }

@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::Path;
 
 use burn::tensor::Device;
-use engram_eval::outside::{LlamaState, OutsideModel, PrefixRows};
+use engram_import::{LlamaState, OutsideModel, PrefixRows};
 use engram_train::Trained;
 
 fn main() -> Result<(), Box<dyn Error>> {

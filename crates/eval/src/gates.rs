@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use engram_train::{Error, TokenShards, Trained};
+use engram_data::TokenShards;
+use engram_train::{Error, Trained};
 use serde::Serialize;
 
 use crate::depth::read_window;

@@ -2,9 +2,6 @@
 //!
 //! * [`tasks`]: answers, not only losses. Questions of the kinds that the field uses, written down as files, put to
 //!   a model and counted with their standard errors.
-//! * [`outside`]: models that others have trained, so that the same questions can be put to them.
-//! * [`study`]: a question asked of many runs at once, such as where memory pays: a grid of arms and seeds that are
-//!   trained, measured on the same held-out documents, and compared in pairs.
 //! * [`depth`]: how early a model's layers know what it will say, and which layers of another model they are like.
 //! * [`sensitivity`]: what a model's answers lose without its memory, task by task, facts against reading.
 //! * [`gates`]: the n-grams at which a memory opens most.
@@ -12,8 +9,7 @@
 pub mod depth;
 pub mod figure;
 pub mod gates;
-pub mod outside;
 mod ratio;
 pub mod sensitivity;
-pub mod study;
+pub mod statistics;
 pub mod tasks;

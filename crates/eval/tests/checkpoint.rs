@@ -6,10 +6,11 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use burn::tensor::Device;
+use engram_config::RunConfig;
+use engram_data::{Corpus, PrepareOptions, Tokenizer, TokenizerTraining, prepare};
 use engram_eval::tasks::{Likelihood, Request, Scorer};
-use engram_train::{
-    Corpus, PrepareOptions, RunConfig, TargetScore, Tokenizer, TokenizerTraining, Trained, Trainer, prepare,
-};
+use engram_model::TargetScore;
+use engram_train::{Trained, Trainer};
 use proptest::prelude::*;
 
 const CONFIG: &str = r#"

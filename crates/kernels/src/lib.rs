@@ -93,4 +93,4 @@ pub use short_convolution::{
     ShortConvolution, ShortConvolutionGradients, ShortConvolutionShape, ShortConvolutionWeights,
     short_convolution, short_convolution_backward,
 };
-pub use swiglu::{swiglu, swiglu_backward};
+pub use swiglu::{geglu, swiglu, swiglu_backward};

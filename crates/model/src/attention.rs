@@ -3,14 +3,14 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-use crate::config::{AttentionConfig, ModelConfig};
 use crate::fused::{self, Operation, Pass};
 use crate::init::Init;
-use crate::linear::{Linear, Precision, product};
+use crate::linear::{Linear, product};
 use crate::rms_norm::RmsNorm;
 use crate::rotary::Rotary;
 use crate::sequences::{Run, Sequences};
 use crate::softmax::causal_softmax;
+use engram_config::{AttentionConfig, ModelConfig, Precision};
 
 /// Attention of one block.
 #[derive(Module, Debug)]

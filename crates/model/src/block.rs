@@ -4,17 +4,16 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 
 use crate::attention::Attention;
-use crate::config::ModelConfig;
 use crate::experts::{Choice, Experts};
 use crate::feed_forward::FeedForward;
 use crate::hyper_connection::HyperConnection;
 use crate::init::Init;
-use crate::linear::Precision;
 use crate::memory::{Memory, MemoryRows};
 use crate::ngram_embedding::NgramEmbedding;
 use crate::rms_norm::RmsNorm;
 use crate::rotary::Rotary;
 use crate::sequences::Sequences;
+use engram_config::{ModelConfig, Precision};
 
 /// A block, with the memory that is read before its attention, if it has one.
 #[derive(Module, Debug)]

@@ -9,12 +9,12 @@ use burn::tensor::{Int, Tensor, TensorData};
 use engram_kernels::{ExpertsInput, ExpertsSaved, ExpertsShape};
 use rayon::prelude::*;
 
-use crate::config::{ExpertsConfig, ModelConfig};
 use crate::feed_forward::{FeedForward, swiglu};
 use crate::fused::{self, Operation, Pass};
 use crate::init::Init;
-use crate::linear::{Linear, Precision, product};
+use crate::linear::{Linear, product};
 use crate::selection::{int, select};
+use engram_config::{ExpertsConfig, ModelConfig, Precision};
 
 /// The feed-forward of a block with experts.
 #[derive(Module, Debug)]

@@ -2,11 +2,12 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
+use engram_config::Precision;
 
 use crate::function::{self, Function};
 use crate::fused::{self, Operation, Pass};
 use crate::init::Init;
-use crate::linear::{Linear, Precision};
+use crate::linear::Linear;
 
 /// `(silu(x·W_gate) ⊙ x·W_up)·W_out`, gate and up side by side in one matrix.
 #[derive(Module, Debug)]

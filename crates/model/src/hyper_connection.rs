@@ -6,12 +6,12 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::sigmoid;
 use engram_kernels::{HyperCoefficients, HyperShape, HyperWeights};
 
-use crate::config::HyperConnectionConfig;
 use crate::fused::{self, Operation, Pass};
 use crate::init::Init;
 use crate::linear::rows_product;
 use crate::rms_norm::normalise;
 use crate::token_sums::for_every_token;
+use engram_config::HyperConnectionConfig;
 
 /// One layer's connection to the streams.
 #[derive(Module, Debug)]

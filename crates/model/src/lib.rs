@@ -5,7 +5,7 @@
 //! those streams what the n-grams before a token have in the tables: rows, gated by context (arXiv 2601.07372). Every
 //! part is optional, so that the same code is a plain transformer, a mixture of experts, or both with memory.
 //!
-//! A model is described by a [`ModelConfig`], whose price [`Account`] states without building it. What it computes
+//! A model is described by a [`ModelConfig`](engram_config::ModelConfig), whose price [`Account`](engram_config::Account) states without building it. What it computes
 //! with comes from outside: tokens, and for each memory layer the distinct rows of the batch, [`MemoryRows`]. The rows
 //! are a leaf of the graph, so that their gradient can go back to wherever they came from.
 //!
@@ -16,7 +16,8 @@
 //! use std::sync::Arc;
 //!
 //! use burn::tensor::{Device, Tensor};
-//! use engram_model::{LanguageModel, MemoryRows, ModelConfig, Precision, Sequences, Tokens, Trace};
+//! use engram_model::{LanguageModel, MemoryRows, Sequences, Tokens, Trace};
+//! use engram_config::{ModelConfig, Precision};
 //!
 //! let config: ModelConfig = toml::from_str(r#"
 //!     vocabulary = 64
@@ -44,10 +45,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod accounting;
 mod attention;
 mod block;
-mod config;
 mod cross_entropy;
 mod embedding;
 mod experts;
@@ -68,10 +67,8 @@ mod softmax;
 mod token_sums;
 mod transformer;
 
-pub use accounting::Account;
 pub use attention::{Attention, LatentAttention, PlainAttention};
 pub use block::{Block, BlockFeedForward};
-pub use config::*;
 pub use cross_entropy::{TargetScore, cross_entropy, target_scores, token_losses};
 pub use embedding::embed;
 pub use experts::{Choice, Experts};
@@ -79,7 +76,7 @@ pub use feed_forward::FeedForward;
 pub use fused::composed;
 pub use hyper_connection::{Coefficients, HyperConnection};
 pub use init::Init;
-pub use linear::{Linear, Precision};
+pub use linear::Linear;
 pub use memory::{
     GateNorms, Memory, MemoryRows, Projection, SeparateProjection, ShortConvolution, ValueProjection,
 };

@@ -2,20 +2,11 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor};
+use engram_config::Precision;
 
 use crate::fused;
 use crate::init::Init;
 use crate::token_sums;
-
-/// In what numbers matrix products are computed. Weights, residual and optimiser are f32 in either case.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Precision {
-    /// f32 throughout. On a GPU operands of products are rounded to TF32: see docs/results/gpu.md.
-    #[default]
-    F32,
-    /// Operands of matrix products are rounded to bf16; master weights stay f32.
-    Bf16,
-}
 
 /// `y = x·W` with W stored as `[in, out]`, the layout in which both passes are fast on CPU.
 #[derive(Module, Debug)]

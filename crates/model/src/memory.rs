@@ -16,16 +16,16 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::{sigmoid, silu};
 use engram_kernels::{MemoryGate, MemoryGateInput, ShortConvolutionShape, ShortConvolutionWeights};
 
-use crate::config::{MemoryConfig, MemoryForm};
 use crate::embedding::embed;
 use crate::experts::{InnerOrSelf, values};
 use crate::fused::{self, Operation, Pass};
 use crate::init::Init;
-use crate::linear::{Precision, rows_product};
+use crate::linear::rows_product;
 use crate::rms_norm::normalise;
 use crate::selection::column;
 use crate::sequences::{Run, Sequences};
 use crate::token_sums::for_every_token;
+use engram_config::{MemoryConfig, MemoryForm, Precision};
 
 /// The memory rows of one layer that a batch needs: each distinct row once, and where it goes.
 #[derive(Debug, Clone)]

@@ -10,10 +10,10 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
-use crate::config::{MemoryForm, ModelConfig};
 use crate::init::Init;
-use crate::linear::{Precision, rows_product};
+use crate::linear::rows_product;
 use crate::memory::{MemoryRows, silence};
+use engram_config::{MemoryForm, ModelConfig, Precision};
 
 /// Adds one layer's rows to the residual streams, or to the values of its attention.
 #[derive(Module, Debug)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor, TensorData};
 use engram_kernels::Angles;
 
-use crate::config::{ModelConfig, YarnConfig};
+use engram_config::{ModelConfig, YarnConfig};
 
 /// Cosines and sines of every position and frequency, `[time, width/2]`. Dimension i is paired with i + width/2.
 #[derive(Debug, Clone)]

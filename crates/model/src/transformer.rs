@@ -6,16 +6,16 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 
 use crate::block::{Block, BlockFeedForward};
-use crate::config::{ConfigError, ModelConfig};
 use crate::cross_entropy::{TargetScore, cross_entropy, target_scores, token_losses};
 use crate::embedding::embed;
 use crate::experts::values;
 use crate::init::Init;
-use crate::linear::{Precision, rows_product};
+use crate::linear::rows_product;
 use crate::memory::MemoryRows;
 use crate::rms_norm::RmsNorm;
 use crate::rotary::Rotary;
 use crate::sequences::Sequences;
+use engram_config::{ConfigError, ModelConfig, Precision};
 
 /// A transformer language model with conditional memory.
 #[derive(Module, Debug)]

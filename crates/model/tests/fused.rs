@@ -9,9 +9,10 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use common::{Batch, Options, PAPER, PLAIN, assert_close, changed, combinations, normal, values, weights};
+use engram_config::{Gate, MemoryForm, YarnConfig};
 use engram_model::{
-    Attention, Block, BlockFeedForward, Gate, LanguageModel, MemoryForm, MemoryRows, Rotary, Sequences,
-    Trace, YarnConfig, composed, cross_entropy, embed,
+    Attention, Block, BlockFeedForward, LanguageModel, MemoryRows, Rotary, Sequences, Trace, composed,
+    cross_entropy, embed,
 };
 
 const TOKENS: usize = 14;

@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use burn::tensor::{Tensor, TensorData};
 use common::{Batch, Options, PAPER, PLAIN, changed, combinations, device, values, weights};
-use engram_model::{
-    Account, AttentionConfig, BlockFeedForward, Gate, LanguageModel, Lookup, MemoryConfig, MemoryForm,
-    MemoryRows, ModelConfig, Precision, Projection, Sequences, Tokens, Trace,
+use engram_config::{
+    Account, AttentionConfig, Gate, Lookup, MemoryConfig, MemoryForm, ModelConfig, Precision,
 };
+use engram_model::{BlockFeedForward, LanguageModel, MemoryRows, Projection, Sequences, Tokens, Trace};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

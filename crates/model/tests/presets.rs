@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use engram_address::assign_primes;
-use engram_model::{Account, ModelConfig};
+use engram_config::{Account, ModelConfig};
 
 fn model(name: &str) -> ModelConfig {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs").join(name);
@@ -59,7 +59,7 @@ fn presets_share_their_backbone() {
     let (small, large) = (model("engram-27b.toml"), model("engram-40b.toml"));
     assert_eq!(small.memory.as_ref().unwrap().width(), 1280);
     let rows_per_head = small.memory.as_ref().unwrap().rows_per_head.clone();
-    let memory = large.memory.map(|memory| engram_model::MemoryConfig { rows_per_head, ..memory });
+    let memory = large.memory.map(|memory| engram_config::MemoryConfig { rows_per_head, ..memory });
     assert_eq!(ModelConfig { memory, ..large }, small);
 }
 

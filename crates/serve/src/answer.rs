@@ -5,9 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Map, Value, json};
 
 use crate::api::Endpoint;
-use crate::request::{Finish, GeneratedToken, PositionGates, Summary};
-use crate::sampling::TokenLogprob;
-use crate::text_codec::TextCodec;
+use engram_infer::{Finish, GeneratedToken, PositionGates, Summary, TextCodec, TokenLogprob};
 
 /// What all parts of an answer have in common.
 #[derive(Debug, Clone)]

@@ -7,10 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::chat_template::{ChatTemplate, Message};
-use crate::request::{Failure, Refusal, Request};
-use crate::sampling::Sampling;
-use crate::text_codec::TextCodec;
+use engram_infer::{ChatTemplate, Failure, Message, Refusal, Request, Sampling, TextCodec};
 
 /// Whether a text is completed or a conversation continued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -275,7 +272,7 @@ impl Body {
         endpoint: Endpoint,
         terms: &Terms<'_>,
     ) -> Result<(Vec<Vec<u32>>, Vec<String>), ApiError> {
-        let unknown = |error: crate::text_codec::CodecError| ApiError::bad(error.to_string());
+        let unknown = |error: engram_infer::CodecError| ApiError::bad(error.to_string());
         if endpoint == Endpoint::Chat {
             let messages = self.messages.as_deref().filter(|messages| !messages.is_empty());
             let messages =

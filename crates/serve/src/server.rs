@@ -30,10 +30,7 @@ use tokio::time::timeout;
 
 use crate::answer::{self, Choice, Heading};
 use crate::api::{ApiError, Asked, Body, Endpoint, Terms};
-use crate::chat_template::ChatTemplate;
-use crate::engine::Engine;
-use crate::request::Event;
-use crate::text_codec::TextCodec;
+use engram_infer::{ChatTemplate, Engine, Event, TextCodec};
 
 /// What a server allows its clients.
 #[derive(Debug, Clone)]
@@ -392,7 +389,7 @@ async fn whole(
         }
     }
     if choices.iter().any(|choice| choice.summary.is_none()) {
-        return Err(crate::request::Failure::Stopped.into());
+        return Err(engram_infer::Failure::Stopped.into());
     }
     Ok(Json(answer::whole(heading, &choices, &server.codec, server.facts.streams)).into_response())
 }
@@ -441,7 +438,7 @@ async fn stream(
         }
     }
     if left > 0 {
-        out.json(&ApiError::from(crate::request::Failure::Stopped).json()).await;
+        out.json(&ApiError::from(engram_infer::Failure::Stopped).json()).await;
         return;
     }
     if asked.include_usage && !out.json(&answer::usage_chunk(&heading, &choices)).await {

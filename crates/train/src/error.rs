@@ -20,16 +20,6 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
-    /// A configuration file that cannot be used.
-    #[error("{}:{line}: {problem}", path.display())]
-    Config {
-        /// The file.
-        path: PathBuf,
-        /// Line, from 1.
-        line: usize,
-        /// What is wrong there.
-        problem: String,
-    },
     /// A file of weights or state that does not fit.
     #[error("{source_name}: {problem}")]
     Weights {
@@ -37,25 +27,6 @@ pub enum Error {
         source_name: String,
         /// What does not fit.
         problem: String,
-    },
-    /// A file of a checkpoint that is not as it was written.
-    #[error(
-        "{}: damaged: {problem}; restore it from a copy, or move its folder {} away: the run then goes on from \
-         the checkpoint before it, if there is one",
-        path.display(),
-        path.parent().unwrap_or(path).display()
-    )]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// How one can tell.
-        problem: String,
-    },
-    /// No checkpoint where one was looked for.
-    #[error("{}: no complete checkpoint here; train first, or name the folder of a run", path.display())]
-    NoCheckpoint {
-        /// Where.
-        path: PathBuf,
     },
     /// A run that would overwrite another.
     #[error("{}: already holds a run; go on with --resume, or name another folder", path.display())]
@@ -80,16 +51,22 @@ pub enum Error {
     Interrupted,
     /// Corpora, tokenizers or token shards that cannot be used.
     #[error(transparent)]
-    Data(#[from] crate::data_error::Error),
+    Data(#[from] engram_data::Error),
     /// Addressing refused.
     #[error(transparent)]
     Address(#[from] engram_address::AddressError),
     /// The row store refused.
     #[error(transparent)]
     Store(#[from] engram_store::StoreError),
+    /// A configuration file that cannot be used.
+    #[error(transparent)]
+    Config(#[from] engram_config::Error),
+    /// A checkpoint that cannot be read or written.
+    #[error(transparent)]
+    Import(#[from] engram_import::Error),
     /// A configuration value that cannot be, outside of a file.
     #[error(transparent)]
-    Value(#[from] engram_model::ConfigError),
+    Value(#[from] engram_config::ConfigError),
 }
 
 impl Error {
@@ -99,6 +76,8 @@ impl Error {
             Self::File { source, .. } => source.kind() == io::ErrorKind::NotFound,
             Self::Diverged { .. } | Self::Interrupted => false,
             Self::Data(error) => error.is_input(),
+            Self::Config(error) => error.is_input(),
+            Self::Import(error) => error.is_input(),
             Self::Store(error) => {
                 use engram_store::StoreError::{Io, Memory};
                 !matches!(error, Io { .. } | Memory { .. })

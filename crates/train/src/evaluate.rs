@@ -5,10 +5,8 @@ use engram_model::{LanguageModel, Sequences, Tokens, Trace};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::packing::Packing;
-use crate::shards::TokenShards;
 use crate::tables::Fetched;
-use crate::tokenizer::Tokenizer;
+use engram_data::{Packing, TokenShards, Tokenizer};
 
 /// A loss over held-out text.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -99,7 +97,7 @@ pub fn token_losses(
         let mut window = vec![0; batch * time + 1];
         shards.read(done as u64, &mut window)?;
         let (inputs, targets) = (&window[..batch * time], &window[1..]);
-        let sequences = packing.sequences(inputs, batch);
+        let sequences = Sequences::of_lengths(packing.lengths(inputs, batch));
         let rows = fetch(inputs, &sequences)?;
         let memory = rows.memory_rows(&rows.leaves(&device), batch, 0..batch);
         let tokens = Tokens { ids: inputs, sequences: &sequences, memory: &memory };

@@ -4,10 +4,10 @@
 //! as often used, but at the wrong place. What such a memory gains over none is not knowledge of n-grams.
 
 use engram_address::Addressing;
-use engram_model::{Lookup, MemoryConfig};
+use engram_config::{Lookup, MemoryConfig};
 
 use crate::error::Result;
-use crate::sampler::mix;
+use engram_data::mix;
 
 /// Where the positions of a sequence have their rows from.
 #[derive(Debug, Clone, Copy, Default)]

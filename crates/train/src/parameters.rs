@@ -7,17 +7,9 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use engram_import::HostTensor;
 
 use crate::error::{Error, Result};
-
-/// A tensor on the host: its shape and its values, row-major.
-#[derive(Debug, Clone, PartialEq)]
-pub struct HostTensor {
-    /// Sizes of the dimensions.
-    pub shape: Vec<usize>,
-    /// Values, row-major.
-    pub values: Vec<f32>,
-}
 
 /// Every weight of `module`, by name.
 pub fn export<M: Module>(module: &M) -> BTreeMap<String, HostTensor> {

@@ -5,80 +5,24 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use engram_address::{Addressing, Vocabulary};
-use engram_model::{Compression, MemoryConfig, MemoryRows, Sequences};
+use engram_config::{Compression, MemoryConfig, RowOptimizerKind, RowStorage, RowTraining};
+use engram_model::{MemoryRows, Sequences};
 use engram_store::{
     DistinctRows, RowInit, RowOptimizer, RowSource, Storage, Table, TableHeader, TableOrigin, TrainableTable,
 };
-use serde::{Deserialize, Serialize};
 use tokenizers::Tokenizer;
 
 use crate::error::{Error, Result};
 use crate::lookup::RowPlaces;
 
-/// How memory rows are trained.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RowTraining {
-    /// The rows' rate as a multiple of the weights' (`optimizer.adam_rate`); the paper takes 5.
-    #[serde(default = "default_rate_factor")]
-    pub rate_factor: f32,
-    /// The rows' optimiser.
-    #[serde(default)]
-    pub optimizer: RowOptimizerKind,
-    /// Where rows and their optimiser's state live.
-    #[serde(default)]
-    pub storage: RowStorage,
-}
-
-/// The rows' optimiser. Neither decays rows nor clips their gradient.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RowOptimizerKind {
-    /// Two moments per value.
-    #[default]
-    Adam,
-    /// One second moment per row.
-    RowWiseAdam,
-    /// One moment per value, with steps balanced between rows and columns, as DeepSeek-V4.1's tables learn.
-    BalancedMomentum,
-    /// Rows stay as they were drawn: a control.
-    Frozen,
-}
-
-impl RowOptimizerKind {
-    fn optimizer(self) -> RowOptimizer {
-        match self {
-            Self::Adam => RowOptimizer::adam(),
-            Self::RowWiseAdam => RowOptimizer::row_wise_adam(),
-            Self::BalancedMomentum => RowOptimizer::balanced_momentum(),
-            Self::Frozen => RowOptimizer::Frozen,
-        }
+/// The store's optimiser of that kind.
+fn row_optimizer(kind: RowOptimizerKind) -> RowOptimizer {
+    match kind {
+        RowOptimizerKind::Adam => RowOptimizer::adam(),
+        RowOptimizerKind::RowWiseAdam => RowOptimizer::row_wise_adam(),
+        RowOptimizerKind::BalancedMomentum => RowOptimizer::balanced_momentum(),
+        RowOptimizerKind::Frozen => RowOptimizer::Frozen,
     }
-}
-
-/// Where a table being trained lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RowStorage {
-    /// In memory, on huge pages where the system has them.
-    #[default]
-    Ram,
-    /// In a mapped scratch file in the run's folder, for tables larger than memory.
-    Mapped,
-}
-
-impl Default for RowTraining {
-    fn default() -> Self {
-        Self {
-            rate_factor: default_rate_factor(),
-            optimizer: RowOptimizerKind::default(),
-            storage: RowStorage::default(),
-        }
-    }
-}
-
-fn default_rate_factor() -> f32 {
-    5.0
 }
 
 /// The addressing of `memory` over the vocabulary of `tokenizer`.
@@ -206,7 +150,7 @@ impl MemoryTables {
         seed: u64,
         folder: &Path,
     ) -> Result<Self> {
-        let optimizer = training.optimizer.optimizer();
+        let optimizer = row_optimizer(training.optimizer);
         let storage = storage(training, folder);
         let table = |layer: &engram_address::LayerAddress| {
             let init = match memory.row_init {
@@ -235,7 +179,7 @@ impl MemoryTables {
         let table = |layer: &engram_address::LayerAddress| {
             let path = folder.join(file_name(layer.layer()));
             let table = TrainableTable::load(&path, &origin(&addressing, layer), &storage)?;
-            if table.optimizer() != training.optimizer.optimizer() {
+            if table.optimizer() != row_optimizer(training.optimizer) {
                 return Err(Error::Mismatch(format!(
                     "{}: its rows have the state of another optimiser than `train.memory.optimizer`; keep the one \
                      that the run began with, or begin another run",

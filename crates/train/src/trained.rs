@@ -6,18 +6,15 @@ use burn::tensor::{Device, Tensor};
 use engram_address::Addressing;
 use engram_model::{LanguageModel, Sequences, TargetScore, Tokens, Trace};
 
-use crate::checkpoint::Checkpoint;
-use crate::config::CheckpointConfig;
 use crate::error::{Error, Result};
 use crate::evaluate::{HeldOut, Windows, held_out_loss};
 use crate::lookup::RowPlaces;
-use crate::packing::Packing;
 use crate::parameters;
-use crate::shards::TokenShards;
 use crate::tables::{self, Fetched, FrozenTables};
-use crate::text_bounds::Begin;
-use crate::tokenizer::Tokenizer;
 use crate::trainer::is_gpu;
+use engram_config::CheckpointConfig;
+use engram_data::{Begin, Packing, TokenShards, Tokenizer};
+use engram_import::Checkpoint;
 
 /// A model, its memory, mapped from the checkpoint, and its tokenizer.
 #[derive(Debug)]
@@ -55,7 +52,7 @@ impl Trained {
         let folder = checkpoint.folder();
         let config = CheckpointConfig::load(&folder.join("run.toml"))?;
         let tokenizer = Tokenizer::load_ending(&folder.join("tokenizer.json"), config.text.end.as_deref())?;
-        let begin = config.text.begin(&tokenizer)?;
+        let begin = Begin::of(&config.text, &tokenizer)?;
         let device = device.clone().inner();
         let model = LanguageModel::new(&config.model, &device, 0, config.precision(is_gpu(&device)))?;
         let weights = folder.join("model.safetensors");

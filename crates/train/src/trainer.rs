@@ -10,21 +10,18 @@ use std::time::{Duration, Instant};
 
 use burn::module::Module;
 use burn::tensor::Device;
-use engram_model::{LanguageModel, MemoryRows, ModelConfig, Sequences, Tokens, Trace};
+use engram_config::ModelConfig;
+use engram_model::{LanguageModel, MemoryRows, Sequences, Tokens, Trace};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Checkpoint, CheckpointWriter};
-use crate::config::{CheckpointConfig, RunConfig};
 use crate::error::{Error, Result};
 use crate::evaluate::{HeldOut, VisitLosses, Windows, held_out_loss, token_losses};
 use crate::optimizer::{Gradients, Optimizer, global_norm};
-use crate::packing::Packing;
 use crate::parameters;
-use crate::sampler::{Sampler, SamplerState};
-use crate::shards::TokenShards;
 use crate::tables::{self, Fetched, MemoryTables};
-use crate::text_bounds::TextConfig;
-use crate::tokenizer::Tokenizer;
+use engram_config::{CheckpointConfig, RunConfig, TextConfig};
+use engram_data::{Packing, Sampler, SamplerState, TokenShards, Tokenizer};
+use engram_import::{Checkpoint, CheckpointWriter};
 
 /// A run in progress.
 #[derive(Debug)]
@@ -104,7 +101,7 @@ impl Trainer {
     /// cannot be had.
     pub fn new(config: RunConfig, folder: &Path, device: &Device) -> Result<Self> {
         // A damaged checkpoint is still somebody's run.
-        if !matches!(Checkpoint::open(folder), Err(Error::NoCheckpoint { .. })) {
+        if !matches!(Checkpoint::open(folder), Err(engram_import::Error::NoCheckpoint { .. })) {
             return Err(Error::RunExists { path: folder.to_owned() });
         }
         let parts = Parts::open(&config)?;
@@ -179,7 +176,7 @@ impl Trainer {
         folder: &Path,
         device: &Device,
     ) -> Result<Self> {
-        if !matches!(Checkpoint::open(folder), Err(Error::NoCheckpoint { .. })) {
+        if !matches!(Checkpoint::open(folder), Err(engram_import::Error::NoCheckpoint { .. })) {
             return Err(Error::RunExists { path: folder.to_owned() });
         }
         let checkpoint = Checkpoint::open(from)?;
@@ -359,7 +356,7 @@ impl Trainer {
         }
         let state = serde_json::to_vec_pretty(&self.state);
         writer.file("state.json", &state.map_err(|error| Error::weights(&self.folder, error))?)?;
-        writer.finish(self.config.train.keep)
+        Ok(writer.finish(self.config.train.keep)?)
     }
 
     /// The configuration with paths that do not depend on where it lies.
@@ -382,7 +379,7 @@ impl Trainer {
                 .collect::<Vec<_>>()
         };
         let (inputs, targets) = (part(0..width - 1), part(1..width));
-        let sequences = self.packing().sequences(&inputs, self.config.train.batch);
+        let sequences = Sequences::of_lengths(self.packing().lengths(&inputs, self.config.train.batch));
         let rows = self.fetch(&inputs, &sequences)?;
         Ok(Batch { inputs, targets, rows, sampler })
     }
@@ -401,7 +398,7 @@ impl Trainer {
             let tokens_here = windows_here.start * context..windows_here.end * context;
             let memory: Vec<MemoryRows> = batch.rows.memory_rows(&leaves, windows, windows_here);
             let ids = &batch.inputs[tokens_here.clone()];
-            let sequences = self.packing().sequences(ids, per_part);
+            let sequences = Sequences::of_lengths(self.packing().lengths(ids, per_part));
             let tokens = Tokens { ids, sequences: &sequences, memory: &memory };
             let targets: Arc<[u32]> = batch.targets[tokens_here].into();
             let mut trace = Trace::default();

@@ -8,9 +8,9 @@ use anyhow::{Context, Result, ensure};
 use burn::module::Param;
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use engram_address::{Addressing, Tokens, Vocabulary, assign_primes, draw_multipliers};
+use engram_config::{Compression, Gate, Lookup, MemoryConfig, MemoryForm, Precision};
 use engram_model::{
-    Compression, Gate, GateNorms, Init, Lookup, Memory, MemoryConfig, MemoryForm, MemoryRows, Precision,
-    Projection, SeparateProjection, Sequences, composed,
+    GateNorms, Init, Memory, MemoryRows, Projection, SeparateProjection, Sequences, composed,
 };
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use engram_address::{AddressConfig, Addressing, LayerAddress, Vocabulary};
-use engram_model::MemoryConfig;
+use engram_config::{MemoryConfig, load_model_config};
+use engram_data::Tokenizer;
+use engram_import::Checkpoint;
 use engram_store::RowFormat;
-use engram_train::{Checkpoint, Tokenizer, load_model_config};
 
 use crate::failure::refuse;
 

@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::Args;
-use engram_eval::outside::OutsideModel;
 use engram_eval::tasks::{
     AskOptions, Error, FewShot, Header, Outcome, Question, RecordFile, Scorer, Task, ask,
 };
+use engram_import::OutsideModel;
 use engram_train::Trained;
 
 use crate::decoded::Decoded;

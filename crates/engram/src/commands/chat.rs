@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
-use engram_serve::{ChatTemplate, Message, Request};
+use engram_infer::{ChatTemplate, Message, Request};
 
 use super::generate::AnswerOptions;
 use super::print;

@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use engram_train::{Corpus, PrepareOptions, PrepareProgress, PrepareSummary, Tokenizer};
+use engram_data::{Corpus, PrepareOptions, PrepareProgress, PrepareSummary, Tokenizer};
 
 use super::print;
 use crate::interrupt;
@@ -85,7 +85,7 @@ pub(super) fn prepare(
         interrupt::flow()
     };
     let options = PrepareOptions { hold_out, ..PrepareOptions::default() };
-    Ok(engram_train::prepare(corpus, tokenizer, out, &options, &mut report)?)
+    Ok(engram_data::prepare(corpus, tokenizer, out, &options, &mut report)?)
 }
 
 fn table(summary: &PrepareSummary) -> Table {

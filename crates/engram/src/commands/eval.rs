@@ -5,8 +5,9 @@ mod tasks;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use engram_data::TokenShards;
 use engram_eval::tasks::Measure;
-use engram_train::{HeldOut, TokenShards, Trained};
+use engram_train::{HeldOut, Trained};
 
 use super::{print, print_json};
 use crate::device::DeviceKind;

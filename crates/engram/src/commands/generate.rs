@@ -1,5 +1,5 @@
 use clap::Args;
-use engram_serve::{Engine, Request, Sampling, TextCodec};
+use engram_infer::{Engine, Request, Sampling, TextCodec};
 use serde::Serialize;
 
 use super::{print, print_json, text_or_stdin};

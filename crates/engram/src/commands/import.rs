@@ -1,10 +1,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use engram_eval::outside::OutsideModel;
-use engram_model::Account;
-use engram_serve::ChatTemplate;
-use engram_train::{BeginConfig, CheckpointConfig};
+use engram_config::{Account, BeginConfig, CheckpointConfig};
+use engram_import::OutsideModel;
+use engram_infer::ChatTemplate;
 use serde::Serialize;
 
 use super::{print, print_json};

@@ -2,7 +2,7 @@ use std::fmt::Write;
 
 use clap::Args;
 use engram_address::{AddressIdentity, Addressing};
-use engram_train::Tokenizer;
+use engram_data::Tokenizer;
 use serde::Serialize;
 
 use super::addressing::{AddressingOptions, Loaded};

@@ -4,7 +4,8 @@ use std::time::Duration;
 use anyhow::Context;
 use bytesize::ByteSize;
 use clap::Args;
-use engram_serve::{Engine, EngineOptions, Server, ServerOptions};
+use engram_infer::{Engine, EngineOptions};
+use engram_serve::{Server, ServerOptions};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -97,7 +98,7 @@ impl Serve {
         };
         let engine = match Engine::start(model, engine_options) {
             Ok(engine) => engine,
-            Err(error @ engram_serve::EngineError::Option { .. }) => return refuse(error.to_string()),
+            Err(error @ engram_infer::EngineError::Option { .. }) => return refuse(error.to_string()),
             Err(error) => return Err(error.into()),
         };
         let options = ServerOptions {

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use engram_eval::study::{
-    self, Event, Findings, Kind, Plan, Provenance, Remaining, Speed, StudyConfig, StudyFolder, Watch, Workers,
+use engram_study::{
+    Event, Findings, Kind, Plan, Provenance, Remaining, Speed, StudyConfig, StudyFolder, Watch, Workers,
 };
 use serde::Serialize;
 
@@ -107,12 +107,12 @@ struct OutlineArm<'a> {
     name: &'a str,
     x: Option<f64>,
     #[serde(flatten)]
-    costs: study::Costs,
+    costs: engram_study::Costs,
     seconds_per_step: Option<f64>,
 }
 
 impl<'a> OutlineArm<'a> {
-    fn of((arm, &seconds_per_step): (&'a study::Arm, &Option<f64>)) -> Self {
+    fn of((arm, &seconds_per_step): (&'a engram_study::Arm, &Option<f64>)) -> Self {
         Self { name: &arm.name, x: arm.x, costs: arm.costs, seconds_per_step }
     }
 }
@@ -122,11 +122,11 @@ impl Study {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let config = StudyConfig::load(&self.config)?;
         let plan = Plan::of(self.name.into(), &config, &self.config)?;
-        let only = self.arms.iter().map(|name| plan.arm(name)).collect::<study::Result<Vec<_>>>()?;
+        let only = self.arms.iter().map(|name| plan.arm(name)).collect::<engram_study::Result<Vec<_>>>()?;
         StudyFolder::check(&self.out, &plan)?;
         let workers = self.workers()?;
         interrupt::listen()?;
-        let results = study::read_results(&self.out)?;
+        let results = engram_study::read_results(&self.out)?;
         let remaining = Remaining::of(&plan, &results, &only);
         let left = remaining.all();
         let speed = workers.measure(&plan, &left, &Measuring)?;
@@ -153,7 +153,7 @@ impl Study {
             ),
             configuration,
         };
-        let findings = study::write_up(&plan, &folder, &provenance)?;
+        let findings = engram_study::write_up(&plan, &folder, &provenance)?;
         self.show(&findings)
     }
 
@@ -258,12 +258,12 @@ impl Study {
         only: &[usize],
         speed: &Speed,
     ) -> anyhow::Result<()> {
-        let remaining = Remaining::of(plan, &study::read_results(folder.path())?, only);
+        let remaining = Remaining::of(plan, &engram_study::read_results(folder.path())?, only);
         let watch = Watching::new(plan, &remaining, workers.parallel, speed);
         let outcome = workers.conduct(plan, folder, only, &watch);
         drop(watch);
         match outcome {
-            Err(study::Error::Interrupted) => {
+            Err(engram_study::Error::Interrupted) => {
                 Err(Interrupted(format!(", and saved; go on with\n  {}", provenance::command())).into())
             }
             outcome => Ok(outcome?),
@@ -272,7 +272,7 @@ impl Study {
 
     /// What is left where only some arms were asked for.
     fn rest(&self, plan: &Plan, folder: &StudyFolder) -> anyhow::Result<Option<Rest>> {
-        let remaining = Remaining::of(plan, &study::read_results(folder.path())?, &[]).all().len();
+        let remaining = Remaining::of(plan, &engram_study::read_results(folder.path())?, &[]).all().len();
         Ok((remaining > 0).then(|| Rest { remaining, command: self.command() }))
     }
 
@@ -363,7 +363,7 @@ impl<'a> Watching<'a> {
         Self { plan, speed, parallel, total, runs: all.len(), state: Mutex::new(state) }
     }
 
-    fn of_steps(&self, run: &study::Run, steps: u64) -> u64 {
+    fn of_steps(&self, run: &engram_study::Run, steps: u64) -> u64 {
         let share = steps as f64 / run.config.train.steps as f64;
         (1e3 * share * self.speed.seconds(self.plan, run)) as u64
     }

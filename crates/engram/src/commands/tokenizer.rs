@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use engram_train::{Corpus, Tokenizer as Trained, TokenizerProgress, TokenizerTraining};
+use engram_data::{Corpus, Tokenizer as Trained, TokenizerProgress, TokenizerTraining};
 
 use super::data::open_corpus;
 use super::print;

@@ -1,7 +1,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use engram_train::{NewContext, RunConfig};
+use engram_config::RunConfig;
+use engram_train::NewContext;
 
 use super::print;
 use crate::device::DeviceKind;

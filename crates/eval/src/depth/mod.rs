@@ -7,7 +7,8 @@ mod names;
 
 use std::fmt;
 
-use engram_train::{TokenShards, Trained};
+use engram_data::TokenShards;
+use engram_train::Trained;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;

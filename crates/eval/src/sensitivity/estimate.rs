@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::ratio::{equal_parts, ratio_with_error};
-use crate::study::statistics::student_quantile;
+use crate::statistics::student_quantile;
 
 /// A value with its standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]

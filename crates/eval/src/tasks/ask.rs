@@ -3,29 +3,16 @@
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 
-use engram_train::{Begin, TargetScore};
+use engram_data::Begin;
+use engram_model::TargetScore;
 
 use super::error::{Error, Result};
+use super::options::AskOptions;
 use super::outcome::{Length, Outcome, Said};
 use super::question::{Ask, Place, Question, Statement};
 use super::scorer::{Cost, Likelihood, Request, Scorer};
 use super::task_file::{Form, LongPerplexity, Task};
-use crate::outside::common;
-
-/// How questions are put.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AskOptions {
-    /// Cost of a batch, in tokens.
-    pub batch: usize,
-    /// Cut the beginning of what is longer than the context, as the harness does, instead of refusing it.
-    pub cut: bool,
-}
-
-impl Default for AskOptions {
-    fn default() -> Self {
-        Self { batch: 2048, cut: false }
-    }
-}
+use engram_import::common;
 
 /// How far the asking has come: tokens done and to do.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
@@ -485,9 +472,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::outside::OutsideModel;
-    use crate::outside::testing::tiny;
     use crate::tasks::few_shot::FewShot;
+    use engram_import::{OutsideModel, testing::tiny};
 
     /// The model that every test asks: 60 tokens of context.
     fn model() -> OutsideModel {
@@ -556,7 +542,7 @@ mod tests {
                 let inputs: Vec<&[u32]> = owned[range.clone()].iter().map(|o| o.request.inputs()).collect();
                 let expected = match cost {
                     Cost::PaddedTokens => inputs.iter().map(|i| i.len()).max().unwrap() * inputs.len(),
-                    Cost::DistinctTokens => crate::outside::PrefixRows::of(&inputs).tokens.len(),
+                    Cost::DistinctTokens => engram_import::PrefixRows::of(&inputs).tokens.len(),
                 };
                 prop_assert_eq!(found, expected);
                 prop_assert!(found <= budget || range.len() == 1);

@@ -1,7 +1,9 @@
 //! Asking a checkpoint of Engram. Its texts go on the plain way, each token from the whole text: whoever has a decoder
 //! gives a [`Scorer`] of his own that asks this one for likelihoods and continues texts with that.
 
-use engram_train::{Begin, Sampling, TargetScore, Trained, generate};
+use engram_data::Begin;
+use engram_model::TargetScore;
+use engram_train::{Sampling, Trained, generate};
 
 use super::error::Result;
 use super::scorer::{Cost, Request, Scorer};

@@ -2,16 +2,17 @@
 
 use std::collections::HashMap;
 
+use engram_data::Begin;
 use engram_kernels::Segment;
-use engram_train::{Begin, TargetScore};
+use engram_model::TargetScore;
 
 use super::error::{Error, Result};
 use super::scorer::{Cost, Request, Scorer};
-use crate::outside::{LlamaState, OutsideModel, PrefixRows};
+use engram_import::{LlamaState, OutsideModel, PrefixRows};
 
 impl Scorer for OutsideModel {
     fn identity(&self) -> String {
-        self.identity.clone()
+        OutsideModel::identity(self).to_owned()
     }
 
     fn context(&self) -> usize {
@@ -19,7 +20,7 @@ impl Scorer for OutsideModel {
     }
 
     fn begin(&self) -> Begin {
-        self.begin
+        OutsideModel::begin(self)
     }
 
     fn cost(&self) -> Cost {
@@ -36,7 +37,7 @@ impl Scorer for OutsideModel {
 
     fn score(&self, batch: &[&Request]) -> Result<Vec<Vec<TargetScore>>> {
         let inputs: Vec<&[u32]> = batch.iter().map(|request| request.inputs()).collect();
-        self.check(&inputs)?;
+        check(self, &inputs)?;
         let rows = PrefixRows::of(&inputs);
         let mut state = LlamaState::default();
         let hidden = self.llama().hidden(&rows.tokens, &rows.positions, &rows.segments, &mut state);
@@ -69,7 +70,7 @@ impl Scorer for OutsideModel {
         limit: usize,
         finished: &mut dyn FnMut(usize, &[u32]) -> bool,
     ) -> Result<Vec<Vec<u32>>> {
-        self.check(prompts)?;
+        check(self, prompts)?;
         let rows = PrefixRows::of(prompts);
         let (mut state, width) = (LlamaState::default(), self.llama().config().width);
         let hidden = self.llama().hidden(&rows.tokens, &rows.positions, &rows.segments, &mut state);
@@ -116,12 +117,10 @@ impl Scorer for OutsideModel {
     }
 }
 
-impl OutsideModel {
-    fn check(&self, sequences: &[&[u32]]) -> Result<()> {
-        let vocabulary = self.llama().config().vocabulary;
-        match sequences.iter().copied().flatten().find(|&&token| token as usize >= vocabulary) {
-            Some(token) => Err(Error::Mismatch(format!("token {token} is outside the model's vocabulary"))),
-            None => Ok(()),
-        }
+fn check(model: &OutsideModel, sequences: &[&[u32]]) -> Result<()> {
+    let vocabulary = model.llama().config().vocabulary;
+    match sequences.iter().copied().flatten().find(|&&token| token as usize >= vocabulary) {
+        Some(token) => Err(Error::Mismatch(format!("token {token} is outside the model's vocabulary"))),
+        None => Ok(()),
     }
 }

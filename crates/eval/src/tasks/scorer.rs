@@ -1,6 +1,7 @@
 //! What a model must be able to do to be asked.
 
-use engram_train::{Begin, TargetScore};
+use engram_data::Begin;
+use engram_model::TargetScore;
 
 use super::error::Result;
 

@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
-use engram_model::{
-    AttentionConfig, Compression, ExpertsConfig, FeedForwardConfig, Gate, HyperConnectionConfig,
-    LanguageModel, Lookup, MemoryConfig, MemoryForm, MemoryRows, ModelConfig, Precision, Sequences, Tokens,
-    Trace,
+use engram_config::{
+    AttentionConfig, Compression, ExpertsConfig, FeedForwardConfig, Gate, HyperConnectionConfig, Lookup,
+    MemoryConfig, MemoryForm, ModelConfig, Precision,
 };
+use engram_model::{LanguageModel, MemoryRows, Sequences, Tokens, Trace};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;

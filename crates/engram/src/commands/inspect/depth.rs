@@ -1,8 +1,9 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use engram_data::TokenShards;
 use engram_eval::depth::{self, Aligned, DepthError, DepthOptions, Divergence, FEWEST, Positions};
-use engram_train::{TokenShards, Trained};
+use engram_train::Trained;
 use serde::Serialize;
 
 use crate::commands::{print, print_json};

@@ -1,8 +1,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use engram_data::{Begin, TokenShards};
 use engram_eval::gates::{LayerNgrams, NgramOptions, most_open};
-use engram_train::{Begin, TokenShards, Trained};
+use engram_train::Trained;
 use serde::Serialize;
 
 use crate::commands::{print, print_json, text_or_stdin};

@@ -3,8 +3,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use engram_data::TokenShards;
 use engram_store::{CacheCounts, RowSource, TableHeader};
-use engram_train::TokenShards;
 use serde::Serialize;
 
 use super::tier::{Tier, TierOptions};

@@ -2,8 +2,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Args;
+use engram_data::TokenShards;
 use engram_store::{Quality, RowFormat, StoreError, TableHeader, convert, table_scale};
-use engram_train::{HeldOut, TokenShards, Trained};
+use engram_train::{HeldOut, Trained};
 use serde::Serialize;
 
 use super::info::TableInfo;

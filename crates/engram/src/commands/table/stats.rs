@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 use engram_address::AddressIdentity;
+use engram_data::{TokenShards, Tokenizer};
 use engram_store::{HeadUse, NGramUse, RowFormat};
-use engram_train::{TokenShards, Tokenizer};
 use serde::Serialize;
 
 use crate::commands::addressing::{AddressingOptions, Loaded};

@@ -1,0 +1,166 @@
+//! What a configuration costs: parameters by kind and floating-point operations per token.
+//!
+//! A multiplication and an addition are two operations. A forward pass costs twice the weights of the matrices that
+//! a token meets, plus the products of attention over the tokens before it; training costs three times that.
+
+use crate::model::{AttentionConfig, MemoryConfig, MemoryForm, ModelConfig};
+
+/// Parameters and operations of a configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Account {
+    /// Every parameter, memory included.
+    pub total: u64,
+    /// Parameters of the blocks and head that one token meets. The embedding and memory tables are looked up, not
+    /// computed with, and do not count; a tied head does.
+    pub active: u64,
+    /// Parameters of routed experts.
+    pub experts: u64,
+    /// Parameters of memory tables.
+    pub memory: u64,
+    /// Parameters of the embedding and an untied head.
+    pub vocabulary: u64,
+    /// Memory rows read per token, over all layers.
+    pub rows_per_token: u64,
+    /// Floating-point operations of a forward pass per token, averaged over a full context.
+    pub forward_flops: u64,
+}
+
+impl Account {
+    /// Parameters that a token does not activate: resting experts, tables, the embedding.
+    pub fn sparse(&self) -> u64 {
+        self.total - self.active
+    }
+
+    /// Operations of a training step per token: forward, and twice that for the backward pass.
+    pub fn training_flops(&self) -> u64 {
+        3 * self.forward_flops
+    }
+
+    /// Accounts for a configuration, which must be valid. `table_rows` are the rows of each memory layer's table as
+    /// addressing lays it out (`LayerAddress::rows`).
+    pub fn of(config: &ModelConfig, table_rows: &[u64]) -> Self {
+        let mut account = Self {
+            total: 0,
+            active: 0,
+            experts: 0,
+            memory: 0,
+            vocabulary: 0,
+            rows_per_token: 0,
+            forward_flops: 0,
+        };
+        let (width, vocabulary) = (config.width as u64, config.vocabulary as u64);
+        let embedding = vocabulary * width;
+        account.vocabulary = if config.tied_head { embedding } else { 2 * embedding };
+        account.total += account.vocabulary;
+        account.active += embedding;
+        account.forward_flops += 2 * embedding;
+        account.add(width, 0);
+        for block in 0..config.blocks {
+            account.add_attention(config);
+            account.add_feed_forward(config, block);
+            account.add_streams(config);
+        }
+        if let Some(memory) = &config.memory {
+            for rows in table_rows {
+                account.add_memory(config, memory, *rows);
+            }
+        }
+        account
+    }
+
+    /// `vectors` parameters that act element by element, `matrices` that every token is multiplied with.
+    fn add(&mut self, vectors: u64, matrices: u64) {
+        self.total += vectors + matrices;
+        self.active += vectors + matrices;
+        self.forward_flops += 2 * matrices;
+    }
+
+    fn add_attention(&mut self, config: &ModelConfig) {
+        let width = config.width as u64;
+        let heads = config.attention.heads() as u64;
+        let (matrices, norms) = match config.attention {
+            AttentionConfig::Latent {
+                query_rank,
+                latent_rank,
+                content_width,
+                rotary_width,
+                value_width,
+                ..
+            } => {
+                let [latent, content, rotary, value] =
+                    [latent_rank, content_width, rotary_width, value_width].map(|width| width as u64);
+                let queries = heads * (content + rotary);
+                let rank = query_rank.map(|rank| rank as u64);
+                let query = rank.map_or(width * queries, |rank| width * rank + rank * queries);
+                let keys_values = width * (latent + rotary) + latent * heads * (content + value);
+                (query + keys_values + heads * value * width, rank.unwrap_or(0) + latent)
+            }
+            AttentionConfig::Plain { head_width, .. } => {
+                // Queries and output, keys and values.
+                let key_heads = config.attention.key_heads() as u64;
+                (2 * width * (heads + key_heads) * head_width as u64, 0)
+            }
+        };
+        self.add(norms + width, matrices);
+        // A token sees (context + 1) / 2 others on average: scores over the key width, sums over the value width.
+        let (key, value) = config.attention.head_widths();
+        self.forward_flops += heads * (key + value) as u64 * (config.context as u64 + 1);
+    }
+
+    fn add_feed_forward(&mut self, config: &ModelConfig, block: usize) {
+        let width = config.width as u64;
+        let swiglu = |hidden: usize| 3 * width * hidden as u64;
+        let Some(experts) = config.experts_of(block) else {
+            return self.add(width, swiglu(config.feed_forward.width));
+        };
+        let routed = experts.routed as u64;
+        self.add(width, swiglu(experts.shared_width) + width * routed);
+        let one = swiglu(experts.width);
+        let resting = (experts.routed - experts.active) as u64;
+        self.add(0, one * experts.active as u64);
+        // The balancing bias is state, not a parameter: it has no gradient.
+        self.total += one * resting;
+        self.experts += one * routed;
+    }
+
+    fn add_streams(&mut self, config: &ModelConfig) {
+        let Some(hyper) = &config.hyper_connections else { return };
+        let (n, width) = (hyper.streams as u64, config.width as u64);
+        let coefficients = 2 * n + n * n;
+        // Twice per block: projection, bias and three scales, then reading (n), mixing (n²) and writing (n).
+        for _ in 0..2 {
+            self.add(coefficients + 3, n * width * coefficients);
+            self.forward_flops += 2 * width * coefficients;
+        }
+    }
+
+    fn add_memory(&mut self, config: &ModelConfig, memory: &MemoryConfig, rows: u64) {
+        let (streams, width) = (config.streams() as u64, config.width as u64);
+        let channels = streams * width;
+        let keys = memory.gates(config.streams()) as u64 * width;
+        let inputs = memory.width() as u64;
+        let values = config.attention.key_heads() as u64 * config.attention.head_widths().1 as u64;
+        match memory.form {
+            // Biases and two gate norms.
+            MemoryForm::Paper => self.add(keys + width + 2 * keys, inputs * (keys + width)),
+            MemoryForm::V41 => self.add(keys, inputs * (keys + width)),
+            MemoryForm::Added => {}
+            MemoryForm::OverEncoding => self.add(0, inputs * width),
+            MemoryForm::AttentionValues => self.add(0, inputs * values),
+        }
+        if memory.has_convolution() {
+            let kernel = memory.kernel as u64;
+            // Its norm and its taps.
+            self.add(channels + kernel * channels, 0);
+            self.forward_flops += 2 * kernel * channels;
+        }
+        if keys > 0 {
+            // The gate's product and its use.
+            self.forward_flops += 2 * keys + 2 * channels;
+        }
+        let table = rows * memory.row_width as u64;
+        self.total += table;
+        self.memory += table;
+        self.rows_per_token += memory.slots() as u64;
+    }
+}

@@ -1,0 +1,37 @@
+//! Numbers that matrix products are computed in.
+
+use serde::{Deserialize, Serialize};
+
+/// In what numbers matrix products are computed. Weights, residual and optimiser are f32 in either case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// f32 throughout. On a GPU operands of products are rounded to TF32: see docs/results/gpu.md.
+    #[default]
+    F32,
+    /// Operands of matrix products are rounded to bf16; master weights stay f32.
+    Bf16,
+}
+
+/// Numbers that matrix products are computed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PrecisionConfig {
+    /// f32 on a CPU, bf16 on a GPU.
+    #[default]
+    Auto,
+    /// f32; on a GPU operands of products are rounded to TF32.
+    F32,
+    /// bf16 operands, f32 weights.
+    Bf16,
+}
+
+impl PrecisionConfig {
+    /// The precision on a device that is a GPU or not.
+    pub fn resolve(self, gpu: bool) -> Precision {
+        match self {
+            Self::Bf16 => Precision::Bf16,
+            Self::Auto if gpu => Precision::Bf16,
+            Self::Auto | Self::F32 => Precision::F32,
+        }
+    }
+}

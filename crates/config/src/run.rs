@@ -1,0 +1,218 @@
+//! A run's configuration file.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{ConfigError, Result};
+use crate::model::ModelConfig;
+use crate::optimizer::OptimizerConfig;
+use crate::precision::{Precision, PrecisionConfig};
+use crate::rows::{RowOptimizerKind, RowTraining};
+use crate::schedule::Schedule;
+use crate::text::TextConfig;
+use crate::toml_file::{load_toml, locate};
+
+/// Everything that decides a run: one TOML file, copied into every checkpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// The model.
+    pub model: ModelConfig,
+    /// Where texts begin and end, if not as usual.
+    #[serde(default, skip_serializing_if = "TextConfig::is_default")]
+    pub text: TextConfig,
+    /// What it learns from.
+    pub data: DataConfig,
+    /// How it learns.
+    pub train: TrainConfig,
+}
+
+/// The configuration in a checkpoint: that of the run that made it; or of a model trained elsewhere, which has neither
+/// data nor a course of training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// The model.
+    pub model: ModelConfig,
+    /// Where texts begin and end, if not as usual.
+    #[serde(default, skip_serializing_if = "TextConfig::is_default")]
+    pub text: TextConfig,
+    /// What it learned from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<DataConfig>,
+    /// How it learned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train: Option<TrainConfig>,
+}
+
+/// Prepared token shards and the tokenizer that made them (`engram data prepare`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// Shards to train on.
+    pub train: PathBuf,
+    /// Held-out shards.
+    pub valid: PathBuf,
+    /// The tokenizer, a Hugging Face `tokenizer.json`.
+    pub tokenizer: PathBuf,
+}
+
+impl DataConfig {
+    /// Takes relative paths from the folder of the file at `path`, which they were read from.
+    pub fn resolve(&mut self, path: &Path) {
+        let folder = path.parent().unwrap_or(Path::new(""));
+        for data in [&mut self.train, &mut self.valid, &mut self.tokenizer] {
+            *data = folder.join(&data);
+        }
+    }
+}
+
+/// How a model learns.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Seed of weights, rows and the order of the data.
+    #[serde(default)]
+    pub seed: u64,
+    /// Steps of the whole run.
+    pub steps: u64,
+    /// Sequences per step, each of `model.context` tokens.
+    pub batch: usize,
+    /// Parts that a step's sequences are computed in, one after another, to save memory.
+    #[serde(default = "one")]
+    pub accumulation: usize,
+    /// Whether the documents packed into a window are sequences of their own, which do not see each other; see
+    /// [`Packing`](crate::Packing). Held-out losses are then taken so, too.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub documents_apart: bool,
+    /// Whether what a block computes is computed again for its gradients instead of kept, so that long sequences fit in
+    /// memory. Losses and gradients stay as they are; a step costs one more forward pass.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub recompute: bool,
+    /// Factor on the peak rates over the run.
+    pub schedule: Schedule,
+    /// Rates and constants of the weights' optimisers.
+    #[serde(default)]
+    pub optimizer: OptimizerConfig,
+    /// How memory rows learn.
+    #[serde(default)]
+    pub memory: RowTraining,
+    /// Numbers that matrix products are computed in.
+    #[serde(default)]
+    pub precision: PrecisionConfig,
+    /// Steps between held-out losses.
+    #[serde(default = "every")]
+    pub evaluate_every: u64,
+    /// Held-out tokens per evaluation at most; none: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluate_tokens: Option<usize>,
+    /// Steps between checkpoints.
+    #[serde(default = "every")]
+    pub checkpoint_every: u64,
+    /// Checkpoints kept.
+    #[serde(default = "two")]
+    pub keep: usize,
+}
+
+fn one() -> usize {
+    1
+}
+fn two() -> usize {
+    2
+}
+fn every() -> u64 {
+    500
+}
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+impl RunConfig {
+    /// Reads and validates a configuration. Relative paths in it are taken from the file's own folder.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or a key or value in it cannot be used: named with its line.
+    pub fn load(path: &Path) -> Result<Self> {
+        let (text, mut config) = load_toml::<Self>(path)?;
+        config.data.resolve(path);
+        config.validate().map_err(|error| locate(&text, path, &error))?;
+        Ok(config)
+    }
+
+    /// Refuses what cannot be trained.
+    ///
+    /// # Errors
+    /// The first offending key.
+    pub fn validate(&self) -> std::result::Result<(), ConfigError> {
+        self.model.validate()?;
+        let train = &self.train;
+        let at_least_one = [
+            ("train.steps", train.steps),
+            ("train.batch", train.batch as u64),
+            ("train.accumulation", train.accumulation as u64),
+            ("train.evaluate_every", train.evaluate_every),
+            ("train.checkpoint_every", train.checkpoint_every),
+            ("train.keep", train.keep as u64),
+        ];
+        if let Some((key, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
+            return Err(ConfigError::new(*key, "is 0: must be at least 1"));
+        }
+        if !train.batch.is_multiple_of(train.accumulation) {
+            let reason = format!("does not divide the batch of {}", train.batch);
+            return Err(ConfigError::new("train.accumulation", reason));
+        }
+        if !(train.memory.rate_factor > 0.0 && train.memory.rate_factor.is_finite()) {
+            return Err(ConfigError::new("train.memory.rate_factor", "must be above 0"));
+        }
+        let rows = self.model.memory.as_ref().map(|memory| memory.row_init);
+        if train.memory.optimizer == RowOptimizerKind::Frozen && rows == Some(0.0) {
+            let reason =
+                "is \"frozen\", but rows begin at zero and would stay there: set `model.memory.row_init`";
+            return Err(ConfigError::new("train.memory.optimizer", reason));
+        }
+        train.schedule.validate(train.steps)?;
+        train.optimizer.validate()
+    }
+
+    /// The configuration as TOML.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("a configuration is representable as TOML")
+    }
+}
+
+impl CheckpointConfig {
+    /// Reads and validates the configuration of a checkpoint.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or describes no model: named with its line.
+    pub fn load(path: &Path) -> Result<Self> {
+        let (text, config) = load_toml::<Self>(path)?;
+        config.model.validate().map_err(|error| locate(&text, path, &error))?;
+        Ok(config)
+    }
+
+    /// The precision to compute in on a device that is a GPU or not.
+    pub fn precision(&self, gpu: bool) -> Precision {
+        self.train.as_ref().map_or(PrecisionConfig::Auto, |train| train.precision).resolve(gpu)
+    }
+
+    /// The configuration as TOML.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("a configuration is representable as TOML")
+    }
+}
+
+/// Reads a model's configuration alone: a file with a `[model]` table, whatever else it holds.
+///
+/// # Errors
+/// As [`RunConfig::load`].
+pub fn load_model_config(path: &Path) -> Result<ModelConfig> {
+    #[derive(Deserialize)]
+    struct ModelOnly {
+        model: ModelConfig,
+    }
+    let (text, ModelOnly { model }) = load_toml(path)?;
+    model.validate().map_err(|error| locate(&text, path, &error))?;
+    Ok(model)
+}

@@ -1,0 +1,33 @@
+//! Where a text begins and ends, by the names of tokens.
+
+use serde::{Deserialize, Serialize};
+
+/// The tokens around a text by their names: `[text]` of a configuration. By default a text ends with the token of the
+/// first usual name that the tokenizer has, and begins after the end of another.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextConfig {
+    /// The token that ends a text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<String>,
+    /// What stands before a text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begin: Option<BeginConfig>,
+}
+
+/// [`Begin`], by the name of the token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BeginConfig {
+    /// This token, always.
+    Always(String),
+    /// This token, where a continuation has nothing else before it.
+    IfEmpty(String),
+}
+
+impl TextConfig {
+    /// Whether nothing is said.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}

@@ -1,0 +1,826 @@
+//! Corpora: documents streamed, one at a time, from files and folders of text.
+//!
+//! | name ends in | documents |
+//! |---|---|
+//! | `.txt` | the file is one document |
+//! | `.jsonl`, `.ndjson` | one JSON object a line, the text in its field `text`; blank lines are skipped |
+//! | the above with `.zst` or `.gz` after it | the same, compressed |
+//! | `.parquet` | one row, the text in its column `text` |
+//!
+//! A folder stands for the files in it and in its sub-folders, in the order of their paths, so that a corpus
+//! is the same sequence of documents on every machine.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::vec::IntoIter;
+
+use bytes::Bytes;
+use flate2::read::MultiGzDecoder;
+use parquet::basic::Type as PhysicalType;
+use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
+use parquet::data_type::{ByteArray, ByteArrayType};
+use parquet::file::reader::{ChunkReader, FileReader, SerializedFileReader};
+
+use crate::error::{Error, Result};
+
+/// The files of a corpus, and where in a record its text stands.
+#[derive(Debug, Clone)]
+pub struct Corpus {
+    files: Vec<Source>,
+    skipped: Vec<PathBuf>,
+    field: String,
+}
+
+/// One file: its name, which tells its format, and its bytes if they are in the program itself.
+#[derive(Debug, Clone)]
+struct Source {
+    path: PathBuf,
+    format: Format,
+    size: u64,
+    embedded: Option<&'static [u8]>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Format {
+    Text(Compression),
+    JsonLines(Compression),
+    Parquet,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Compression {
+    None,
+    Zstd,
+    Gzip,
+}
+
+impl Corpus {
+    /// The corpus of these files and folders, in the order given; nothing is read yet but the folders' lists.
+    ///
+    /// # Errors
+    /// A path that does not exist, a named file of unknown format, or nothing to read at all. Files of
+    /// unknown format inside a folder are left out and listed by [`skipped`](Self::skipped).
+    pub fn open<P: AsRef<Path>>(paths: &[P]) -> Result<Self> {
+        let mut corpus = Self { files: Vec::new(), skipped: Vec::new(), field: "text".to_owned() };
+        for path in paths {
+            let path = path.as_ref();
+            let kind = std::fs::metadata(path).map_err(Error::read(path))?;
+            if kind.is_dir() {
+                corpus.add_folder(path, &mut BTreeSet::new())?;
+            } else {
+                let format =
+                    Format::of(path).ok_or_else(|| Error::UnknownFormat { path: path.to_owned() })?;
+                corpus.add_file(path, format, kind.len());
+            }
+        }
+        if corpus.files.is_empty() {
+            let named: Vec<_> = paths.iter().map(|path| path.as_ref().display().to_string()).collect();
+            let what = format!("no .txt, .jsonl or .parquet file in [{}]", named.join(", "));
+            return Err(Error::EmptyCorpus { what });
+        }
+        Ok(corpus)
+    }
+
+    /// A corpus of one file whose bytes are in the program; `name` tells the format and appears in messages.
+    ///
+    /// # Errors
+    /// A name of unknown format.
+    pub fn embedded(name: &str, bytes: &'static [u8]) -> Result<Self> {
+        let path = PathBuf::from(name);
+        let format = Format::of(&path).ok_or_else(|| Error::UnknownFormat { path: path.clone() })?;
+        let source = Source { path, format, size: bytes.len() as u64, embedded: Some(bytes) };
+        Ok(Self { files: vec![source], skipped: Vec::new(), field: "text".to_owned() })
+    }
+
+    /// Takes the text of a JSON object or of a Parquet row from this field instead of `text`.
+    #[must_use]
+    pub fn with_field(mut self, field: impl Into<String>) -> Self {
+        self.field = field.into();
+        self
+    }
+
+    /// The files, in the order in which they are read.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|file| file.path.as_path())
+    }
+
+    /// Files met in folders and left out, because their names say no known format.
+    pub fn skipped(&self) -> &[PathBuf] {
+        &self.skipped
+    }
+
+    /// Bytes of all files as stored: the end of the scale that [`Documents::bytes_read`] moves on.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.size).sum()
+    }
+
+    /// The documents, from the first. Only one is in memory at a time.
+    pub fn documents(&self) -> Documents<'_> {
+        Documents { corpus: self, next: 0, current: None, done: 0, read: Arc::new(AtomicU64::new(0)) }
+    }
+
+    /// Bytes of text in all documents, by reading them once.
+    ///
+    /// # Errors
+    /// Those of [`Documents`], and a corpus without any text.
+    pub fn text_bytes(&self) -> Result<u64> {
+        let bytes = self.documents().try_fold(0, |sum, text| text.map(|text| sum + text.len() as u64))?;
+        if bytes == 0 { Err(self.empty()) } else { Ok(bytes) }
+    }
+
+    pub(crate) fn empty(&self) -> Error {
+        let names: Vec<_> = self.files().take(3).map(|path| path.display().to_string()).collect();
+        let more = if self.files.len() > 3 { ", …" } else { "" };
+        Error::EmptyCorpus {
+            what: format!("no text in {} file(s): {}{more}", self.files.len(), names.join(", ")),
+        }
+    }
+
+    fn add_file(&mut self, path: &Path, format: Format, size: u64) {
+        self.files.push(Source { path: path.to_owned(), format, size, embedded: None });
+    }
+
+    /// `above` holds the real paths of the folders entered, so that a link back to one of them ends there.
+    fn add_folder(&mut self, folder: &Path, above: &mut BTreeSet<PathBuf>) -> Result<()> {
+        let real = folder.canonicalize().map_err(Error::read(folder))?;
+        if !above.insert(real.clone()) {
+            self.skipped.push(folder.to_owned());
+            return Ok(());
+        }
+        let entries: std::io::Result<Vec<_>> =
+            std::fs::read_dir(folder).map_err(Error::read(folder))?.map(|entry| Ok(entry?.path())).collect();
+        let mut entries = entries.map_err(Error::read(folder))?;
+        entries.sort();
+        for path in entries {
+            let kind = std::fs::metadata(&path).map_err(Error::read(&path))?;
+            match Format::of(&path) {
+                _ if kind.is_dir() => self.add_folder(&path, above)?,
+                Some(format) if kind.is_file() => self.add_file(&path, format, kind.len()),
+                _ => self.skipped.push(path),
+            }
+        }
+        above.remove(&real);
+        Ok(())
+    }
+}
+
+impl Format {
+    fn of(path: &Path) -> Option<Self> {
+        let name = path.file_name()?.to_str()?.to_ascii_lowercase();
+        let (stem, compression) = match name.rsplit_once('.')? {
+            (stem, "zst") => (stem, Compression::Zstd),
+            (stem, "gz") => (stem, Compression::Gzip),
+            _ => (name.as_str(), Compression::None),
+        };
+        match stem.rsplit_once('.')?.1 {
+            "txt" => Some(Self::Text(compression)),
+            "jsonl" | "ndjson" => Some(Self::JsonLines(compression)),
+            "parquet" if compression == Compression::None => Some(Self::Parquet),
+            _ => None,
+        }
+    }
+}
+
+/// The documents of a [`Corpus`], in order; the first error ends them.
+pub struct Documents<'a> {
+    corpus: &'a Corpus,
+    next: usize,
+    current: Option<Reader>,
+    /// Stored bytes of the files before the current one.
+    done: u64,
+    /// Stored bytes read of the current file.
+    read: Arc<AtomicU64>,
+}
+
+enum Reader {
+    Text(TextReader),
+    JsonLines(LineReader),
+    Parquet(Box<ParquetReader>),
+}
+
+impl Documents<'_> {
+    /// Stored bytes read so far, of [`Corpus::bytes`].
+    pub fn bytes_read(&self) -> u64 {
+        self.done + self.read.load(Relaxed)
+    }
+
+    fn step(&mut self) -> Result<Option<String>> {
+        loop {
+            let found = match &mut self.current {
+                None => None,
+                Some(Reader::Text(reader)) => reader.next()?,
+                Some(Reader::JsonLines(reader)) => reader.next(&self.corpus.field)?,
+                Some(Reader::Parquet(reader)) => reader.next(&self.read)?,
+            };
+            if found.is_some() {
+                return Ok(found);
+            }
+            if self.current.take().is_some() {
+                self.done += self.corpus.files[self.next - 1].size;
+                self.read = Arc::new(AtomicU64::new(0));
+            }
+            let Some(source) = self.corpus.files.get(self.next) else { return Ok(None) };
+            self.next += 1;
+            self.current = Some(Reader::open(source, &self.corpus.field, &self.read)?);
+        }
+    }
+}
+
+impl Iterator for Documents<'_> {
+    type Item = Result<String>;
+
+    fn next(&mut self) -> Option<Result<String>> {
+        let item = self.step().transpose();
+        if matches!(item, Some(Err(_))) {
+            (self.current, self.next) = (None, self.corpus.files.len());
+        }
+        item
+    }
+}
+
+impl Reader {
+    fn open(source: &Source, field: &str, count: &Arc<AtomicU64>) -> Result<Self> {
+        Ok(match source.format {
+            Format::Text(compression) => {
+                Self::Text(TextReader { stream: Some(Stream::open(source, compression, count)?) })
+            }
+            Format::JsonLines(compression) => {
+                let stream = Stream::open(source, compression, count)?;
+                Self::JsonLines(LineReader { stream, line: 0, buffer: Vec::new() })
+            }
+            Format::Parquet => Self::Parquet(Box::new(ParquetReader::open(source, field)?)),
+        })
+    }
+}
+
+/// A file's text as bytes, decompressed, with errors that name the file and the offset in the text.
+struct Stream {
+    path: PathBuf,
+    compressed: bool,
+    reader: Box<dyn BufRead + Send>,
+    offset: u64,
+}
+
+/// Counts the stored bytes that go by.
+struct Counted<R>(R, Arc<AtomicU64>);
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.0.read(buffer)?;
+        self.1.fetch_add(read as u64, Relaxed);
+        Ok(read)
+    }
+}
+
+impl Stream {
+    /// zstd's `--long` goes up to windows of 2^31 bytes; memory is taken only for what a file asks for.
+    const WINDOW_LOG: u32 = 31;
+
+    fn open(source: &Source, compression: Compression, count: &Arc<AtomicU64>) -> Result<Self> {
+        let path = &source.path;
+        let stored: Box<dyn Read + Send> = match source.embedded {
+            Some(bytes) => Box::new(Counted(bytes, count.clone())),
+            None => Box::new(Counted(File::open(path).map_err(Error::read(path))?, count.clone())),
+        };
+        let reader: Box<dyn BufRead + Send> = match compression {
+            Compression::None => Box::new(BufReader::with_capacity(1 << 16, stored)),
+            Compression::Gzip => Box::new(BufReader::with_capacity(1 << 16, MultiGzDecoder::new(stored))),
+            Compression::Zstd => {
+                let mut decoder = zstd::Decoder::new(stored).map_err(Error::read(path))?;
+                decoder.window_log_max(Self::WINDOW_LOG).map_err(Error::read(path))?;
+                Box::new(BufReader::with_capacity(1 << 16, decoder))
+            }
+        };
+        Ok(Self { path: path.clone(), compressed: compression != Compression::None, reader, offset: 0 })
+    }
+
+    fn read(
+        &mut self,
+        read: impl FnOnce(&mut dyn BufRead, &mut Vec<u8>) -> std::io::Result<usize>,
+        to: &mut Vec<u8>,
+    ) -> Result<usize> {
+        to.clear();
+        let outcome = read(&mut *self.reader, to);
+        let (path, offset) = (self.path.clone(), self.offset + to.len() as u64);
+        match outcome {
+            Ok(read) => {
+                self.offset += read as u64;
+                Ok(read)
+            }
+            Err(source) if !self.compressed || source.raw_os_error().is_some() => {
+                Err(Error::Read { path, source })
+            }
+            Err(source) if source.kind() == std::io::ErrorKind::UnexpectedEof => {
+                Err(Error::TruncatedCompression { path, offset })
+            }
+            Err(source) => Err(Error::DamagedCompression { path, offset, source }),
+        }
+    }
+}
+
+/// One file, one document.
+struct TextReader {
+    stream: Option<Stream>,
+}
+
+impl TextReader {
+    fn next(&mut self) -> Result<Option<String>> {
+        let Some(mut stream) = self.stream.take() else { return Ok(None) };
+        let mut bytes = Vec::new();
+        stream.read(|reader, to| reader.read_to_end(to), &mut bytes)?;
+        let text = String::from_utf8(bytes).map_err(|error| Error::InvalidUtf8 {
+            offset: error.utf8_error().valid_up_to() as u64,
+            path: stream.path,
+            place: String::new(),
+        })?;
+        Ok(Some(text))
+    }
+}
+
+/// One line, one document.
+struct LineReader {
+    stream: Stream,
+    line: u64,
+    buffer: Vec<u8>,
+}
+
+impl LineReader {
+    fn next(&mut self, field: &str) -> Result<Option<String>> {
+        loop {
+            let start = self.stream.offset;
+            if self.stream.read(|reader, to| reader.read_until(b'\n', to), &mut self.buffer)? == 0 {
+                return Ok(None);
+            }
+            self.line += 1;
+            if !self.buffer.iter().all(u8::is_ascii_whitespace) {
+                return self.text(field, start).map(Some);
+            }
+        }
+    }
+
+    /// The text of the line in the buffer, which starts at byte `start` of the file's text.
+    fn text(&self, field: &str, start: u64) -> Result<String> {
+        let (path, line) = (&self.stream.path, self.line);
+        let json = std::str::from_utf8(&self.buffer).map_err(|error| Error::InvalidUtf8 {
+            path: path.clone(),
+            place: format!("line {line}: "),
+            offset: start + error.valid_up_to() as u64,
+        })?;
+        let missing =
+            |reason| Error::MissingText { path: path.clone(), place: format!("line {line}"), reason };
+        match serde_json::from_str::<serde_json::Value>(json.trim_end()) {
+            Err(error) => Err(Error::MalformedJson { path: path.clone(), line, reason: json_reason(&error) }),
+            Ok(serde_json::Value::Object(mut record)) => match record.remove(field) {
+                Some(serde_json::Value::String(text)) => Ok(text),
+                Some(other) => Err(missing(format!("field {field:?} holds {}, not a string", kind(&other)))),
+                None => {
+                    let names: Vec<_> = record.keys().map(String::as_str).collect();
+                    Err(missing(format!("no field {field:?}; the fields are [{}]", names.join(", "))))
+                }
+            },
+            Ok(other) => {
+                Err(missing(format!("{} in place of an object with a field {field:?}", kind(&other))))
+            }
+        }
+    }
+}
+
+/// serde_json counts lines within the record, which is one line: only its column says something.
+fn json_reason(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    let reason = message.rsplit_once(" at line ").map_or(message.as_str(), |(reason, _)| reason);
+    format!("{reason} at column {}", error.column())
+}
+
+fn kind(value: &serde_json::Value) -> &'static str {
+    match value {
+        serde_json::Value::Null => "null",
+        serde_json::Value::Bool(_) => "a boolean",
+        serde_json::Value::Number(_) => "a number",
+        serde_json::Value::String(_) => "a string",
+        serde_json::Value::Array(_) => "an array",
+        serde_json::Value::Object(_) => "an object",
+    }
+}
+
+/// One row, one document. Reads the text column alone, a few rows at a time.
+struct ParquetReader {
+    path: PathBuf,
+    file: Box<dyn FileReader>,
+    field: String,
+    column: usize,
+    nullable: bool,
+    /// The row group that `rows` belongs to, and the next one to open.
+    group: usize,
+    next_group: usize,
+    /// The number, within its group, of the row that comes next.
+    row: u64,
+    rows: Option<ColumnReaderImpl<ByteArrayType>>,
+    /// Rows read and not yet given out.
+    ready: IntoIter<Option<ByteArray>>,
+}
+
+impl ParquetReader {
+    const ROWS_AT_ONCE: usize = 64;
+
+    fn open(source: &Source, field: &str) -> Result<Self> {
+        match source.embedded {
+            Some(bytes) => Self::new(&source.path, Bytes::from_static(bytes), field),
+            None => {
+                Self::new(&source.path, File::open(&source.path).map_err(Error::read(&source.path))?, field)
+            }
+        }
+    }
+
+    fn new<R: ChunkReader + 'static>(path: &Path, bytes: R, field: &str) -> Result<Self> {
+        let file = unpanicked(|| SerializedFileReader::new(bytes)).map_err(|reason| {
+            Error::MalformedParquet { path: path.to_owned(), place: "footer".to_owned(), reason }
+        })?;
+        let columns = file.metadata().file_metadata().schema_descr().columns();
+        let missing =
+            |reason| Error::MissingText { path: path.to_owned(), place: "schema".to_owned(), reason };
+        let Some(column) = columns.iter().position(|column| column.path().parts() == [field]) else {
+            let names: Vec<_> = columns.iter().map(|column| column.path().string()).collect();
+            return Err(missing(format!("no column {field:?}; the columns are [{}]", names.join(", "))));
+        };
+        let found = &columns[column];
+        if found.physical_type() != PhysicalType::BYTE_ARRAY || found.max_rep_level() != 0 {
+            return Err(missing(format!("column {field:?} holds {}, not text", found.physical_type())));
+        }
+        let nullable = found.max_def_level() > 0;
+        Ok(Self {
+            path: path.to_owned(),
+            file: Box::new(file),
+            field: field.to_owned(),
+            column,
+            nullable,
+            group: 0,
+            next_group: 0,
+            row: 0,
+            rows: None,
+            ready: Vec::new().into_iter(),
+        })
+    }
+
+    fn next(&mut self, read: &AtomicU64) -> Result<Option<String>> {
+        loop {
+            if let Some(value) = self.ready.next() {
+                let text = self.text(value)?;
+                self.row += 1;
+                return Ok(Some(text));
+            }
+            if !self.fill()? && !self.open_group(read)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn text(&self, value: Option<ByteArray>) -> Result<String> {
+        let Some(value) = value else {
+            let reason = format!("column {:?} is null", self.field);
+            return Err(Error::MissingText { path: self.path.clone(), place: self.place(), reason });
+        };
+        match std::str::from_utf8(value.data()) {
+            Ok(text) => Ok(text.to_owned()),
+            Err(error) => Err(Error::InvalidUtf8 {
+                path: self.path.clone(),
+                place: format!("{}: ", self.place()),
+                offset: error.valid_up_to() as u64,
+            }),
+        }
+    }
+
+    /// Opens the next row group; false if there is none.
+    fn open_group(&mut self, read: &AtomicU64) -> Result<bool> {
+        if self.rows.take().is_some() {
+            let size = self.file.metadata().row_group(self.group).compressed_size();
+            read.fetch_add(u64::try_from(size).unwrap_or(0), Relaxed);
+        }
+        if self.next_group == self.file.num_row_groups() {
+            return Ok(false);
+        }
+        (self.group, self.row) = (self.next_group, 0);
+        let reader = unpanicked(|| self.file.get_row_group(self.group)?.get_column_reader(self.column))
+            .map_err(|reason| self.malformed(reason))?;
+        let ColumnReader::ByteArrayColumnReader(rows) = reader else {
+            return Err(
+                self.malformed("its text column is stored as another type than the schema says".to_owned())
+            );
+        };
+        self.rows = Some(rows);
+        self.next_group += 1;
+        Ok(true)
+    }
+
+    /// Reads the next few rows of the open group; false if there are none.
+    fn fill(&mut self) -> Result<bool> {
+        let Some(rows) = &mut self.rows else { return Ok(false) };
+        let (mut values, mut levels) = (Vec::new(), Vec::new());
+        let levels_to = self.nullable.then_some(&mut levels);
+        let outcome = unpanicked(|| rows.read_records(Self::ROWS_AT_ONCE, levels_to, None, &mut values));
+        let (records, ..) = outcome.map_err(|reason| self.malformed(reason))?;
+        let ready: Vec<_> = if self.nullable {
+            // A row whose definition level is 0 is null and has no value.
+            let mut values = values.into_iter();
+            levels.iter().map(|level| if *level == 0 { None } else { values.next() }).collect()
+        } else {
+            values.into_iter().map(Some).collect()
+        };
+        debug_assert_eq!(ready.len(), records);
+        self.ready = ready.into_iter();
+        Ok(records > 0)
+    }
+
+    fn place(&self) -> String {
+        format!("row group {}, row {}", self.group, self.row)
+    }
+
+    fn malformed(&self, reason: String) -> Error {
+        Error::MalformedParquet { path: self.path.clone(), place: self.place(), reason }
+    }
+}
+
+/// Runs a part of the crate `parquet`, some of whose decoders panic on damaged bytes. After a failure the
+/// reader is not used again, so a half-changed state is never seen.
+fn unpanicked<T>(run: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, String> {
+    match std::panic::catch_unwind(AssertUnwindSafe(run)) {
+        Ok(outcome) => outcome.map_err(|error| error.to_string()),
+        Err(_) => Err("its data are damaged: the decoder stopped".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use parquet::data_type::Int64Type;
+    use parquet::file::properties::WriterProperties;
+    use parquet::file::writer::SerializedFileWriter;
+    use parquet::schema::parser::parse_message_type;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const LINES: &str =
+        "{\"text\": \"One\\nline \\u00e9\", \"source\": \"a\"}\n\n{\"id\": 7, \"text\": \"zwei\"}";
+
+    fn folder(files: &[(&str, &[u8])]) -> TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, bytes) in files {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        }
+        folder
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn zst(bytes: &[u8]) -> Vec<u8> {
+        zstd::encode_all(bytes, 3).unwrap()
+    }
+
+    /// A file with two row groups, a column of numbers before the text.
+    fn parquet(schema: &str, groups: &[&[Option<&[u8]>]]) -> Vec<u8> {
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let mut bytes = Vec::new();
+        let properties = Arc::new(WriterProperties::builder().build());
+        let mut writer = SerializedFileWriter::new(&mut bytes, schema, properties).unwrap();
+        for rows in groups {
+            let mut group = writer.next_row_group().unwrap();
+            let mut ids = group.next_column().unwrap().unwrap();
+            let numbers: Vec<_> = (0..rows.len() as i64).collect();
+            ids.typed::<Int64Type>().write_batch(&numbers, None, None).unwrap();
+            ids.close().unwrap();
+            let values: Vec<_> = rows.iter().flatten().map(|text| ByteArray::from(text.to_vec())).collect();
+            let levels: Vec<_> = rows.iter().map(|text| i16::from(text.is_some())).collect();
+            let mut texts = group.next_column().unwrap().unwrap();
+            texts.typed::<ByteArrayType>().write_batch(&values, Some(&levels), None).unwrap();
+            texts.close().unwrap();
+            group.close().unwrap();
+        }
+        writer.close().unwrap();
+        bytes
+    }
+
+    const SCHEMA: &str = "message schema { required int64 id; optional binary text (UTF8); }";
+
+    fn read(corpus: &Corpus) -> Result<Vec<String>> {
+        corpus.documents().collect()
+    }
+
+    fn read_one(name: &str, bytes: &[u8]) -> Result<Vec<String>> {
+        let folder = folder(&[(name, bytes)]);
+        read(&Corpus::open(&[folder.path().join(name)])?)
+    }
+
+    /// The message with the name of the file in place of its path.
+    fn failure(name: &str, bytes: &[u8]) -> String {
+        let message = read_one(name, bytes).unwrap_err().to_string();
+        let at = message.find(name).unwrap_or_else(|| panic!("no file name in: {message}"));
+        message[at..].to_owned()
+    }
+
+    #[test]
+    fn every_format_gives_its_documents() {
+        let two = ["One\nline é", "zwei"];
+        for (name, bytes) in [
+            ("a.jsonl", LINES.as_bytes().to_vec()),
+            ("a.ndjson", LINES.as_bytes().to_vec()),
+            ("A.JSONL.zst", zst(LINES.as_bytes())),
+            ("a.jsonl.gz", gzip(LINES.as_bytes())),
+            // Two compressed streams in one file are one text.
+            ("b.jsonl.gz", [gzip(&LINES.as_bytes()[..20]), gzip(&LINES.as_bytes()[20..])].concat()),
+            ("b.jsonl.zst", [zst(&LINES.as_bytes()[..20]), zst(&LINES.as_bytes()[20..])].concat()),
+            ("a.parquet", parquet(SCHEMA, &[&[Some("One\nline é".as_bytes())], &[Some(b"zwei")]])),
+        ] {
+            assert_eq!(read_one(name, &bytes).unwrap(), two, "{name}");
+        }
+        let text = "a\r\n\n b\n";
+        for (name, bytes) in [
+            ("a.txt", text.as_bytes().to_vec()),
+            ("a.txt.zst", zst(text.as_bytes())),
+            ("a.txt.gz", gzip(text.as_bytes())),
+        ] {
+            assert_eq!(read_one(name, &bytes).unwrap(), [text], "{name}");
+        }
+    }
+
+    #[test]
+    fn many_parquet_rows_keep_their_order() {
+        let texts: Vec<_> = (0..300).map(|row| format!("row {row}")).collect();
+        let rows: Vec<_> = texts.iter().map(|text| Some(text.as_bytes())).collect();
+        let bytes = parquet(SCHEMA, &[&rows[..130], &rows[130..130], &rows[130..]]);
+        assert_eq!(read_one("a.parquet", &bytes).unwrap(), texts);
+        let folder = folder(&[("a.parquet", &bytes)]);
+        let corpus = Corpus::open(&[folder.path()]).unwrap();
+        assert_eq!(corpus.text_bytes().unwrap(), texts.iter().map(|text| text.len() as u64).sum::<u64>());
+    }
+
+    #[test]
+    fn a_folder_is_its_files_in_the_order_of_their_paths() {
+        let folder = folder(&[
+            ("b.txt", b"2"),
+            ("a/z.txt", b"1"),
+            ("c.jsonl", b"{\"text\":\"3\"}"),
+            ("README.md", b""),
+        ]);
+        let corpus = Corpus::open(&[folder.path()]).unwrap();
+        assert_eq!(read(&corpus).unwrap(), ["1", "2", "3"]);
+        assert_eq!(corpus.skipped(), [folder.path().join("README.md")]);
+        assert_eq!(corpus.files().count(), 3);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_that_holds_itself_ends() {
+        let folder = folder(&[("a/b.txt", b"1")]);
+        std::os::unix::fs::symlink(folder.path(), folder.path().join("a/loop")).unwrap();
+        let corpus = Corpus::open(&[folder.path()]).unwrap();
+        assert_eq!(read(&corpus).unwrap(), ["1"]);
+        assert_eq!(corpus.skipped(), [folder.path().join("a/loop")]);
+    }
+
+    #[test]
+    fn the_bytes_read_end_at_the_bytes_there_are() {
+        let table = parquet(SCHEMA, &[&[Some(b"x")]]);
+        let folder = folder(&[
+            ("a.txt", b"12"),
+            ("b.jsonl.zst", &zst(LINES.as_bytes())),
+            ("c.parquet", &table),
+            ("d.txt", b"34"),
+        ]);
+        let corpus = Corpus::open(&[folder.path()]).unwrap();
+        let mut documents = corpus.documents();
+        let mut last = 0;
+        while documents.next().is_some() {
+            assert!((last..=corpus.bytes()).contains(&documents.bytes_read()));
+            last = documents.bytes_read();
+        }
+        assert_eq!(documents.bytes_read(), corpus.bytes());
+    }
+
+    #[test]
+    fn embedded_bytes_and_another_field() {
+        let corpus = Corpus::embedded("built-in.jsonl", br#"{"body": "x", "text": "y"}"#).unwrap();
+        assert_eq!(read(&corpus.clone().with_field("body")).unwrap(), ["x"]);
+        assert_eq!(read(&corpus).unwrap(), ["y"]);
+        assert!(Corpus::embedded("built-in", b"").is_err());
+        let table: &'static [u8] = parquet(SCHEMA, &[&[Some(b"z")]]).leak();
+        assert_eq!(read(&Corpus::embedded("built-in.parquet", table).unwrap()).unwrap(), ["z"]);
+    }
+
+    #[test]
+    fn what_is_not_there_is_named() {
+        let message = Corpus::open(&["no/such/file.txt"]).unwrap_err().to_string();
+        assert!(message.starts_with("cannot read no/such/file.txt: "), "{message}");
+        let folder = folder(&[("notes.md", b"x")]);
+        let message = Corpus::open(&[folder.path()]).unwrap_err().to_string();
+        assert!(
+            message.starts_with("the corpus is empty: no .txt, .jsonl or .parquet file in ["),
+            "{message}"
+        );
+        let message = Corpus::open(&[folder.path().join("notes.md")]).unwrap_err().to_string();
+        assert!(message.contains("notes.md: unknown format"), "{message}");
+        let nothing = Corpus::embedded("a.jsonl", b"{\"text\": \"\"}\n").unwrap();
+        let message = nothing.text_bytes().unwrap_err().to_string();
+        assert_eq!(message, "the corpus is empty: no text in 1 file(s): a.jsonl");
+    }
+
+    #[test]
+    fn malformed_lines_are_named_with_their_number() {
+        let json = |line: &str| failure("a.jsonl", format!("{{\"text\": \"x\"}}\n{line}\n").as_bytes());
+        assert_eq!(
+            json("{\"text\": \"x\""),
+            "a.jsonl: line 2: malformed JSON: EOF while parsing an object at column 12"
+        );
+        assert_eq!(
+            json("{\"body\": 1, \"id\": 2}"),
+            "a.jsonl: line 2: no field \"text\"; the fields are [body, id]"
+        );
+        assert_eq!(json("{\"text\": null}"), "a.jsonl: line 2: field \"text\" holds null, not a string");
+        assert_eq!(json("[1]"), "a.jsonl: line 2: an array in place of an object with a field \"text\"");
+        assert!(json("{\"text\": \"\\ud800\"}").starts_with("a.jsonl: line 2: malformed JSON: "));
+    }
+
+    #[test]
+    fn invalid_utf8_is_named_with_its_offset() {
+        assert_eq!(failure("a.txt", b"abc\xff"), "a.txt: invalid UTF-8 at byte 3; convert the text to UTF-8");
+        let bytes = b"{\"text\": \"x\"}\n{\"text\": \"\xe9t\xe9\"}\n";
+        let expected = "line 2: invalid UTF-8 at byte 24; convert the text to UTF-8";
+        assert_eq!(failure("a.jsonl", bytes), format!("a.jsonl: {expected}"));
+        assert_eq!(failure("a.jsonl.zst", &zst(bytes)), format!("a.jsonl.zst: {expected}"));
+        let table = parquet(SCHEMA, &[&[Some(b"x")], &[Some(b"x"), Some(b"ab\xc3")]]);
+        assert_eq!(
+            failure("a.parquet", &table),
+            "a.parquet: row group 1, row 1: invalid UTF-8 at byte 2; convert the text to UTF-8"
+        );
+    }
+
+    #[test]
+    fn cut_or_damaged_compression_is_refused() {
+        let text: String =
+            (0..20_000).map(|number| format!("{{\"text\": \"{}\"}}\n", number * 7919)).collect();
+        for (name, bytes) in [("a.jsonl.zst", zst(text.as_bytes())), ("a.jsonl.gz", gzip(text.as_bytes()))] {
+            let message = failure(name, &bytes[..bytes.len() / 2]);
+            assert!(message.contains("compressed data is cut off after "), "{message}");
+            let mut damaged = bytes.clone();
+            damaged[0] ^= 0xff;
+            let message = failure(name, &damaged);
+            assert!(message.contains("compressed data is damaged after 0 bytes of text: "), "{message}");
+        }
+        // gzip's checksum tells a change that the decoder cannot see.
+        let mut bytes = gzip(text.as_bytes());
+        let end = bytes.len();
+        bytes[end - 6] ^= 1;
+        assert!(failure("a.jsonl.gz", &bytes).contains("compressed data is damaged"));
+    }
+
+    #[test]
+    fn the_first_error_ends_the_documents() {
+        let corpus = Corpus::embedded("a.jsonl", b"{\"text\": \"x\"}\n{\n{\"text\": \"y\"}\n").unwrap();
+        let found: Vec<_> = corpus.documents().map(|document| document.is_ok()).collect();
+        assert_eq!(found, [true, false]);
+    }
+
+    #[test]
+    fn unfit_parquet_is_named_with_its_place() {
+        let table = |schema, text| parquet(schema, &[&[text]]);
+        let null = table(SCHEMA, None);
+        assert_eq!(failure("a.parquet", &null), "a.parquet: row group 0, row 0: column \"text\" is null");
+        let other = table("message schema { required int64 id; optional binary body (UTF8); }", Some(b"x"));
+        let message = failure("a.parquet", &other);
+        assert_eq!(message, "a.parquet: schema: no column \"text\"; the columns are [id, body]");
+        let corpus =
+            Corpus::embedded("a.parquet", table(SCHEMA, Some(b"x")).leak()).unwrap().with_field("id");
+        let message = read(&corpus).unwrap_err().to_string();
+        assert_eq!(message, "a.parquet: schema: column \"id\" holds INT64, not text");
+        assert!(failure("a.parquet", b"PAR1 and no more").starts_with("a.parquet: footer: "));
+        assert!(failure("a.parquet", b"").starts_with("a.parquet: footer: "));
+    }
+
+    #[test]
+    fn damaged_parquet_is_refused_without_a_panic() {
+        let texts: Vec<_> = (0..100).map(|row| format!("text of row {row}")).collect();
+        let rows: Vec<_> = texts.iter().map(|text| Some(text.as_bytes())).collect();
+        let whole = parquet(SCHEMA, &[&rows]);
+        let read = |bytes: Vec<u8>| read(&Corpus::embedded("a.parquet", bytes.leak()).unwrap());
+        let mut refused = 0;
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1 << (at % 8);
+            refused += usize::from(read(damaged).is_err());
+            assert!(read(whole[..at].to_vec()).is_err());
+        }
+        assert!(refused > 0);
+    }
+}

@@ -1,0 +1,49 @@
+//! Text to tokens to batches.
+//!
+//! A [`Corpus`] streams documents from text, JSON lines and Parquet files. A [`Tokenizer`] is trained on it
+//! or loaded; [`prepare`] turns the corpus into [`TokenShards`], memory-mapped, with the boundaries and the
+//! bytes of documents; a [`Sampler`] gives training windows in a random order of which two numbers tell where
+//! it is; [`Packing`] says which tokens of a window belong to one document.
+//!
+//! ```
+//! use std::ops::ControlFlow::Continue;
+//! use engram_data::{Corpus, PrepareOptions, Sampler, TokenShards, Tokenizer, TokenizerTraining, prepare};
+//!
+//! let folder = tempfile::tempdir()?;
+//! let text = folder.path().join("whale.txt");
+//! std::fs::write(&text, "Call me Ishmael. Some years ago, never mind how long precisely. ".repeat(50))?;
+//!
+//! let corpus = Corpus::open(&[&text])?;
+//! let training = TokenizerTraining { vocabulary: 280, ..Default::default() };
+//! let tokenizer = Tokenizer::train(&corpus, &training, &mut |_| Continue(()))?;
+//! let data = folder.path().join("data");
+//! prepare(&corpus, &tokenizer, &data, &PrepareOptions::default(), &mut |_| Continue(()))?;
+//!
+//! let shards = TokenShards::open(&data.join("train"))?;
+//! shards.check_tokenizer(&tokenizer)?;
+//! let mut sampler = Sampler::new(42, 64, 2, shards.len())?;
+//! let batch = sampler.next_batch(&shards)?;
+//! assert_eq!(batch.tokens.len(), 2 * 65);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod corpus;
+mod error;
+mod files;
+mod packing;
+mod sampler;
+mod shards;
+mod text_bounds;
+mod tokenizer;
+
+pub use corpus::{Corpus, Documents};
+pub use error::Error;
+pub use files::{folder_of, permissions, sync_folder, write_file};
+pub use packing::Packing;
+pub use sampler::{Batch, Sampler, SamplerState, mix, validation_windows};
+pub use shards::{
+    DataIdentity, PrepareOptions, PrepareProgress, PrepareSummary, ShardDocument, SplitSummary, TokenShards,
+    prepare,
+};
+pub use text_bounds::Begin;
+pub use tokenizer::{END_OF_TEXT, PAD, Tokenizer, TokenizerHash, TokenizerProgress, TokenizerTraining};

@@ -1,0 +1,1098 @@
+//! Token shards: a corpus as tokens in memory-mapped files, with the boundaries of its documents.
+//!
+//! [`prepare`] turns a corpus into a folder:
+//!
+//! ```text
+//! data/train/00000.tokens 00001.tokens …
+//! data/valid/00000.tokens …                 where a share of the documents is held out
+//! ```
+//!
+//! # The format, version 1
+//!
+//! All numbers are little-endian.
+//!
+//! | offset | bytes | |
+//! |---|---|---|
+//! | 0 | 8 | `ENGRTOKS` |
+//! | 8 | 4 | version: 1 |
+//! | 12 | 4 | bytes per token: 2 if the vocabulary is at most 65,536, else 4 |
+//! | 16 | 4 | number of this shard, from 0 |
+//! | 20 | 4 | number of shards of the split |
+//! | 24 | 8 | vocabulary: every token is below it |
+//! | 32 | 8 | tokens |
+//! | 40 | 8 | documents |
+//! | 48 | 8 | bytes of text in the documents |
+//! | 56 | 4 | id of the end-of-text token, the last token of every document |
+//! | 60 | 4 | zero |
+//! | 64 | 32 | blake3 of the `tokenizer.json` |
+//! | 96 | 32 | blake3 of everything after the header |
+//! | 128 | 32 | blake3 of the 128 bytes before |
+//! | 160 | tokens · width | the tokens, documents one after another |
+//! | then | up to 7 | zeros, to a multiple of 8 |
+//! | then | documents · 16 | per document: its first token's place in this shard, and its bytes of text |
+
+use std::fmt;
+use std::fs::File;
+use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::ops::{ControlFlow, Range};
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
+
+use crate::corpus::Corpus;
+use crate::error::{Error, Result};
+use crate::files::{folder_of, permissions, sync_folder};
+use crate::tokenizer::{Tokenizer, TokenizerHash, pieces};
+
+const MAGIC: [u8; 8] = *b"ENGRTOKS";
+const VERSION: u32 = 1;
+const HEADER: usize = 160;
+const DOCUMENT: usize = 16;
+
+/// The tokens of one split of a corpus, over all its shards, as one sequence.
+pub struct TokenShards {
+    path: PathBuf,
+    shards: Vec<Shard>,
+    /// Position of each shard's first token, and after the last the number of tokens.
+    starts: Vec<u64>,
+}
+
+/// A document of [`TokenShards`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardDocument {
+    /// Its tokens, the last of them end-of-text.
+    pub tokens: Range<u64>,
+    /// Its bytes of text.
+    pub bytes: u64,
+}
+
+/// What tells one prepared data set from another: a hash over the headers of its shards, which hash the rest.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DataIdentity(pub [u8; 32]);
+
+struct Shard {
+    path: PathBuf,
+    header: Header,
+    map: Mmap,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Header {
+    width: u32,
+    shard: u32,
+    shards: u32,
+    vocabulary: u64,
+    tokens: u64,
+    documents: u64,
+    text_bytes: u64,
+    end_of_text: u32,
+    tokenizer: TokenizerHash,
+    body: [u8; 32],
+}
+
+impl TokenShards {
+    /// Opens a shard, or the folder of all shards of a split, and checks that every file is whole: the
+    /// header's own hash, the file's length, and that no shard of the folder is missing.
+    /// [`verify`](Self::verify) checks the rest.
+    ///
+    /// The files are mapped, not read. Nothing may cut them short while they are open: the operating system
+    /// would end the program.
+    ///
+    /// # Errors
+    /// [`Error::MalformedShard`], naming the file and what is wrong with it, and [`Error::Read`].
+    pub fn open(path: &Path) -> Result<Self> {
+        let kind = std::fs::metadata(path).map_err(Error::read(path))?;
+        let paths = if kind.is_dir() { shard_files(path)? } else { vec![path.to_owned()] };
+        let mut shards = paths.iter().map(|path| Shard::open(path)).collect::<Result<Vec<_>>>()?;
+        shards.sort_by_key(|shard| shard.header.shard);
+        if kind.is_dir() {
+            complete(path, &shards)?;
+        }
+        let mut starts = vec![0];
+        starts.extend(shards.iter().scan(0, |sum, shard| {
+            *sum += shard.header.tokens;
+            Some(*sum)
+        }));
+        Ok(Self { path: path.to_owned(), shards, starts })
+    }
+
+    /// Reads everything and compares it with the checksums made when it was written; that every token is in
+    /// the vocabulary and that documents lie one after another is checked as well.
+    ///
+    /// # Errors
+    /// [`Error::MalformedShard`] with the first file that differs.
+    pub fn verify(&self) -> Result<()> {
+        self.shards.iter().try_for_each(Shard::verify)
+    }
+
+    /// That these tokens were made with this tokenizer.
+    ///
+    /// # Errors
+    /// [`Error::WrongTokenizer`] naming both.
+    pub fn check_tokenizer(&self, tokenizer: &Tokenizer) -> Result<()> {
+        let (expected, found) = (tokenizer.hash(), self.tokenizer());
+        if expected == found {
+            return Ok(());
+        }
+        let path = self.path.clone();
+        Err(Error::WrongTokenizer { path, expected: expected.to_string(), found: found.to_string() })
+    }
+
+    /// Number of tokens.
+    pub fn len(&self) -> u64 {
+        self.starts[self.shards.len()]
+    }
+
+    /// Whether there is no token; shards that [`prepare`] wrote have some.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of text that the tokens stand for.
+    pub fn text_bytes(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.header.text_bytes).sum()
+    }
+
+    /// Number of documents.
+    pub fn document_count(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.header.documents).sum()
+    }
+
+    /// Number of token ids of the tokenizer that made the tokens.
+    pub fn vocabulary(&self) -> usize {
+        self.shards[0].header.vocabulary as usize
+    }
+
+    /// Id of the token that ends a document.
+    pub fn end_of_text(&self) -> u32 {
+        self.shards[0].header.end_of_text
+    }
+
+    /// Hash of the tokenizer that made the tokens.
+    pub fn tokenizer(&self) -> TokenizerHash {
+        self.shards[0].header.tokenizer
+    }
+
+    /// What tells these tokens from others; a checkpoint keeps it beside the position in them.
+    pub fn identity(&self) -> DataIdentity {
+        let mut hash = blake3::Hasher::new();
+        self.shards.iter().for_each(|shard| _ = hash.update(&shard.map[..HEADER]));
+        DataIdentity(*hash.finalize().as_bytes())
+    }
+
+    /// The documents, in order.
+    pub fn documents(&self) -> impl Iterator<Item = ShardDocument> + '_ {
+        self.shards.iter().zip(&self.starts).flat_map(|(shard, first)| {
+            (0..shard.header.documents).map(move |index| {
+                let (range, bytes) = shard.document(index);
+                ShardDocument { tokens: first + range.start..first + range.end, bytes }
+            })
+        })
+    }
+
+    /// The tokens of a range.
+    ///
+    /// # Errors
+    /// A range beyond the end, or a damaged file.
+    pub fn tokens(&self, range: Range<u64>) -> Result<Vec<u32>> {
+        let count = range.end.saturating_sub(range.start);
+        self.check_range(range.start, count)?;
+        let mut tokens = vec![0; count as usize];
+        self.read(range.start, &mut tokens)?;
+        Ok(tokens)
+    }
+
+    /// Copies the tokens from `start` on into `out`.
+    ///
+    /// # Errors
+    /// A range beyond the end, or a token outside the vocabulary (a damaged file).
+    pub fn read(&self, start: u64, out: &mut [u32]) -> Result<()> {
+        self.check_range(start, out.len() as u64)?;
+        let (mut position, mut out) = (start, out);
+        while !out.is_empty() {
+            // The last shard that starts at or before the position: shards are not empty.
+            let index = self.starts.partition_point(|first| *first <= position) - 1;
+            let count = (self.starts[index + 1] - position).min(out.len() as u64);
+            let (now, later) = out.split_at_mut(count as usize);
+            self.shards[index].read(position - self.starts[index], now)?;
+            (position, out) = (position + count, later);
+        }
+        Ok(())
+    }
+
+    fn check_range(&self, start: u64, count: u64) -> Result<()> {
+        if start.checked_add(count).is_some_and(|end| end <= self.len()) {
+            return Ok(());
+        }
+        let reason = format!("{count} tokens from {start} on go beyond its {} tokens", self.len());
+        Err(Error::MalformedShard { path: self.path.clone(), reason })
+    }
+}
+
+impl fmt::Debug for TokenShards {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            out,
+            "TokenShards({}, {} tokens, {} shards)",
+            self.path.display(),
+            self.len(),
+            self.shards.len()
+        )
+    }
+}
+
+impl fmt::Display for DataIdentity {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(out, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for DataIdentity {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, out)
+    }
+}
+
+/// The shards of a folder, by name.
+fn shard_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries: std::io::Result<Vec<_>> =
+        std::fs::read_dir(folder).map_err(Error::read(folder))?.map(|entry| Ok(entry?.path())).collect();
+    let mut paths = entries.map_err(Error::read(folder))?;
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "tokens"));
+    paths.sort();
+    if paths.is_empty() {
+        let reason =
+            "no .tokens file in this folder; name the folder of one split (train or valid)".to_owned();
+        return Err(Error::MalformedShard { path: folder.to_owned(), reason });
+    }
+    Ok(paths)
+}
+
+/// That the shards of a folder are all of one split, and of one preparation.
+fn complete(folder: &Path, shards: &[Shard]) -> Result<()> {
+    let first = &shards[0].header;
+    for (index, Shard { path, header, .. }) in shards.iter().enumerate() {
+        let malformed = |reason| Err(Error::MalformedShard { path: path.clone(), reason });
+        if (header.shards, header.tokenizer, header.width, header.end_of_text)
+            != (first.shards, first.tokenizer, first.width, first.end_of_text)
+        {
+            return malformed("belongs to another preparation than the shards beside it".to_owned());
+        }
+        if header.shard as usize != index {
+            return malformed(format!("is shard {}, and shard {index} is missing", header.shard));
+        }
+    }
+    if shards.len() != first.shards as usize {
+        let reason = format!("has {} of {} shards", shards.len(), first.shards);
+        return Err(Error::MalformedShard { path: folder.to_owned(), reason });
+    }
+    Ok(())
+}
+
+impl Shard {
+    fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::read(path))?;
+        let length = file.metadata().map_err(Error::read(path))?.len();
+        let malformed = |reason| Error::MalformedShard { path: path.to_owned(), reason };
+        if length < HEADER as u64 {
+            return Err(malformed(format!(
+                "{length} bytes are too few for a token shard's header of {HEADER}"
+            )));
+        }
+        // SAFETY: the map is only read, and only within `length`, which is the file's now. Another process
+        // changing the file would change the values read, all of which are checked or harmless; cutting it
+        // short would end this process, which `TokenShards::open` states.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::read(path))?;
+        let header = Header::read(&map[..HEADER]).map_err(malformed)?;
+        match header.file_length() {
+            Some(expected) if expected == length => Ok(Self { path: path.to_owned(), header, map }),
+            Some(expected) => {
+                Err(malformed(format!("has {length} bytes instead of {expected}: it is cut off or damaged")))
+            }
+            None => Err(malformed("its header states an impossible size".to_owned())),
+        }
+    }
+
+    fn verify(&self) -> Result<()> {
+        let malformed =
+            |reason: &str| Err(Error::MalformedShard { path: self.path.clone(), reason: reason.to_owned() });
+        if *blake3::hash(&self.map[HEADER..]).as_bytes() != self.header.body {
+            return malformed(
+                "its contents do not match its checksum: it is damaged, prepare the data again",
+            );
+        }
+        let mut next = 0;
+        for index in 0..self.header.documents {
+            let (range, _) = self.document(index);
+            if range.start != next || range.is_empty() || range.end > self.header.tokens {
+                return malformed(&format!("document {index} does not follow the one before"));
+            }
+            next = range.end;
+        }
+        let mut buffer = [0; 4096];
+        for start in (0..self.header.tokens).step_by(buffer.len()) {
+            let count = (self.header.tokens - start).min(buffer.len() as u64) as usize;
+            self.read(start, &mut buffer[..count])?;
+        }
+        Ok(())
+    }
+
+    /// Copies tokens; the caller has checked the range.
+    fn read(&self, start: u64, out: &mut [u32]) -> Result<()> {
+        let width = self.header.width as usize;
+        let first = HEADER + start as usize * width;
+        let bytes = &self.map[first..first + out.len() * width];
+        let mut largest = 0;
+        let token = |bytes: &[u8]| bytes.iter().rev().fold(0, |token, byte| token << 8 | u32::from(*byte));
+        for (out, bytes) in out.iter_mut().zip(bytes.chunks_exact(width)) {
+            *out = token(bytes);
+            largest = largest.max(*out);
+        }
+        if u64::from(largest) < self.header.vocabulary {
+            return Ok(());
+        }
+        let reason = format!(
+            "token {largest} between {start} and {} is outside the vocabulary of {}: the file is damaged",
+            start + out.len() as u64,
+            self.header.vocabulary
+        );
+        Err(Error::MalformedShard { path: self.path.clone(), reason })
+    }
+
+    /// A document's tokens in this shard, and its bytes of text.
+    fn document(&self, index: u64) -> (Range<u64>, u64) {
+        let entry = |index: u64| {
+            let at = self.header.documents_at() as usize + index as usize * DOCUMENT;
+            (number(&self.map, at), number(&self.map, at + 8))
+        };
+        let (start, bytes) = entry(index);
+        let end = if index + 1 == self.header.documents { self.header.tokens } else { entry(index + 1).0 };
+        (start..end, bytes)
+    }
+}
+
+fn number(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+impl Header {
+    fn write(&self) -> [u8; HEADER] {
+        let mut bytes = [0; HEADER];
+        let mut at = 0;
+        let mut put = |field: &[u8]| {
+            bytes[at..at + field.len()].copy_from_slice(field);
+            at += field.len();
+        };
+        put(&MAGIC);
+        [VERSION, self.width, self.shard, self.shards].iter().for_each(|field| put(&field.to_le_bytes()));
+        let counts = [self.vocabulary, self.tokens, self.documents, self.text_bytes];
+        counts.iter().for_each(|field| put(&field.to_le_bytes()));
+        put(&u64::from(self.end_of_text).to_le_bytes());
+        put(&self.tokenizer.0);
+        put(&self.body);
+        let hash = blake3::hash(&bytes[..128]);
+        bytes[128..].copy_from_slice(hash.as_bytes());
+        bytes
+    }
+
+    fn read(bytes: &[u8]) -> Result<Self, String> {
+        let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+        let hash = |at: usize| <[u8; 32]>::try_from(&bytes[at..at + 32]).expect("32 bytes");
+        if bytes[..8] != MAGIC {
+            return Err("is not a token shard: it does not start with ENGRTOKS".to_owned());
+        }
+        if word(8) != VERSION {
+            return Err(format!(
+                "has version {} of the format; this program reads version {VERSION}",
+                word(8)
+            ));
+        }
+        if *blake3::hash(&bytes[..128]).as_bytes() != hash(128) {
+            return Err(
+                "its header does not match its checksum: it is damaged, prepare the data again".to_owned()
+            );
+        }
+        let header = Self {
+            width: word(12),
+            shard: word(16),
+            shards: word(20),
+            vocabulary: number(bytes, 24),
+            tokens: number(bytes, 32),
+            documents: number(bytes, 40),
+            text_bytes: number(bytes, 48),
+            end_of_text: word(56),
+            tokenizer: TokenizerHash(hash(64)),
+            body: hash(96),
+        };
+        if !matches!(header.width, 2 | 4) || header.tokens == 0 || header.documents == 0 {
+            return Err("its header states no tokens, no documents or no token width".to_owned());
+        }
+        Ok(header)
+    }
+
+    fn documents_at(&self) -> u64 {
+        (HEADER as u64 + self.tokens * u64::from(self.width)).next_multiple_of(8)
+    }
+
+    fn file_length(&self) -> Option<u64> {
+        let tokens = self.tokens.checked_mul(u64::from(self.width))?.checked_add(HEADER as u64)?;
+        tokens.checked_next_multiple_of(8)?.checked_add(self.documents.checked_mul(DOCUMENT as u64)?)
+    }
+}
+
+/// How to turn a corpus into token shards.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PrepareOptions {
+    /// Share of the documents held out for validation, 0 ≤ share < 1. Whether a document is among them
+    /// depends on its text alone, so two copies are never on both sides, and a corpus that grows keeps its
+    /// sides.
+    pub hold_out: f64,
+    /// A shard ends with the document that brings it to this many tokens.
+    pub shard_tokens: u64,
+}
+
+impl Default for PrepareOptions {
+    fn default() -> Self {
+        Self { hold_out: 0.0, shard_tokens: 1 << 28 }
+    }
+}
+
+/// How far a preparation has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PrepareProgress {
+    /// Stored bytes of the corpus read.
+    pub done: u64,
+    /// Stored bytes of the corpus.
+    pub total: u64,
+    /// Bytes of text turned into tokens.
+    pub text_bytes: u64,
+    /// Tokens written.
+    pub tokens: u64,
+}
+
+/// What a preparation wrote.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct PrepareSummary {
+    /// The split to train on, in the folder `train`.
+    pub train: SplitSummary,
+    /// The split held out, in the folder `valid`; all zero if there is none.
+    pub valid: SplitSummary,
+    /// Documents without text, which were left out.
+    pub empty_documents: u64,
+}
+
+/// What a preparation wrote into one split.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct SplitSummary {
+    /// Documents.
+    pub documents: u64,
+    /// Tokens, one end-of-text per document among them.
+    pub tokens: u64,
+    /// Bytes of text.
+    pub text_bytes: u64,
+    /// Files.
+    pub shards: u32,
+}
+
+/// Turns a corpus into token shards in the new folder `out`, which appears when all of it is written and on
+/// disk.
+///
+/// Documents keep their order; their tokens are made by all threads of rayon's pool, and are the same at any
+/// number of threads. Memory holds the documents of one round (a few MiB, or one document that is longer) and
+/// their tokens. A document longer than 256 KiB is turned into tokens in stretches that end at a line end
+/// before a letter.
+///
+/// # Errors
+/// An `out` that exists, a share outside [0, 1), a split that would be empty, the errors of the corpus and of
+/// writing, and [`Error::Interrupted`] if `progress` breaks. After an error nothing is left.
+pub fn prepare(
+    corpus: &Corpus,
+    tokenizer: &Tokenizer,
+    out: &Path,
+    options: &PrepareOptions,
+    progress: &mut dyn FnMut(PrepareProgress) -> ControlFlow<()>,
+) -> Result<PrepareSummary> {
+    options.validate()?;
+    if out.symlink_metadata().is_ok() {
+        return Err(Error::Exists { path: out.to_owned() });
+    }
+    let folder = folder_of(out);
+    std::fs::create_dir_all(folder).map_err(Error::write(folder))?;
+    let work = tempfile::Builder::new()
+        .prefix(".preparing-")
+        .permissions(permissions(0o777))
+        .tempdir_in(folder)
+        .map_err(Error::write(out))?;
+
+    let mut preparation = Preparation {
+        tokenizer,
+        train: SplitWriter::new(&work, "train", tokenizer, options)?,
+        valid: SplitWriter::new(&work, "valid", tokenizer, options)?,
+        hold_out: options.hold_out,
+        empty_documents: 0,
+    };
+    preparation.run(corpus, progress)?;
+    let summary = preparation.finish(corpus)?;
+
+    sync_folder(work.path())?;
+    std::fs::rename(work.path(), out).map_err(Error::write(out))?;
+    // The folder has its own name now: there is nothing left to remove.
+    let _ = work.keep();
+    sync_folder(folder)?;
+    Ok(summary)
+}
+
+impl PrepareOptions {
+    fn validate(&self) -> Result<()> {
+        if !(0.0..1.0).contains(&self.hold_out) {
+            return Err(Error::option("hold_out", self.hold_out, "a share, at least 0 and below 1"));
+        }
+        if self.shard_tokens == 0 {
+            return Err(Error::option("shard_tokens", self.shard_tokens, "at least 1"));
+        }
+        Ok(())
+    }
+}
+
+struct Preparation<'a> {
+    tokenizer: &'a Tokenizer,
+    train: SplitWriter,
+    valid: SplitWriter,
+    hold_out: f64,
+    empty_documents: u64,
+}
+
+impl Preparation<'_> {
+    /// Text of the documents that are turned into tokens in one round.
+    const ROUND: usize = 4 << 20;
+
+    fn run(
+        &mut self,
+        corpus: &Corpus,
+        progress: &mut dyn FnMut(PrepareProgress) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let mut documents = corpus.documents();
+        loop {
+            let (mut round, mut bytes) = (Vec::new(), 0);
+            while bytes < Self::ROUND
+                && let Some(document) = documents.next().transpose()?
+            {
+                bytes += document.len();
+                if document.is_empty() {
+                    self.empty_documents += 1;
+                } else {
+                    round.push(document);
+                }
+            }
+            if bytes == 0 {
+                return Ok(());
+            }
+            self.write(&round)?;
+            let (train, valid) = (&self.train.summary, &self.valid.summary);
+            let reached = PrepareProgress {
+                done: documents.bytes_read(),
+                total: corpus.bytes(),
+                text_bytes: train.text_bytes + valid.text_bytes,
+                tokens: train.tokens + valid.tokens,
+            };
+            if progress(reached).is_break() {
+                return Err(Error::Interrupted);
+            }
+        }
+    }
+
+    fn write(&mut self, round: &[String]) -> Result<()> {
+        let stretches: Vec<(usize, &str)> = round
+            .iter()
+            .enumerate()
+            .flat_map(|(index, document)| pieces(document).map(move |piece| (index, piece)))
+            .collect();
+        let encode = |(index, piece): &(usize, &str)| Ok((*index, self.tokenizer.encode(piece)?));
+        let tokens = stretches.par_iter().map(encode).collect::<Result<Vec<_>>>()?;
+        for stretches in tokens.chunk_by(|(one, _), (other, _)| one == other) {
+            let document = &round[stretches[0].0];
+            let split = if held_out(document, self.hold_out) { &mut self.valid } else { &mut self.train };
+            split.write(document.len() as u64, stretches.iter().map(|(_, tokens)| tokens.as_slice()))?;
+        }
+        Ok(())
+    }
+
+    fn finish(self, corpus: &Corpus) -> Result<PrepareSummary> {
+        let (train, valid) = (self.train.finish()?, self.valid.finish()?);
+        if train.documents + valid.documents == 0 {
+            return Err(corpus.empty());
+        }
+        let all = train.documents + valid.documents;
+        let empty = if train.documents == 0 { "training" } else { "validation" };
+        if train.documents == 0 || (valid.documents == 0 && self.hold_out > 0.0) {
+            let reason =
+                format!("leaves nothing for {empty} of the corpus's {all} documents; choose another share");
+            return Err(Error::option("hold_out", self.hold_out, reason));
+        }
+        Ok(PrepareSummary { train, valid, empty_documents: self.empty_documents })
+    }
+}
+
+/// Whether the document's hash, as a number in [0, 1), is below the share.
+fn held_out(document: &str, share: f64) -> bool {
+    let hash = number(blake3::hash(document.as_bytes()).as_bytes(), 0);
+    // The upper 53 bits are a double's: the division is exact, and the quotient below 1.
+    ((hash >> 11) as f64) / ((1u64 << 53) as f64) < share
+}
+
+/// The shards of one split: files of tokens whose headers are written last, when the number of shards is
+/// known.
+struct SplitWriter {
+    folder: PathBuf,
+    /// What is the same in every header.
+    blank: Header,
+    shard_tokens: u64,
+    done: Vec<Header>,
+    open: Option<ShardWriter>,
+    summary: SplitSummary,
+}
+
+struct ShardWriter {
+    path: PathBuf,
+    file: BufWriter<File>,
+    header: Header,
+    hash: blake3::Hasher,
+    /// Per document its first token and its bytes.
+    documents: Vec<[u64; 2]>,
+}
+
+impl SplitWriter {
+    fn new(work: &TempDir, name: &str, tokenizer: &Tokenizer, options: &PrepareOptions) -> Result<Self> {
+        let blank = Header {
+            width: if tokenizer.vocabulary() <= 1 << 16 { 2 } else { 4 },
+            shard: 0,
+            shards: 0,
+            vocabulary: tokenizer.vocabulary() as u64,
+            tokens: 0,
+            documents: 0,
+            text_bytes: 0,
+            end_of_text: tokenizer.end_of_text(),
+            tokenizer: tokenizer.hash(),
+            body: [0; 32],
+        };
+        Ok(Self {
+            folder: work.path().join(name),
+            blank,
+            shard_tokens: options.shard_tokens,
+            done: Vec::new(),
+            open: None,
+            summary: SplitSummary::default(),
+        })
+    }
+
+    fn write<'a>(&mut self, bytes: u64, stretches: impl Iterator<Item = &'a [u32]>) -> Result<()> {
+        let shard = match &mut self.open {
+            Some(shard) => shard,
+            None => {
+                std::fs::create_dir_all(&self.folder).map_err(Error::write(&self.folder))?;
+                let path = self.folder.join(format!("{:05}.tokens", self.done.len()));
+                let header = Header { shard: self.done.len() as u32, ..self.blank.clone() };
+                self.open.insert(ShardWriter::create(path, header)?)
+            }
+        };
+        let before = shard.header.tokens;
+        shard.start_document(bytes);
+        for tokens in stretches {
+            shard.write(tokens)?;
+        }
+        shard.write(&[self.blank.end_of_text])?;
+        self.summary.documents += 1;
+        self.summary.text_bytes += bytes;
+        self.summary.tokens += shard.header.tokens - before;
+        if shard.header.tokens >= self.shard_tokens
+            && let Some(shard) = self.open.take()
+        {
+            self.done.push(shard.finish()?);
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<SplitSummary> {
+        if let Some(shard) = self.open.take() {
+            self.done.push(shard.finish()?);
+        }
+        self.summary.shards = self.done.len() as u32;
+        for header in &self.done {
+            let header = Header { shards: self.summary.shards, ..header.clone() };
+            let path = self.folder.join(format!("{:05}.tokens", header.shard));
+            let write = || {
+                let mut file = File::options().write(true).open(&path)?;
+                file.write_all(&header.write())?;
+                file.sync_all()
+            };
+            write().map_err(Error::write(&path))?;
+        }
+        if !self.done.is_empty() {
+            sync_folder(&self.folder)?;
+        }
+        Ok(self.summary)
+    }
+}
+
+impl ShardWriter {
+    fn create(path: PathBuf, header: Header) -> Result<Self> {
+        let create = || {
+            let mut file = File::create(&path)?;
+            file.seek(SeekFrom::Start(HEADER as u64))?;
+            Ok(BufWriter::with_capacity(1 << 18, file))
+        };
+        let file = create().map_err(Error::write(&path))?;
+        Ok(Self { path, file, header, hash: blake3::Hasher::new(), documents: Vec::new() })
+    }
+
+    fn start_document(&mut self, bytes: u64) {
+        self.documents.push([self.header.tokens, bytes]);
+        self.header.text_bytes += bytes;
+    }
+
+    fn write(&mut self, tokens: &[u32]) -> Result<()> {
+        self.header.tokens += tokens.len() as u64;
+        let width = self.header.width as usize;
+        let bytes: Vec<u8> =
+            tokens.iter().flat_map(|token| token.to_le_bytes().into_iter().take(width)).collect();
+        self.put(&bytes)
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.hash.update(bytes);
+        self.file.write_all(bytes).map_err(Error::write(&self.path))
+    }
+
+    /// Everything but the header, which wants the number of shards.
+    fn finish(mut self) -> Result<Header> {
+        self.header.documents = self.documents.len() as u64;
+        let end = HEADER as u64 + self.header.tokens * u64::from(self.header.width);
+        self.put(&[0; 8][..(self.header.documents_at() - end) as usize])?;
+        for document in std::mem::take(&mut self.documents) {
+            self.put(document.map(u64::to_le_bytes).as_flattened())?;
+        }
+        self.file.flush().map_err(Error::write(&self.path))?;
+        self.header.body = *self.hash.finalize().as_bytes();
+        Ok(self.header)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::OnceLock;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tokenizer::TokenizerTraining;
+
+    fn texts() -> Vec<String> {
+        (0..60)
+            .map(|number| format!("Document {number}: the whale, the whale!\n").repeat(1 + number % 5))
+            .collect()
+    }
+
+    fn corpus(texts: &[String]) -> Corpus {
+        let lines: String =
+            texts.iter().map(|text| serde_json::json!({ "text": text }).to_string() + "\n").collect();
+        Corpus::embedded("test.jsonl", lines.leak().as_bytes()).unwrap()
+    }
+
+    fn tokenizer() -> &'static Tokenizer {
+        static ONCE: OnceLock<Tokenizer> = OnceLock::new();
+        ONCE.get_or_init(|| train(290))
+    }
+
+    fn train(vocabulary: usize) -> Tokenizer {
+        let options = TokenizerTraining { vocabulary, byte_budget: 1 << 20 };
+        Tokenizer::train(&corpus(&texts()), &options, &mut |_| ControlFlow::Continue(())).unwrap()
+    }
+
+    /// A tokenizer whose ids need four bytes: ours, with one more token far away.
+    fn wide() -> Tokenizer {
+        let mut json: serde_json::Value = serde_json::from_slice(tokenizer().json()).unwrap();
+        let mut token = json["added_tokens"][0].clone();
+        (token["id"], token["content"]) = (70_000.into(), "<|far|>".into());
+        json["added_tokens"].as_array_mut().unwrap().push(token);
+        json["model"]["vocab"]["<|far|>"] = 70_000.into();
+        Tokenizer::from_json(json.to_string().as_bytes(), "wide", None).unwrap()
+    }
+
+    fn go_on(_: PrepareProgress) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
+    fn prepared(options: &PrepareOptions) -> (TempDir, PathBuf, PrepareSummary) {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("data");
+        let summary = prepare(&corpus(&texts()), tokenizer(), &out, options, &mut go_on).unwrap();
+        (folder, out, summary)
+    }
+
+    fn expected(tokenizer: &Tokenizer, texts: &[String]) -> Vec<u32> {
+        let document =
+            |text: &String| [tokenizer.encode(text).unwrap(), vec![tokenizer.end_of_text()]].concat();
+        texts.iter().flat_map(document).collect()
+    }
+
+    #[test]
+    fn shards_hold_the_documents_in_order() {
+        let everything = PrepareOptions::default();
+        let several = PrepareOptions { shard_tokens: 300, ..Default::default() };
+        for (options, least) in [(everything, 1), (several, 5)] {
+            let (_folder, out, summary) = prepared(&options);
+            let shards = TokenShards::open(&out.join("train")).unwrap();
+            shards.verify().unwrap();
+            shards.check_tokenizer(tokenizer()).unwrap();
+            let tokens = expected(tokenizer(), &texts());
+            assert_eq!(shards.tokens(0..shards.len()).unwrap(), tokens);
+            assert!(summary.train.shards >= least && summary.train.shards as usize == shards.shards.len());
+            let bytes: usize = texts().iter().map(String::len).sum();
+            assert_eq!((shards.text_bytes(), summary.train.text_bytes), (bytes as u64, bytes as u64));
+            assert_eq!((shards.document_count(), summary.train.documents), (60, 60));
+            assert_eq!((shards.vocabulary(), shards.end_of_text()), (290, 0));
+            assert!(!out.join("valid").exists() && summary.valid == SplitSummary::default());
+            let mut next = 0;
+            for (document, text) in shards.documents().zip(texts()) {
+                assert_eq!((document.tokens.start, document.bytes), (next, text.len() as u64));
+                next = document.tokens.end;
+                let tokens = shards.tokens(document.tokens).unwrap();
+                assert_eq!(tokenizer().decode(&tokens).unwrap(), text);
+                assert_eq!(tokens.last(), Some(&0));
+            }
+            assert_eq!(next, shards.len());
+        }
+    }
+
+    #[test]
+    fn a_large_vocabulary_takes_four_bytes_a_token() {
+        let (folder, tokenizer) = (tempfile::tempdir().unwrap(), wide());
+        let out = folder.path().join("data");
+        prepare(&corpus(&texts()), &tokenizer, &out, &Default::default(), &mut go_on).unwrap();
+        let shards = TokenShards::open(&out.join("train/00000.tokens")).unwrap();
+        shards.verify().unwrap();
+        assert_eq!((shards.shards[0].header.width, shards.vocabulary()), (4, 70_001));
+        assert_eq!(shards.tokens(0..shards.len()).unwrap(), expected(&tokenizer, &texts()));
+    }
+
+    #[test]
+    fn held_out_documents_are_the_same_at_every_preparation() {
+        let options = PrepareOptions { hold_out: 0.3, ..Default::default() };
+        let (_folder, out, summary) = prepared(&options);
+        assert_eq!(summary.train.documents + summary.valid.documents, 60);
+        assert!((8..28).contains(&summary.valid.documents), "{}", summary.valid.documents);
+        let (held, kept): (Vec<_>, Vec<_>) = texts().into_iter().partition(|text| held_out(text, 0.3));
+        for (name, texts) in [("train", kept), ("valid", held)] {
+            let shards = TokenShards::open(&out.join(name)).unwrap();
+            assert_eq!(shards.tokens(0..shards.len()).unwrap(), expected(tokenizer(), &texts));
+        }
+        // What a smaller share holds out, a larger one holds out too.
+        assert!(texts().iter().all(|text| !held_out(text, 0.1) || held_out(text, 0.3)));
+    }
+
+    #[test]
+    fn two_preparations_are_equal_at_any_number_of_threads() {
+        let bytes = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let (_folder, out, _) = pool.install(|| prepared(&PrepareOptions::default()));
+            std::fs::read(out.join("train/00000.tokens")).unwrap()
+        };
+        assert_eq!(bytes(1), bytes(3));
+    }
+
+    #[test]
+    fn a_document_longer_than_a_piece_has_the_tokens_of_the_whole() {
+        let text = texts().concat().repeat(100);
+        assert!(text.len() > 2 * crate::tokenizer::PIECE);
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("data");
+        let documents = [text, "short".to_owned()];
+        prepare(&corpus(&documents), tokenizer(), &out, &Default::default(), &mut go_on).unwrap();
+        let shards = TokenShards::open(&out.join("train")).unwrap();
+        assert_eq!(shards.tokens(0..shards.len()).unwrap(), expected(tokenizer(), &documents));
+        assert_eq!(shards.document_count(), 2);
+    }
+
+    #[test]
+    fn progress_is_reported_and_stops_without_a_trace() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("data");
+        let corpus = corpus(&texts());
+        let mut last = None;
+        let mut stop = |progress| {
+            last = Some(progress);
+            ControlFlow::Break(())
+        };
+        let stopped = prepare(&corpus, tokenizer(), &out, &Default::default(), &mut stop);
+        assert!(matches!(stopped, Err(Error::Interrupted)));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        let last = last.unwrap();
+        assert_eq!((last.done, last.total), (corpus.bytes(), corpus.bytes()));
+        assert_eq!(last.text_bytes, texts().iter().map(|text| text.len() as u64).sum::<u64>());
+    }
+
+    #[test]
+    fn errors_leave_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("data");
+        let run = |corpus: &Corpus, options: &PrepareOptions| {
+            prepare(corpus, tokenizer(), &out, options, &mut go_on).unwrap_err().to_string()
+        };
+        let usual = PrepareOptions::default();
+        let hold_out = |hold_out| PrepareOptions { hold_out, ..Default::default() };
+        let bad = Corpus::embedded("bad.jsonl", b"{\"text\": \"x\"}\n{\"tex\": \"x\"}\n").unwrap();
+        assert!(run(&bad, &usual).contains("bad.jsonl: line 2: no field \"text\""));
+        let empty = Corpus::embedded("empty.jsonl", b"{\"text\": \"\"}\n").unwrap();
+        assert_eq!(run(&empty, &usual), "the corpus is empty: no text in 1 file(s): empty.jsonl");
+        assert!(run(&bad, &hold_out(1.0)).starts_with("hold_out = 1: "));
+        assert!(run(&bad, &hold_out(f64::NAN)).starts_with("hold_out = NaN: "));
+        let one = corpus(&texts()[..1]);
+        assert!(
+            run(&one, &hold_out(0.999999))
+                .contains("leaves nothing for training of the corpus's 1 documents")
+        );
+        assert!(run(&one, &hold_out(1e-9)).contains("leaves nothing for validation"));
+        let none = PrepareOptions { shard_tokens: 0, ..Default::default() };
+        assert!(run(&one, &none).starts_with("shard_tokens = 0: "));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        std::fs::create_dir(&out).unwrap();
+        assert!(run(&one, &usual).contains("already exists; remove it"));
+    }
+
+    #[test]
+    fn documents_without_text_are_counted() {
+        let (folder, mut texts) = (tempfile::tempdir().unwrap(), texts());
+        texts[3].clear();
+        let out = folder.path().join("data");
+        let summary = prepare(&corpus(&texts), tokenizer(), &out, &Default::default(), &mut go_on).unwrap();
+        assert_eq!((summary.empty_documents, summary.train.documents), (1, 59));
+    }
+
+    #[test]
+    fn another_tokenizer_is_refused_by_name() {
+        let (_folder, out, _) = prepared(&PrepareOptions::default());
+        let other = train(289);
+        let message =
+            TokenShards::open(&out.join("train")).unwrap().check_tokenizer(&other).unwrap_err().to_string();
+        assert!(message.contains(&format!(
+            "made with tokenizer {}, not with {}",
+            tokenizer().hash(),
+            other.hash()
+        )));
+    }
+
+    #[test]
+    fn a_changed_bit_or_a_missing_end_is_found() {
+        let (folder, out, _) = prepared(&PrepareOptions { shard_tokens: u64::MAX, ..Default::default() });
+        let whole = std::fs::read(out.join("train/00000.tokens")).unwrap();
+        let path = folder.path().join("damaged.tokens");
+        let try_all = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            TokenShards::open(&path).and_then(|shards| shards.verify())
+        };
+        try_all(&whole).unwrap();
+        for at in (0..whole.len()).step_by(7).chain(0..HEADER) {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1 << (at % 8);
+            let message = try_all(&damaged).unwrap_err().to_string();
+            assert!(message.contains("damaged.tokens: "), "byte {at}: {message}");
+            // Reading without having verified may give other tokens, but none that has no meaning, and never
+            // fails otherwise.
+            if let Ok(shards) = TokenShards::open(&path) {
+                let tokens = shards.tokens(0..shards.len());
+                assert!(
+                    tokens.is_err() || tokens.is_ok_and(|tokens| tokens.iter().all(|token| *token < 290))
+                );
+            }
+        }
+        for length in [0, 1, HEADER - 1, HEADER, whole.len() / 2, whole.len() - 1] {
+            std::fs::write(&path, &whole[..length]).unwrap();
+            assert!(matches!(TokenShards::open(&path), Err(Error::MalformedShard { .. })), "{length} bytes");
+        }
+        std::fs::write(&path, [&whole[..], b"x"].concat()).unwrap();
+        let message = TokenShards::open(&path).unwrap_err().to_string();
+        let expected = format!("has {} bytes instead of {}", whole.len() + 1, whole.len());
+        assert!(message.contains(&expected), "{message}");
+    }
+
+    #[test]
+    fn other_files_and_incomplete_folders_are_refused() {
+        let (_folder, out, _) = prepared(&PrepareOptions { shard_tokens: 300, ..Default::default() });
+        let refused = |path: &Path, expected: &str| {
+            let message = TokenShards::open(path).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        };
+        refused(&out, "no .tokens file in this folder");
+        refused(&out.join("nothing"), "cannot read ");
+        let train = out.join("train");
+        let (second, hidden) = (train.join("00001.tokens"), train.join("hidden"));
+        std::fs::rename(&second, &hidden).unwrap();
+        refused(&train, "is shard 2, and shard 1 is missing");
+        let (_other_folder, other, _) = prepared(&PrepareOptions::default());
+        std::fs::copy(other.join("train/00000.tokens"), &second).unwrap();
+        refused(&train, "belongs to another preparation");
+        std::fs::write(&second, b"{}".repeat(200)).unwrap();
+        refused(&train, "00001.tokens: is not a token shard");
+        std::fs::rename(&hidden, &second).unwrap();
+        let count = std::fs::read_dir(&train).unwrap().count();
+        std::fs::remove_file(train.join(format!("{:05}.tokens", count - 1))).unwrap();
+        refused(&train, &format!("has {} of {count} shards", count - 1));
+    }
+
+    #[test]
+    fn a_range_beyond_the_end_is_refused() {
+        let (_folder, out, _) = prepared(&PrepareOptions::default());
+        let shards = TokenShards::open(&out.join("train")).unwrap();
+        let end = shards.len();
+        assert!(shards.tokens(end - 1..end).is_ok());
+        let message = shards.tokens(end - 1..end + 1).unwrap_err().to_string();
+        assert!(
+            message.contains(&format!("2 tokens from {} on go beyond its {end} tokens", end - 1)),
+            "{message}"
+        );
+        assert!(shards.read(u64::MAX, &mut [0; 2]).is_err());
+        assert!(shards.tokens(0..u64::MAX).is_err());
+    }
+
+    #[test]
+    fn sampled_batches_hold_the_tokens_of_their_windows() {
+        let (_folder, out, _) = prepared(&PrepareOptions { shard_tokens: 300, ..Default::default() });
+        let shards = TokenShards::open(&out.join("train")).unwrap();
+        let mut sampler = crate::Sampler::new(3, 32, 5, shards.len()).unwrap();
+        let batch = sampler.next_batch(&shards).unwrap();
+        assert_eq!((batch.len(), batch.tokens.len()), (5, 5 * 33));
+        for (start, window) in batch.starts.iter().zip(batch.tokens.chunks(33)) {
+            assert_eq!(window, shards.tokens(*start..start + 33).unwrap());
+        }
+        let message = crate::Sampler::new(3, 32, 5, 99).unwrap().next_batch(&shards).unwrap_err().to_string();
+        assert!(message.starts_with("tokens = 99: "), "{message}");
+    }
+
+    #[test]
+    fn other_data_have_another_identity() {
+        let identity = |out: &Path| TokenShards::open(&out.join("train")).unwrap().identity();
+        let (_one, one, _) = prepared(&PrepareOptions::default());
+        let (_same, same, _) = prepared(&PrepareOptions::default());
+        let (_other, other, _) = prepared(&PrepareOptions { hold_out: 0.3, ..Default::default() });
+        assert_eq!(identity(&one), identity(&same));
+        assert_ne!(identity(&one), identity(&other));
+    }
+
+    proptest! {
+        #[test]
+        fn any_range_over_any_shards_is_the_slice(start in 0..2000usize, count in 0..1500usize) {
+            static DATA: OnceLock<(TempDir, TokenShards, Vec<u32>)> = OnceLock::new();
+            let (_, shards, tokens) = DATA.get_or_init(|| {
+                let (folder, out, _) = prepared(&PrepareOptions { shard_tokens: 200, ..Default::default() });
+                (folder, TokenShards::open(&out.join("train")).unwrap(), expected(tokenizer(), &texts()))
+            });
+            let start = start.min(tokens.len());
+            let end = (start + count).min(tokens.len());
+            prop_assert_eq!(&shards.tokens(start as u64..end as u64).unwrap(), &tokens[start..end]);
+        }
+    }
+}

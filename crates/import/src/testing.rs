@@ -1,0 +1,146 @@
+//! A small model with random weights and a tokenizer of bytes, for tests.
+#![allow(clippy::unwrap_used, reason = "a panic is a failure")]
+
+use std::collections::BTreeMap;
+
+use engram_data::Begin;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::json;
+
+use crate::gguf_writer::Writer;
+use crate::llama::LlamaConfig;
+use crate::open::OutsideModel;
+
+/// Its sizes; heads in two groups.
+pub const CONFIG: LlamaConfig = LlamaConfig {
+    vocabulary: 257,
+    width: 12,
+    blocks: 2,
+    heads: 4,
+    key_heads: 2,
+    head_width: 4,
+    feed_forward: 20,
+    norm_epsilon: 1e-5,
+    rotary_base: 10_000.0,
+    context: 60,
+};
+
+/// Weights by the names that Hugging Face's library gives them; the head is the embedding.
+pub fn tensors(seed: u64) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
+    let LlamaConfig { vocabulary, width, blocks, heads, key_heads, head_width, feed_forward, .. } = CONFIG;
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut tensors = BTreeMap::new();
+    let mut add = |name: String, shape: &[usize]| {
+        let count = shape.iter().product();
+        let values = (0..count)
+            .map(|_| random.random::<f32>() - 0.5)
+            .map(|v| if shape.len() == 1 { v + 1.0 } else { v });
+        tensors.insert(format!("{name}.weight"), (shape.to_vec(), values.collect()));
+    };
+    add("model.embed_tokens".into(), &[vocabulary, width]);
+    add("model.norm".into(), &[width]);
+    for block in 0..blocks {
+        let mut part = |part: &str, shape: &[usize]| add(format!("model.layers.{block}.{part}"), shape);
+        part("input_layernorm", &[width]);
+        part("post_attention_layernorm", &[width]);
+        part("self_attn.q_proj", &[heads * head_width, width]);
+        part("self_attn.k_proj", &[key_heads * head_width, width]);
+        part("self_attn.v_proj", &[key_heads * head_width, width]);
+        part("self_attn.o_proj", &[width, heads * head_width]);
+        part("mlp.gate_proj", &[feed_forward, width]);
+        part("mlp.up_proj", &[feed_forward, width]);
+        part("mlp.down_proj", &[width, feed_forward]);
+    }
+    tensors
+}
+
+/// Byte-level names of all bytes, as GPT-2 has them, and the end of text.
+pub fn names() -> Vec<String> {
+    let printable = |byte: u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+    let others: Vec<u32> = (0..256).filter(|&byte| !printable(byte)).collect();
+    let name = |byte: u32| match others.iter().position(|&other| other == byte) {
+        Some(at) => 256 + at as u32,
+        None => byte,
+    };
+    let bytes = (0..256).filter_map(|byte| char::from_u32(name(byte))).map(String::from);
+    bytes.chain(["<|endoftext|>".to_owned()]).collect()
+}
+
+/// Rows `[heads, 2, pairs]` as `[heads, pairs, 2]`: what GGUF files hold.
+fn pairs_together(values: &[f32], inputs: usize) -> Vec<f32> {
+    let half = CONFIG.head_width / 2;
+    let row = |head: &[f32], at: usize| head[(at % 2 * half + at / 2) * inputs..][..inputs].to_vec();
+    let heads = values.chunks(CONFIG.head_width * inputs);
+    heads.flat_map(|head| (0..CONFIG.head_width).flat_map(move |at| row(head, at))).collect()
+}
+
+/// The model as a GGUF file in f32.
+pub fn gguf(context: usize, seed: u64) -> Writer {
+    let mut file = Writer::default();
+    let integers = [
+        ("block_count", CONFIG.blocks),
+        ("context_length", context),
+        ("embedding_length", CONFIG.width),
+        ("feed_forward_length", CONFIG.feed_forward),
+        ("attention.head_count", CONFIG.heads),
+        ("attention.head_count_kv", CONFIG.key_heads),
+        ("attention.key_length", CONFIG.head_width),
+        ("rope.dimension_count", CONFIG.head_width),
+    ];
+    file.text("general.architecture", "llama").text("tokenizer.ggml.model", "gpt2");
+    for (key, value) in integers {
+        file.integer(&format!("llama.{key}"), value as u32);
+    }
+    file.float("llama.attention.layer_norm_rms_epsilon", CONFIG.norm_epsilon);
+    file.text("tokenizer.ggml.pre", "smollm").texts("tokenizer.ggml.tokens", &names());
+    let types: Vec<i32> = (0..257).map(|id| if id == 256 { 3 } else { 1 }).collect();
+    file.integers("tokenizer.ggml.token_type", &types).texts("tokenizer.ggml.merges", &[]);
+    file.integer("tokenizer.ggml.eos_token_id", 256).bool("tokenizer.ggml.add_bos_token", false);
+    for (name, (shape, values)) in tensors(seed) {
+        let turned = name.contains("q_proj") || name.contains("k_proj");
+        let values = if turned { pairs_together(&values, CONFIG.width) } else { values };
+        file.tensor(&crate::open::gguf_name(&name), &shape, 0, bytemuck::cast_slice(&values));
+    }
+    file
+}
+
+/// The model, opened.
+pub fn tiny(context: usize, seed: u64) -> OutsideModel {
+    let file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
+    std::fs::write(file.path(), gguf(context, seed).bytes()).unwrap();
+    OutsideModel::open(file.path()).unwrap()
+}
+
+/// Its tokenizer as a file of its own.
+pub fn tokenizer_json() -> String {
+    let vocabulary: serde_json::Map<String, serde_json::Value> =
+        names().into_iter().enumerate().map(|(id, name)| (name, id.into())).collect();
+    let byte_level =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+        "added_tokens": [{
+            "id": 256, "content": "<|endoftext|>", "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true,
+        }],
+        "pre_tokenizer": byte_level, "decoder": byte_level,
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+            "vocab": vocabulary, "merges": [],
+        },
+    })
+    .to_string()
+}
+
+/// Changes what stands before a text.
+pub fn set_begin(model: &mut OutsideModel, begin: Begin) {
+    model.begin = begin;
+}
+
+/// Gives the model a head of its own, `[width, vocabulary]`.
+pub fn set_head(model: &mut OutsideModel, head: &[f32]) {
+    model.llama.head = head.to_vec();
+    model.llama.tied_head = false;
+}

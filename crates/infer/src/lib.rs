@@ -1,0 +1,78 @@
+//! Models to tokens and likelihoods: incremental decoding and continuous batching.
+//!
+//! Which memory rows a token reads depends on tokens alone, so that a table may live in RAM, on disk or in a cluster
+//! and its rows be on their way before the model needs them. This crate is the model in use, built around that.
+//!
+//! * [`Decoder`]: a model one chunk of each sequence at a time. Of latent attention it keeps the latents alone, with
+//!   the projections to keys and values absorbed. Every sum of a position has an order of its own: **logits have the
+//!   same bits alone, in any batch, and for any division into chunks and pages.**
+//! * [`Cache`]: what is kept of positions, in pages that sequences with a common beginning share. The memory's short
+//!   convolution keeps its past there, too, so that taking tokens back is forgetting positions.
+//! * [`RowTiers`]: the rows of a step, asked for as soon as its tokens are known, from whatever tier; what is waited
+//!   for them is measured.
+//! * [`Engine`]: continuous batching, prompts read in chunks, drafts by prompt look-up that change no answer.
+//!   Whoever stops listening frees the place.
+//!
+//! ```
+//! use burn::tensor::Device;
+//! use engram_kernels::WeightFormat;
+//! use engram_model::LanguageModel;
+//! use engram_config::{ModelConfig, Precision};
+//! use engram_infer::{Decoder, Engine, EngineOptions, Event, Model, Request};
+//!
+//! let config: ModelConfig = toml::from_str(r#"
+//!     vocabulary = 64
+//!     width = 16
+//!     blocks = 2
+//!     context = 32
+//!     attention = { kind = "latent", heads = 2, latent_rank = 8, content_width = 8, rotary_width = 4, value_width = 8 }
+//!     feed_forward = { width = 32 }
+//! "#)?;
+//! let model = LanguageModel::new(&config, &Device::flex(), 42, Precision::F32)?;
+//! let decoder = Decoder::new(&model, &config, WeightFormat::F32)?;
+//! // Without a memory there are no rows to fetch. Every token stands for one letter here.
+//! let token_bytes = (b'@'..).take(64).map(|letter| vec![letter]).collect();
+//! let options = EngineOptions { cache_bytes: 1 << 20, ..EngineOptions::default() };
+//! let engine = Engine::start(Model { decoder, rows: None, token_bytes }, options)?;
+//!
+//! let mut events = engine.submit(Request::new(vec![1, 2, 3], 5))?;
+//! let mut text = String::new();
+//! while let Some(event) = events.blocking_recv() {
+//!     match event {
+//!         Event::Token(token) => text += &token.text,
+//!         Event::Done(summary) => assert_eq!(summary.completion_tokens, 5),
+//!         Event::Gates(_) => {}
+//!         Event::Failed(failure) => return Err(failure.into()),
+//!     }
+//! }
+//! assert_eq!(text.len(), 5);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+#![forbid(unsafe_code)]
+
+mod cache;
+mod chat_template;
+mod decoder;
+mod engine;
+mod experts;
+mod feed_forward;
+mod memory_decoder;
+mod metrics;
+mod prompt_lookup;
+mod request;
+mod row_fetch;
+mod sampling;
+mod stop_strings;
+mod text_codec;
+mod text_stream;
+mod weights;
+
+pub use cache::{Cache, CacheFull, CacheLayout, Root, Sequence};
+pub use chat_template::{ChatTemplate, Message, TemplateError};
+pub use decoder::{Chunk, Decoder, StepOutput, UnpublishedMemory};
+pub use engine::{Engine, EngineError, EngineOptions, Model};
+pub use metrics::Metrics;
+pub use request::{Event, Failure, Finish, GeneratedToken, PositionGates, Refusal, Request, Summary};
+pub use row_fetch::{Needed, RowFetch, RowIds, RowTiers, TierError};
+pub use sampling::{BadParameter, Sampling, TokenLogprob};
+pub use text_codec::{CodecError, Opening, TextCodec};
