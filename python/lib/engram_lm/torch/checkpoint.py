@@ -25,7 +25,7 @@ from engram_lm._addressing import newest_checkpoint
 from engram_lm._core import Addressing, DamagedError, blake3_of_file
 from engram_lm.config import RunConfig, load_run_config
 from engram_lm.torch.model import LanguageModel
-from engram_lm.torch.rows import RowTable
+from engram_lm.torch.rows import RowTable, Where
 
 FORMAT = 1
 
@@ -70,7 +70,7 @@ class Checkpoint:
         """The addressing of its memory. Raises `ValueError` if it has none."""
         return Addressing.from_checkpoint(self.folder)
 
-    def tables(self, where: str = "store", device: torch.device | str = "cpu", **options: Any) -> dict[int, RowTable]:
+    def tables(self, where: Where = "store", device: torch.device | str = "cpu", **options: Any) -> dict[int, RowTable]:
         """The table of every memory layer, with its optimiser's state; options as in `RowTable.open`."""
         memory = self.run.model.memory
         if memory is None:
@@ -79,7 +79,7 @@ class Checkpoint:
         return {
             layer: RowTable.open(
                 self.folder / table_name(layer),
-                where=where,  # type: ignore[arg-type]
+                where=where,
                 device=device,
                 addressing=addressing.layer(layer),
                 **options,

@@ -112,6 +112,8 @@ class Optimizer:
 
         Raises `ValueError` for a moment that is missing or unknown.
         """
+        if step == 0 and not state:
+            return
         state = dict(state)
 
         def take(name: str, p: nn.Parameter) -> Tensor:

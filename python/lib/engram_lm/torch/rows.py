@@ -29,6 +29,7 @@ from engram_lm.optimizers import RowOptimizer
 from engram_lm.torch import row_optimizer
 
 NO_IDENTITY = "0" * 64
+Where = Literal["store", "device"]
 
 
 class Fetched:
@@ -74,7 +75,7 @@ class RowTable(nn.Module, ABC):
         width: int,
         rows: int | None = None,
         *,
-        where: Literal["store", "device"] = "store",
+        where: Where = "store",
         device: torch.device | str = "cpu",
         optimizer: RowOptimizer | str = "adam",
         addressing: Addressing | None = None,
@@ -108,7 +109,7 @@ class RowTable(nn.Module, ABC):
     def open(
         path: str | os.PathLike[str],
         *,
-        where: Literal["store", "device"] = "store",
+        where: Where = "store",
         device: torch.device | str = "cpu",
         addressing: Addressing | None = None,
         folder: str | os.PathLike[str] | None = None,
