@@ -22,7 +22,9 @@
 #![forbid(unsafe_code)]
 
 mod accounting;
+mod attention;
 mod error;
+mod feed_forward;
 mod model;
 mod optimizer;
 mod precision;
@@ -34,7 +36,9 @@ mod toml_file;
 mod training_memory;
 
 pub use accounting::Account;
+pub use attention::{AttentionConfig, BlockRotary, LatentConfig, PlainConfig, RotaryScaling, YarnConfig};
 pub use error::{ConfigError, Error, Result};
+pub use feed_forward::{Activation, ExpertGroups, ExpertScore, ExpertsConfig, FeedForwardConfig, GroupScore};
 pub use model::*;
 pub use optimizer::OptimizerConfig;
 pub use precision::{Precision, PrecisionConfig};
