@@ -71,7 +71,7 @@ impl Run {
         let pace = Pace::new(step);
         let train = &trainer.config().train;
         let (seen, there) =
-            (train.steps * (train.batch * trainer.config().model.context) as u64, trainer.training_tokens());
+            (train.steps.saturating_mul((train.batch * trainer.config().model.context) as u64), trainer.training_tokens());
         if seen > there {
             let times = seen as f64 / there as f64;
             note(format_args!(

@@ -19,7 +19,7 @@ fn damaged_records_are_refused_skipped_or_mended() {
     let workshop = Workshop::prepared();
     let lines = b"\xef\xbb\xbf{\"text\": \"one\"}\r\n{\"text\": \"t\xffwo\"}\r\n{\"text\": null}\r\n{\"text\": \"\\ud83d\"}\r\n";
     workshop.write("odd.jsonl", lines);
-    prepare(&workshop, "").expect(INPUT, &["odd.jsonl", "line 2", "byte 32"]);
+    prepare(&workshop, "").expect(INPUT, &["odd.jsonl", "line 2", "byte 31"]);
     let skipped = prepare(&workshop, "--skip-damaged").expect(0, &["skipped", ": 3", "line 3", "null"]);
     assert!(skipped.stdout.contains("train"), "{}", skipped.stdout);
     std::fs::remove_dir_all(workshop.path("odd")).unwrap();

@@ -87,7 +87,7 @@ pub(crate) fn check(changes: &[SettingChange], allowed: &[String], folder: &Path
 pub(crate) fn check_keys(allowed: &[String], saved: &RunConfig, config: &RunConfig) -> Result<(), Error> {
     let known: Vec<String> = flat(saved).into_keys().chain(flat(config).into_keys()).collect();
     let is_known = |key: &&String| {
-        ["data.train", "data.valid"].contains(&key.as_str())
+        ["data", "data.train", "data.valid"].contains(&key.as_str())
             || HARMLESS.contains(&key.as_str())
             || known.iter().any(|known| known == *key || known.starts_with(&format!("{key}.")))
     };
