@@ -4,14 +4,12 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 
 use engram_data::Begin;
-use engram_model::TargetScore;
 
 use super::error::{Error, Result};
 use super::outcome::{Length, Outcome, Said};
 use super::question::{Ask, Place, Question, Statement};
-use super::scorer::{Cost, Likelihood, Request, Scorer};
+use super::scorer::{Cost, Likelihood, Request, Scorer, TargetScore};
 use super::task_file::{Form, LongPerplexity, Task};
-use engram_import::common;
 
 /// How questions are put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
