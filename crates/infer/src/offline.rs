@@ -491,7 +491,8 @@ fn admit(
     open: &mut Vec<OpenText>,
     of_open: &mut Vec<Line>,
 ) -> Result<(), OfflineError> {
-    let all_read = open.iter().zip(&*of_open).all(|(text, line)| line.sequence.len() + 1 == text.tokens.len());
+    let all_read =
+        open.iter().zip(&*of_open).all(|(text, line)| line.sequence.len() + 1 == text.tokens.len());
     if open.len() < TEXTS
         && all_read
         && let Some(index) = waiting.pop_front()

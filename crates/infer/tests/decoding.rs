@@ -6,8 +6,7 @@ mod common;
 use common::{EVERYTHING, Fixture, PLAIN, WITHOUT_MEMORY, assert_close, departing, random_tokens};
 use engram_address::History;
 use engram_infer::{
-    Cache, Chunk, Decoder, Dtype, Needed, Root, RowIds, RowTiers, Sequence, StepOutput,
-    Target,
+    Cache, Chunk, Decoder, Dtype, Needed, Root, RowIds, RowTiers, Sequence, StepOutput, Target,
 };
 use proptest::prelude::*;
 

@@ -54,7 +54,8 @@ fn scores_are_the_logarithms_of_probabilities() {
         let fixture = Fixture::new(config);
         let tokens = random_tokens(30, 4);
         let found = offline(&fixture).score(&[ScoredText { tokens: &tokens, first: 1 }]).unwrap();
-        for ((logits, token), found) in fixture.plain_logits(&tokens).iter().zip(&tokens[1..]).zip(&found[0]) {
+        for ((logits, token), found) in fixture.plain_logits(&tokens).iter().zip(&tokens[1..]).zip(&found[0])
+        {
             let total: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
             let expected = f64::from(logits[*token as usize]) - total.ln();
             assert!((f64::from(found.logprob) - expected).abs() < 2e-4);
@@ -68,7 +69,8 @@ fn continuations_are_the_likeliest_tokens() {
         let fixture = Fixture::new(config);
         let make = || if memory { offline(&fixture) } else { offline(&fixture).without_memory() };
         // More texts than are continued at once, some of which begin alike.
-        let prompts: Vec<Vec<u32>> = (0..20).map(|seed| random_tokens(1 + seed as usize * 2, seed / 3)).collect();
+        let prompts: Vec<Vec<u32>> =
+            (0..20).map(|seed| random_tokens(1 + seed as usize * 2, seed / 3)).collect();
         let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
         let never = &|| false;
         let mut all = make();
@@ -99,7 +101,8 @@ fn continuations_are_the_likeliest_tokens() {
 fn what_cannot_be_computed_is_refused() {
     let fixture = Fixture::new(PLAIN);
     let mut offline = offline(&fixture);
-    let mut score = |tokens: &[u32], first: usize| offline.score(&[ScoredText { tokens, first }]).unwrap_err();
+    let mut score =
+        |tokens: &[u32], first: usize| offline.score(&[ScoredText { tokens, first }]).unwrap_err();
     assert!(matches!(score(&[1, 64], 1), OfflineError::Token { token: 64, vocabulary: 64 }));
     assert!(matches!(score(&[1, 2], 0), OfflineError::Empty));
     assert!(matches!(score(&[1, 2], 2), OfflineError::Empty));

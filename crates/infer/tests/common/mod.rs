@@ -91,7 +91,8 @@ const MEMORIES: [&str; 9] = [
 pub(crate) fn departing() -> Vec<String> {
     let models = BACKBONES.iter().flat_map(|backbone| MEMORIES.map(|memory| (*backbone, memory)));
     // With one stream there is nothing to share a gate.
-    let can_be = models.filter(|(backbone, memory)| backbone.contains("streams") || !memory.contains("shared"));
+    let can_be =
+        models.filter(|(backbone, memory)| backbone.contains("streams") || !memory.contains("shared"));
     let text = |(backbone, memory): (&str, &str)| {
         format!("{backbone}\nmemory = {{ max_order = 3, heads = 2, rows_per_head = [300, 300], {memory} }}")
     };
