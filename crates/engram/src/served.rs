@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
-use engram_data::Begin;
-use engram_import::Checkpoint;
+use engram_data::{Begin, PermutedPlaces};
 use engram_infer::{
     ChatTemplate, Decoder, Dtype, Engine, EngineOptions, Event, Model, Opening, Request, RowTiers, TextCodec,
 };
@@ -48,7 +47,7 @@ pub(crate) enum Weights {
 }
 
 impl Weights {
-    fn format(self) -> Dtype {
+    fn dtype(self) -> Dtype {
         match self {
             Self::F32 => Dtype::F32,
             Self::Bf16 => Dtype::Bf16,
@@ -77,7 +76,7 @@ impl ModelOptions {
         for path in trained.table_files() {
             tiers.push(self.tier.open(path, &TableHeader::read(path)?)?);
         }
-        Served::of(&trained, tiers, self.weights.format())
+        Served::of(&trained, tiers, self.weights.dtype())
     }
 
     /// The name of the checkpoint's folder.
@@ -100,7 +99,7 @@ impl Served {
         Self::of(trained, tiers, Dtype::F32)
     }
 
-    fn of(trained: &Trained, tiers: Vec<OpenTier>, format: Dtype) -> anyhow::Result<Self> {
+    fn of(trained: &Trained, tiers: Vec<OpenTier>, dtype: Dtype) -> anyhow::Result<Self> {
         let config = &trained.config().model;
         let tokenizer = trained.tokenizer();
         let token_bytes: Vec<Vec<u8>> =
@@ -116,12 +115,12 @@ impl Served {
         let rows = match trained.addressing() {
             Some(addressing) => {
                 let options = PrefetchOptions { time_limit: ROW_LIMIT, ..PrefetchOptions::default() };
-                Some(RowTiers::new(addressing.clone(), sources, &options)?)
+                let permuted = config.memory.as_ref().and_then(PermutedPlaces::of);
+                Some(RowTiers::new(addressing.clone(), sources, &options)?.permuted(permuted))
             }
             None => None,
         };
-        let weights = Checkpoint::open(trained.folder())?.tensors("model.safetensors")?;
-        let decoder = Decoder::new(config, &weights, format)?;
+        let decoder = Decoder::new(config, &engram_train::export(trained.model()), dtype)?;
         let memory_layers = config.memory.as_ref().map_or(Vec::new(), |memory| memory.layers.clone());
         let layers = memory_layers.clone();
         let facts = Facts {

@@ -12,6 +12,7 @@
 //!   for them is measured.
 //! * [`Engine`]: continuous batching, prompts read in chunks, drafts by prompt look-up that change no answer.
 //!   Whoever stops listening frees the place.
+//! * [`Offline`]: many texts scored or continued at once, with beginnings that they share computed once.
 //!
 //! ```
 //! use std::collections::BTreeMap;
@@ -83,7 +84,9 @@ mod latent_attention;
 mod metrics;
 mod ngram_embedding;
 mod norm;
+mod offline;
 mod plain_attention;
+mod prefix_tree;
 mod prompt_lookup;
 mod request;
 mod rotary;
@@ -103,6 +106,8 @@ pub use chat_template::{ChatTemplate, Message, TemplateError};
 pub use decoder::{Decoder, StepOutput};
 pub use engine::{Engine, EngineError, EngineOptions, Model};
 pub use metrics::Metrics;
+pub use offline::{Offline, OfflineError};
+pub use prefix_tree::ScoredText;
 pub use request::{Event, Failure, Finish, GeneratedToken, PositionGates, Refusal, Request, Summary};
 pub use row_fetch::{Needed, RowFetch, RowIds, RowTiers, TierError};
 pub use sampling::{BadParameter, Sampling, TokenLogprob};

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use engram_import::HostTensor;
-use engram_kernels::{BlockFormat, PackedMatrix, WeightFormat};
+use engram_kernels::{Activations, BlockFormat, PackedMatrix, WeightFormat};
 
 /// Where a model's weights come from.
 pub trait Weights {
@@ -263,8 +263,16 @@ impl<'a> Loader<'a> {
         match values {
             Values::F32(values) => Ok(self.computed(values, inputs, outputs)),
             Values::Blocks { format, bytes } => {
-                let values = format.dequantize(bytes).map_err(|error| self.error(name, error))?;
-                Ok(self.computed(&transpose(&values, outputs, inputs), inputs, outputs))
+                let activations = match self.all.dtype {
+                    Dtype::F32 => Activations::Exact,
+                    Dtype::File => Activations::Rounded,
+                    Dtype::Bf16 | Dtype::Int8 => {
+                        let values = format.dequantize(bytes).map_err(|error| self.error(name, error))?;
+                        return Ok(self.computed(&transpose(&values, outputs, inputs), inputs, outputs));
+                    }
+                };
+                let packed = PackedMatrix::from_blocks(format, bytes, inputs, outputs, activations);
+                packed.map_err(|error| self.error(name, error))
             }
         }
     }

@@ -198,13 +198,11 @@ fn open(path: &Path, device: DeviceKind, memory: Memory) -> anyhow::Result<Box<d
         return Ok(Box::new(OutsideModel::open(path)?));
     }
     let mut model = Trained::open(path, &device.open()?)?;
-    // The decoder computes on the processor, and knows the published forms of memory alone.
-    let departs = model.config().model.memory.as_ref().is_some_and(|memory| memory.departs().is_some());
     if memory == Memory::Off {
         model.switch_memory_off().with_context(|| path.display().to_string())?;
     }
-    let decodes = device == DeviceKind::Cpu && !departs;
-    Ok(if decodes { Box::new(Decoded::new(model)) } else { Box::new(model) })
+    // The decoder computes on the processor.
+    Ok(if device == DeviceKind::Cpu { Box::new(Decoded::new(model)) } else { Box::new(model) })
 }
 
 /// The questions without an outcome.

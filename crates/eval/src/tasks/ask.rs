@@ -4,15 +4,13 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 
 use engram_data::Begin;
-use engram_model::TargetScore;
 
 use super::error::{Error, Result};
 use super::options::AskOptions;
 use super::outcome::{Length, Outcome, Said};
 use super::question::{Ask, Place, Question, Statement};
-use super::scorer::{Cost, Likelihood, Request, Scorer};
+use super::scorer::{Cost, Likelihood, Request, Scorer, TargetScore};
 use super::task_file::{Form, LongPerplexity, Task};
-use engram_import::common;
 
 /// How far the asking has come: tokens done and to do.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
