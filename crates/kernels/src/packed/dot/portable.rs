@@ -28,7 +28,7 @@ pub(super) fn add_with<K: Kind>(
     let mut tile = [Line::ZERO; TILE_LINES];
     let tile = &mut tile[..tile_layout.lines()];
     let quads = QUADS / layout.halves;
-    for (index, record) in records.chunks_exact(layout.lines()).enumerate() {
+    for (index, record) in records.chunks_exact(K::LINES).enumerate() {
         for group in 0..layout.groups {
             layout.unpack(record, group, tile);
             for (row, sums) in rows.iter().zip(&mut *sums) {
