@@ -105,7 +105,8 @@ def main() -> None:
     print(f"{'rows':>8}{'python':>10}{'rust':>10}{'share':>8}{'embedding':>12}{'times':>8}")
     for entry in found:
         python, rust, torchs = (1e3 * entry[name] for name in ("python", "rust", "embedding"))
-        line = f"{int(entry['rows']):>8}{python:>10.3f}{rust:>10.3f}{rust / python:>8.2f}{torchs:>12.3f}{torchs / python:>8.2f}"
+        numbers = f"{python:>10.3f}{rust:>10.3f}{rust / python:>8.2f}{torchs:>12.3f}{torchs / python:>8.2f}"
+        line = f"{int(entry['rows']):>8}{numbers}"
         print(line)
     store, device, sparse = (1e3 * steps[name] for name in ("store", "device", "sparse_adam"))
     print(
