@@ -45,7 +45,7 @@ pub fn geglu(gate_up: &[f32], width: usize) -> Vec<f32> {
 /// As [`geglu`], or when `output` has another size.
 pub fn geglu_into(gate_up: &[f32], width: usize, output: &mut [f32]) {
     /// 2·√(2/π).
-    const FACTOR: f32 = 1.595_769_1;
+    const FACTOR: f32 = 1.595_769;
     gated(
         gate_up,
         width,
