@@ -5,7 +5,6 @@
 
 mod commands;
 mod corpus_rows;
-mod decoded;
 mod device;
 mod device_probe;
 mod failure;
