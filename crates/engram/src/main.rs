@@ -6,7 +6,6 @@
 mod commands;
 mod corpus_options;
 mod corpus_rows;
-mod decoded;
 mod device;
 mod device_probe;
 mod failure;

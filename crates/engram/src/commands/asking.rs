@@ -7,17 +7,17 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::Args;
 use engram_eval::tasks::{
-    AskOptions, Error, FewShot, Header, Outcome, Question, RecordFile, Scorer, Task, ask,
+    AskOptions, Error, FewShot, Header, ModelScorer, Outcome, Question, RecordFile, Scorer, Task, ask,
 };
-use engram_import::OutsideModel;
-use engram_train::Trained;
+use engram_infer::{Dtype, EngineOptions, Offline};
 
-use crate::decoded::Decoded;
 use crate::device::DeviceKind;
 use crate::failure::{Interrupted, refuse};
 use crate::hub::Hub;
+use crate::interrupt;
 use crate::note::note;
 use crate::progress::Passage;
+use crate::served::{self, Served};
 
 /// Tasks, and how they are asked.
 #[derive(Debug, Args)]
@@ -118,7 +118,7 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    /// Opens a checkpoint, or a model from outside, which has no memory that could be off.
+    /// Opens a checkpoint, or a model from elsewhere, which has no memory that could be off.
     pub(super) fn open(path: &Path, device: DeviceKind, memory: Memory) -> anyhow::Result<Self> {
         let (scorer, path) = (open(path, device, memory)?, path.to_owned());
         Ok(Self { scorer, path, memory })
@@ -185,24 +185,24 @@ impl Asked {
 }
 
 fn open(path: &Path, device: DeviceKind, memory: Memory) -> anyhow::Result<Box<dyn Scorer>> {
-    if OutsideModel::is_one(path) {
-        if memory == Memory::Off {
-            let path = path.display();
-            return refuse(format!(
-                "{path}: a model from outside has no memory that could be switched off; name a checkpoint of Engram"
-            ));
-        }
-        if device != DeviceKind::Cpu {
-            return refuse("a model from outside computes on the processor: leave --device out");
-        }
-        return Ok(Box::new(OutsideModel::open(path)?));
+    if device != DeviceKind::Cpu {
+        return refuse("answers are computed on the processor: leave --device out");
     }
-    let mut model = Trained::open(path, &device.open()?)?;
+    let model = served::open(path)?;
+    let mut identity = model.identity()?;
+    if memory == Memory::Off && model.config().model.memory.is_none() {
+        let path = path.display();
+        return refuse(format!("{path}: this model has no memory that could be switched off"));
+    }
+    let engram_infer::Model { decoder, rows, .. } = Served::mapped(&model, Dtype::F32)?.model;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut offline = Offline::new(decoder, rows, EngineOptions::default().cache_bytes, threads)?;
     if memory == Memory::Off {
-        model.switch_memory_off().with_context(|| path.display().to_string())?;
+        offline = offline.without_memory();
+        identity += ", memory off";
     }
-    // The decoder computes on the processor.
-    Ok(if device == DeviceKind::Cpu { Box::new(Decoded::new(model)) } else { Box::new(model) })
+    let scorer = ModelScorer::new(offline, model.tokenizer().clone(), model.begin(), identity);
+    Ok(Box::new(scorer.until(interrupt::asked)))
 }
 
 /// The questions without an outcome.

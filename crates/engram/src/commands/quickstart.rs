@@ -6,7 +6,7 @@ use burn::tensor::Device;
 use clap::Args;
 use engram_config::{Account, DataConfig, RunConfig};
 use engram_data::{Corpus, Tokenizer, TokenizerTraining};
-use engram_infer::{Request, Sampling};
+use engram_infer::{Dtype, Request, Sampling};
 use engram_train::{HeldOut, Trained};
 use serde::Serialize;
 
@@ -23,7 +23,7 @@ use crate::note::note;
 use crate::number::{duration, short};
 use crate::progress::Progress;
 use crate::run::Run;
-use crate::served::Served;
+use crate::served::{self, Served};
 use crate::table::Table;
 
 const TRAIN: &[u8] = include_bytes!("../../../../data/quickstart.train.jsonl.zst");
@@ -214,7 +214,8 @@ impl Quickstart {
         print(format!("A sample of the memory model:\n\n{PROMPT}"))?;
         let sampling = Sampling { temperature: 0.7, top_p: 0.9, seed: self.seed, ..Sampling::default() };
         let request = Request { sampling, ..Request::new(Vec::new(), 0) };
-        let (engine, codec) = Served::mapped(memory)?.for_one()?;
+        let served = Served::mapped(&served::open(&self.folder("memory"))?, Dtype::F32)?;
+        let (engine, codec) = served.for_one()?;
         generate::proceed((&engine, &codec), PROMPT, Some(80), request, &mut |text| print(text))?;
 
         print("\n\nWhere the memory opens, in sentences neither model has seen:\n\n")?;

@@ -24,6 +24,11 @@ impl ModelScorer {
         Self { offline: offline.into(), tokenizer, begin, identity, interrupted: || false }
     }
 
+    /// Its tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
     /// Stops continuing texts as soon as `interrupted`.
     pub fn until(self, interrupted: fn() -> bool) -> Self {
         Self { interrupted, ..self }
