@@ -87,7 +87,7 @@ impl Listing {
         let layer = |layer: &engram_address::LayerAddress| Layer {
             layer: layer.layer(),
             rows: layer.rows(),
-            multipliers: layer.multipliers().iter().map(i64::to_string).collect(),
+            multipliers: layer.multipliers().to_vec(),
             primes: layer.primes().to_vec(),
         };
         Ok(Self {
@@ -100,7 +100,7 @@ impl Listing {
     fn to_text(&self) -> String {
         let mut out = format!("addressing {}\n", self.identity.short());
         for Layer { layer, rows, multipliers, .. } in &self.layers {
-            let multipliers = multipliers.join(", ");
+            let multipliers = multipliers.iter().map(i64::to_string).collect::<Vec<_>>().join(", ");
             let _ = writeln!(out, "layer {layer}: {rows} rows, multipliers [{multipliers}]");
         }
         for (time, token) in self.tokens.iter().enumerate() {
