@@ -9,13 +9,13 @@ use clap::Args;
 use engram_eval::tasks::{
     AskOptions, Error, FewShot, Header, Outcome, Question, RecordFile, Scorer, Task, ask,
 };
-use engram_import::OutsideModel;
+use engram_import::{Hub, OutsideModel};
 use engram_train::Trained;
 
 use crate::decoded::Decoded;
 use crate::device::DeviceKind;
 use crate::failure::{Interrupted, refuse};
-use crate::hub::Hub;
+use crate::hub;
 use crate::progress::Passage;
 
 /// Tasks, and how they are asked.
@@ -63,7 +63,7 @@ impl TaskArguments {
 
     /// Sees to it that their data are there: downloads what is missing, if that was asked for.
     pub(super) fn fetch(&self, tasks: &[Task]) -> anyhow::Result<()> {
-        let mut hub = None;
+        let mut reached = None;
         for task in tasks {
             let path = task.data_path(self.data.as_deref());
             if path.exists() {
@@ -71,7 +71,9 @@ impl TaskArguments {
             }
             let (name, shown) = (task.name(), path.display());
             match task.hub() {
-                Some(data) if self.hub => hub.get_or_insert_with(Hub::of_environment).fetch(data, &path)?,
+                Some(data) if self.hub => {
+                    hub::fetch(reached.get_or_insert_with(Hub::of_environment), data, &path)?;
+                }
                 Some(data) => {
                     return refuse(format!(
                         "{name}: {shown} is not there; --hub would make it from {} of the data set {} on the Hugging Face hub",
