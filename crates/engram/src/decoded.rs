@@ -30,7 +30,7 @@ const TEXTS: usize = 16;
 const CHUNK: usize = 512;
 
 impl Decoded {
-    /// Of a checkpoint whose memory, if it has one, is of a published form.
+    /// Of a checkpoint.
     pub(crate) fn new(trained: Trained) -> Self {
         Self { trained, engine: OnceCell::new() }
     }

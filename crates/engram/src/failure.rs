@@ -12,7 +12,6 @@ use std::io;
 use engram_address::AddressError;
 
 use engram_data::Error as DataError;
-use engram_infer::UnpublishedMemory;
 use engram_store::StoreError;
 
 /// Something was asked for that cannot be.
@@ -41,7 +40,7 @@ pub(crate) fn status(error: &anyhow::Error) -> u8 {
         if cause.is::<Interrupted>() {
             return 130;
         }
-        if cause.is::<Refused>() || cause.is::<AddressError>() || cause.is::<UnpublishedMemory>() {
+        if cause.is::<Refused>() || cause.is::<AddressError>() {
             return 2;
         }
         if let Some(error) = cause.downcast_ref::<engram_study::Error>() {
@@ -75,7 +74,7 @@ fn of_tasks(error: &engram_eval::tasks::Error) -> u8 {
         Error::Interrupted => 130,
         Error::File { source, .. } => of_input(names_no_input(source)),
         Error::Model(error) => of_training(error),
-        Error::Line { .. } | Error::Mismatch(_) => 2,
+        Error::Line { .. } | Error::Mismatch(_) | Error::Length(_) => 2,
         Error::Answers(_) => 1,
     }
 }
@@ -96,7 +95,7 @@ fn of_training(error: &engram_train::Error) -> u8 {
     use engram_train::Error;
     match error {
         Error::Interrupted => 130,
-        Error::Diverged { .. } => 1,
+        Error::Diverged { .. } | Error::NotFinite(_) => 1,
         Error::File { source, .. } => of_input(names_no_input(source)),
         Error::Data(error) => of_data(error),
         Error::Store(error) => of_store(error),
@@ -146,8 +145,22 @@ fn of_input(input: bool) -> u8 {
 
 /// Whether the system refused because a name leads to nothing, or to something that cannot be read as asked.
 fn names_no_input(error: &io::Error) -> bool {
-    use io::ErrorKind::{InvalidData, IsADirectory, NotADirectory, NotFound};
-    matches!(error.kind(), NotFound | NotADirectory | IsADirectory | InvalidData)
+    use io::ErrorKind::{
+        AlreadyExists, DirectoryNotEmpty, InvalidData, InvalidFilename, IsADirectory, NotADirectory,
+        NotFound, PermissionDenied, ReadOnlyFilesystem,
+    };
+    matches!(
+        error.kind(),
+        NotFound
+            | NotADirectory
+            | IsADirectory
+            | InvalidData
+            | InvalidFilename
+            | AlreadyExists
+            | DirectoryNotEmpty
+            | PermissionDenied
+            | ReadOnlyFilesystem
+    )
 }
 
 /// The message of `error`: what happened, then each cause that the text before it does not already tell.

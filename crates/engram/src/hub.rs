@@ -10,6 +10,7 @@ use engram_import::{Hub, HubKind, HubRepository};
 
 use crate::failure::{Interrupted, refuse};
 use crate::files::new_file;
+use crate::note::note;
 use crate::progress::Passage;
 
 /// Puts the records that `data` says into `path`, which is not there yet; its folder is made.
@@ -51,7 +52,7 @@ pub(crate) fn fetch(hub: &Hub, data: &HubData, path: &Path) -> anyhow::Result<()
     let synced = written.as_file().sync_all();
     synced.with_context(|| format!("cannot write {}", path.display()))?;
     written.persist(path).with_context(|| format!("cannot write {}", path.display()))?;
-    eprintln!("wrote {} from {source}", path.display());
+    note(format_args!("wrote {} from {source}", path.display()));
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 //! errors to standard error.
 
 mod commands;
+mod corpus_options;
 mod corpus_rows;
 mod decoded;
 mod device;
@@ -16,15 +17,19 @@ mod gate_text;
 mod hit_rate_chart;
 mod hub;
 mod interrupt;
+mod json;
 mod loss_chart;
 mod metrics;
+mod note;
 mod number;
 mod progress;
 mod provenance;
 mod random;
 mod run;
 mod served;
+mod shell;
 mod table;
+mod terminal;
 
 use std::process::ExitCode;
 
@@ -49,7 +54,7 @@ fn main() -> ExitCode {
         Err(error) => {
             let status = failure::status(&error);
             if status != 0 {
-                eprintln!("error: {}", failure::message(&error));
+                note::note(format_args!("error: {}", failure::message(&error)));
             }
             ExitCode::from(status)
         }

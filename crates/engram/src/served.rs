@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
-use engram_data::Begin;
+use engram_data::{Begin, PermutedPlaces};
 use engram_infer::{
-    ChatTemplate, Decoder, Engine, EngineOptions, Event, Model, Opening, Request, RowTiers, TextCodec,
+    ChatTemplate, Decoder, Dtype, Engine, EngineOptions, Event, Model, Opening, Request, RowTiers, TextCodec,
 };
-use engram_kernels::WeightFormat;
 use engram_serve::Facts;
 use engram_store::{PrefetchOptions, RowSource, TableHeader};
 use engram_train::Trained;
@@ -48,11 +47,11 @@ pub(crate) enum Weights {
 }
 
 impl Weights {
-    fn format(self) -> WeightFormat {
+    fn dtype(self) -> Dtype {
         match self {
-            Self::F32 => WeightFormat::F32,
-            Self::Bf16 => WeightFormat::Bf16,
-            Self::Int8 => WeightFormat::Int8,
+            Self::F32 => Dtype::F32,
+            Self::Bf16 => Dtype::Bf16,
+            Self::Int8 => Dtype::Int8,
         }
     }
 }
@@ -77,7 +76,7 @@ impl ModelOptions {
         for path in trained.table_files() {
             tiers.push(self.tier.open(path, &TableHeader::read(path)?)?);
         }
-        Served::of(&trained, tiers, self.weights.format())
+        Served::of(&trained, tiers, self.weights.dtype())
     }
 
     /// The name of the checkpoint's folder.
@@ -97,10 +96,10 @@ impl Served {
         for path in trained.table_files() {
             tiers.push(OpenTier::mapped(path, &TableHeader::read(path)?)?);
         }
-        Self::of(trained, tiers, WeightFormat::F32)
+        Self::of(trained, tiers, Dtype::F32)
     }
 
-    fn of(trained: &Trained, tiers: Vec<OpenTier>, format: WeightFormat) -> anyhow::Result<Self> {
+    fn of(trained: &Trained, tiers: Vec<OpenTier>, dtype: Dtype) -> anyhow::Result<Self> {
         let config = &trained.config().model;
         let tokenizer = trained.tokenizer();
         let token_bytes: Vec<Vec<u8>> =
@@ -116,11 +115,12 @@ impl Served {
         let rows = match trained.addressing() {
             Some(addressing) => {
                 let options = PrefetchOptions { time_limit: ROW_LIMIT, ..PrefetchOptions::default() };
-                Some(RowTiers::new(addressing.clone(), sources, &options)?)
+                let permuted = config.memory.as_ref().and_then(PermutedPlaces::of);
+                Some(RowTiers::new(addressing.clone(), sources, &options)?.permuted(permuted))
             }
             None => None,
         };
-        let decoder = Decoder::new(trained.model(), config, format)?;
+        let decoder = Decoder::new(config, &engram_train::export(trained.model()), dtype)?;
         let memory_layers = config.memory.as_ref().map_or(Vec::new(), |memory| memory.layers.clone());
         let layers = memory_layers.clone();
         let facts = Facts {

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use engram_config::CheckpointConfig;
-use engram_config::{Activation, AttentionConfig, FeedForwardConfig, ModelConfig, PlainConfig};
+use engram_config::{
+    Activation, AttentionConfig, CheckpointConfig, FeedForwardConfig, ModelConfig, PlainConfig,
+};
 
 use crate::checkpoint::CheckpointWriter;
 use crate::error::{Error, Result};

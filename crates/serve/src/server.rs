@@ -30,10 +30,7 @@ use tokio::time::timeout;
 
 use crate::answer::{self, Choice, Heading};
 use crate::api::{ApiError, Asked, Body, Endpoint, Terms};
-use engram_infer::ChatTemplate;
-use engram_infer::Engine;
-use engram_infer::Event;
-use engram_infer::TextCodec;
+use engram_infer::{ChatTemplate, Engine, Event, TextCodec};
 
 /// What a server allows its clients.
 #[derive(Debug, Clone)]
@@ -132,7 +129,9 @@ impl Server {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 continue;
             };
-            // What a client leaves unread for so long is thrown away with its connection.
+            // A connection whose client reads nothing for so long is closed. Only these systems have the option;
+            // elsewhere such a connection ends with the server.
+            #[cfg(any(target_os = "linux", target_os = "android", target_os = "fuchsia"))]
             let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(patience));
             let _ = stream.set_nodelay(true);
             let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service.clone()));

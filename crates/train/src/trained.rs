@@ -7,16 +7,13 @@ use engram_address::Addressing;
 use engram_model::{LanguageModel, Sequences, TargetScore, Tokens, Trace};
 
 use crate::error::{Error, Result};
-use crate::evaluate::{HeldOut, Windows, held_out_loss};
+use crate::evaluate::{Choice, HeldOut, Windows, held_out_loss};
 use crate::lookup::RowPlaces;
 use crate::parameters;
 use crate::tables::{self, Fetched, FrozenTables};
 use crate::trainer::is_gpu;
 use engram_config::CheckpointConfig;
-use engram_data::Begin;
-use engram_data::Packing;
-use engram_data::TokenShards;
-use engram_data::Tokenizer;
+use engram_data::{Begin, Packing, TokenShards, Tokenizer};
 use engram_import::Checkpoint;
 
 /// A model, its memory, mapped from the checkpoint, and its tokenizer.
@@ -157,7 +154,7 @@ impl Trained {
         shards.check_tokenizer(&self.tokenizer)?;
         let apart = self.config.train.as_ref().is_some_and(|train| train.documents_apart);
         let packing = Packing::new(apart, shards.end_of_text());
-        let windows = Windows { context: self.config.model.context, limit, packing };
+        let windows = Windows { context: self.config.model.context, limit, choice: Choice::Spread, packing };
         let fetch = |tokens: &[u32], sequences: &Sequences| self.fetch(tokens, sequences);
         held_out_loss(&self.model, &self.device, (shards, &self.tokenizer), windows, fetch, progress)
     }

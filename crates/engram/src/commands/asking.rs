@@ -16,6 +16,7 @@ use crate::decoded::Decoded;
 use crate::device::DeviceKind;
 use crate::failure::{Interrupted, refuse};
 use crate::hub;
+use crate::note::note;
 use crate::progress::Passage;
 
 /// Tasks, and how they are asked.
@@ -179,7 +180,7 @@ impl Asked {
         let all = questions.len();
         let without =
             if cut > 0 { format!("; of all {all}, {cut} without their beginning") } else { String::new() };
-        eprintln!("{name}: {} questions in {seconds:.1} s{without}", pending.len());
+        note(format_args!("{name}: {} questions in {seconds:.1} s{without}", pending.len()));
         outcomes.sort_by_key(|outcome| outcome.question);
         Ok((outcomes, cut))
     }
@@ -199,13 +200,11 @@ fn open(path: &Path, device: DeviceKind, memory: Memory) -> anyhow::Result<Box<d
         return Ok(Box::new(OutsideModel::open(path)?));
     }
     let mut model = Trained::open(path, &device.open()?)?;
-    // The decoder computes on the processor, and knows the published forms of memory alone.
-    let departs = model.config().model.memory.as_ref().is_some_and(|memory| memory.departs().is_some());
     if memory == Memory::Off {
         model.switch_memory_off().with_context(|| path.display().to_string())?;
     }
-    let decodes = device == DeviceKind::Cpu && !departs;
-    Ok(if decodes { Box::new(Decoded::new(model)) } else { Box::new(model) })
+    // The decoder computes on the processor.
+    Ok(if device == DeviceKind::Cpu { Box::new(Decoded::new(model)) } else { Box::new(model) })
 }
 
 /// The questions without an outcome.

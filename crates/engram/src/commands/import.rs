@@ -1,9 +1,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use engram_config::Account;
-use engram_config::BeginConfig;
-use engram_config::CheckpointConfig;
+use engram_config::{Account, BeginConfig, CheckpointConfig};
 use engram_import::Model;
 use engram_infer::ChatTemplate;
 use serde::Serialize;
@@ -12,6 +10,7 @@ use super::{print, print_json};
 use crate::failure::refuse;
 use crate::files::refuse_unwritable;
 use crate::interrupt;
+use crate::note::note;
 use crate::number::short;
 use crate::table::Table;
 
@@ -59,10 +58,10 @@ impl Import {
                 self.model.display()
             ));
         }
-        eprintln!("reading {}", self.model.display());
+        note(format_args!("reading {}", self.model.display()));
         let model = Model::open(&self.model)?;
-        for note in model.notes() {
-            eprintln!("note: {}: {note}", self.model.display());
+        for text in model.notes() {
+            note(format_args!("{}: {text}", self.model.display()));
         }
         let template = model.chat_template();
         if let Some(template) = template
@@ -71,7 +70,7 @@ impl Import {
             return refuse(format!("{}: {error}", self.model.display()));
         }
         let config = model.config().clone();
-        eprintln!("writing {}", self.out.display());
+        note(format_args!("writing {}", self.out.display()));
         interrupt::listen()?;
         let checkpoint = model.save_checkpoint(&self.out, &mut |_, _| interrupt::flow())?;
         let parameters = Account::of(&config.model, &[]).total;

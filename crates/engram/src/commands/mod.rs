@@ -108,7 +108,7 @@ fn print(text: impl AsRef<[u8]>) -> anyhow::Result<()> {
 
 /// Writes `value` to standard output as JSON.
 fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
-    let mut text = serde_json::to_string_pretty(value)?;
+    let mut text = crate::json::pretty(value)?;
     text.push('\n');
     print(text)
 }

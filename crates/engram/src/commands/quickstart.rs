@@ -4,14 +4,13 @@ use std::time::Instant;
 use anyhow::Context;
 use burn::tensor::Device;
 use clap::Args;
-use engram_config::Account;
-use engram_config::{DataConfig, RunConfig};
+use engram_config::{Account, DataConfig, RunConfig};
 use engram_data::{Corpus, Tokenizer, TokenizerTraining};
 use engram_infer::{Request, Sampling};
 use engram_train::{HeldOut, Trained};
 use serde::Serialize;
 
-use super::{data, generate, inspect, params, print, tokenizer};
+use super::{data, generate, inspect, print, tokenizer};
 use crate::device::DeviceKind;
 use crate::failure::{Interrupted, refuse};
 use crate::files::write_file;
@@ -20,6 +19,7 @@ use crate::gate_page;
 use crate::interrupt;
 use crate::loss_chart::{self, Curve};
 use crate::metrics::{self, Metric};
+use crate::note::note;
 use crate::number::{duration, short};
 use crate::progress::Progress;
 use crate::run::Run;
@@ -106,7 +106,7 @@ impl Quickstart {
             .collect::<anyhow::Result<Vec<_>>>()?;
         self.train(&configs, &device)?;
         self.show(&configs, &device)?;
-        eprintln!("done in {}", duration(begun.elapsed()));
+        note(format_args!("done in {}", duration(begun.elapsed())));
         Ok(())
     }
 
@@ -136,7 +136,7 @@ impl Quickstart {
         };
         Ok(DataConfig {
             train: shards(&train, "train")?,
-            valid: shards(&valid, "held-out")?,
+            valid: Some(shards(&valid, "held-out")?),
             tokenizer: path,
         })
     }
@@ -199,7 +199,7 @@ impl Quickstart {
                 self.out.display()
             ));
         }
-        Run::resume(config.clone(), folder, device)
+        Run::resume(config.clone(), &[], folder, device)
     }
 
     fn show(&self, configs: &[RunConfig], device: &Device) -> anyhow::Result<()> {
@@ -257,7 +257,7 @@ impl Quickstart {
 impl Outcome {
     /// Of a run that is done, from its metrics.
     fn of(name: &'static str, config: &RunConfig, metrics: &[Metric]) -> anyhow::Result<Self> {
-        let account = Account::of(&config.model, &params::table_rows(&config.model)?);
+        let account = Account::of(&config.model, &config.model.table_rows()?);
         let (mut reports, mut held_out) = (Vec::new(), None);
         for metric in metrics {
             match *metric {
@@ -358,7 +358,7 @@ mod tests {
         let [memory, baseline] = CONFIGS.map(|(_, text)| {
             let model = parse(text).unwrap().model;
             model.validate().unwrap();
-            Account::of(&model, &params::table_rows(&model).unwrap())
+            Account::of(&model, &model.table_rows().unwrap())
         });
         let close = |a: u64, b: u64, what| {
             assert!((a as f64 / b as f64 - 1.0).abs() < 0.02, "{what}: {a} and {b}");

@@ -20,6 +20,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 pub use self::haystack::Haystack;
+use self::haystack::SEVERAL;
 use self::needles::{Needles, needles};
 pub use self::questions::Questions;
 use self::variables::{HOPS, variables};
@@ -62,9 +63,6 @@ pub struct RulerRecord {
     pub answer_tokens: usize,
 }
 
-/// Hidden keys, values or queries, where there are several.
-const SEVERAL: usize = 4;
-
 impl Ruler {
     /// All kinds.
     pub const ALL: [Self; 8] = [
@@ -104,7 +102,8 @@ impl Ruler {
     /// them. The same seed gives the same records.
     ///
     /// # Errors
-    /// When not even the smallest record fits, a text has no tokens in the vocabulary, or questions or their paragraphs
+    /// [`Error::Length`] when not even the smallest record fits, or all the text there is does not fill the length; when
+    /// a text has no tokens in the vocabulary, or questions or their paragraphs
     /// are too few.
     pub fn records(
         self,
@@ -156,7 +155,7 @@ impl Ruler {
         if !fits(&best) {
             let needed = best.prompt_tokens + best.answer_tokens;
             let problem = format!("{}: the shortest takes {needed} tokens, more than {length}", self.name());
-            return Err(Error::Mismatch(problem));
+            return Err(Error::Length(problem));
         }
         // Double, then halve the interval: what fits, and what does not.
         let (mut fitting, mut beyond) = (least, least);
@@ -203,7 +202,7 @@ impl Ruler {
         let path = haystack.questions().map_or(Path::new(""), Questions::path).display();
         let paragraphs = haystack.questions().map_or(0, Questions::paragraphs);
         let all = record.prompt_tokens + record.answer_tokens;
-        Error::Mismatch(format!(
+        Error::Length(format!(
             "{}: all {paragraphs} paragraphs of {path} take {all} tokens, fewer than {length}: give a larger file, or \
              leave this length out",
             self.name()
