@@ -16,7 +16,7 @@
 //!     feed_forward = { width = 32 }
 //! "#)?;
 //! config.validate()?;
-//! assert!(Account::new(&config, &[]).total() > 0);
+//! assert!(Account::of(&config, &[]).total > 0);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 #![forbid(unsafe_code)]
@@ -33,6 +33,7 @@ mod run;
 mod schedule;
 mod text;
 mod toml_file;
+mod training_memory;
 
 pub use accounting::Account;
 pub use attention::{AttentionConfig, BlockRotary, LatentConfig, PlainConfig, RotaryScaling, YarnConfig};
@@ -46,3 +47,4 @@ pub use run::{CheckpointConfig, DataConfig, RunConfig, TrainConfig, load_model_c
 pub use schedule::{Decay, Schedule, StepDown, WsdShape};
 pub use text::{BeginConfig, TextConfig};
 pub use toml_file::{load_toml, locate};
+pub use training_memory::TrainingMemory;

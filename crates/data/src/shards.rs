@@ -861,6 +861,7 @@ mod tests {
     use std::sync::OnceLock;
 
     use proptest::prelude::*;
+    use tempfile::TempDir;
 
     use super::*;
     use crate::tokenizer::TokenizerTraining;
@@ -1056,7 +1057,8 @@ mod tests {
 
     #[test]
     fn damaged_records_are_counted() {
-        let lines = b"{\"text\": \"one\"}\n{\"text\": null}\n{\"text\": \"t\xffwo\"}\n{\"text\": \"three\"}\n";
+        let lines =
+            b"{\"text\": \"one\"}\n{\"text\": null}\n{\"text\": \"t\xffwo\"}\n{\"text\": \"three\"}\n";
         let corpus = Corpus::embedded("a.jsonl", lines).unwrap();
         let run = |replace, skip| {
             let folder = tempfile::tempdir().unwrap();

@@ -4,6 +4,7 @@
 //! errors to standard error.
 
 mod commands;
+mod corpus_options;
 mod corpus_rows;
 mod device;
 mod device_probe;
@@ -15,15 +16,19 @@ mod gate_text;
 mod hit_rate_chart;
 mod hub;
 mod interrupt;
+mod json;
 mod loss_chart;
 mod metrics;
+mod note;
 mod number;
 mod progress;
 mod provenance;
 mod random;
 mod run;
 mod served;
+mod shell;
 mod table;
+mod terminal;
 
 use std::process::ExitCode;
 
@@ -48,7 +53,7 @@ fn main() -> ExitCode {
         Err(error) => {
             let status = failure::status(&error);
             if status != 0 {
-                eprintln!("error: {}", failure::message(&error));
+                note::note(format_args!("error: {}", failure::message(&error)));
             }
             ExitCode::from(status)
         }

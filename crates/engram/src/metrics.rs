@@ -99,8 +99,8 @@ mod tests {
     use super::*;
 
     fn step(step: u64) -> Metric {
-        let (loss, gradient_norm, schedule, tokens, seconds) = (4.5, 1.0, 0.5, 128 * step, 0.01);
-        Metric::Step(StepReport { step, loss, gradient_norm, schedule, tokens, seconds })
+        let (loss, gradient_norm, schedule, tokens, epoch, seconds) = (4.5, 1.0, 0.5, 128 * step, 0.25, 0.01);
+        Metric::Step(StepReport { step, loss, gradient_norm, schedule, tokens, epoch, seconds })
     }
 
     #[test]

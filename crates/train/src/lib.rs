@@ -8,17 +8,21 @@
 mod error;
 mod evaluate;
 mod lookup;
+mod machine_memory;
 mod optimizer;
 mod parameters;
+mod run_lock;
+mod settings;
 mod tables;
 mod trained;
 mod trainer;
 
 pub use error::{Error, Result};
-pub use evaluate::{HeldOut, VisitLosses, Windows, held_out_loss, token_losses};
+pub use evaluate::{Choice, HeldOut, VisitLosses, Windows, held_out_loss, token_losses};
 pub use lookup::RowPlaces;
 pub use optimizer::{Gradients, Optimizer, global_norm};
 pub use parameters::{export, export_gradients, import};
+pub use settings::{SettingChange, setting_changes};
 pub use tables::{Fetched, FrozenTables, MemoryTables, addressing, fetch};
 pub use trained::{LayerGates, Trained};
-pub use trainer::{NewContext, Pace, StepReport, Trainer};
+pub use trainer::{NewContext, Pace, Resumption, StepReport, Trainer};

@@ -2,21 +2,23 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
-use engram_config::{Account, load_model_config};
+use engram_config::{Account, RunConfig, TrainingMemory, load_model_config, load_toml};
 use serde::Serialize;
 
 use super::{print, print_json};
-use crate::number::short;
+use crate::number::{bytes, short};
 use crate::table::Table;
 
-/// Show parameters and operations per token of configurations, side by side.
+/// Show parameters, operations per token and memory of configurations, side by side.
+///
+/// Memory is what training needs at least, by part, where a file describes a whole run.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram params configs/engram-27b.toml
   engram params configs/dense-4b.toml configs/moe-27b.toml configs/engram-27b.toml configs/engram-40b.toml
   engram params configs/quickstart-memory.toml --json")]
 pub(crate) struct Params {
-    /// Configuration files; only their `[model]` is read.
+    /// Configuration files; `[model]` is enough.
     #[arg(value_name = "CONFIG", required = true)]
     configs: Vec<PathBuf>,
     /// Print exact numbers as JSON.
@@ -27,7 +29,7 @@ pub(crate) struct Params {
 /// Parameters and operations of one configuration.
 #[derive(Debug, Serialize)]
 struct Costs {
-    config: PathBuf,
+    config: String,
     /// All parameters, memory included.
     total_parameters: u64,
     /// Those of the blocks and head that a token meets.
@@ -42,6 +44,8 @@ struct Costs {
     memory_rows_per_token: u64,
     forward_flops_per_token: u64,
     training_flops_per_token: u64,
+    /// Bytes of memory that training needs at least, by part; none for a model alone.
+    training_memory: Option<TrainingMemory>,
 }
 
 impl Params {
@@ -57,8 +61,12 @@ impl Costs {
         let model = load_model_config(path)?;
         let memory_rows = model.table_rows().with_context(|| path.display().to_string())?;
         let account = Account::of(&model, &memory_rows);
+        let training_memory = match describes_run(path)? {
+            true => Some(TrainingMemory::of(&RunConfig::load(path)?)?),
+            false => None,
+        };
         Ok(Self {
-            config: path.to_owned(),
+            config: path.display().to_string(),
             total_parameters: account.total,
             active_parameters: account.active,
             sparse_parameters: account.sparse(),
@@ -69,14 +77,23 @@ impl Costs {
             memory_rows_per_token: account.rows_per_token,
             forward_flops_per_token: account.forward_flops,
             training_flops_per_token: account.training_flops(),
+            training_memory,
         })
     }
 }
 
+/// Whether the file describes a whole run, not a model alone or a study.
+fn describes_run(path: &Path) -> anyhow::Result<bool> {
+    let (_, tables) = load_toml::<toml::Table>(path)?;
+    let of_run = ["model", "text", "data", "train"];
+    Ok(["data", "train"].iter().all(|key| tables.contains_key(*key))
+        && tables.keys().all(|key| of_run.contains(&key.as_str())))
+}
+
 fn table(costs: &[Costs]) -> Table {
     let name = |costs: &Costs| {
-        let name = costs.config.file_stem().unwrap_or(costs.config.as_os_str());
-        name.to_string_lossy().into_owned()
+        let path = Path::new(&costs.config);
+        path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
     };
     let mut table = Table::new(std::iter::once("parameters".to_owned()).chain(costs.iter().map(name)));
     let mut row = |label: &str, value: &dyn Fn(&Costs) -> String| {
@@ -92,5 +109,14 @@ fn table(costs: &[Costs]) -> Table {
     row("memory rows per token", &|costs| costs.memory_rows_per_token.to_string());
     row("FLOPs per token, forward", &|costs| short(costs.forward_flops_per_token));
     row("FLOPs per token, training", &|costs| short(costs.training_flops_per_token));
+    if costs.iter().any(|costs| costs.training_memory.is_some()) {
+        let of = |part: &dyn Fn(&TrainingMemory) -> u64, costs: &Costs| {
+            costs.training_memory.as_ref().map_or(String::new(), |memory| bytes(part(memory)))
+        };
+        row("memory to train, at least", &|costs| of(&TrainingMemory::total, costs));
+        for (part, name) in TrainingMemory::PARTS.into_iter().enumerate() {
+            row(&format!("  {name}"), &|costs| of(&|memory| memory.parts()[part].1, costs));
+        }
+    }
     table
 }

@@ -19,6 +19,7 @@ use crate::gate_page;
 use crate::interrupt;
 use crate::loss_chart::{self, Curve};
 use crate::metrics::{self, Metric};
+use crate::note::note;
 use crate::number::{duration, short};
 use crate::progress::Progress;
 use crate::run::Run;
@@ -105,7 +106,7 @@ impl Quickstart {
             .collect::<anyhow::Result<Vec<_>>>()?;
         self.train(&configs, &device)?;
         self.show(&configs, &device)?;
-        eprintln!("done in {}", duration(begun.elapsed()));
+        note(format_args!("done in {}", duration(begun.elapsed())));
         Ok(())
     }
 
@@ -135,7 +136,7 @@ impl Quickstart {
         };
         Ok(DataConfig {
             train: shards(&train, "train")?,
-            valid: shards(&valid, "held-out")?,
+            valid: Some(shards(&valid, "held-out")?),
             tokenizer: path,
         })
     }
@@ -198,7 +199,7 @@ impl Quickstart {
                 self.out.display()
             ));
         }
-        Run::resume(config.clone(), folder, device)
+        Run::resume(config.clone(), &[], folder, device)
     }
 
     fn show(&self, configs: &[RunConfig], device: &Device) -> anyhow::Result<()> {

@@ -38,6 +38,8 @@ struct Layer {
     layer: usize,
     /// Rows of its table.
     rows: u64,
+    /// Strings: most readers of JSON round numbers beyond 2⁵³.
+    #[serde(serialize_with = "crate::json::as_strings")]
     multipliers: Vec<i64>,
     /// Rows of each head, `[order][head]`.
     primes: Vec<Vec<u64>>,

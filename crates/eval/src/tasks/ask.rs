@@ -278,8 +278,8 @@ impl Asking<'_> {
 
     /// Tokens of a prompt that `limit` are generated after, and whether it was cut.
     fn prompt(&self, prompt: &str, limit: usize, place: &Place) -> Result<(Vec<u32>, bool)> {
-        // Blanks at the end would keep the model from its usual tokens, which begin with them.
-        let mut tokens = self.scorer.encode(prompt.trim_end())?;
+        // As it is: white space that ends a prompt, such as the indentation of code, is part of what is continued.
+        let mut tokens = self.scorer.encode(prompt)?;
         self.begin(&mut tokens);
         let length = tokens.len() + limit;
         let beyond = length.saturating_sub(self.scorer.context());
@@ -690,10 +690,12 @@ mod tests {
     #[test]
     fn generated_texts_end_where_they_should() {
         let task = "data = 'a.jsonl'\n[generation]\nprompt = '{{ q }}'\nanswers = 'a'\nstop = []\ntokens = 5";
-        let records = "{\"q\": \"ab\", \"a\": \"?\"}\n{\"q\": \"abc\", \"a\": \"?\"}";
+        let prompts = ["ab", "abc", "ab:\n  ", " "];
+        let record = |prompt: &&str| serde_json::json!({"q": prompt, "a": "?"}).to_string();
+        let records = &prompts.iter().map(record).collect::<Vec<_>>().join("\n");
         let (outcomes_, _) = outcomes(task, records, AskOptions::default()).unwrap();
         let model = model();
-        for (outcome, prompt) in outcomes_.iter().zip(["ab", "abc"]) {
+        for (outcome, prompt) in outcomes_.iter().zip(prompts) {
             let Said::Generation { text, score: 0.0 } = &outcome.said else { panic!("{outcome:?}") };
             // Each token is the one that scoring calls the likeliest.
             let (mut context, mut expected) = (model.encode(prompt).unwrap(), Vec::new());

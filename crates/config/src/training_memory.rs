@@ -1,0 +1,68 @@
+//! What a run needs of memory before its first step: by part, in bytes.
+
+use engram_address::AddressError;
+use serde::Serialize;
+
+use crate::accounting::Account;
+use crate::rows::{RowOptimizerKind, RowStorage};
+use crate::run::RunConfig;
+
+/// Bytes of memory that training takes at least. What a step computes comes on top, of which only the states between
+/// blocks are counted: the rest depends on the device and on which operations are fused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct TrainingMemory {
+    /// Weights in f32, without the tables.
+    pub weights: u64,
+    /// Their gradients, in f32.
+    pub gradients: u64,
+    /// Moments of the weights: one for matrices (Muon), two for the embedding and the head (Adam).
+    pub optimizer: u64,
+    /// Memory rows in f32 and their optimiser's state; 0 where they live in a mapped file.
+    pub tables: u64,
+    /// States between blocks that a step keeps for its gradients: `[tokens, streams, width]` for each block.
+    pub states: u64,
+}
+
+impl TrainingMemory {
+    /// Names of the [parts](Self::parts).
+    pub const PARTS: [&'static str; 5] =
+        ["weights", "gradients", "optimiser", "memory tables", "states between blocks"];
+
+    /// Counts for a configuration that is valid.
+    ///
+    /// # Errors
+    /// When no primes are left for the tables' rows.
+    pub fn of(config: &RunConfig) -> Result<Self, AddressError> {
+        let (model, train) = (&config.model, &config.train);
+        let account = Account::of(model, &model.table_rows()?);
+        let dense = account.total - account.memory;
+        let per_value = match (train.memory.storage, train.memory.optimizer) {
+            (RowStorage::Mapped, _) => 0,
+            (RowStorage::Ram, RowOptimizerKind::Adam) => 12,
+            (RowStorage::Ram, RowOptimizerKind::BalancedMomentum) => 8,
+            // A number a row beside its values.
+            (RowStorage::Ram, RowOptimizerKind::RowWiseAdam | RowOptimizerKind::Frozen) => 4,
+        };
+        let tokens = (train.batch / train.accumulation * model.context) as u64;
+        let state = (model.streams() * model.width) as u64;
+        Ok(Self {
+            weights: 4 * dense,
+            gradients: 4 * dense,
+            optimizer: 4 * dense + 4 * account.vocabulary,
+            tables: per_value * account.memory,
+            states: 4 * tokens * state * model.blocks as u64,
+        })
+    }
+
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.parts().iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Each part with its name.
+    pub fn parts(&self) -> [(&'static str, u64); 5] {
+        let Self { weights, gradients, optimizer, tables, states } = *self;
+        let bytes = [weights, gradients, optimizer, tables, states];
+        std::array::from_fn(|part| (Self::PARTS[part], bytes[part]))
+    }
+}
