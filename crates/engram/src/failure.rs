@@ -82,7 +82,9 @@ fn of_tasks(error: &engram_eval::tasks::Error) -> u8 {
 fn of_import(error: &engram_import::Error) -> u8 {
     use engram_import::Error;
     match error {
+        Error::Interrupted => 130,
         Error::Read { source, .. } | Error::File { source, .. } => of_input(names_no_input(source)),
+        Error::Hub { is_input, .. } => of_input(*is_input),
         Error::Config(error) => of_config(error),
         Error::Tokenizer(error) => of_data(error),
         _ => 2,

@@ -18,6 +18,7 @@ use engram_store::{PrefetchOptions, RowSource, TableHeader};
 use crate::commands::table::tier::{Counts, OpenTier, TierOptions};
 use crate::failure::{Interrupted, refuse};
 use crate::interrupt;
+use crate::note::note;
 
 /// Which model answers, and where its memory lives.
 #[derive(Debug, Args)]
@@ -97,7 +98,7 @@ const ROW_LIMIT: Duration = Duration::from_secs(15);
 /// Opens the model at `path`, and says what the user should know of it.
 pub(crate) fn open(path: &Path) -> anyhow::Result<engram_import::Model> {
     let model = engram_import::Model::open(path)?;
-    model.notes().iter().for_each(|note| eprintln!("note: {note}"));
+    model.notes().iter().for_each(|of_model| note(format_args!("note: {}: {of_model}", path.display())));
     Ok(model)
 }
 

@@ -9,11 +9,12 @@ use clap::Args;
 use engram_eval::tasks::{
     AskOptions, Error, FewShot, Header, ModelScorer, Outcome, Question, RecordFile, Scorer, Task, ask,
 };
+use engram_import::Hub;
 use engram_infer::{Dtype, EngineOptions, Offline};
 
 use crate::device::DeviceKind;
 use crate::failure::{Interrupted, refuse};
-use crate::hub::Hub;
+use crate::hub;
 use crate::interrupt;
 use crate::note::note;
 use crate::progress::Passage;
@@ -64,7 +65,7 @@ impl TaskArguments {
 
     /// Sees to it that their data are there: downloads what is missing, if that was asked for.
     pub(super) fn fetch(&self, tasks: &[Task]) -> anyhow::Result<()> {
-        let mut hub = None;
+        let mut reached = None;
         for task in tasks {
             let path = task.data_path(self.data.as_deref());
             if path.exists() {
@@ -72,7 +73,9 @@ impl TaskArguments {
             }
             let (name, shown) = (task.name(), path.display());
             match task.hub() {
-                Some(data) if self.hub => hub.get_or_insert_with(Hub::of_environment).fetch(data, &path)?,
+                Some(data) if self.hub => {
+                    hub::fetch(reached.get_or_insert_with(Hub::of_environment), data, &path)?;
+                }
                 Some(data) => {
                     return refuse(format!(
                         "{name}: {shown} is not there; --hub would make it from {} of the data set {} on the Hugging Face hub",

@@ -5,6 +5,7 @@ mod asking;
 pub(crate) mod chat;
 mod data;
 mod eval;
+mod export;
 mod generate;
 mod import;
 mod inspect;
@@ -37,6 +38,7 @@ pub(crate) enum Command {
     Data(data::Data),
     Train(train::Train),
     Import(import::Import),
+    Export(export::Export),
     Params(params::Params),
     Rows(rows::Rows),
     /// Evaluate a checkpoint: its loss, and what it answers.
@@ -63,6 +65,7 @@ impl Command {
             Self::Data(command) => command.run(),
             Self::Train(command) => command.run(),
             Self::Import(command) => command.run(),
+            Self::Export(command) => command.run(),
             Self::Params(command) => command.run(),
             Self::Rows(command) => command.run(),
             Self::Eval(command) => command.run(),
