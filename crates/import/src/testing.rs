@@ -3,17 +3,39 @@
 
 use std::collections::BTreeMap;
 
-use engram_data::Begin;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
 use crate::gguf_writer::Writer;
-use crate::llama::LlamaConfig;
-use crate::open::OutsideModel;
+
+/// Sizes of a model of the Llama type.
+#[derive(Debug, Clone, Copy)]
+pub struct TinyConfig {
+    /// Tokens.
+    pub vocabulary: usize,
+    /// Width of the residual stream.
+    pub width: usize,
+    /// Blocks.
+    pub blocks: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Heads of keys and values.
+    pub key_heads: usize,
+    /// Width of a head.
+    pub head_width: usize,
+    /// Width of the feed-forward layer.
+    pub feed_forward: usize,
+    /// Added to the mean square in every norm.
+    pub norm_epsilon: f32,
+    /// Base of the rotary angles.
+    pub rotary_base: f64,
+    /// Most tokens of a text.
+    pub context: usize,
+}
 
 /// Its sizes; heads in two groups.
-pub const CONFIG: LlamaConfig = LlamaConfig {
+pub const CONFIG: TinyConfig = TinyConfig {
     vocabulary: 257,
     width: 12,
     blocks: 2,
@@ -28,7 +50,7 @@ pub const CONFIG: LlamaConfig = LlamaConfig {
 
 /// Weights by the names that Hugging Face's library gives them; the head is the embedding.
 pub fn tensors(seed: u64) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
-    let LlamaConfig { vocabulary, width, blocks, heads, key_heads, head_width, feed_forward, .. } = CONFIG;
+    let TinyConfig { vocabulary, width, blocks, heads, key_heads, head_width, feed_forward, .. } = CONFIG;
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut tensors = BTreeMap::new();
     let mut add = |name: String, shape: &[usize]| {
@@ -100,16 +122,9 @@ pub fn gguf(context: usize, seed: u64) -> Writer {
     for (name, (shape, values)) in tensors(seed) {
         let turned = name.contains("q_proj") || name.contains("k_proj");
         let values = if turned { pairs_together(&values, CONFIG.width) } else { values };
-        file.tensor(&crate::open::gguf_name(&name), &shape, 0, bytemuck::cast_slice(&values));
+        file.tensor(&gguf_name(&name), &shape, 0, bytemuck::cast_slice(&values));
     }
     file
-}
-
-/// The model, opened.
-pub fn tiny(context: usize, seed: u64) -> OutsideModel {
-    let file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
-    std::fs::write(file.path(), gguf(context, seed).bytes()).unwrap();
-    OutsideModel::open(file.path()).unwrap()
 }
 
 /// Its tokenizer as a file of its own.
@@ -134,13 +149,27 @@ pub fn tokenizer_json() -> String {
     .to_string()
 }
 
-/// Changes what stands before a text.
-pub fn set_begin(model: &mut OutsideModel, begin: Begin) {
-    model.begin = begin;
-}
-
-/// Gives the model a head of its own, `[width, vocabulary]`.
-pub fn set_head(model: &mut OutsideModel, head: &[f32]) {
-    model.llama.head = head.to_vec();
-    model.llama.tied_head = false;
+/// ggml's name of a tensor.
+fn gguf_name(name: &str) -> String {
+    let part = |part: &str| match part {
+        "self_attn.q_proj" => "attn_q",
+        "self_attn.k_proj" => "attn_k",
+        "self_attn.v_proj" => "attn_v",
+        "self_attn.o_proj" => "attn_output",
+        "mlp.gate_proj" => "ffn_gate",
+        "mlp.up_proj" => "ffn_up",
+        "mlp.down_proj" => "ffn_down",
+        "input_layernorm" => "attn_norm",
+        "post_attention_layernorm" => "ffn_norm",
+        other => panic!("{other} has no name"),
+    };
+    match name {
+        "model.embed_tokens.weight" => "token_embd.weight".into(),
+        "model.norm.weight" => "output_norm.weight".into(),
+        _ => {
+            let inner = name.trim_start_matches("model.layers.").trim_end_matches(".weight");
+            let (index, inner) = inner.split_once('.').unwrap();
+            format!("blk.{index}.{}.weight", part(inner))
+        }
+    }
 }
