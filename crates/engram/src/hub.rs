@@ -58,9 +58,12 @@ pub(crate) fn fetch(hub: &Hub, data: &HubData, path: &Path) -> anyhow::Result<()
 
 fn download(hub: &Hub, repository: &HubRepository, file: &str, to: &mut dyn Write) -> anyhow::Result<()> {
     let mut passage = Passage::new(file, 0, 1);
-    let downloaded = hub.download(repository, file, to, &mut |_, done, total| passage.show(done, total.unwrap_or(done)));
+    let downloaded =
+        hub.download(repository, file, to, &mut |_, done, total| passage.show(done, total.unwrap_or(done)));
     match downloaded {
-        Err(engram_import::Error::Interrupted) => Err(Interrupted(format!(": {file} is not downloaded")).into()),
+        Err(engram_import::Error::Interrupted) => {
+            Err(Interrupted(format!(": {file} is not downloaded")).into())
+        }
         other => Ok(other?),
     }
 }

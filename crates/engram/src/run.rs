@@ -70,8 +70,10 @@ impl Run {
         let metrics = MetricsLog::open(folder, step)?;
         let pace = Pace::new(step);
         let train = &trainer.config().train;
-        let (seen, there) =
-            (train.steps.saturating_mul((train.batch * trainer.config().model.context) as u64), trainer.training_tokens());
+        let (seen, there) = (
+            train.steps.saturating_mul((train.batch * trainer.config().model.context) as u64),
+            trainer.training_tokens(),
+        );
         if seen > there {
             let times = seen as f64 / there as f64;
             note(format_args!(

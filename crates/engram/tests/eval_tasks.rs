@@ -7,7 +7,10 @@ use std::ops::ControlFlow;
 
 use burn::tensor::Device;
 use common::Workshop;
-use engram_eval::tasks::{AskOptions, FewShot, Outcome, Task, ask, read_record};
+use engram_data::Begin;
+use engram_eval::tasks::{
+    AskOptions, Cost, FewShot, Outcome, Request, Scorer, TargetScore, Task, ask, read_record,
+};
 use engram_train::Trained;
 use serde_json::Value;
 
@@ -217,6 +220,65 @@ fn ruler_writes_tasks_that_can_be_asked() {
     );
 }
 
+/// The differentiable forward pass, which computes the whole text anew for each token.
+struct WholeModel<'a>(&'a Trained);
+
+impl Scorer for WholeModel<'_> {
+    fn identity(&self) -> String {
+        self.0.identity().to_owned()
+    }
+
+    fn context(&self) -> usize {
+        self.0.config().model.context
+    }
+
+    fn begin(&self) -> Begin {
+        self.0.begin()
+    }
+
+    fn cost(&self) -> Cost {
+        Cost::PaddedTokens
+    }
+
+    fn encode(&self, text: &str) -> engram_eval::tasks::Result<Vec<u32>> {
+        Ok(self.0.tokenizer().encode(text).unwrap())
+    }
+
+    fn decode(&self, tokens: &[u32]) -> engram_eval::tasks::Result<String> {
+        Ok(self.0.tokenizer().decode(tokens).unwrap())
+    }
+
+    fn score(&self, _: &[&Request]) -> engram_eval::tasks::Result<Vec<Vec<TargetScore>>> {
+        unreachable!("these tasks ask for texts only")
+    }
+
+    fn proceed(
+        &self,
+        prompts: &[&[u32]],
+        limit: usize,
+        finished: &mut dyn FnMut(usize, &[u32]) -> bool,
+    ) -> engram_eval::tasks::Result<Vec<Vec<u32>>> {
+        let end = self.0.tokenizer().end_of_text();
+        let text = |(index, prompt): (usize, &&[u32])| {
+            let (mut tokens, start) = (prompt.to_vec(), prompt.len());
+            while tokens.len() - start < limit {
+                let logits = self.0.next_logits(&tokens).unwrap();
+                // Of equal ones the first, as everywhere.
+                let best = (0..logits.len()).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
+                if best as u32 == end {
+                    break;
+                }
+                tokens.push(best as u32);
+                if finished(index, &tokens[start..]) {
+                    break;
+                }
+            }
+            tokens.split_off(start)
+        };
+        Ok(prompts.iter().enumerate().map(text).collect())
+    }
+}
+
 /// What the whole model says, computed anew for each token.
 fn said_by_the_whole_model(model: &Trained, task: &Task) -> Vec<Outcome> {
     let questions = task.questions(None, FewShot { count: None, seed: 0 }, None).unwrap();
@@ -228,7 +290,7 @@ fn said_by_the_whole_model(model: &Trained, task: &Task) -> Vec<Outcome> {
     };
     let mut on = |_, _| ControlFlow::Continue(());
     let options = AskOptions { cut: true, ..AskOptions::default() };
-    ask(model, (task, &questions), &all, options, &mut each, &mut on).unwrap();
+    ask(&WholeModel(model), (task, &questions), &all, options, &mut each, &mut on).unwrap();
     outcomes.sort_by_key(|outcome| outcome.question);
     outcomes
 }

@@ -145,11 +145,13 @@ impl Hub {
         let home = home.or_else(|| Some(std::env::home_dir()?.join(".cache/huggingface")));
         let cache = value("HF_HUB_CACHE").map(PathBuf::from).or_else(|| Some(home.as_ref()?.join("hub")));
         let kept = || {
-            let path = value("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| Some(home.as_ref()?.join("token")))?;
+            let path =
+                value("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| Some(home.as_ref()?.join("token")))?;
             Some(fs::read_to_string(path).ok()?.trim().to_owned()).filter(|token| !token.is_empty())
         };
         let token = value("HF_TOKEN").or_else(kept);
-        let offline = value("HF_HUB_OFFLINE").is_some_and(|value| !matches!(&value[..], "0" | "false" | "no"));
+        let offline =
+            value("HF_HUB_OFFLINE").is_some_and(|value| !matches!(&value[..], "0" | "false" | "no"));
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_connect(Some(ANSWER))
@@ -234,7 +236,10 @@ impl Hub {
             let problem = "there is no folder to keep it in: set HF_HOME".into();
             return Err(Error::Hub { url: self.endpoint.clone(), problem, is_input: true });
         };
-        let (place, at) = (cache.join(repository.folder()), HubRepository { revision: list.sha.clone(), ..repository.clone() });
+        let (place, at) = (
+            cache.join(repository.folder()),
+            HubRepository { revision: list.sha.clone(), ..repository.clone() },
+        );
         let folder = place.join("snapshots").join(&list.sha);
         let names: BTreeSet<&str> = list.siblings.iter().map(|file| file.rfilename.as_str()).collect();
         if let Some(file) = &model.file {
@@ -274,7 +279,8 @@ impl Hub {
         } else if names.contains("model.safetensors") {
             wanted.push("model.safetensors".into());
         } else {
-            let models = names.iter().filter(|name| name.starts_with("model") && name.ends_with(".safetensors"));
+            let models =
+                names.iter().filter(|name| name.starts_with("model") && name.ends_with(".safetensors"));
             wanted.extend(models.map(|name| (*name).to_owned()));
         }
         if !wanted.iter().any(|name| name.ends_with(".safetensors")) || !names.contains("config.json") {
@@ -288,7 +294,10 @@ impl Hub {
         let name = &repository.name;
         let others = match ggufs {
             [] => String::new(),
-            files => format!("; name one of its GGUF files: hf:{name}/{}", files.join(format!(", hf:{name}/").as_str())),
+            files => format!(
+                "; name one of its GGUF files: hf:{name}/{}",
+                files.join(format!(", hf:{name}/").as_str())
+            ),
         };
         let url = format!("{}/{name}", self.endpoint);
         Error::Hub { url, problem: format!("there is no {what}{others}"), is_input: true }
@@ -319,7 +328,13 @@ impl Hub {
     }
 
     /// Downloads a file into a folder, unless it is there; it appears whole or not at all.
-    fn fetch(&self, at: &HubRepository, name: &str, folder: &Path, progress: &mut Download<'_>) -> Result<()> {
+    fn fetch(
+        &self,
+        at: &HubRepository,
+        name: &str,
+        folder: &Path,
+        progress: &mut Download<'_>,
+    ) -> Result<()> {
         let path = folder.join(name);
         if path.is_file() {
             return Ok(());
@@ -352,7 +367,12 @@ impl Hub {
         Ok(list)
     }
 
-    fn get(&self, url: &str, repository: &HubRepository, file: &str) -> Result<ureq::http::Response<ureq::Body>> {
+    fn get(
+        &self,
+        url: &str,
+        repository: &HubRepository,
+        file: &str,
+    ) -> Result<ureq::http::Response<ureq::Body>> {
         if self.offline {
             let problem = "is not in the cache, and HF_HUB_OFFLINE is set".into();
             return Err(Error::Hub { url: url.to_owned(), problem, is_input: true });
@@ -374,7 +394,9 @@ impl Hub {
             ),
             404 => {
                 let where_named = match repository.kind {
-                    HubKind::Dataset => "check `repository`, `file` and `revision` in [hub]; a private data set needs HF_TOKEN",
+                    HubKind::Dataset => {
+                        "check `repository`, `file` and `revision` in [hub]; a private data set needs HF_TOKEN"
+                    }
                     HubKind::Model => "check the name and the revision; a private model needs HF_TOKEN",
                 };
                 (format!("not there ({status}): {where_named}"), true)
@@ -384,7 +406,13 @@ impl Hub {
         Err(Error::Hub { url: url.to_owned(), problem, is_input })
     }
 
-    fn unreachable(&self, url: &str, repository: &HubRepository, file: &str, error: &dyn std::fmt::Display) -> Error {
+    fn unreachable(
+        &self,
+        url: &str,
+        repository: &HubRepository,
+        file: &str,
+        error: &dyn std::fmt::Display,
+    ) -> Error {
         let HubRepository { kind, name, revision } = repository;
         let kind = if *kind == HubKind::Dataset { " --repo-type dataset" } else { "" };
         let file = if file.is_empty() { String::new() } else { format!(" {file}") };
@@ -459,10 +487,12 @@ mod tests {
                     let (name, value) = line.split_once(": ")?;
                     name.eq_ignore_ascii_case("authorization").then(|| value.to_owned())
                 });
-                let (status, body) = answers.get(&path).map_or(("404 Not Found", ""), |body| ("200 OK", body.as_str()));
+                let (status, body) =
+                    answers.get(&path).map_or(("404 Not Found", ""), |body| ("200 OK", body.as_str()));
                 seen.lock().unwrap().push((path, who));
                 let length = body.len();
-                let head = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+                let head =
+                    format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
                 stream.write_all((head + body).as_bytes()).unwrap();
             }
         });
@@ -487,7 +517,8 @@ mod tests {
     }
 
     fn answers(files: &[(&str, &str)]) -> HashMap<String, String> {
-        let siblings: Vec<String> = files.iter().map(|(name, _)| format!("{{\"rfilename\": \"{name}\"}}")).collect();
+        let siblings: Vec<String> =
+            files.iter().map(|(name, _)| format!("{{\"rfilename\": \"{name}\"}}")).collect();
         let list = format!("{{\"sha\": \"0123abcd\", \"siblings\": [{}]}}", siblings.join(", "));
         let mut answers = HashMap::from([("/api/models/some/one/revision/main".to_owned(), list)]);
         let path = |name: &str| format!("/some/one/resolve/0123abcd/{name}");
@@ -499,10 +530,15 @@ mod tests {
     fn names_of_models() {
         assert!(HubModel::parse("runs/model").is_none());
         let parsed = model("hf:Qwen/Qwen3-0.6B@v1.0");
-        assert_eq!((&parsed.repository.name[..], &parsed.repository.revision[..]), ("Qwen/Qwen3-0.6B", "v1.0"));
+        assert_eq!(
+            (&parsed.repository.name[..], &parsed.repository.revision[..]),
+            ("Qwen/Qwen3-0.6B", "v1.0")
+        );
         assert_eq!(parsed.file, None);
         assert_eq!(model("hf:some/one/sub/x-Q4_K_M.gguf").file.as_deref(), Some("sub/x-Q4_K_M.gguf"));
-        for wrong in ["hf:", "hf:one", "hf:/one", "hf:some/", "hf:../one", "hf:some/one/../x", "hf:some/one@../x"] {
+        for wrong in
+            ["hf:", "hf:one", "hf:/one", "hf:some/", "hf:../one", "hf:some/one/../x", "hf:some/one@../x"]
+        {
             let error = HubModel::parse(wrong).unwrap().unwrap_err().to_string();
             assert!(error.contains("not the name of a model on the hub"), "{wrong}: {error}");
         }
@@ -533,7 +569,13 @@ mod tests {
         let offline = hub("http://127.0.0.1:1", home.path(), Some("other"));
         assert_eq!(offline.model(&model("hf:some/one"), &mut go_on).unwrap(), folder);
         assert!(asked.lock().unwrap().is_empty());
-        assert!(offline.model(&model("hf:some/one@other"), &mut go_on).unwrap_err().to_string().contains("HF_ENDPOINT"));
+        assert!(
+            offline
+                .model(&model("hf:some/one@other"), &mut go_on)
+                .unwrap_err()
+                .to_string()
+                .contains("HF_ENDPOINT")
+        );
     }
 
     #[test]
@@ -560,7 +602,8 @@ mod tests {
     #[test]
     fn an_answer_cannot_write_elsewhere() {
         let list = "{\"sha\": \"0123abcd\", \"siblings\": [{\"rfilename\": \"../../config.json\"}]}";
-        let (endpoint, _) = serve(HashMap::from([("/api/models/some/one/revision/main".to_owned(), list.to_owned())]));
+        let (endpoint, _) =
+            serve(HashMap::from([("/api/models/some/one/revision/main".to_owned(), list.to_owned())]));
         let home = tempfile::tempdir().unwrap();
         let error = hub(&endpoint, home.path(), None).model(&model("hf:some/one"), &mut go_on).unwrap_err();
         assert!(error.to_string().contains("names files or a commit that are none"), "{error}");

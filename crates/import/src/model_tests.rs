@@ -419,7 +419,8 @@ fn a_model_is_read_back_from_a_checkpoint_and_from_an_export() {
     let folder = Folder::new().set("rope_scaling", scaled).single();
     let model = folder.open();
     let place = tempfile::tempdir().unwrap();
-    let go_on = &mut |_: usize, _: usize| -> std::ops::ControlFlow<()> { std::ops::ControlFlow::Continue(()) };
+    let go_on =
+        &mut |_: usize, _: usize| -> std::ops::ControlFlow<()> { std::ops::ControlFlow::Continue(()) };
     let checkpoint = Model::open(&model.save_checkpoint(&place.path().join("own"), go_on).unwrap()).unwrap();
     assert!(checkpoint.weights().is_inputs_first());
     assert_eq!(checkpoint.config(), model.config());

@@ -243,3 +243,8 @@ impl Random {
         (mixed ^ (mixed >> 31)) % end
     }
 }
+
+/// What a command printed, as JSON.
+pub(crate) fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in {text}"))
+}

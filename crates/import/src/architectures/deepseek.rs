@@ -4,7 +4,10 @@ use engram_config::{
     AttentionConfig, ExpertGroups, ExpertScore, ExpertsConfig, GroupScore, LatentConfig, ModelConfig,
 };
 
-use super::parts::{Architecture, Storage, Stored, GGUF, HUB, Rotary, bare, expert_blocks, gguf_rotary, hub_rotary, silu_without_biases};
+use super::parts::{
+    Architecture, GGUF, HUB, Rotary, Storage, Stored, bare, expert_blocks, gguf_rotary, hub_rotary,
+    silu_without_biases,
+};
 use crate::error::Result;
 use crate::settings::Settings;
 

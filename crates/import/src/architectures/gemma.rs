@@ -2,7 +2,9 @@
 
 use engram_config::{Activation, AttentionConfig, ModelConfig, PlainConfig};
 
-use super::parts::{Architecture, Storage, Stored, GGUF, HUB, Rotary, gguf_rotary, plain, scaling, sliding_layers};
+use super::parts::{
+    Architecture, GGUF, HUB, Rotary, Storage, Stored, gguf_rotary, plain, scaling, sliding_layers,
+};
 use crate::error::Result;
 use crate::settings::Settings;
 

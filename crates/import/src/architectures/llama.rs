@@ -3,8 +3,9 @@
 
 use engram_config::AttentionConfig;
 
-use super::parts::{Architecture, Storage, Stored, 
-    GGUF, HUB, gguf_rotary, hub_rotary, plain, set_window, silu_without_biases, sliding_layers,
+use super::parts::{
+    Architecture, GGUF, HUB, Storage, Stored, gguf_rotary, hub_rotary, plain, set_window,
+    silu_without_biases, sliding_layers,
 };
 use crate::error::Result;
 use crate::settings::Settings;

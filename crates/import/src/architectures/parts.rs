@@ -252,7 +252,9 @@ pub(super) fn scaling(table: &Settings, context: usize, original: Option<usize>)
             number("factor")?;
             None
         }
-        "linear" => Some(needed("factor")?).filter(|factor| *factor != 1.0).map(|factor| RotaryScaling::Linear { factor }),
+        "linear" => Some(needed("factor")?)
+            .filter(|factor| *factor != 1.0)
+            .map(|factor| RotaryScaling::Linear { factor }),
         "llama3" => Some(RotaryScaling::Llama3 {
             factor: needed("factor")?,
             low: needed("low_freq_factor")?,

@@ -2,8 +2,9 @@
 
 use engram_config::{AttentionConfig, ExpertScore, ExpertsConfig, ModelConfig, PlainConfig};
 
-use super::parts::{Architecture, Storage, Stored, 
-    GGUF, HUB, expert_blocks, gguf_rotary, hub_rotary, plain, set_window, silu_without_biases, sliding_layers,
+use super::parts::{
+    Architecture, GGUF, HUB, Storage, Stored, expert_blocks, gguf_rotary, hub_rotary, plain, set_window,
+    silu_without_biases, sliding_layers,
 };
 use crate::error::Result;
 use crate::settings::Settings;

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use engram_config::{
-    Activation, AttentionConfig, ExpertGroups, ExpertScore, GroupScore, ModelConfig, PlainConfig, RotaryScaling,
+    Activation, AttentionConfig, ExpertGroups, ExpertScore, GroupScore, ModelConfig, PlainConfig,
+    RotaryScaling,
 };
 
 use super::{Architecture, Stored, of_hub};
@@ -82,7 +83,10 @@ fn deepseek() {
     assert_eq!((third.storage.neighbours, third.storage.extra_blocks), (true, 1));
     let experts = third.model.experts.as_ref().unwrap();
     let groups = ExpertGroups { count: 4, active: 2, score: GroupScore::TwoBest };
-    assert_eq!((experts.score, experts.normalise, experts.groups), (ExpertScore::Sigmoid, true, Some(groups)));
+    assert_eq!(
+        (experts.score, experts.normalise, experts.groups),
+        (ExpertScore::Sigmoid, true, Some(groups))
+    );
     assert_eq!((experts.first_block, experts.scaling, experts.shared_width), (1, 2.5, 24));
     // (0.1·ln 8 + 1)²/√28: scores grow, and cosines stay as they are.
     let expected = (0.1 * 8_f32.ln() + 1.0).powi(2) / 28_f32.sqrt();
@@ -91,7 +95,10 @@ fn deepseek() {
     let second = read("deepseek_v2").model;
     let groups = ExpertGroups { count: 4, active: 2, score: GroupScore::Best };
     let experts = second.experts.as_ref().unwrap();
-    assert_eq!((experts.score, experts.normalise, experts.groups), (ExpertScore::Softmax, false, Some(groups)));
+    assert_eq!(
+        (experts.score, experts.normalise, experts.groups),
+        (ExpertScore::Softmax, false, Some(groups))
+    );
     assert_eq!(experts.shared_width, 48);
     let expected = (0.0707 * 8_f32.ln() + 1.0) / (0.1 * 8_f32.ln() + 1.0);
     assert!((second.attention.rotary_of(0).unwrap().amplitude - expected).abs() < 1e-6);
