@@ -126,7 +126,7 @@ impl Scorer for Decoded {
                     texts[index].push(token.id);
                     finished(index, &texts[index])
                 }
-                Some(Event::Gates(_)) => false,
+                Some(Event::Gates(_) | Event::PromptLogprobs(_)) => false,
                 Some(Event::Done(_)) => true,
                 Some(Event::Failed(failure)) => return Err(Error::Answers(failure.into())),
                 None => return Err(Error::Answers(engram_infer::Failure::Stopped.into())),

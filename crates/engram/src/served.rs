@@ -1,7 +1,7 @@
 //! A checkpoint made ready to answer: weights laid out for decoding, and each memory layer's rows in a tier.
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use engram_train::Trained;
 
 use crate::commands::chat;
 use crate::commands::table::tier::{Counts, OpenTier, TierOptions};
-use crate::failure::{Interrupted, refuse};
+use crate::failure::refuse;
 use crate::interrupt;
 
 /// Which checkpoint answers, and where its memory lives.
@@ -31,7 +31,7 @@ pub(crate) struct ModelOptions {
     tables: Vec<PathBuf>,
     /// Numbers that weights are kept in.
     #[arg(long, value_enum, default_value = "f32")]
-    weights: Weights,
+    dtype: Weights,
     #[command(flatten)]
     tier: TierOptions,
 }
@@ -77,7 +77,7 @@ impl ModelOptions {
         for path in trained.table_files() {
             tiers.push(self.tier.open(path, &TableHeader::read(path)?)?);
         }
-        Served::of(&trained, tiers, self.weights.format())
+        Served::of(&trained, tiers, self.dtype.format())
     }
 
     /// The name of the checkpoint's folder.
@@ -111,6 +111,7 @@ impl Served {
                 Begin::IfEmpty(token) => Opening::IfEmpty(token),
             },
         );
+        let codec = codec.ending(end_tokens(&trained.folder().join("generation_config.json"))?);
         let (sources, counts): (Vec<Arc<dyn RowSource>>, Vec<_>) =
             tiers.into_iter().map(OpenTier::into_shared).unzip();
         let rows = match trained.addressing() {
@@ -166,12 +167,40 @@ fn row_metrics(layers: &[usize], counts: &[Counts]) -> String {
     text
 }
 
+/// The tokens that end an answer by a `generation_config.json`; none where there is no such file.
+fn end_tokens(path: &Path) -> anyhow::Result<Vec<u32>> {
+    #[derive(serde::Deserialize)]
+    struct GenerationConfig {
+        eos_token_id: Option<OneOrMany>,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMany {
+        One(u32),
+        Many(Vec<u32>),
+    }
+    if !path.is_file() {
+        return Ok(Vec::new());
+    }
+    let config: GenerationConfig = match serde_json::from_slice(&std::fs::read(path)?) {
+        Ok(config) => config,
+        Err(error) => return refuse(format!("{}: {error}", path.display())),
+    };
+    Ok(match config.eos_token_id {
+        None => Vec::new(),
+        Some(OneOrMany::One(token)) => vec![token],
+        Some(OneOrMany::Many(tokens)) => tokens,
+    })
+}
+
 /// A text that came from an engine, and what it cost.
 #[derive(Debug, Default)]
 pub(crate) struct Said {
     pub(crate) text: String,
     pub(crate) tokens: Vec<u32>,
     pub(crate) row_wait: Duration,
+    /// Whether Ctrl-C ended it.
+    pub(crate) interrupted: bool,
 }
 
 /// Answers `request`, giving each piece of whole characters to `show`.
@@ -198,7 +227,7 @@ pub(crate) fn say(
                 said.tokens.push(token.id);
                 add(&mut said, &token.text)?;
             }
-            Event::Gates(_) => {}
+            Event::Gates(_) | Event::PromptLogprobs(_) => {}
             Event::Done(summary) => {
                 add(&mut said, &summary.text)?;
                 said.row_wait = summary.row_wait;
@@ -207,7 +236,8 @@ pub(crate) fn say(
             Event::Failed(failure) => return Err(failure.into()),
         }
         if interrupt::asked() {
-            return Err(Interrupted(String::new()).into());
+            said.interrupted = true;
+            return Ok(said);
         }
     }
     Err(engram_infer::Failure::Stopped.into())

@@ -61,7 +61,7 @@
 //!     match event {
 //!         Event::Token(token) => text += &token.text,
 //!         Event::Done(summary) => assert_eq!(summary.completion_tokens, 5),
-//!         Event::Gates(_) => {}
+//!         Event::Gates(_) | Event::PromptLogprobs(_) => {}
 //!         Event::Failed(failure) => return Err(failure.into()),
 //!     }
 //! }
@@ -79,15 +79,20 @@ mod engine;
 mod experts;
 mod feed_forward;
 mod gated_memory;
+mod jinja;
+mod jinja_source;
 mod latent_attention;
 mod metrics;
 mod ngram_embedding;
 mod norm;
 mod plain_attention;
 mod prompt_lookup;
+mod python_methods;
+mod python_text;
 mod request;
 mod rotary;
 mod row_fetch;
+mod running;
 mod sampling;
 mod step_rows;
 mod stop_strings;
@@ -99,7 +104,7 @@ mod token_score;
 mod weights;
 
 pub use cache::{Cache, CacheFull, CacheLayout, Root, Sequence};
-pub use chat_template::{ChatTemplate, Message, TemplateError};
+pub use chat_template::{ChatTemplate, Conversation, Message, TemplateError};
 pub use decoder::{Decoder, StepOutput};
 pub use engine::{Engine, EngineError, EngineOptions, Model};
 pub use metrics::Metrics;
@@ -107,6 +112,10 @@ pub use request::{Event, Failure, Finish, GeneratedToken, PositionGates, Refusal
 pub use row_fetch::{Needed, RowFetch, RowIds, RowTiers, TierError};
 pub use sampling::{BadParameter, Sampling, TokenLogprob};
 pub use step_rows::{Chunk, Target};
-pub use text_codec::{CodecError, Opening, TextCodec};
+pub use text_codec::{CodecError, Opening, PromptOptions, TextCodec};
+pub use text_stream::TextStream;
 pub use token_score::TokenScore;
 pub use weights::{Dtype, Values, Weight, WeightError, Weights};
+
+/// A value of a chat template, read from JSON with its keys in their order.
+pub use minijinja::Value as TemplateValue;

@@ -6,7 +6,7 @@ use burn::tensor::Device;
 use clap::Args;
 use engram_config::{Account, DataConfig, RunConfig};
 use engram_data::{Corpus, Tokenizer, TokenizerTraining};
-use engram_infer::{Request, Sampling};
+use engram_infer::{PromptOptions, Request, Sampling};
 use engram_train::{HeldOut, Trained};
 use serde::Serialize;
 
@@ -214,7 +214,13 @@ impl Quickstart {
         let sampling = Sampling { temperature: 0.7, top_p: 0.9, seed: self.seed, ..Sampling::default() };
         let request = Request { sampling, ..Request::new(Vec::new(), 0) };
         let (engine, codec) = Served::mapped(memory)?.for_one()?;
-        generate::proceed((&engine, &codec), PROMPT, Some(80), request, &mut |text| print(text))?;
+        generate::proceed(
+            (&engine, &codec),
+            (PROMPT, PromptOptions::default()),
+            Some(80),
+            request,
+            &mut |text| print(text),
+        )?;
 
         print("\n\nWhere the memory opens, in sentences neither model has seen:\n\n")?;
         let gates =
