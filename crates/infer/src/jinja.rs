@@ -128,7 +128,7 @@ fn percent(state: &mut State, left: Value, right: Value) -> Result<Value, Error>
         ValueKind::Seq if right.is_tuple() => right.try_iter()?.collect(),
         _ => vec![right],
     };
-    // `%s` of what is no number is what Python writes for it.
+    // `%s` writes other values than numbers as Python does.
     let written = |value: Value| match value.kind() {
         ValueKind::Number | ValueKind::String => Ok(value),
         ValueKind::Map if text.contains("%(") => Ok(value),

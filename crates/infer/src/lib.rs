@@ -11,7 +11,7 @@
 //! * [`RowTiers`]: the rows of a step, asked for as soon as its tokens are known, from whatever tier; what is waited
 //!   for them is measured.
 //! * [`Engine`]: continuous batching, prompts read in chunks, drafts by prompt look-up that change no answer.
-//!   Whoever stops listening frees the place.
+//!   A request ends when its receiver is dropped.
 //!
 //! ```
 //! use std::collections::BTreeMap;

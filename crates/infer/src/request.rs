@@ -191,8 +191,8 @@ pub struct Summary {
 /// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// Memory rows could not be had.
-    #[error("memory rows could not be had: {0}")]
+    /// Memory rows are unavailable.
+    #[error("memory rows are unavailable: {0}")]
     Rows(String),
     /// A logit is not a number.
     #[error(
