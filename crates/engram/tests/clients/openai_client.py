@@ -47,7 +47,7 @@ assert client.chat.completions.create(model=model, messages=turns, max_tokens=4,
 
 # A prompt's own probabilities.
 echo = client.completions.create(model=model, prompt="Queen Anne", max_tokens=0, echo=True, logprobs=1).choices[0]
-assert echo.text == "Queen Anne" and echo.logprobs.token_logprobs[0] is None and echo.logprobs.text_offset[1] == 0, echo
+assert echo.text == "Queen Anne" and echo.logprobs.token_logprobs[0] is None and echo.logprobs.text_offset[0] == 0, echo
 
 # What is not of OpenAI's API goes in the extra body.
 gates = client.completions.create(model=model, prompt="Ada", max_tokens=3, extra_body={"gates": True, "memory": False})
