@@ -45,6 +45,11 @@ pub(crate) fn asked() -> bool {
     ASKED.load(Ordering::SeqCst)
 }
 
+/// Whether an orderly end was asked for; the next Ctrl-C is then a first one again.
+pub(crate) fn taken() -> bool {
+    ASKED.swap(false, Ordering::SeqCst)
+}
+
 /// The same, for progress callbacks.
 pub(crate) fn flow() -> ControlFlow<()> {
     if asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

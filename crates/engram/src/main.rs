@@ -24,6 +24,7 @@ mod number;
 mod progress;
 mod provenance;
 mod random;
+mod renamed;
 mod run;
 mod served;
 mod shell;
@@ -47,8 +48,14 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    let Cli { command } = Cli::parse();
-    match command.run() {
+    // Before the parser, which knows the new names only.
+    let arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
+    let run = || {
+        renamed::check(arguments)?;
+        let Cli { command } = Cli::parse();
+        command.run()
+    };
+    match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let status = failure::status(&error);

@@ -16,7 +16,7 @@ use engram_serve::Facts;
 use engram_store::{PrefetchOptions, RowSource, TableHeader};
 
 use crate::commands::table::tier::{Counts, OpenTier, TierOptions};
-use crate::failure::{Interrupted, refuse};
+use crate::failure::refuse;
 use crate::interrupt;
 use crate::note::note;
 
@@ -29,7 +29,7 @@ pub(crate) struct ModelOptions {
     #[arg(long = "table", value_name = "FILE")]
     tables: Vec<PathBuf>,
     /// Numbers that weights are kept in.
-    #[arg(long, visible_alias = "weights", value_enum, default_value = "file")]
+    #[arg(long, value_enum, default_value = "file")]
     dtype: Numbers,
     #[command(flatten)]
     tier: TierOptions,
@@ -137,6 +137,7 @@ impl Served {
                 Begin::IfEmpty(token) => Opening::IfEmpty(token),
             },
         );
+        let codec = codec.ending(model.generation().end_tokens.clone());
         let (sources, counts): (Vec<Arc<dyn RowSource>>, Vec<_>) =
             tiers.into_iter().map(OpenTier::into_shared).unzip();
         let rows = match tables {
@@ -202,6 +203,8 @@ pub(crate) struct Said {
     pub(crate) text: String,
     pub(crate) tokens: Vec<u32>,
     pub(crate) row_wait: Duration,
+    /// Whether Ctrl-C ended it.
+    pub(crate) interrupted: bool,
 }
 
 /// Answers `request`, giving each piece of whole characters to `show`.
@@ -228,7 +231,7 @@ pub(crate) fn say(
                 said.tokens.push(token.id);
                 add(&mut said, &token.text)?;
             }
-            Event::Gates(_) => {}
+            Event::Gates(_) | Event::PromptLogprobs(_) => {}
             Event::Done(summary) => {
                 add(&mut said, &summary.text)?;
                 said.row_wait = summary.row_wait;
@@ -237,7 +240,8 @@ pub(crate) fn say(
             Event::Failed(failure) => return Err(failure.into()),
         }
         if interrupt::asked() {
-            return Err(Interrupted(String::new()).into());
+            said.interrupted = true;
+            return Ok(said);
         }
     }
     Err(engram_infer::Failure::Stopped.into())

@@ -288,7 +288,7 @@ fn finish(mut events: UnboundedReceiver<Event>) -> (usize, Duration) {
     loop {
         match events.blocking_recv().unwrap() {
             Event::Token(_) => tokens += 1,
-            Event::Gates(_) => {}
+            Event::Gates(_) | Event::PromptLogprobs(_) => {}
             Event::Done(summary) => return (tokens, summary.row_wait),
             Event::Failed(failure) => panic!("{failure}"),
         }

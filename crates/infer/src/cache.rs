@@ -7,7 +7,7 @@
 //!
 //! Nothing of a position is kept elsewhere, so that taking back tokens is shortening the list.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// What a cache keeps of a position: a number of values for each of its parts, which are the blocks' latents (or
 /// keys and values) and what a memory's short convolution sees of the past.
@@ -111,6 +111,10 @@ pub struct Cache {
     pages: Vec<Page>,
     free: Vec<u32>,
     known: HashMap<PageKey, u32>,
+    /// Pages that nobody lists and whose contents can be found, by when they were let go of.
+    idle: BTreeMap<u64, u32>,
+    /// Pages that sequences list.
+    in_use: usize,
     contents: u64,
     clock: u64,
 }
@@ -135,6 +139,8 @@ impl Cache {
             pages: (0..pages).map(|_| Page::default()).collect(),
             free: (0..pages as u32).rev().collect(),
             known: HashMap::new(),
+            idle: BTreeMap::new(),
+            in_use: 0,
             contents: 0,
             clock: 0,
             layout,
@@ -153,7 +159,12 @@ impl Cache {
 
     /// Pages that sequences list.
     pub fn pages_in_use(&self) -> usize {
-        self.pages.iter().filter(|page| page.users > 0).count()
+        self.in_use
+    }
+
+    /// Pages that sequences can still get.
+    pub fn pages_left(&self) -> usize {
+        self.pages.len() - self.in_use
     }
 
     /// A sequence whose first positions are those of `tokens` that are known already: whole pages, and never all
@@ -164,9 +175,8 @@ impl Cache {
         let mut before = Before::Nothing(root);
         for tokens in tokens.chunks_exact(self.layout.page).take(most) {
             let Some(&page) = self.known.get(&PageKey { before, tokens: tokens.into() }) else { break };
-            let entry = &mut self.pages[page as usize];
-            entry.users += 1;
-            before = Before::Contents(entry.contents);
+            self.take_up(page);
+            before = Before::Contents(self.pages[page as usize].contents);
             sequence.pages.push(page);
         }
         sequence.published = sequence.pages.len();
@@ -177,7 +187,7 @@ impl Cache {
     /// The same positions a second time; they are stored once until one of the two goes on.
     pub fn fork(&mut self, sequence: &Sequence) -> Sequence {
         for &page in &sequence.pages {
-            self.pages[page as usize].users += 1;
+            self.take_up(page);
         }
         Sequence { pages: sequence.pages.clone(), ..*sequence }
     }
@@ -230,7 +240,7 @@ impl Cache {
             if let Some(&twin) = self.known.get(&key) {
                 // Another sequence was here first. Its page has the same bits, so that one of the two can go, and
                 // what follows is found after either.
-                self.pages[twin as usize].users += 1;
+                self.take_up(twin);
                 let own = std::mem::replace(&mut sequence.pages[index], twin);
                 self.let_go(own);
             } else {
@@ -301,21 +311,26 @@ impl Cache {
 
     /// A page that nobody lists: a free one, or the one that has been idle for longest.
     fn take_page(&mut self) -> Result<u32, CacheFull> {
-        let page = match self.free.pop() {
-            Some(page) => page,
-            None => self.longest_idle().ok_or(CacheFull { pages: self.pages.len() })?,
-        };
+        let longest_idle = |idle: &mut BTreeMap<u64, u32>| idle.pop_first().map(|(_, page)| page);
+        let page = self.free.pop().or_else(|| longest_idle(&mut self.idle));
+        let page = page.ok_or(CacheFull { pages: self.pages.len() })?;
         let entry = &mut self.pages[page as usize];
         entry.users = 1;
+        self.in_use += 1;
         if let Some(key) = entry.key.take() {
             self.known.remove(&key);
         }
         Ok(page)
     }
 
-    fn longest_idle(&self) -> Option<u32> {
-        let idle = (0..).zip(&self.pages).filter(|(_, page)| page.users == 0);
-        idle.min_by_key(|(_, page)| page.idle_since).map(|(index, _)| index)
+    /// One more sequence lists a page.
+    fn take_up(&mut self, page: u32) {
+        let entry = &mut self.pages[page as usize];
+        entry.users += 1;
+        if entry.users == 1 {
+            self.in_use += 1;
+            self.idle.remove(&entry.idle_since);
+        }
     }
 
     fn let_go(&mut self, page: u32) {
@@ -323,8 +338,14 @@ impl Cache {
         let entry = &mut self.pages[page as usize];
         entry.users -= 1;
         entry.idle_since = self.clock;
-        if entry.users == 0 && entry.key.is_none() {
+        if entry.users > 0 {
+            return;
+        }
+        self.in_use -= 1;
+        if entry.key.is_none() {
             self.free.push(page);
+        } else {
+            self.idle.insert(self.clock, page);
         }
     }
 }
@@ -486,6 +507,9 @@ mod tests {
                 for (sequence, tokens) in &live {
                     check(&cache, sequence, tokens);
                 }
+                let listed = cache.pages.iter().filter(|page| page.users > 0).count();
+                prop_assert_eq!((cache.pages_in_use(), cache.pages_left()), (listed, pages - listed));
+                prop_assert_eq!(cache.free.len() + cache.idle.len(), pages - listed);
             }
             live.into_iter().for_each(|(sequence, _)| cache.release(sequence));
             prop_assert_eq!(cache.pages_in_use(), 0);

@@ -4,28 +4,26 @@
 //! of those that may follow, and chunks of the prompts that are still to be read, so that a long prompt delays
 //! others by no more than a chunk. Requests come and go between steps.
 //!
-//! A request is let in when the cache has room for all that it may become, so that none is ever thrown out. Memory
-//! rows are asked for as soon as tokens are known: those of a prompt's next chunk while this one computes.
+//! A request takes the pages of the cache that it needs now. When they run out the youngest loses its place: it keeps
+//! its tokens, and computes them again once there is room, with the same bits. Several choices for one prompt read it
+//! once. Memory rows are asked for as soon as tokens are known: those of a prompt's next chunk while this one computes.
 
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use engram_address::History;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::cache::{Cache, Sequence};
 use crate::decoder::{Decoder, StepOutput};
 use crate::metrics::Metrics;
 use crate::prompt_lookup;
-use crate::request::{Event, Failure, Finish, GeneratedToken, PositionGates, Refusal, Request, Summary};
+use crate::request::{Event, Failure, Finish, PositionGates, Refusal, Request};
 use crate::row_fetch::{Needed, RowFetch, RowIds, RowTiers};
-use crate::sampling::{Sampler, TokenLogprob};
-use crate::step_rows::Chunk;
-use crate::stop_strings::StopStrings;
-use crate::text_stream::TextStream;
+use crate::running::{Fork, NextChunk, Outcome, Running};
+use crate::sampling::{BadParameter, TokenLogprob};
+use crate::step_rows::{Chunk, Target};
 
 /// A decoder and what it decodes for.
 pub struct Model {
@@ -73,7 +71,7 @@ impl Default for EngineOptions {
     }
 }
 
-/// An engine that cannot be had.
+/// An engine that cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// An option leaves nothing to work with.
@@ -102,10 +100,10 @@ pub enum EngineError {
         /// What the table has.
         found: usize,
     },
-    /// The thread could not be had.
+    /// The thread does not start.
     #[error("cannot start the engine's thread")]
     Thread(#[source] std::io::Error),
-    /// The threads that compute could not be had.
+    /// The threads that compute do not start.
     #[error("cannot start the threads that compute")]
     Pool(#[from] rayon::ThreadPoolBuildError),
 }
@@ -113,7 +111,7 @@ pub enum EngineError {
 /// Answers requests. Dropped, it ends what runs.
 #[derive(Debug)]
 pub struct Engine {
-    commands: Option<mpsc::Sender<Waiting>>,
+    commands: Option<mpsc::Sender<Arrived>>,
     shared: Arc<Shared>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -122,14 +120,16 @@ pub struct Engine {
 #[derive(Debug)]
 struct Shared {
     metrics: Metrics,
-    /// Requests that were taken and do not run yet.
-    waiting: AtomicUsize,
+    /// Requests that were taken and are not done.
+    taken: AtomicUsize,
     stopping: AtomicBool,
     limits: Limits,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Limits {
+    /// Requests that run at once, and those that may wait besides.
+    running: usize,
     waiting: usize,
     vocabulary: usize,
     context: usize,
@@ -156,14 +156,37 @@ impl Limits {
         if needed > self.pages {
             return Err(Refusal::Cache { needed, pages: self.pages });
         }
-        Ok(())
+        match request.logit_bias.iter().find(|(token, _)| *token as usize >= self.vocabulary) {
+            Some((token, _)) => {
+                let problem = format!("names token {token}, outside the vocabulary of {}", self.vocabulary);
+                Err(BadParameter::new("logit_bias", problem).into())
+            }
+            None => Ok(()),
+        }
     }
 }
 
-struct Waiting {
-    request: Request,
-    events: UnboundedSender<Event>,
+/// Choices for one prompt, as they were submitted.
+struct Arrived {
+    choices: Vec<Fork>,
     since: Instant,
+}
+
+/// A request without a place.
+enum Waiting {
+    /// It never had one.
+    New { order: u64, arrived: Arrived },
+    /// It lost it, and keeps what it has drawn.
+    Preempted(Box<Running>),
+}
+
+impl Waiting {
+    fn order(&self) -> u64 {
+        match self {
+            Self::New { order, .. } => *order,
+            Self::Preempted(running) => running.order,
+        }
+    }
 }
 
 impl Engine {
@@ -200,6 +223,7 @@ impl Engine {
             return Err(EngineError::Option { name, found, least: page_bytes });
         }
         let limits = Limits {
+            running: options.running,
             waiting: options.waiting,
             vocabulary: config.vocabulary,
             context: config.context,
@@ -208,7 +232,7 @@ impl Engine {
         };
         let shared = Arc::new(Shared {
             metrics: Metrics::default(),
-            waiting: AtomicUsize::new(0),
+            taken: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
             limits,
         });
@@ -222,7 +246,9 @@ impl Engine {
             shared: Arc::clone(&shared),
             waiting: VecDeque::new(),
             running: Vec::new(),
-            promised: 0,
+            arrivals: 0,
+            usual_length: FIRST_LENGTH,
+            blocked: None,
         };
         // Threads of its own, of which the engine's work is one: handing work from outside costs each product.
         let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build()?;
@@ -234,28 +260,51 @@ impl Engine {
     /// Takes a request. What comes of it is received; whoever stops receiving cancels it.
     ///
     /// # Errors
-    /// When it cannot be, or not now.
+    /// When it is impossible, or there is no room for it now.
     pub fn submit(&self, request: Request) -> Result<UnboundedReceiver<Event>, Refusal> {
+        let receivers = self.submit_all(vec![request])?;
+        receivers.into_iter().next().ok_or(Refusal::Stopping)
+    }
+
+    /// Takes all of several requests, or none. Neighbours with the same prompt read it once.
+    ///
+    /// # Errors
+    /// When one is impossible, or there is no room for all of them now.
+    pub fn submit_all(&self, requests: Vec<Request>) -> Result<Vec<UnboundedReceiver<Event>>, Refusal> {
         let refused = |refusal| {
-            self.shared.metrics.refused.add(1);
+            self.shared.metrics.refused.add(requests.len());
             Err(refusal)
         };
-        if let Err(refusal) = self.shared.limits.check(&request) {
+        if let Some(refusal) = requests.iter().find_map(|request| self.shared.limits.check(request).err()) {
             return refused(refusal);
         }
         if self.shared.stopping.load(SeqCst) {
             return refused(Refusal::Stopping);
         }
-        let most = self.shared.limits.waiting;
-        let room =
-            self.shared.waiting.fetch_update(SeqCst, SeqCst, |count| (count < most).then_some(count + 1));
-        if let Err(waiting) = room {
-            return refused(Refusal::Busy { waiting });
+        let Limits { running, waiting, .. } = self.shared.limits;
+        let (count, most) = (requests.len(), running.saturating_add(waiting));
+        let room = |taken: usize| taken.checked_add(count).filter(|&taken| taken <= most);
+        if let Err(taken) = self.shared.taken.fetch_update(SeqCst, SeqCst, room) {
+            return refused(Refusal::Busy { waiting: taken.saturating_sub(running) });
         }
-        let (events, receiver) = unbounded_channel();
-        let waiting = Waiting { request, events, since: Instant::now() };
-        let sent = self.commands.as_ref().is_some_and(|commands| commands.send(waiting).is_ok());
-        if sent { Ok(receiver) } else { refused(Refusal::Stopping) }
+        let (mut receivers, mut groups) = (Vec::new(), Vec::<Arrived>::new());
+        for request in requests {
+            let (events, receiver) = unbounded_channel();
+            receivers.push(receiver);
+            match groups.last_mut() {
+                Some(group) if group.choices[0].0.shares_prompt(&request) => {
+                    group.choices.push((request, events));
+                }
+                _ => groups.push(Arrived { choices: vec![(request, events)], since: Instant::now() }),
+            }
+        }
+        for group in groups {
+            if !self.commands.as_ref().is_some_and(|commands| commands.send(group).is_ok()) {
+                self.shared.metrics.refused.add(count);
+                return Err(Refusal::Stopping);
+            }
+        }
+        Ok(receivers)
     }
 
     /// Takes no more requests; those that were taken are answered.
@@ -271,6 +320,12 @@ impl Engine {
     /// Longest sequence in tokens.
     pub fn context(&self) -> usize {
         self.shared.limits.context
+    }
+
+    /// Longest sequence that the cache has room for, in tokens; at most [`context`](Self::context).
+    pub fn longest(&self) -> usize {
+        let Limits { context, page, pages, .. } = self.shared.limits;
+        context.min(page.saturating_mul(pages))
     }
 
     /// What it has counted so far.
@@ -295,55 +350,22 @@ struct Worker {
     model: Model,
     cache: Cache,
     options: EngineOptions,
-    queue: mpsc::Receiver<Waiting>,
+    queue: mpsc::Receiver<Arrived>,
     shared: Arc<Shared>,
+    /// In the order in which they came.
     waiting: VecDeque<Waiting>,
+    /// In the order in which they came.
     running: Vec<Running>,
-    /// Pages that running requests hold or may yet ask for.
-    promised: usize,
+    arrivals: u64,
+    /// Tokens that an answer usually has.
+    usual_length: f64,
+    /// Which request had no room last time, with so many pages left and so many others running.
+    blocked: Option<(u64, usize, usize)>,
 }
 
-/// A request that has a place.
-struct Running {
-    request: Request,
-    events: UnboundedSender<Event>,
-    since: Instant,
-    /// Prompt, then continuation.
-    tokens: Vec<u32>,
-    /// What has been computed of them.
-    sequence: Sequence,
-    /// Row ids, if the memory is on.
-    history: Option<History>,
-    /// The next chunk of the prompt, whose rows are on their way.
-    next: Option<NextChunk>,
-    sampler: Sampler,
-    text: TextStream,
-    stop: StopStrings,
-    /// Tokens to draft next.
-    drafts: usize,
-    cached_tokens: usize,
-    drafted: [usize; 2],
-    row_wait: Duration,
-    last_token: Option<Instant>,
-    outcome: Option<Outcome>,
-}
-
-struct NextChunk {
-    count: usize,
-    rows: Option<RowFetch>,
-}
-
-impl NextChunk {
-    fn is_ready(&self) -> bool {
-        self.rows.as_ref().is_none_or(RowFetch::is_ready)
-    }
-}
-
-enum Outcome {
-    Done(Finish),
-    Failed(Failure),
-    Cancelled,
-}
+/// Tokens that an answer is expected to have before any was given, and at least and at most.
+const FIRST_LENGTH: f64 = 64.0;
+const USUAL_LENGTHS: (usize, usize) = (16, 128);
 
 /// What one request has in a step.
 struct Part {
@@ -353,6 +375,8 @@ struct Part {
     drafts: usize,
     /// Tokens whose logits are wanted.
     logits: usize,
+    /// Tokens of the prompt that are scored.
+    targets: Vec<Target>,
     /// Rows of its own; those of tokens that are due come together.
     rows: Option<RowFetch>,
 }
@@ -375,120 +399,234 @@ impl Worker {
     fn receive(&mut self) -> bool {
         if self.running.is_empty() && self.waiting.is_empty() {
             match self.queue.recv() {
-                Ok(waiting) => self.waiting.push_back(waiting),
+                Ok(arrived) => self.arrive(arrived),
                 Err(_) => return false,
             }
         }
-        self.waiting.extend(self.queue.try_iter());
+        while let Ok(arrived) = self.queue.try_recv() {
+            self.arrive(arrived);
+        }
         true
+    }
+
+    fn arrive(&mut self, arrived: Arrived) {
+        self.arrivals += 1;
+        self.waiting.push_back(Waiting::New { order: self.arrivals, arrived });
     }
 
     /// Ends requests that are done, failed, late or deserted.
     fn let_go(&mut self) {
         let now = Instant::now();
-        let late = |request: &Request| request.deadline.is_some_and(|deadline| deadline <= now);
-        let mut kept = VecDeque::new();
-        for waiting in self.waiting.drain(..) {
-            if waiting.events.is_closed() {
-                self.shared.metrics.cancelled.add(1);
-            } else if late(&waiting.request) {
-                self.shared.metrics.failed.add(1);
-                let _ = waiting.events.send(Event::Failed(Failure::Deadline));
-            } else {
-                kept.push_back(waiting);
-                continue;
+        for waiting in std::mem::take(&mut self.waiting) {
+            match waiting {
+                Waiting::New { order, arrived } => {
+                    if let Some(arrived) = self.still_wanted(arrived, now) {
+                        self.waiting.push_back(Waiting::New { order, arrived });
+                    }
+                }
+                Waiting::Preempted(mut running) => {
+                    Self::judge(&mut running, now);
+                    if running.outcome.is_some() {
+                        self.finish(*running);
+                    } else {
+                        self.waiting.push_back(Waiting::Preempted(running));
+                    }
+                }
             }
-            self.shared.waiting.fetch_sub(1, SeqCst);
         }
-        self.waiting = kept;
         for index in (0..self.running.len()).rev() {
-            let running = &mut self.running[index];
-            if running.outcome.is_none() && running.events.is_closed() {
-                running.outcome = Some(Outcome::Cancelled);
-            } else if running.outcome.is_none() && late(&running.request) {
-                running.outcome = Some(Outcome::Failed(Failure::Deadline));
-            }
-            if running.outcome.is_some() {
+            Self::judge(&mut self.running[index], now);
+            if self.running[index].outcome.is_some() {
                 let running = self.running.remove(index);
                 self.finish(running);
             }
         }
     }
 
-    fn finish(&mut self, mut running: Running) {
-        self.promised -= self.pages_of(&running.request);
-        let metrics = &self.shared.metrics;
-        // Whoever has stopped receiving does not mind.
-        match running.outcome.take() {
-            Some(Outcome::Done(finish)) => {
-                metrics.done.add(1);
-                let summary = running.summary(finish);
-                let _ = running.events.send(Event::Done(summary));
-            }
-            Some(Outcome::Failed(failure)) => {
-                metrics.failed.add(1);
-                let _ = running.events.send(Event::Failed(failure));
-            }
-            Some(Outcome::Cancelled) | None => metrics.cancelled.add(1),
+    /// Ends a request that is late or deserted.
+    fn judge(running: &mut Running, now: Instant) {
+        running.hand_over();
+        if running.outcome.is_none() && running.events.is_closed() {
+            running.outcome = Some(Outcome::Cancelled);
+        } else if running.outcome.is_none() && is_late(&running.request, now) {
+            running.outcome = Some(Outcome::Failed(Failure::Deadline));
         }
-        self.cache.release(running.sequence);
     }
 
-    fn pages_of(&self, request: &Request) -> usize {
-        (request.prompt.len() + request.max_tokens).div_ceil(self.options.page)
+    /// What is left of a waiting prompt's choices.
+    fn still_wanted(&self, arrived: Arrived, now: Instant) -> Option<Arrived> {
+        let Arrived { choices, since } = arrived;
+        let (metrics, before) = (&self.shared.metrics, choices.len());
+        let mut kept = Vec::new();
+        for (request, events) in choices {
+            if events.is_closed() {
+                metrics.cancelled.add(1);
+            } else if is_late(&request, now) {
+                metrics.failed.add(1);
+                let _ = events.send(Event::Failed(Failure::Deadline));
+            } else {
+                kept.push((request, events));
+            }
+        }
+        self.shared.taken.fetch_sub(before - kept.len(), SeqCst);
+        (!kept.is_empty()).then_some(Arrived { choices: kept, since })
+    }
+
+    fn finish(&mut self, mut running: Running) {
+        let (metrics, count) = (&self.shared.metrics, 1 + running.forks.len());
+        match running.outcome.take() {
+            Some(Outcome::Done(finish)) => {
+                metrics.done.add(count);
+                let weight = 0.1;
+                self.usual_length += weight * (running.generated() as f64 - self.usual_length);
+                let summary = running.summary(finish);
+                running.tell(&Event::Done(summary));
+            }
+            Some(Outcome::Failed(failure)) => {
+                metrics.failed.add(count);
+                running.tell(&Event::Failed(failure));
+            }
+            Some(Outcome::Cancelled) | None => metrics.cancelled.add(count),
+        }
+        self.shared.taken.fetch_sub(count, SeqCst);
+        self.cache.release(running.sequence);
+        self.blocked = None;
     }
 
     /// Lets requests in, in the order in which they came, while there is room.
     fn let_in(&mut self) {
         while self.running.len() < self.options.running
-            && let Some(waiting) = self.waiting.front()
-            && self.promised + self.pages_of(&waiting.request) <= self.cache.pages()
             && let Some(waiting) = self.waiting.pop_front()
         {
-            self.shared.waiting.fetch_sub(1, SeqCst);
-            self.promised += self.pages_of(&waiting.request);
-            let running = self.begin(waiting);
-            self.running.push(running);
+            let running = match waiting {
+                Waiting::New { order, arrived: Arrived { mut choices, since } } => {
+                    let mut running = Running::new(order, choices.remove(0), since);
+                    running.forks = choices;
+                    running
+                }
+                Waiting::Preempted(running) => *running,
+            };
+            if let Err(waiting) = self.begin(running) {
+                self.waiting.push_front(waiting);
+                break;
+            }
         }
     }
 
-    fn begin(&mut self, waiting: Waiting) -> Running {
-        let Waiting { request, events, since } = waiting;
-        // Gates are not kept: whoever wants them has the whole prompt computed.
-        let known = if request.gates { &[][..] } else { &request.prompt[..] };
-        let sequence = self.cache.begin(request.root(), known);
-        let rows = self.model.rows.as_ref().filter(|_| request.memory);
-        let mut running = Running {
-            tokens: request.prompt.clone(),
-            sampler: Sampler::new(request.sampling, &request.prompt),
-            stop: StopStrings::new(request.stop.clone()),
-            history: rows.map(|rows| rows.addressing().history()),
-            cached_tokens: sequence.len(),
-            text: TextStream::default(),
-            drafts: self.options.drafts.min(1),
-            drafted: [0; 2],
-            row_wait: Duration::ZERO,
-            last_token: None,
-            outcome: None,
-            next: None,
-            request,
-            events,
-            since,
-            sequence,
+    /// Gives `running` a place if the cache has room for what it is expected to become, besides what all others are.
+    /// With nothing else to do it gets one in any case.
+    fn begin(&mut self, mut running: Running) -> Result<(), Waiting> {
+        let back = |running: Running| {
+            Err(match running.tokens.len() == running.request.prompt.len() && running.reported == 0 {
+                true => {
+                    let Running { order, request, events, forks, since, .. } = running;
+                    let choices = std::iter::once((request, events)).chain(forks).collect();
+                    Waiting::New { order, arrived: Arrived { choices, since } }
+                }
+                false => Waiting::Preempted(Box::new(running)),
+            })
         };
-        self.shared.metrics.prompt_tokens.add(running.tokens.len());
-        self.shared.metrics.cached_tokens.add(running.cached_tokens);
-        if running.request.max_tokens == 0 {
-            running.outcome = Some(Outcome::Done(Finish::Length));
-            return running;
+        let (order, others) = (running.order, self.running.len());
+        let left = self.cache.pages_left();
+        if self.blocked.is_some_and(|blocked| blocked.0 == order && left <= blocked.1 && others == blocked.2)
+        {
+            return back(running);
         }
-        let start = running.cached_tokens;
-        let history = running.history.as_mut();
-        if let Some(Err(error)) = history.map(|history| history.extend(&running.tokens[..start]).map(|_| ()))
+        let sequence = self.cache.begin(running.request.root(), running.known());
+        running.goal = self.goal(&running);
+        let growth = self.growth(running.goal, &sequence) + running.forks.len() * (1 + self.usual_pages());
+        let promised: usize = self
+            .running
+            .iter()
+            .map(|other| self.growth(other.goal.max(other.tokens.len()), &other.sequence))
+            .sum();
+        if others > 0 && promised + growth > self.cache.pages_left() {
+            self.cache.release(sequence);
+            self.blocked = Some((order, self.cache.pages_left(), others));
+            return back(running);
+        }
+        self.enter(running, sequence);
+        Ok(())
+    }
+
+    fn usual_pages(&self) -> usize {
+        self.usual_tokens().div_ceil(self.options.page)
+    }
+
+    fn usual_tokens(&self) -> usize {
+        (self.usual_length as usize).clamp(USUAL_LENGTHS.0, USUAL_LENGTHS.1)
+    }
+
+    /// Length that a request is expected to reach: one that lost its place should get as far again before it does so
+    /// once more.
+    fn goal(&self, running: &Running) -> usize {
+        let generated = running.generated();
+        let more = self.usual_tokens().max(generated).min(running.request.max_tokens - generated);
+        running.tokens.len() + more
+    }
+
+    /// Pages that a sequence needs to reach `goal` positions.
+    fn growth(&self, goal: usize, sequence: &Sequence) -> usize {
+        self.cache.layout().pages_for(goal).saturating_sub(sequence.pages().len())
+    }
+
+    fn enter(&mut self, mut running: Running, sequence: Sequence) {
+        let metrics = &self.shared.metrics;
+        if running.generated() == 0 && running.reported == 0 {
+            running.cached_tokens = sequence.len();
+            running.drafts = self.options.drafts.min(1);
+            metrics.prompt_tokens.add(running.tokens.len());
+            metrics.cached_tokens.add(sequence.len());
+        } else {
+            metrics.recomputed_tokens.add(running.tokens.len() - sequence.len());
+        }
+        let rows = self.model.rows.as_ref().filter(|_| running.request.memory);
+        running.history = rows.map(|rows| rows.addressing().history());
+        let known = sequence.len();
+        running.sequence = sequence;
+        if !running.request.needs_prompt() {
+            running.outcome = Some(Outcome::Done(Finish::Length));
+        } else if let Some(history) = &mut running.history
+            && let Err(error) = history.extend(&running.tokens[..known]).map(|_| ())
         {
             running.fail(error);
         }
-        running
+        let place = self.running.partition_point(|other| other.order <= running.order);
+        self.running.insert(place, running);
+    }
+
+    /// Takes a request's place away. What it has drawn stays; what was computed of it is computed again.
+    fn preempt(&mut self, index: usize) {
+        let mut running = self.running.remove(index);
+        self.cache.release(std::mem::take(&mut running.sequence));
+        (running.next, running.history) = (None, None);
+        self.shared.metrics.preempted.add(1);
+        self.blocked = None;
+        let place = self.waiting.partition_point(|other| other.order() < running.order);
+        self.waiting.insert(place, Waiting::Preempted(Box::new(running)));
+    }
+
+    /// Reserves the pages of the next step, for the oldest first. Where there are none the youngest loses its place.
+    fn make_room(&mut self) {
+        let mut index = 0;
+        while index < self.running.len() {
+            let running = &mut self.running[index];
+            let wanted = running.wanted();
+            // Drafts are worth less than another's place.
+            let least = if running.is_due() { wanted.min(1) } else { wanted };
+            let mut reserve = |count| self.cache.reserve(&mut running.sequence, count).map(|()| count);
+            match reserve(wanted).or_else(|_| reserve(least)) {
+                Ok(room) => {
+                    running.room = room;
+                    index += 1;
+                }
+                Err(_) if self.running.len() == 1 => {
+                    self.running[0].outcome = Some(Outcome::Failed(Failure::CacheFull));
+                    return;
+                }
+                Err(_) => self.preempt(self.running.len() - 1),
+            }
+        }
     }
 
     /// One step of the model for all that run.
@@ -496,6 +634,7 @@ impl Worker {
         let start = Instant::now();
         // For newcomers; what others need now they asked for in the step before.
         self.ask_ahead(&[]);
+        self.make_room();
         let (mut parts, due_rows) = self.plan();
         if parts.is_empty() {
             return;
@@ -530,8 +669,7 @@ impl Worker {
         let mut ids = RowIds::default();
         let mut any = false;
         for (index, running) in self.running.iter_mut().enumerate().filter(|(_, running)| running.is_due()) {
-            let left = running.request.max_tokens - running.generated();
-            let most = running.drafts.min(left - 1);
+            let most = running.room.saturating_sub(1);
             let mut tokens = running.tokens[running.sequence.len()..].to_vec();
             tokens.extend_from_slice(prompt_lookup::draft(&running.tokens, most));
             if let (Some(tiers), Some(history)) = (&self.model.rows, &mut running.history) {
@@ -542,7 +680,7 @@ impl Worker {
                 any = true;
             }
             let (drafts, logits) = (tokens.len() - 1, tokens.len());
-            parts.push(Part { running: index, tokens, drafts, logits, rows: None });
+            parts.push(Part { running: index, tokens, drafts, logits, targets: Vec::new(), rows: None });
         }
         let mut rows = None;
         if let Some(tiers) = self.model.rows.as_ref().filter(|_| any) {
@@ -560,13 +698,14 @@ impl Worker {
         let mut left = self.options.prompt_tokens;
         for (index, running) in self.running.iter_mut().enumerate() {
             let fits = (ready(running) || !busy && running.outcome.is_none())
-                && running.next.as_ref().is_some_and(|next| next.count <= left);
+                && running.next.as_ref().is_some_and(|next| next.count <= left.min(running.room));
             let Some(next) = running.next.take_if(|_| fits) else { continue };
             left -= next.count;
             let start = running.sequence.len();
             let tokens = running.tokens[start..start + next.count].to_vec();
-            let logits = usize::from(start + next.count == running.tokens.len());
-            parts.push(Part { running: index, tokens, drafts: 0, logits, rows: next.rows });
+            let targets = running.targets_of(start, next.count);
+            let logits = usize::from(running.draws_after(start + next.count));
+            parts.push(Part { running: index, tokens, drafts: 0, logits, targets, rows: next.rows });
         }
         (parts, rows)
     }
@@ -593,51 +732,37 @@ impl Worker {
     }
 
     fn compute(&mut self, parts: &[Part], rows: &mut [RowFetch]) -> Result<StepOutput, Failure> {
-        for part in parts {
-            let sequence = &mut self.running[part.running].sequence;
-            // There is room: it was promised when the request was let in.
-            self.cache
-                .reserve(sequence, part.tokens.len())
-                .map_err(|error| Failure::Rows(error.to_string()))?;
-        }
         let chunks: Vec<Chunk<'_>> = parts
             .iter()
             .map(|part| {
                 let running = &self.running[part.running];
                 let memory = running.history.is_some();
-                let (tokens, logits) = (&part.tokens[..], part.logits);
-                Chunk { sequence: &running.sequence, tokens, memory, logits, targets: &[] }
+                let (tokens, logits, targets) = (&part.tokens[..], part.logits, &part.targets[..]);
+                Chunk { sequence: &running.sequence, tokens, memory, logits, targets }
             })
             .collect();
         let output = self.model.decoder.step(&mut self.cache, &chunks, rows);
         output.map_err(|error| Failure::Rows(error.to_string()))
     }
 
-    /// Draws tokens from the logits, keeps the drafts that are right, and takes back the others.
+    /// Scores prompts and draws tokens from the logits, keeps the drafts that are right, and takes back the others.
     fn take(&mut self, parts: &[Part], output: &StepOutput) {
         let vocabulary = self.model.decoder.config().vocabulary;
-        let streams = self.model.decoder.config().streams();
-        let (mut logits, mut row) = (output.logits.chunks_exact(vocabulary), 0);
+        let (mut logits, mut scores) = (output.logits.chunks_exact(vocabulary), output.scores.iter());
+        let (mut row, mut forks) = (0, Vec::new());
         for part in parts {
-            let running = &mut self.running[part.running];
-            let of_part: Vec<&[f32]> = logits.by_ref().take(part.logits).collect();
-            let first = running.sequence.len();
-            let drafted = &part.tokens[part.tokens.len() - part.drafts..];
-            let mut right = 0;
-            for (index, logits) in of_part.iter().enumerate() {
-                let token = running.draw(logits, &self.model.token_bytes, &self.shared.metrics);
-                if running.outcome.is_some() || drafted.get(index) != Some(&token) {
-                    break;
-                }
-                right += 1;
+            let drawn: Vec<&[f32]> = logits.by_ref().take(part.logits).collect();
+            let first = self.running[part.running].sequence.len();
+            let scored: Vec<_> = scores.by_ref().take(part.targets.len()).map(TokenLogprob::from).collect();
+            if !scored.is_empty() {
+                self.running[part.running].tell(&Event::PromptLogprobs(scored));
             }
+            let right = self.draw(part, &drawn);
             let computed = part.tokens.len() - (part.drafts - right);
-            if running.request.gates {
-                let range = row * streams..(row + computed) * streams;
-                let layers = output.gates.iter().map(|gates| gates[range.clone()].to_vec()).collect();
-                let _ = running.events.send(Event::Gates(PositionGates { first, layers }));
-            }
+            self.send_gates(part.running, output, row, computed);
             row += part.tokens.len();
+            let running = &mut self.running[part.running];
+            running.reported = running.reported.max(first + computed);
             self.cache.commit(&mut running.sequence, first + computed, &running.tokens);
             let wrong = part.drafts - right;
             if let Some(Err(error)) = running.history.as_mut().map(|history| history.rollback(wrong)) {
@@ -651,95 +776,73 @@ impl Worker {
                 // Drafts cost most where they are wrong: as many as were right, and one more.
                 running.drafts = self.options.drafts.min(right + 1);
             }
+            if running.request.max_tokens == 0 && running.sequence.len() == running.tokens.len() {
+                running.outcome.get_or_insert(Outcome::Done(Finish::Length));
+            } else if let Some(logits) = drawn.last().filter(|_| !running.forks.is_empty()) {
+                forks.extend(self.fork(part.running, logits));
+            }
+        }
+        self.place(forks);
+    }
+
+    /// Draws tokens, as long as drafts were right; gives how many were.
+    fn draw(&mut self, part: &Part, logits: &[&[f32]]) -> usize {
+        let running = &mut self.running[part.running];
+        let drafted = &part.tokens[part.tokens.len() - part.drafts..];
+        let mut right = 0;
+        for (index, logits) in logits.iter().enumerate() {
+            let token = running.draw(logits, &self.model.token_bytes, &self.shared.metrics);
+            if running.outcome.is_some() || drafted.get(index) != Some(&token) {
+                break;
+            }
+            right += 1;
+        }
+        right
+    }
+
+    /// Sends the gates of the positions of a part that were not sent before; its first row is `row`.
+    fn send_gates(&self, index: usize, output: &StepOutput, row: usize, computed: usize) {
+        let running = &self.running[index];
+        let (streams, start) = (self.model.decoder.config().streams(), running.sequence.len());
+        let skip = running.reported.saturating_sub(start);
+        if running.request.gates && skip < computed {
+            let range = (row + skip) * streams..(row + computed) * streams;
+            let layers = output.gates.iter().map(|gates| gates[range.clone()].to_vec()).collect();
+            running.tell(&Event::Gates(PositionGates { first: start + skip, layers }));
+        }
+    }
+
+    /// The other choices of a prompt that has been read, each with its first token.
+    fn fork(&mut self, index: usize, logits: &[f32]) -> Vec<Running> {
+        let choices = std::mem::take(&mut self.running[index].forks);
+        let lead = &self.running[index];
+        let begin = |choice| {
+            let mut fork = lead.fork(choice, self.cache.fork(&lead.sequence));
+            fork.draw(logits, &self.model.token_bytes, &self.shared.metrics);
+            fork
+        };
+        choices.into_iter().map(begin).collect()
+    }
+
+    /// Gives forks their places; those for which there is none wait for one.
+    fn place(&mut self, forks: Vec<Running>) {
+        for fork in forks {
+            let place = self.running.partition_point(|other| other.order <= fork.order);
+            self.running.insert(place, fork);
+        }
+        while self.running.len() > self.options.running {
+            self.preempt(self.running.len() - 1);
         }
     }
 
     fn measure(&self) {
         let metrics = &self.shared.metrics;
         metrics.running.set(self.running.len());
-        metrics.waiting.set(self.shared.waiting.load(SeqCst));
+        metrics.waiting.set(self.shared.taken.load(SeqCst).saturating_sub(self.running.len()));
         metrics.pages_in_use.set(self.cache.pages_in_use());
     }
 }
 
-impl Running {
-    /// Whether its prompt has been read, so that its next token is due.
-    fn is_due(&self) -> bool {
-        self.outcome.is_none() && self.generated() > 0
-    }
-
-    /// Asks for the rows of the prompt's next chunk.
-    fn ask(&mut self, chunk: Range<usize>, tiers: Option<&RowTiers>) {
-        let count = chunk.len();
-        let rows = match (tiers, &mut self.history) {
-            (Some(tiers), Some(history)) => {
-                let mut ids = RowIds::default();
-                let added = ids.add(history, &self.tokens[chunk], tiers);
-                let fetched = added.map_err(|error| error.to_string());
-                match fetched
-                    .and_then(|()| tiers.fetch(ids, Needed::Later).map_err(|error| error.to_string()))
-                {
-                    Ok(rows) => Some(rows),
-                    Err(error) => return self.fail(error),
-                }
-            }
-            _ => None,
-        };
-        self.next = Some(NextChunk { count, rows });
-    }
-
-    fn generated(&self) -> usize {
-        self.tokens.len() - self.request.prompt.len()
-    }
-
-    fn fail(&mut self, error: impl ToString) {
-        self.outcome = Some(Outcome::Failed(Failure::Rows(error.to_string())));
-    }
-
-    /// Draws the next token, sends it, and ends the request if it is the last.
-    fn draw(&mut self, logits: &[f32], token_bytes: &[Vec<u8>], metrics: &Metrics) -> u32 {
-        let id = self.sampler.draw(logits);
-        self.tokens.push(id);
-        metrics.generated_tokens.add(1);
-        let now = Instant::now();
-        match self.last_token.replace(now) {
-            None => metrics.first_token.add_time(now - self.since),
-            Some(last) => metrics.between_tokens.add_time(now - last),
-        }
-        if self.request.end_tokens.contains(&id) {
-            self.outcome = Some(Outcome::Done(Finish::Stop));
-            return id;
-        }
-        let bytes = token_bytes.get(id as usize).map_or(&[][..], Vec::as_slice);
-        let (text, stopped) = self.stop.push(&self.text.push(bytes));
-        let logprob = self.request.logprobs.map(|top| TokenLogprob::of(logits, id, top));
-        let _ = self.events.send(Event::Token(GeneratedToken { id, text, logprob }));
-        if stopped {
-            self.outcome = Some(Outcome::Done(Finish::Stop));
-        } else if self.generated() == self.request.max_tokens {
-            self.outcome = Some(Outcome::Done(Finish::Length));
-        }
-        id
-    }
-
-    fn summary(&mut self, finish: Finish) -> Summary {
-        let rest = std::mem::take(&mut self.text).finish();
-        // A stop string has taken all that followed it.
-        let text = match finish {
-            Finish::Stop if self.stop.is_stopped() => String::new(),
-            _ => {
-                let (text, stopped) = self.stop.push(&rest);
-                if stopped { text } else { text + &self.stop.finish() }
-            }
-        };
-        Summary {
-            finish,
-            text,
-            prompt_tokens: self.request.prompt.len(),
-            cached_tokens: self.cached_tokens,
-            completion_tokens: self.generated(),
-            drafted: self.drafted,
-            row_wait: self.row_wait,
-        }
-    }
+fn is_late(request: &Request, now: Instant) -> bool {
+    request.deadline.is_some_and(|deadline| deadline <= now)
 }

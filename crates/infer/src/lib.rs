@@ -11,7 +11,7 @@
 //! * [`RowTiers`]: the rows of a step, asked for as soon as its tokens are known, from whatever tier; what is waited
 //!   for them is measured.
 //! * [`Engine`]: continuous batching, prompts read in chunks, drafts by prompt look-up that change no answer.
-//!   Whoever stops listening frees the place.
+//!   A request ends when its receiver is dropped.
 //! * [`Offline`]: many texts scored or continued at once, with beginnings that they share computed once.
 //!
 //! ```
@@ -62,7 +62,7 @@
 //!     match event {
 //!         Event::Token(token) => text += &token.text,
 //!         Event::Done(summary) => assert_eq!(summary.completion_tokens, 5),
-//!         Event::Gates(_) => {}
+//!         Event::Gates(_) | Event::PromptLogprobs(_) => {}
 //!         Event::Failed(failure) => return Err(failure.into()),
 //!     }
 //! }
@@ -80,6 +80,8 @@ mod engine;
 mod experts;
 mod feed_forward;
 mod gated_memory;
+mod jinja;
+mod jinja_source;
 mod latent_attention;
 mod memory_tables;
 mod metrics;
@@ -89,9 +91,12 @@ mod offline;
 mod plain_attention;
 mod prefix_tree;
 mod prompt_lookup;
+mod python_methods;
+mod python_text;
 mod request;
 mod rotary;
 mod row_fetch;
+mod running;
 mod sampling;
 mod step_rows;
 mod stop_strings;
@@ -103,7 +108,7 @@ mod token_score;
 mod weights;
 
 pub use cache::{Cache, CacheFull, CacheLayout, Root, Sequence};
-pub use chat_template::{ChatTemplate, Message, TemplateError};
+pub use chat_template::{ChatTemplate, Conversation, Message, TemplateError};
 pub use decoder::{Decoder, StepOutput};
 pub use engine::{Engine, EngineError, EngineOptions, Model};
 pub use memory_tables::{MemoryTables, TableError};
@@ -114,6 +119,10 @@ pub use request::{Event, Failure, Finish, GeneratedToken, PositionGates, Refusal
 pub use row_fetch::{Needed, RowFetch, RowIds, RowTiers, TierError};
 pub use sampling::{BadParameter, Sampling, TokenLogprob};
 pub use step_rows::{Chunk, Target};
-pub use text_codec::{CodecError, Opening, TextCodec};
+pub use text_codec::{CodecError, Opening, PromptOptions, TextCodec};
+pub use text_stream::TextStream;
 pub use token_score::TokenScore;
 pub use weights::{Dtype, Values, WeightError, WeightSource, WeightView};
+
+/// A value of a chat template, read from JSON with its keys in their order.
+pub use minijinja::Value as TemplateValue;

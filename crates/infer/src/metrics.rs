@@ -80,6 +80,8 @@ pub struct Metrics {
     pub(crate) generated_tokens: Number,
     pub(crate) drafted_tokens: Number,
     pub(crate) accepted_tokens: Number,
+    pub(crate) preempted: Number,
+    pub(crate) recomputed_tokens: Number,
     pub(crate) steps: Number,
     pub(crate) running: Number,
     pub(crate) waiting: Number,
@@ -104,6 +106,8 @@ impl Default for Metrics {
             generated_tokens: Number::default(),
             drafted_tokens: Number::default(),
             accepted_tokens: Number::default(),
+            preempted: Number::default(),
+            recomputed_tokens: Number::default(),
             steps: Number::default(),
             running: Number::default(),
             waiting: Number::default(),
@@ -138,6 +142,8 @@ impl Metrics {
             ("generated_tokens", "Tokens generated.", &self.generated_tokens),
             ("drafted_tokens", "Tokens drafted by prompt look-up.", &self.drafted_tokens),
             ("accepted_tokens", "Drafted tokens that were right.", &self.accepted_tokens),
+            ("preempted_requests", "Times that a request lost its place for want of pages.", &self.preempted),
+            ("recomputed_tokens", "Tokens computed again after that.", &self.recomputed_tokens),
             ("steps", "Steps of the model.", &self.steps),
         ];
         for (name, help, number) in counters {

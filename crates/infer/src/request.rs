@@ -18,8 +18,14 @@ pub struct Request {
     pub stop: Vec<String>,
     /// Tokens that end it, and are not part of it.
     pub end_tokens: Vec<u32>,
+    /// Tokens of the continuation before which it does not end by an end token.
+    pub min_tokens: usize,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(u32, f32)>,
     /// With the probability of each token, and of so many likeliest ones.
     pub logprobs: Option<usize>,
+    /// With the probability of each token of the prompt after those before it, and of so many likeliest ones.
+    pub prompt_logprobs: Option<usize>,
     /// With the gates of every position.
     pub gates: bool,
     /// Whether the memory is read.
@@ -37,7 +43,10 @@ impl Request {
             sampling: Sampling::default(),
             stop: Vec::new(),
             end_tokens: Vec::new(),
+            min_tokens: 0,
+            logit_bias: Vec::new(),
             logprobs: None,
+            prompt_logprobs: None,
             gates: false,
             memory: true,
             deadline: None,
@@ -46,6 +55,19 @@ impl Request {
 
     pub(crate) fn root(&self) -> Root {
         if self.memory { Root::Memory } else { Root::NoMemory }
+    }
+
+    /// Whether both are computed alike up to the end of the prompt.
+    pub(crate) fn shares_prompt(&self, other: &Self) -> bool {
+        let part = |request: &Self| {
+            (request.memory, request.gates, request.prompt_logprobs, request.max_tokens == 0)
+        };
+        part(self) == part(other) && self.prompt == other.prompt
+    }
+
+    /// Whether something is computed even if no token is to follow.
+    pub(crate) fn needs_prompt(&self) -> bool {
+        self.max_tokens > 0 || self.gates || self.prompt_logprobs.is_some()
     }
 }
 
@@ -109,6 +131,9 @@ pub enum Event {
     Token(GeneratedToken),
     /// Gates of positions that have been computed, if they were asked for.
     Gates(PositionGates),
+    /// How likely the prompt's next tokens are, if that was asked for. Those of the prompt's first token, which has
+    /// nothing before it, are missing: the first event begins with its second token.
+    PromptLogprobs(Vec<TokenLogprob>),
     /// The continuation is complete.
     Done(Summary),
     /// It could not be completed.
@@ -166,9 +191,17 @@ pub struct Summary {
 /// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// Memory rows could not be had.
-    #[error("memory rows could not be had: {0}")]
+    /// Memory rows are unavailable.
+    #[error("memory rows are unavailable: {0}")]
     Rows(String),
+    /// A logit is not a number.
+    #[error(
+        "the model computed a logit that is not a number: its weights are damaged, import or train it again"
+    )]
+    NotANumber,
+    /// A lone request did not fit into the cache.
+    #[error("the KV cache has no room for the request")]
+    CacheFull,
     /// It was not done in time.
     #[error("the request was not done within its time limit")]
     Deadline,

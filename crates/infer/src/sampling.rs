@@ -101,19 +101,38 @@ pub(crate) struct Sampler {
     random: ChaCha8Rng,
     /// Tokens that occurred, and how often they were generated.
     seen: HashMap<u32, u32>,
+    /// Added to logits.
+    bias: Vec<(u32, f32)>,
 }
 
 impl Sampler {
     pub(crate) fn new(sampling: Sampling, prompt: &[u32]) -> Self {
         let random = ChaCha8Rng::seed_from_u64(sampling.seed);
-        Self { sampling, random, seen: prompt.iter().map(|&token| (token, 0)).collect() }
+        let seen = prompt.iter().map(|&token| (token, 0)).collect();
+        Self { sampling, random, seen, bias: Vec::new() }
+    }
+
+    /// The same with `bias` added to the logits of some tokens.
+    pub(crate) fn with_bias(self, bias: Vec<(u32, f32)>) -> Self {
+        Self { bias, ..self }
     }
 
     /// The next token, from the logits of all.
     pub(crate) fn draw(&mut self, logits: &[f32]) -> u32 {
-        let token = if self.has_penalties() {
+        self.draw_among(logits, None)
+    }
+
+    /// The next token; `forbid` takes away what must not come.
+    pub(crate) fn draw_among(&mut self, logits: &[f32], forbid: Option<&dyn Fn(&mut [f32])>) -> u32 {
+        let token = if self.has_penalties() || !self.bias.is_empty() || forbid.is_some() {
             let mut logits = logits.to_vec();
             self.penalise(&mut logits);
+            for &(token, bias) in &self.bias {
+                logits[token as usize] += bias;
+            }
+            if let Some(forbid) = forbid {
+                forbid(&mut logits);
+            }
             self.choose(&logits)
         } else {
             self.choose(logits)
@@ -230,6 +249,9 @@ fn better(logits: &[f32]) -> impl Fn(&(u32, f32), &(u32, f32)) -> std::cmp::Orde
     }
 }
 
+/// The logarithm of a probability that is 0, for readers who know no infinity.
+pub(crate) const LEAST_LOGPROB: f32 = -9999.0;
+
 /// How likely the model finds a token, and which it finds likeliest.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenLogprob {
@@ -244,7 +266,10 @@ impl TokenLogprob {
     pub(crate) fn of(logits: &[f32], token: u32, top: usize) -> Self {
         let largest = logits[likeliest(logits) as usize];
         let sum: f64 = logits.iter().map(|logit| f64::from(logit - largest).exp()).sum();
-        let logprob = |token: u32| (f64::from(logits[token as usize] - largest) - sum.ln()) as f32;
+        let logprob = |token: u32| {
+            let value = (f64::from(logits[token as usize] - largest) - sum.ln()) as f32;
+            value.max(LEAST_LOGPROB)
+        };
         let mut order: Vec<u32> = (0..logits.len() as u32).collect();
         let logit = |token: u32| logits[token as usize];
         let better = |a: &u32, b: &u32| logit(*b).total_cmp(&logit(*a)).then(a.cmp(b));
@@ -348,6 +373,18 @@ mod tests {
     }
 
     #[test]
+    fn a_bias_moves_and_what_is_forbidden_never_comes() {
+        let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
+        let mut biased = Sampler::new(greedy, &[]).with_bias(vec![(0, 5.0)]);
+        assert_eq!(biased.draw(&logits()), 0);
+        let forbid = |logits: &mut [f32]| logits[..2].fill(f32::NEG_INFINITY);
+        for temperature in [0.0, 1.0, 100.0] {
+            let mut sampler = Sampler::new(Sampling { temperature, ..Sampling::default() }, &[]);
+            assert!((0..30).all(|_| sampler.draw_among(&logits(), Some(&forbid)) == 2));
+        }
+    }
+
+    #[test]
     fn a_seed_repeats_itself() {
         let draws = |seed| {
             let mut sampler = Sampler::new(Sampling { seed, ..Sampling::default() }, &[]);
@@ -366,6 +403,9 @@ mod tests {
         assert!((found.top[0].1 - 0.5_f32.ln()).abs() < 1e-5);
         assert!(TokenLogprob::of(&shifted, 0, 0).top.is_empty());
         assert_eq!(TokenLogprob::of(&shifted, 0, 9).top.len(), 3);
+        let never = [0.0, f32::NEG_INFINITY, -1e38];
+        let found = TokenLogprob::of(&never, 1, 3);
+        assert_eq!((found.logprob, found.top[2].1), (LEAST_LOGPROB, LEAST_LOGPROB), "a number in any case");
     }
 
     #[test]

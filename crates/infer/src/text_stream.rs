@@ -3,13 +3,13 @@
 /// Gives out characters when they are whole. Bytes that can become no character come out as U+FFFD, as in
 /// [`String::from_utf8_lossy`].
 #[derive(Debug, Default)]
-pub(crate) struct TextStream {
+pub struct TextStream {
     pending: Vec<u8>,
 }
 
 impl TextStream {
     /// Adds bytes; returns the text that is now complete.
-    pub(crate) fn push(&mut self, bytes: &[u8]) -> String {
+    pub fn push(&mut self, bytes: &[u8]) -> String {
         self.pending.extend_from_slice(bytes);
         let keep = unfinished(&self.pending);
         let complete: Vec<u8> = self.pending.drain(..self.pending.len() - keep).collect();
@@ -17,7 +17,7 @@ impl TextStream {
     }
 
     /// The rest: nothing, or the beginning of a character that never ended.
-    pub(crate) fn finish(self) -> String {
+    pub fn finish(self) -> String {
         String::from_utf8_lossy(&self.pending).into_owned()
     }
 }

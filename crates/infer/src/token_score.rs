@@ -3,7 +3,7 @@
 use engram_kernels::{PackedMatrix, log_sum_exp};
 use rayon::prelude::*;
 
-use crate::sampling::TokenLogprob;
+use crate::sampling::{LEAST_LOGPROB, TokenLogprob};
 use crate::step_rows::{Chunk, Target};
 
 /// How a token fares after what stands before it.
@@ -78,5 +78,14 @@ impl TokenScore {
         };
         let top = top.into_iter().map(|(token, _)| (token, logits[token as usize] - sum)).collect();
         Self { logprob: logit - sum, likeliest: !beaten, top }
+    }
+}
+
+impl From<&TokenScore> for TokenLogprob {
+    /// The same as a number in any case, for readers who know no infinity.
+    fn from(score: &TokenScore) -> Self {
+        let finite = |logprob: f32| logprob.max(LEAST_LOGPROB);
+        let top = score.top.iter().map(|&(token, logprob)| (token, finite(logprob))).collect();
+        Self { logprob: finite(score.logprob), top }
     }
 }

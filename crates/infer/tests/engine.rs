@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::{EVERYTHING, Fixture, PLAIN, WITHOUT_MEMORY, assert_close, random_tokens, token_bytes};
 use engram_infer::{
     BadParameter, Engine, EngineError, EngineOptions, Event, Failure, Finish, GeneratedToken, Refusal,
-    Request, Sampling, Summary,
+    Request, Sampling, Summary, TokenLogprob,
 };
 use engram_store::{RowFormat, RowSource, StoreError, Table};
 use rand::{RngExt, SeedableRng};
@@ -55,7 +55,7 @@ fn answer(mut events: UnboundedReceiver<Event>) -> Result<Answer, Failure> {
                 text += &token.text;
                 tokens.push(token);
             }
-            Event::Gates(_) => {}
+            Event::Gates(_) | Event::PromptLogprobs(_) => {}
             Event::Done(summary) => {
                 text += &summary.text;
                 return Ok(Answer { tokens, text, summary });
@@ -224,6 +224,7 @@ fn gates_come_for_every_position_that_was_computed() {
                         .zip(of.layers)
                         .for_each(|(all, new): (&mut Vec<f32>, _)| all.extend(new));
                 }
+                Event::PromptLogprobs(_) => panic!("nobody asked for them"),
                 Event::Done(_) => break,
                 Event::Failed(failure) => panic!("{failure}"),
             }
@@ -413,4 +414,148 @@ fn an_engine_that_is_dropped_answers_what_it_took() {
     for events in events {
         assert_eq!(answer(events).unwrap().tokens.len(), 9);
     }
+}
+
+/// With few pages requests lose their places and get them back; nobody can tell from the answers.
+#[test]
+fn a_request_that_loses_its_place_is_answered_as_alone() {
+    for config in [EVERYTHING, PLAIN] {
+        let fixture = Fixture::new(config);
+        let requests: Vec<Request> = prompts(40, 21)
+            .into_iter()
+            .zip(0..)
+            .map(|(prompt, seed)| {
+                let sampling = Sampling { temperature: 0.9, repetition_penalty: 1.2, seed, ..GREEDY };
+                let (logprobs, memory) = ((seed % 3 == 0).then_some(2), seed % 4 != 1);
+                let prompt_logprobs = (seed % 5 == 0).then_some(1);
+                let max_tokens = 96 - prompt.len();
+                Request { sampling, logprobs, prompt_logprobs, memory, ..Request::new(prompt, max_tokens) }
+            })
+            .collect();
+        let alone = Engine::start(fixture.served(), EngineOptions { drafts: 0, ..SMALL }).unwrap();
+        let expected: Vec<(Answer, Vec<TokenLogprob>)> =
+            requests.iter().map(|request| scored(alone.submit(request.clone()).unwrap())).collect();
+        let page_bytes = 4 * fixture.decoder().cache_layout(SMALL.page).page_values();
+        let mut lost = 0;
+        // A whole context takes 12 pages.
+        for pages in [12, 17, 25, 40] {
+            let options = EngineOptions { cache_bytes: page_bytes * pages, ..SMALL };
+            let few = Engine::start(fixture.served(), options).unwrap();
+            // Short answers lead it to expect short ones, so that it lets in more than there is room for.
+            (0..60).for_each(|seed| drop(ask(&few, greedy(random_tokens(3, seed), 2))));
+            let events: Vec<_> =
+                requests.iter().map(|request| few.submit(request.clone()).unwrap()).collect();
+            let found = events.into_iter().map(scored);
+            for ((found, scores), (expected, expected_scores)) in found.zip(&expected) {
+                assert_eq!((&found.tokens, &found.text), (&expected.tokens, &expected.text));
+                assert_eq!(&scores, expected_scores);
+            }
+            lost += metric(&few, "engram_preempted_requests_total");
+            eventually("no page is lost", || metric(&few, "engram_cache_pages_in_use") == 0);
+        }
+        assert!(lost > 10, "{lost} places were lost");
+    }
+}
+
+/// An answer with the probabilities of its prompt.
+fn scored(mut events: UnboundedReceiver<Event>) -> (Answer, Vec<TokenLogprob>) {
+    let (mut tokens, mut text, mut scores) = (Vec::new(), String::new(), Vec::new());
+    loop {
+        match events.blocking_recv().expect("an end") {
+            Event::Token(token) => {
+                text += &token.text;
+                tokens.push(token);
+            }
+            Event::PromptLogprobs(more) => scores.extend(more),
+            Event::Gates(_) => {}
+            Event::Done(summary) => {
+                text += &summary.text;
+                return (Answer { tokens, text, summary }, scores);
+            }
+            Event::Failed(failure) => panic!("{failure}"),
+        }
+    }
+}
+
+#[test]
+fn choices_for_one_prompt_read_it_once() {
+    let fixture = Fixture::new(EVERYTHING);
+    let prompt = random_tokens(60, 5);
+    let request = |seed| Request {
+        sampling: Sampling { seed, ..Sampling::default() },
+        ..Request::new(prompt.clone(), 12)
+    };
+    let engine = Engine::start(fixture.served(), EngineOptions { drafts: 0, ..SMALL }).unwrap();
+    let requests: Vec<Request> = (0..6).map(request).collect();
+    let together = engine.submit_all(requests.clone()).unwrap();
+    let together: Vec<Answer> = together.into_iter().map(|events| answer(events).unwrap()).collect();
+    let computed: f64 = {
+        let text = engine.metrics().text();
+        let line = text.lines().find_map(|line| line.strip_prefix("engram_batch_tokens_sum "));
+        line.unwrap().parse().unwrap()
+    };
+    assert_eq!(computed, 60.0 + 6.0 * 11.0, "the prompt is computed once, and each choice's tokens");
+    let alone = Engine::start(fixture.served(), SMALL).unwrap();
+    for (request, found) in requests.into_iter().zip(together) {
+        assert_eq!(found.tokens, ask(&alone, request).tokens);
+    }
+    // More choices than places: those without one wait for it.
+    let two = Engine::start(fixture.served(), EngineOptions { running: 2, ..SMALL }).unwrap();
+    let events = two.submit_all((0..6).map(request).collect()).unwrap();
+    for (seed, events) in events.into_iter().enumerate() {
+        assert_eq!(answer(events).unwrap().tokens, ask(&alone, request(seed as u64)).tokens);
+    }
+}
+
+#[test]
+fn prompts_are_scored_as_by_the_plain_forward_pass() {
+    let fixture = Fixture::new(EVERYTHING);
+    let engine = Engine::start(fixture.served(), SMALL).unwrap();
+    let prompt = random_tokens(40, 3);
+    let logits = fixture.plain_all(&prompt);
+    // The second time the prompt is in the cache, and is scored all the same.
+    for max_tokens in [0, 3] {
+        let request = Request { prompt_logprobs: Some(2), ..greedy(prompt.clone(), max_tokens) };
+        let (answer, scores) = scored(engine.submit(request).unwrap());
+        assert_eq!((answer.tokens.len(), scores.len()), (max_tokens, prompt.len() - 1));
+        for (position, score) in scores.iter().enumerate() {
+            let logits = &logits[position];
+            let sum: f32 = logits.iter().map(|logit| logit.exp()).sum();
+            assert_close(&[score.logprob], &[logits[prompt[position + 1] as usize] - sum.ln()], 1e-4);
+            assert_eq!(score.top.len(), 2);
+        }
+    }
+    let one = Request { prompt_logprobs: Some(0), ..greedy(vec![5], 0) };
+    assert!(scored(engine.submit(one).unwrap()).1.is_empty(), "a first token has nothing before it");
+}
+
+#[test]
+fn an_answer_does_not_end_too_early_and_a_bias_moves_it() {
+    let fixture = Fixture::new(PLAIN);
+    let engine = Engine::start(fixture.served(), SMALL).unwrap();
+    let prompt = random_tokens(9, 4);
+    let every: Vec<u32> = (0..63).collect();
+    let late = Request { end_tokens: every, min_tokens: 4, ..greedy(prompt.clone(), 20) };
+    let found = ask(&engine, late);
+    assert_eq!(found.tokens.iter().map(|token| token.id).take(4).collect::<Vec<_>>(), [63; 4]);
+    let biased = Request { logit_bias: vec![(17, 100.0)], ..greedy(prompt.clone(), 3) };
+    assert!(ask(&engine, biased).tokens.iter().all(|token| token.id == 17));
+    let unknown = Request { logit_bias: vec![(64, 1.0)], ..greedy(prompt, 3) };
+    assert!(matches!(
+        engine.submit(unknown),
+        Err(Refusal::Parameter(BadParameter { name: "logit_bias", .. }))
+    ));
+}
+
+#[test]
+fn a_server_that_lets_nobody_wait_still_answers() {
+    let engine =
+        Engine::start(Fixture::new(PLAIN).served(), EngineOptions { running: 2, waiting: 0, ..SMALL })
+            .unwrap();
+    for seed in 0..3 {
+        assert_eq!(ask(&engine, greedy(random_tokens(5, seed), 3)).tokens.len(), 3);
+    }
+    let three = vec![greedy(vec![1], 1), greedy(vec![2], 1), greedy(vec![3], 1)];
+    assert!(matches!(engine.submit_all(three), Err(Refusal::Busy { .. })), "all or none");
+    eventually("nothing of it runs", || metric(&engine, "engram_running_requests") == 0);
 }

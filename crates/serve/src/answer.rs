@@ -2,10 +2,11 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use engram_infer::{Finish, GeneratedToken, PositionGates, Summary, TextCodec, TokenLogprob};
 use serde_json::{Map, Value, json};
 
-use crate::api::Endpoint;
-use engram_infer::{Finish, GeneratedToken, PositionGates, Summary, TextCodec, TokenLogprob};
+use crate::fields::Endpoint;
+use crate::told_logprobs::{ToldLogprob, ToldText, logprobs_json};
 
 /// What all parts of an answer have in common.
 #[derive(Debug, Clone)]
@@ -16,6 +17,8 @@ pub(crate) struct Heading {
     model: String,
     /// Whether gates were asked for.
     gates: bool,
+    /// Whether the parts of a stream have a place for the usage.
+    include_usage: bool,
 }
 
 /// Seconds since 1970.
@@ -24,10 +27,17 @@ pub(crate) fn now() -> u64 {
 }
 
 impl Heading {
-    pub(crate) fn new(endpoint: Endpoint, number: u64, model: &str, gates: bool) -> Self {
+    pub(crate) fn new(
+        endpoint: Endpoint,
+        number: u64,
+        model: &str,
+        gates: bool,
+        include_usage: bool,
+    ) -> Self {
         let kind = if endpoint == Endpoint::Chat { "chatcmpl" } else { "cmpl" };
         let created = now();
-        Self { endpoint, id: format!("{kind}-{created:x}-{number:x}"), created, model: model.into(), gates }
+        let id = format!("{kind}-{created:x}-{number:x}");
+        Self { endpoint, id, created, model: model.into(), gates, include_usage }
     }
 
     fn object(&self, chunk: bool, choices: Value) -> Map<String, Value> {
@@ -46,55 +56,69 @@ impl Heading {
     }
 
     /// A part of choice `index`.
-    fn chunk(
-        &self,
-        index: usize,
-        text: &str,
-        first: bool,
-        logprobs: Value,
-        finish: Value,
-        engram: Option<Value>,
-    ) -> Value {
+    fn chunk(&self, index: usize, part: Part<'_>) -> Value {
         let mut choice = match self.endpoint {
-            Endpoint::Completions => json!({"index": index, "text": text}),
+            Endpoint::Completions => json!({"index": index, "text": part.text}),
             Endpoint::Chat => {
                 let mut delta = Map::new();
-                if first {
+                if part.first {
                     delta.insert("role".into(), "assistant".into());
                 }
-                if first || !text.is_empty() {
-                    delta.insert("content".into(), text.into());
+                if part.first || !part.text.is_empty() {
+                    delta.insert("content".into(), part.text.into());
                 }
                 json!({"index": index, "delta": delta})
             }
         };
-        choice["logprobs"] = logprobs;
-        choice["finish_reason"] = finish;
-        if let Some(engram) = engram {
+        choice["logprobs"] = part.logprobs;
+        choice["finish_reason"] = part.finish;
+        if let Some(engram) = part.engram {
             choice["engram"] = engram;
         }
-        Value::Object(self.object(true, json!([choice])))
+        let mut object = self.object(true, json!([choice]));
+        if self.include_usage {
+            object.insert("usage".into(), Value::Null);
+        }
+        Value::Object(object)
     }
+}
+
+/// What a part of a streamed choice tells.
+#[derive(Debug, Default)]
+struct Part<'a> {
+    text: &'a str,
+    /// Whether it is the first of its choice.
+    first: bool,
+    logprobs: Value,
+    finish: Value,
+    engram: Option<Value>,
 }
 
 /// One choice as it comes.
 #[derive(Debug)]
 pub(crate) struct Choice {
     index: usize,
+    /// The prompt, where it is repeated and has not been told yet.
+    echo: Option<ToldText>,
     text: String,
+    told: ToldText,
     tokens: Vec<u32>,
-    logprobs: Vec<(u32, TokenLogprob, usize)>,
+    logprobs: Vec<ToldLogprob>,
     gates: Vec<PositionGates>,
     begun: bool,
     pub(crate) summary: Option<Summary>,
 }
 
 impl Choice {
-    /// Choice `index`, which repeats `echo` first.
-    pub(crate) fn new(index: usize, echo: String) -> Self {
+    /// Choice `index`, which repeats the tokens of `echo` first; `probable` if it tells how likely they are.
+    pub(crate) fn new(index: usize, echo: Option<&[u32]>, probable: bool, codec: &TextCodec) -> Self {
+        let echo = echo.map(|tokens| ToldText::of_prompt(tokens, probable, codec));
+        let told = ToldText::after(echo.as_ref());
         Self {
             index,
-            text: echo,
+            echo,
+            text: String::new(),
+            told,
             tokens: Vec::new(),
             logprobs: Vec::new(),
             gates: Vec::new(),
@@ -109,56 +133,92 @@ impl Choice {
             let shown: Vec<String> = prompt.iter().map(|&token| codec.shown(token)).collect();
             json!({"prompt": shown})
         });
-        let needed = engram.is_some() || heading.endpoint == Endpoint::Chat || !self.text.is_empty();
+        // What is told with probabilities waits for them.
+        let echo =
+            if self.echo.as_ref().is_some_and(ToldText::is_probable) { None } else { self.echo.take() };
+        let text = echo.map_or_else(String::new, |echo| echo.text().to_owned());
+        self.text += &text;
+        let needed = engram.is_some() || heading.endpoint == Endpoint::Chat || !text.is_empty();
         needed.then(|| {
             self.begun = true;
-            heading.chunk(self.index, &self.text, true, Value::Null, Value::Null, engram)
+            heading.chunk(self.index, Part { text: &text, first: true, engram, ..Part::default() })
         })
     }
 
-    /// Adds a token; what a stream shows of it, if anything.
+    /// Adds how likely the prompt's next tokens are.
+    pub(crate) fn prompt_logprobs(&mut self, logprobs: Vec<TokenLogprob>) {
+        if let Some(echo) = &mut self.echo {
+            echo.add_logprobs(logprobs);
+        }
+    }
+
+    /// The prompt with its probabilities, once it has been read.
+    fn tell_echo(&mut self, heading: &Heading, codec: &TextCodec) -> Option<(String, Value)> {
+        let mut echo = self.echo.take()?;
+        let told = echo.take_logprobs();
+        let shown = match &told[..] {
+            [] => Value::Null,
+            told => logprobs_json(heading.endpoint, told, codec),
+        };
+        self.text += echo.text();
+        self.logprobs.extend(told);
+        Some((echo.text().to_owned(), shown))
+    }
+
+    /// Adds a token; what a stream shows of it, in one part or two.
     pub(crate) fn token(
         &mut self,
         heading: &Heading,
         token: GeneratedToken,
         codec: &TextCodec,
-    ) -> Option<Value> {
-        let offset = self.text.len();
+    ) -> Vec<Value> {
+        let mut parts = Vec::new();
+        if let Some((text, logprobs)) = self.tell_echo(heading, codec) {
+            let first = !std::mem::replace(&mut self.begun, true);
+            parts.push(heading.chunk(self.index, Part { text: &text, first, logprobs, ..Part::default() }));
+        }
         self.text += &token.text;
         self.tokens.push(token.id);
+        let offset = self.told.add(token.id, codec);
         let logprobs = match token.logprob {
             Some(logprob) => {
-                let of = (token.id, logprob, offset);
-                let shown = logprobs_json(heading.endpoint, std::slice::from_ref(&of), codec);
-                self.logprobs.push(of);
+                let told = ToldLogprob { token: token.id, logprob: Some(logprob), offset };
+                let shown = logprobs_json(heading.endpoint, std::slice::from_ref(&told), codec);
+                self.logprobs.push(told);
                 shown
             }
             None => Value::Null,
         };
         let engram = heading.gates.then(|| json!({"token": codec.shown(token.id)}));
-        if token.text.is_empty() && logprobs.is_null() && engram.is_none() {
-            return None;
+        if !token.text.is_empty() || !logprobs.is_null() || engram.is_some() {
+            let first = !std::mem::replace(&mut self.begun, true);
+            let part = Part { text: &token.text, first, logprobs, engram, ..Part::default() };
+            parts.push(heading.chunk(self.index, part));
         }
-        let first = !std::mem::replace(&mut self.begun, true);
-        Some(heading.chunk(self.index, &token.text, first, logprobs, Value::Null, engram))
+        parts
     }
 
     /// Adds gates; what a stream shows of them.
     pub(crate) fn gates(&mut self, heading: &Heading, gates: PositionGates, streams: usize) -> Value {
         let engram = json!({"gates": gates_json(&gates, streams)});
         self.gates.push(gates);
-        heading.chunk(self.index, "", false, Value::Null, Value::Null, Some(engram))
+        heading.chunk(self.index, Part { engram: Some(engram), ..Part::default() })
     }
 
-    /// Ends the choice; what a stream shows last.
-    pub(crate) fn done(&mut self, heading: &Heading, summary: Summary) -> Value {
+    /// Ends the choice; what a stream shows last, in one part or two.
+    pub(crate) fn done(&mut self, heading: &Heading, summary: Summary, codec: &TextCodec) -> Vec<Value> {
+        let mut parts = Vec::new();
+        if let Some((text, logprobs)) = self.tell_echo(heading, codec) {
+            let first = !std::mem::replace(&mut self.begun, true);
+            parts.push(heading.chunk(self.index, Part { text: &text, first, logprobs, ..Part::default() }));
+        }
         let text = summary.text.clone();
         self.text += &text;
-        let engram = summary_json(&summary);
-        let finish = finish_json(&summary);
+        let (engram, finish) = (Some(summary_json(&summary)), finish_json(&summary));
         self.summary = Some(summary);
         let first = !std::mem::replace(&mut self.begun, true);
-        heading.chunk(self.index, &text, first, Value::Null, finish, Some(engram))
+        parts.push(heading.chunk(self.index, Part { text: &text, first, finish, engram, ..Part::default() }));
+        parts
     }
 
     /// The whole choice.
@@ -185,30 +245,38 @@ impl Choice {
     }
 }
 
-/// A whole answer.
-pub(crate) fn whole(heading: &Heading, choices: &[Choice], codec: &TextCodec, streams: usize) -> Value {
+/// A whole answer, of `n` choices for each prompt.
+pub(crate) fn whole(
+    heading: &Heading,
+    choices: &[Choice],
+    n: usize,
+    codec: &TextCodec,
+    streams: usize,
+) -> Value {
     let each = choices.iter().map(|choice| choice.json(heading, codec, streams)).collect();
     let mut object = heading.object(false, each);
-    object.insert("usage".into(), usage(choices));
+    object.insert("usage".into(), usage(choices, n));
     Value::Object(object)
 }
 
 /// The last part of a stream that asked for it: what it cost.
-pub(crate) fn usage_chunk(heading: &Heading, choices: &[Choice]) -> Value {
+pub(crate) fn usage_chunk(heading: &Heading, choices: &[Choice], n: usize) -> Value {
     let mut object = heading.object(true, json!([]));
-    object.insert("usage".into(), usage(choices));
+    object.insert("usage".into(), usage(choices, n));
     Value::Object(object)
 }
 
-fn usage(choices: &[Choice]) -> Value {
-    let sum = |of: fn(&Summary) -> usize| {
-        choices.iter().filter_map(|choice| choice.summary.as_ref()).map(of).sum::<usize>()
+/// Every prompt counts once, however many choices it has.
+fn usage(choices: &[Choice], n: usize) -> Value {
+    let sum = |step: usize, of: fn(&Summary) -> usize| {
+        let summaries = choices.iter().step_by(step).filter_map(|choice| choice.summary.as_ref());
+        summaries.map(of).sum::<usize>()
     };
-    let (prompt, completion) =
-        (sum(|summary| summary.prompt_tokens), sum(|summary| summary.completion_tokens));
+    let prompt = sum(n, |summary| summary.prompt_tokens);
+    let completion = sum(1, |summary| summary.completion_tokens);
     json!({
         "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": sum(|summary| summary.cached_tokens)},
+        "prompt_tokens_details": {"cached_tokens": sum(n, |summary| summary.cached_tokens)},
     })
 }
 
@@ -230,32 +298,4 @@ fn summary_json(summary: &Summary) -> Value {
 fn gates_json(gates: &PositionGates, streams: usize) -> Value {
     let layer = |gates: &Vec<f32>| gates.chunks_exact(streams).map(<[f32]>::to_vec).collect::<Vec<_>>();
     json!({"first": gates.first, "layers": gates.layers.iter().map(layer).collect::<Vec<_>>()})
-}
-
-fn logprobs_json(endpoint: Endpoint, logprobs: &[(u32, TokenLogprob, usize)], codec: &TextCodec) -> Value {
-    let one = |token: u32, logprob: f32| json!({"token": codec.shown(token), "logprob": logprob, "bytes": codec.bytes(token)});
-    match endpoint {
-        Endpoint::Chat => {
-            let content = logprobs.iter().map(|(token, logprob, _)| {
-                let mut shown = one(*token, logprob.logprob);
-                shown["top_logprobs"] =
-                    logprob.top.iter().map(|&(token, logprob)| one(token, logprob)).collect();
-                shown
-            });
-            json!({"content": content.collect::<Vec<_>>()})
-        }
-        Endpoint::Completions => {
-            let top = |logprob: &TokenLogprob| -> Map<String, Value> {
-                // Tokens whose bytes are no text of their own may be shown alike: the likelier stays.
-                let likeliest_last = logprob.top.iter().rev();
-                likeliest_last.map(|&(token, logprob)| (codec.shown(token), logprob.into())).collect()
-            };
-            json!({
-                "tokens": logprobs.iter().map(|(token, ..)| codec.shown(*token)).collect::<Vec<_>>(),
-                "token_logprobs": logprobs.iter().map(|(_, logprob, _)| logprob.logprob).collect::<Vec<_>>(),
-                "top_logprobs": logprobs.iter().map(|(_, logprob, _)| top(logprob)).collect::<Vec<_>>(),
-                "text_offset": logprobs.iter().map(|(.., offset)| offset).collect::<Vec<_>>(),
-            })
-        }
-    }
 }

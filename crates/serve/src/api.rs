@@ -1,70 +1,48 @@
-//! What clients send, in the form of OpenAI's API, and what it asks of the engine.
+//! What a request's body asks of the engine.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
+use engram_infer::{ChatTemplate, Conversation, PromptOptions, Request, Sampling, TemplateValue, TextCodec};
 use serde::Deserialize;
-use serde_json::{Value, json};
 
-use engram_infer::{ChatTemplate, Failure, Message, Refusal, Request, Sampling, TextCodec};
+use crate::api_error::ApiError;
+use crate::fields::{Endpoint, Fields, MOST_CHOICES};
+use crate::messages;
+use crate::output_format::OutputFormat;
 
-/// Whether a text is completed or a conversation continued.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Endpoint {
-    Completions,
-    Chat,
+/// What a body asks for, ready for the engine.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    /// One for each choice: prompt after prompt, each `n` times.
+    pub(crate) requests: Vec<Request>,
+    /// Choices of each prompt.
+    pub(crate) n: usize,
+    /// Whether choices begin with their prompts.
+    pub(crate) echo: bool,
+    pub(crate) stream: bool,
+    pub(crate) include_usage: bool,
 }
 
-/// The body of a request for either. What OpenAI's API has and this server does not is named and refused, never
-/// passed over.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Body {
-    pub(crate) model: Option<String>,
-    prompt: Option<Prompts>,
-    messages: Option<Vec<Message>>,
-    max_tokens: Option<usize>,
-    max_completion_tokens: Option<usize>,
-    temperature: Option<f32>,
-    top_p: Option<f32>,
-    top_k: Option<usize>,
-    min_p: Option<f32>,
-    repetition_penalty: Option<f32>,
-    presence_penalty: Option<f32>,
-    frequency_penalty: Option<f32>,
-    seed: Option<i64>,
-    n: Option<usize>,
-    stop: Option<OneOrMany>,
-    logprobs: Option<Logprobs>,
-    top_logprobs: Option<usize>,
-    echo: Option<bool>,
-    stream: Option<bool>,
-    stream_options: Option<StreamOptions>,
-    /// Who asks; it changes nothing.
-    #[serde(rename = "user")]
-    _user: Option<String>,
-    /// Not of OpenAI's API: whether the memory is read.
-    memory: Option<bool>,
-    /// Not of OpenAI's API: gates of every position.
-    gates: Option<bool>,
-    best_of: Option<Value>,
-    suffix: Option<Value>,
-    logit_bias: Option<Value>,
-    tools: Option<Value>,
-    tool_choice: Option<Value>,
-    functions: Option<Value>,
-    response_format: Option<Value>,
+/// What bounds a request, and what turns text into tokens.
+pub(crate) struct Terms<'a> {
+    pub(crate) codec: &'a TextCodec,
+    pub(crate) template: Option<&'a ChatTemplate>,
+    /// Tokens of a prompt and its answer at most.
+    pub(crate) context: usize,
+    pub(crate) time_limit: Duration,
+    /// Whether an answer ends with the context where more tokens are asked for than are left of it.
+    pub(crate) clip: bool,
+    /// Whether names of special tokens in a text are those tokens, where a request does not say.
+    pub(crate) parse_special: bool,
 }
+
+/// Tokens of a completion that does not say how many, as in OpenAI's API.
+const COMPLETION_TOKENS: usize = 16;
+/// Stop strings, and bytes of one, at most.
+const MOST_STOPS: (usize, usize) = (16, 1000);
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct StreamOptions {
-    #[serde(default)]
-    include_usage: bool,
-}
-
-#[derive(Debug, Clone, Deserialize)]
 #[serde(
     untagged,
     expecting = "`prompt` must be a text, a list of texts, a list of tokens, or a list of such lists"
@@ -77,315 +55,267 @@ enum Prompts {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "`stop` must be a text or a list of texts")]
+#[serde(untagged)]
 enum OneOrMany {
     One(String),
     Many(Vec<String>),
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "`logprobs` must be a number (completions) or true or false (chat)")]
-enum Logprobs {
-    Asked(bool),
-    Count(usize),
-}
-
-/// What a client gets instead of an answer.
-#[derive(Debug, Clone)]
-pub(crate) struct ApiError {
-    pub(crate) status: StatusCode,
-    message: String,
-    parameter: Option<String>,
-    code: Option<&'static str>,
-}
-
-impl ApiError {
-    pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), parameter: None, code: None }
-    }
-
-    pub(crate) fn bad(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, message)
-    }
-
-    /// About one parameter.
-    pub(crate) fn of(parameter: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { parameter: Some(parameter.into()), ..Self::bad(message) }
-    }
-
-    pub(crate) fn coded(self, code: &'static str) -> Self {
-        Self { code: Some(code), ..self }
-    }
-
-    /// OpenAI's error object.
-    pub(crate) fn json(&self) -> Value {
-        let kind = match self.status.as_u16() {
-            401 => "authentication_error",
-            429 => "rate_limit_error",
-            400..=499 => "invalid_request_error",
-            _ => "server_error",
-        };
-        json!({"error": {"message": self.message, "type": kind, "param": self.parameter, "code": self.code}})
-    }
-}
-
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        let mut response = (self.status, axum::Json(self.json())).into_response();
-        if self.status == StatusCode::TOO_MANY_REQUESTS {
-            response.headers_mut().insert("retry-after", axum::http::HeaderValue::from_static("1"));
-        }
-        response
-    }
-}
-
-impl From<Refusal> for ApiError {
-    fn from(refusal: Refusal) -> Self {
-        let message = refusal.to_string();
-        match refusal {
-            Refusal::Parameter(bad) => Self::of(bad.name, message),
-            Refusal::TooLong { .. } => Self::bad(message).coded("context_length_exceeded"),
-            Refusal::EmptyPrompt | Refusal::Token { .. } | Refusal::Cache { .. } => Self::bad(message),
-            Refusal::Busy { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, message).coded("queue_full"),
-            Refusal::Stopping => Self::new(StatusCode::SERVICE_UNAVAILABLE, message),
-        }
-    }
-}
-
-impl From<Failure> for ApiError {
-    fn from(failure: Failure) -> Self {
-        let (status, code) = match failure {
-            Failure::Rows(_) => (StatusCode::SERVICE_UNAVAILABLE, "memory_rows_unavailable"),
-            Failure::Deadline => (StatusCode::GATEWAY_TIMEOUT, "time_limit"),
-            Failure::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
-        };
-        Self::new(status, failure.to_string()).coded(code)
-    }
-}
-
-/// What a body asks for, ready for the engine.
+/// A request's body.
 #[derive(Debug)]
-pub(crate) struct Asked {
-    /// One for each choice: prompt after prompt, each `n` times.
-    pub(crate) requests: Vec<Request>,
-    /// Texts that stand before the choices, where they are to be repeated.
-    pub(crate) echo: Vec<String>,
-    pub(crate) stream: bool,
-    pub(crate) include_usage: bool,
+pub(crate) struct Body {
+    endpoint: Endpoint,
+    fields: Fields,
 }
-
-/// What bounds a request, and what turns text into tokens.
-pub(crate) struct Terms<'a> {
-    pub(crate) codec: &'a TextCodec,
-    pub(crate) template: Option<&'a ChatTemplate>,
-    pub(crate) context: usize,
-    pub(crate) choices: usize,
-    pub(crate) time_limit: Duration,
-}
-
-/// Likeliest tokens that a request may have at each place.
-const MOST_LOGPROBS: usize = 20;
-/// Tokens of a completion that does not say how many, as in OpenAI's API.
-const COMPLETION_TOKENS: usize = 16;
-/// Stop strings, and bytes of one, at most.
-const MOST_STOPS: (usize, usize) = (16, 1000);
 
 impl Body {
     /// Reads a request.
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
-        serde_json::from_slice(bytes)
-            .map_err(|error| ApiError::bad(format!("the request body is not as it must be: {error}")))
+    pub(crate) fn parse(endpoint: Endpoint, bytes: &[u8]) -> Result<Self, ApiError> {
+        Ok(Self { endpoint, fields: Fields::parse(bytes)?.checked(endpoint)? })
+    }
+
+    /// The model that is asked for.
+    pub(crate) fn model(&self) -> Result<Option<String>, ApiError> {
+        self.fields.get("model")
     }
 
     /// What it asks of the engine.
-    pub(crate) fn ask(self, endpoint: Endpoint, terms: &Terms<'_>) -> Result<Asked, ApiError> {
-        self.refuse_unsupported(endpoint)?;
-        let (prompts, echo) = self.prompts(endpoint, terms)?;
-        let n = self.n.unwrap_or(1);
-        if n == 0 || prompts.is_empty() || n.saturating_mul(prompts.len()) > terms.choices {
-            let problem = format!(
-                "{} choices are asked for: 1 to {} can be had",
-                n.saturating_mul(prompts.len()),
-                terms.choices
-            );
-            return Err(ApiError::of("n", problem));
-        }
-        let stop = self.stops()?;
-        let logprobs = self.logprobs(endpoint)?;
-        let sampling = self.sampling();
-        let deadline = Some(Instant::now() + terms.time_limit);
+    pub(crate) fn ask(self, terms: &Terms<'_>) -> Result<Asked, ApiError> {
+        let fields = &self.fields;
+        let stream = fields.get("stream")?.unwrap_or(false);
+        let include_usage = self.include_usage(stream)?;
+        let format = OutputFormat::read(fields, self.endpoint, terms)?;
+        let prompts = self.prompts(terms, &format)?;
+        let n = self.choices(prompts.len())?;
+        let template = self.template_request(terms)?;
+        let seed = fields.integer("seed")?.map_or_else(any_seed, |seed| seed as u64);
         let mut requests = Vec::new();
-        for prompt in &prompts {
-            let max_tokens = self.max_tokens(endpoint, prompt.len(), terms.context)?;
+        for prompt in prompts {
+            let max_tokens = self.max_tokens(prompt.len(), terms)?;
             for choice in 0..n {
-                let sampling = Sampling { seed: sampling.seed.wrapping_add(choice as u64), ..sampling };
-                requests.push(Request {
-                    sampling,
-                    stop: stop.clone(),
-                    end_tokens: end_tokens(endpoint, terms),
-                    logprobs,
-                    gates: self.gates == Some(true),
-                    memory: self.memory != Some(false),
-                    deadline,
-                    ..Request::new(prompt.clone(), max_tokens)
-                });
+                let sampling = Sampling { seed: seed.wrapping_add(choice as u64), ..template.sampling };
+                requests.push(Request { prompt: prompt.clone(), max_tokens, sampling, ..template.clone() });
             }
         }
-        let echo = echo.into_iter().flat_map(|text| std::iter::repeat_n(text, n)).collect();
-        let include_usage = self.stream_options.as_ref().is_some_and(|options| options.include_usage);
-        Ok(Asked { requests, echo, stream: self.stream == Some(true), include_usage })
+        let echo = fields.get("echo")?.unwrap_or(false);
+        Ok(Asked { requests, n, echo, stream, include_usage })
     }
 
-    fn refuse_unsupported(&self, endpoint: Endpoint) -> Result<(), ApiError> {
-        let values = [
-            ("best_of", &self.best_of, json!(1)),
-            ("suffix", &self.suffix, json!("")),
-            ("logit_bias", &self.logit_bias, json!({})),
-            ("tools", &self.tools, json!([])),
-            ("tool_choice", &self.tool_choice, json!("none")),
-            ("functions", &self.functions, json!([])),
-            ("response_format", &self.response_format, json!({"type": "text"})),
-        ];
-        for (name, value, harmless) in values {
-            if value.as_ref().is_some_and(|value| *value != harmless) {
-                return Err(ApiError::of(name, format!("`{name}` is not supported by this server")));
-            }
-        }
-        if self.stream_options.is_some() && self.stream != Some(true) {
-            return Err(ApiError::of("stream_options", "`stream_options` goes with `stream`"));
-        }
-        let other = match endpoint {
-            Endpoint::Completions => {
-                [("messages", self.messages.is_some()), ("top_logprobs", self.top_logprobs.is_some())]
-            }
-            Endpoint::Chat => [("prompt", self.prompt.is_some()), ("echo", self.echo.is_some())],
-        };
-        match other.iter().find(|(_, present)| *present) {
-            Some((name, _)) => Err(ApiError::of(*name, format!("`{name}` belongs to the other endpoint"))),
-            None => Ok(()),
-        }
+    /// What all choices have in common.
+    fn template_request(&self, terms: &Terms<'_>) -> Result<Request, ApiError> {
+        let fields = &self.fields;
+        let (stop, mut end_tokens) = self.stops(terms.codec)?;
+        end_tokens.extend(self.end_tokens(terms)?);
+        let logprobs = self.logprobs()?;
+        let echo = fields.get("echo")?.unwrap_or(false);
+        Ok(Request {
+            sampling: self.sampling()?,
+            stop,
+            end_tokens,
+            min_tokens: fields.count("min_tokens")?.unwrap_or(0),
+            logit_bias: self.logit_bias()?,
+            logprobs,
+            prompt_logprobs: logprobs.filter(|_| echo),
+            gates: fields.get("gates")?.unwrap_or(false),
+            memory: fields.get("memory")?.unwrap_or(true),
+            deadline: Some(Instant::now() + terms.time_limit),
+            ..Request::new(Vec::new(), 0)
+        })
     }
 
-    /// Tokens of each prompt, and the texts to repeat.
-    fn prompts(
-        &self,
-        endpoint: Endpoint,
-        terms: &Terms<'_>,
-    ) -> Result<(Vec<Vec<u32>>, Vec<String>), ApiError> {
-        let unknown = |error: engram_infer::CodecError| ApiError::bad(error.to_string());
-        if endpoint == Endpoint::Chat {
-            let messages = self.messages.as_deref().filter(|messages| !messages.is_empty());
-            let messages =
-                messages.ok_or_else(|| ApiError::of("messages", "`messages` is missing or empty"))?;
-            let template = terms.template.ok_or_else(|| {
-                ApiError::bad(
-                    "this model has no chat template: start the server with --chat-template, or put a \
-                     tokenizer_config.json beside the tokenizer; /v1/completions works without",
-                )
-            })?;
-            let text =
-                template.render(messages).map_err(|error| ApiError::of("messages", error.to_string()))?;
-            return Ok((vec![terms.codec.marked(&text).map_err(unknown)?], vec![String::new()]));
+    fn include_usage(&self, stream: bool) -> Result<bool, ApiError> {
+        let Some(raw) = self.fields.raw("stream_options") else { return Ok(false) };
+        let options = Fields::parse(raw.as_bytes())?;
+        let options = options.only(&["include_usage", "include_obfuscation", "continuous_usage_stats"])?;
+        let include = options.get("include_usage")?.unwrap_or(false);
+        if include && !stream {
+            return Err(ApiError::of("stream_options", "`stream_options` goes with `stream`: true"));
         }
-        let document = |text: &String| terms.codec.document(text).map_err(unknown);
-        let missing = || ApiError::of("prompt", "`prompt` is missing");
-        let prompts = match self.prompt.clone().ok_or_else(missing)? {
-            Prompts::Text(text) => vec![document(&text)?],
-            Prompts::Texts(texts) => texts.iter().map(document).collect::<Result<_, _>>()?,
-            Prompts::Tokens(tokens) => vec![tokens],
-            Prompts::TokenLists(lists) => lists,
-        };
-        let text = |tokens: &Vec<u32>| {
-            let bytes: Vec<u8> = tokens.iter().flat_map(|&token| terms.codec.bytes(token)).copied().collect();
-            String::from_utf8_lossy(&bytes).into_owned()
-        };
-        let echo = match (self.echo, &self.logprobs) {
-            (Some(true), Some(_)) => {
-                return Err(ApiError::of(
-                    "echo",
-                    "`echo` does not go with `logprobs`: a prompt's are not computed",
-                ));
-            }
-            (Some(true), None) => prompts.iter().map(text).collect(),
-            _ => vec![String::new(); prompts.len()],
-        };
-        Ok((prompts, echo))
+        Ok(include)
     }
 
-    fn max_tokens(&self, endpoint: Endpoint, prompt: usize, context: usize) -> Result<usize, ApiError> {
-        match (self.max_tokens, self.max_completion_tokens) {
-            (Some(_), Some(_)) => {
-                Err(ApiError::of("max_tokens", "take either `max_tokens` or `max_completion_tokens`"))
-            }
-            (Some(count), None) | (None, Some(count)) => Ok(count),
-            (None, None) => {
-                let left = context.saturating_sub(prompt);
-                Ok(if endpoint == Endpoint::Chat { left.max(1) } else { COMPLETION_TOKENS.min(left).max(1) })
-            }
+    /// Choices of each prompt.
+    fn choices(&self, prompts: usize) -> Result<usize, ApiError> {
+        let n = self.fields.count("n")?.unwrap_or(1);
+        if let Some(best_of) = self.fields.count("best_of")?.filter(|&best_of| best_of != 1 && best_of != n) {
+            let problem = format!("`best_of` is {best_of}: this server takes 1 or the value of `n`, {n}");
+            return Err(ApiError::of("best_of", problem).coded("unsupported_parameter"));
+        }
+        if prompts == 0 {
+            return Err(ApiError::of("prompt", "`prompt` is an empty list"));
+        }
+        if n.saturating_mul(prompts) > MOST_CHOICES {
+            let problem =
+                format!("{prompts} prompts with {n} choices each are more than {MOST_CHOICES} answers");
+            return Err(ApiError::of(if n > 1 { "n" } else { "prompt" }, problem));
+        }
+        Ok(n)
+    }
+
+    /// Tokens of each prompt.
+    fn prompts(&self, terms: &Terms<'_>, format: &OutputFormat) -> Result<Vec<Vec<u32>>, ApiError> {
+        let name = if self.endpoint == Endpoint::Chat { "messages" } else { "prompt" };
+        let raw = self.fields.raw(name);
+        let raw = raw.ok_or_else(|| ApiError::of(name, format!("`{name}` is missing or empty")))?;
+        if self.endpoint == Endpoint::Chat {
+            let text = self.conversation(raw, terms, format)?;
+            check_length(&text, name, terms)?;
+            let tokens = terms.codec.marked(&text).map_err(|error| ApiError::of(name, error.to_string()))?;
+            return Ok(vec![tokens]);
+        }
+        let options = PromptOptions {
+            parse_special: self.fields.get("parse_special")?.unwrap_or(terms.parse_special),
+            add_special_tokens: self.fields.get("add_special_tokens")?.unwrap_or(true),
+        };
+        let document = |text: &String| {
+            check_length(text, name, terms)?;
+            terms.codec.prompt(text, options).map_err(|error| ApiError::of(name, error.to_string()))
+        };
+        let prompts: Prompts =
+            serde_json::from_str(raw).map_err(|error| ApiError::of(name, error.to_string()))?;
+        match prompts {
+            Prompts::Text(text) => Ok(vec![document(&text)?]),
+            // An empty list is one of no prompts and of no tokens alike.
+            Prompts::Tokens(tokens) => Ok(vec![tokens]),
+            Prompts::Texts(texts) => texts.iter().map(document).collect(),
+            Prompts::TokenLists(lists) => Ok(lists),
         }
     }
 
-    fn stops(&self) -> Result<Vec<String>, ApiError> {
-        let stops = match &self.stop {
+    /// The text of the conversation.
+    fn conversation(&self, raw: &str, terms: &Terms<'_>, format: &OutputFormat) -> Result<String, ApiError> {
+        let template = terms.template.ok_or_else(|| {
+            ApiError::bad(
+                "this model has no chat template: start the server with --chat-template, or put a \
+                 tokenizer_config.json beside the tokenizer; /v1/completions works without",
+            )
+        })?;
+        let messages = messages::read(raw, template.mentions("developer"))?;
+        let mut variables: BTreeMap<String, TemplateValue> = match self.fields.raw("chat_template_kwargs") {
+            None => BTreeMap::new(),
+            Some(raw) => serde_json::from_str(raw)
+                .map_err(|error| ApiError::of("chat_template_kwargs", error.to_string()))?,
+        };
+        if let Some(effort) = self.fields.get::<TemplateValue>("reasoning_effort")? {
+            variables.entry("reasoning_effort".into()).or_insert(effort);
+        }
+        let conversation = Conversation {
+            messages: &messages,
+            tools: format.described(),
+            documents: self.fields.get("documents")?,
+            variables,
+            add_generation_prompt: self.fields.get("add_generation_prompt")?.unwrap_or(true),
+        };
+        template.render_all(&conversation).map_err(|error| ApiError::of("messages", error.to_string()))
+    }
+
+    fn max_tokens(&self, prompt: usize, terms: &Terms<'_>) -> Result<usize, ApiError> {
+        let (older, newer) = (self.fields.count("max_tokens")?, self.fields.count("max_completion_tokens")?);
+        if let (Some(older), Some(newer)) = (older, newer)
+            && older != newer
+        {
+            let problem =
+                format!("`max_tokens` is {older} and `max_completion_tokens` is {newer}: give one of them");
+            return Err(ApiError::of("max_tokens", problem));
+        }
+        let left = terms.context.saturating_sub(prompt);
+        match older.or(newer) {
+            Some(count) if terms.clip && left > 0 => Ok(count.min(left)),
+            Some(count) => Ok(count),
+            None if self.endpoint == Endpoint::Chat => Ok(left.max(1)),
+            None => Ok(COMPLETION_TOKENS.min(left).max(1)),
+        }
+    }
+
+    /// Stop strings; those that are names of special tokens as tokens.
+    fn stops(&self, codec: &TextCodec) -> Result<(Vec<String>, Vec<u32>), ApiError> {
+        let stops = match self.fields.get::<OneOrMany>("stop")? {
             None => Vec::new(),
-            Some(OneOrMany::One(stop)) => vec![stop.clone()],
-            Some(OneOrMany::Many(stops)) => stops.clone(),
+            Some(OneOrMany::One(stop)) => vec![stop],
+            Some(OneOrMany::Many(stops)) => stops,
         };
         let (count, bytes) = MOST_STOPS;
         if stops.len() > count || stops.iter().any(|stop| stop.is_empty() || stop.len() > bytes) {
             let problem = format!("`stop` takes up to {count} texts of 1 to {bytes} bytes");
             return Err(ApiError::of("stop", problem));
         }
-        Ok(stops)
+        let mut tokens: Vec<u32> = stops.iter().filter_map(|stop| codec.special(stop)).collect();
+        for id in self.fields.get::<Vec<f64>>("stop_token_ids")?.unwrap_or_default() {
+            if !(0.0..codec.token_bytes().len() as f64).contains(&id) {
+                let problem = format!("`stop_token_ids` has {id}, which is not a token of this model");
+                return Err(ApiError::of("stop_token_ids", problem));
+            }
+            tokens.push(id as u32);
+        }
+        Ok((stops, tokens))
     }
 
-    fn logprobs(&self, endpoint: Endpoint) -> Result<Option<usize>, ApiError> {
-        let (name, asked) = match (endpoint, &self.logprobs, self.top_logprobs) {
-            (_, None | Some(Logprobs::Asked(false)), None) => return Ok(None),
-            (Endpoint::Completions, Some(Logprobs::Count(count)), _) => ("logprobs", *count),
-            (Endpoint::Completions, ..) => {
-                return Err(ApiError::of("logprobs", "`logprobs` must be a number here"));
-            }
-            (Endpoint::Chat, Some(Logprobs::Asked(true)), top) => ("top_logprobs", top.unwrap_or(0)),
-            (Endpoint::Chat, Some(Logprobs::Count(_)), _) => {
-                return Err(ApiError::of("logprobs", "`logprobs` must be true or false here"));
-            }
-            (Endpoint::Chat, ..) => {
-                return Err(ApiError::of("top_logprobs", "`top_logprobs` goes with `logprobs`: true"));
-            }
-        };
-        if asked > MOST_LOGPROBS {
-            return Err(ApiError::of(
-                name,
-                format!("`{name}` is {asked}, but can be {MOST_LOGPROBS} at most"),
-            ));
+    /// Tokens that end an answer: the end of a document, and of a turn.
+    fn end_tokens(&self, terms: &Terms<'_>) -> Result<Vec<u32>, ApiError> {
+        if self.fields.get("ignore_eos")? == Some(true) {
+            return Ok(Vec::new());
         }
-        Ok(Some(asked))
+        let template = terms.template.filter(|_| self.endpoint == Endpoint::Chat);
+        let turn = template.and_then(ChatTemplate::end_token).and_then(|name| terms.codec.token(name));
+        Ok(terms.codec.end_tokens().iter().copied().chain(turn).collect())
     }
 
-    fn sampling(&self) -> Sampling {
-        let own = Sampling::default();
-        Sampling {
-            temperature: self.temperature.unwrap_or(own.temperature),
-            top_k: self.top_k,
-            top_p: self.top_p.unwrap_or(own.top_p),
-            min_p: self.min_p.unwrap_or(own.min_p),
-            repetition_penalty: self.repetition_penalty.unwrap_or(own.repetition_penalty),
-            presence_penalty: self.presence_penalty.unwrap_or(own.presence_penalty),
-            frequency_penalty: self.frequency_penalty.unwrap_or(own.frequency_penalty),
-            seed: self.seed.map_or_else(any_seed, |seed| seed as u64),
+    fn logit_bias(&self) -> Result<Vec<(u32, f32)>, ApiError> {
+        let bias: BTreeMap<String, f32> = self.fields.get("logit_bias")?.unwrap_or_default();
+        let wrong = |problem: String| ApiError::of("logit_bias", problem);
+        bias.into_iter()
+            .map(|(token, bias)| match token.parse() {
+                Ok(id) if (-100.0..=100.0).contains(&bias) => Ok((id, bias)),
+                Ok(_) => Err(wrong(format!(
+                    "`logit_bias` of token {token} is {bias}, but must be from -100 to 100"
+                ))),
+                Err(_) => Err(wrong(format!("`logit_bias` has {token:?}, which is not a token's id"))),
+            })
+            .collect()
+    }
+
+    fn logprobs(&self) -> Result<Option<usize>, ApiError> {
+        if self.endpoint == Endpoint::Completions {
+            return self.fields.count("logprobs");
         }
+        let top = self.fields.count("top_logprobs")?;
+        match self.fields.get("logprobs")?.unwrap_or(false) {
+            true => Ok(Some(top.unwrap_or(0))),
+            false if top.unwrap_or(0) == 0 => Ok(None),
+            false => Err(ApiError::of("top_logprobs", "`top_logprobs` goes with `logprobs`: true")),
+        }
+    }
+
+    fn sampling(&self) -> Result<Sampling, ApiError> {
+        let (fields, own) = (&self.fields, Sampling::default());
+        Ok(Sampling {
+            temperature: fields.get("temperature")?.unwrap_or(own.temperature),
+            top_k: fields.integer("top_k")?.and_then(|k| usize::try_from(k).ok()).filter(|&k| k > 0),
+            top_p: fields.get("top_p")?.unwrap_or(own.top_p),
+            min_p: fields.get("min_p")?.unwrap_or(own.min_p),
+            repetition_penalty: fields.get("repetition_penalty")?.unwrap_or(own.repetition_penalty),
+            presence_penalty: fields.get("presence_penalty")?.unwrap_or(own.presence_penalty),
+            frequency_penalty: fields.get("frequency_penalty")?.unwrap_or(own.frequency_penalty),
+            seed: 0,
+        })
     }
 }
 
-/// Tokens that end an answer: the end of a document, and of a turn.
-fn end_tokens(endpoint: Endpoint, terms: &Terms<'_>) -> Vec<u32> {
-    let turn = terms.template.filter(|_| endpoint == Endpoint::Chat).and_then(ChatTemplate::end_token);
-    let turn = turn.and_then(|name| terms.codec.token(name));
-    [terms.codec.end_of_text()].into_iter().chain(turn).collect()
+/// Refuses a text that is too long before it is cut into tokens, which would take long.
+pub(crate) fn check_length(text: &str, name: &str, terms: &Terms<'_>) -> Result<(), ApiError> {
+    let fewest = terms.codec.fewest_tokens(text.len());
+    if fewest <= terms.context {
+        return Ok(());
+    }
+    let problem = format!(
+        "this model's context is {} tokens, but the {} bytes of `{name}` make {fewest} or more: shorten it",
+        terms.context,
+        text.len()
+    );
+    Err(ApiError::of(name, problem).coded("context_length_exceeded"))
 }
 
-/// A seed for who gave none: another one each time.
+/// A seed for a request without one: another one each time.
 fn any_seed() -> u64 {
     use std::hash::{BuildHasher, Hasher, RandomState};
     RandomState::new().build_hasher().finish()
@@ -393,53 +323,127 @@ fn any_seed() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
 
-    fn refused(body: Value) -> (u16, Value) {
-        let error = Body::parse(body.to_string().as_bytes()).and_then(|body| {
-            let tokenizer = tokenizers::Tokenizer::new(tokenizers::models::bpe::BPE::default());
-            let codec = TextCodec::new(&tokenizer, vec![Vec::new(); 4], 0);
-            let terms = Terms {
-                codec: &codec,
-                template: None,
-                context: 50,
-                choices: 4,
-                time_limit: Duration::from_secs(1),
-            };
-            body.ask(Endpoint::Completions, &terms).map(|asked| format!("{asked:?}"))
-        });
-        let error = error.expect_err("refused");
-        (error.status.as_u16(), error.json()["error"].clone())
+    fn ask(endpoint: Endpoint, body: &Value, clip: bool) -> Result<Asked, ApiError> {
+        let words = [("a".to_owned(), 0), ("<|eot|>".to_owned(), 1)].into_iter().collect();
+        let model = tokenizers::models::wordlevel::WordLevel::builder().vocab(words).unk_token("a".into());
+        let mut tokenizer = tokenizers::Tokenizer::new(model.build().unwrap());
+        tokenizer.add_special_tokens([tokenizers::AddedToken::from("<|eot|>", true)]).unwrap();
+        let codec = TextCodec::new(&tokenizer, vec![b"a".to_vec(), Vec::new(), b"b".to_vec(), Vec::new()], 3);
+        let template = ChatTemplate::new("{{ messages[0].content }}".into(), String::new(), "<|eot|>".into());
+        let terms = Terms {
+            codec: &codec,
+            template: Some(&template.unwrap()),
+            context: 50,
+            time_limit: Duration::from_secs(1),
+            clip,
+            parse_special: true,
+        };
+        Body::parse(endpoint, body.to_string().as_bytes())?.ask(&terms)
     }
 
     #[test]
     fn bad_requests_name_what_is_wrong() {
         for (body, parameter, words) in [
             (json!({}), json!("prompt"), "missing"),
-            (json!({"prompt": [1], "n": 5}), json!("n"), "5 choices"),
-            (json!({"prompt": [1], "n": 0}), json!("n"), "0 choices"),
+            (json!({"prompt": [1], "n": 129}), json!("n"), "128"),
+            (json!({"prompt": [1], "n": 0}), json!("n"), "not 0"),
+            (json!({"prompt": vec!["a"; 200]}), json!("prompt"), "200 prompts"),
+            (json!({"prompt": vec!["a"; 100], "n": 2}), json!("n"), "100 prompts with 2"),
+            (json!({"prompt": [1], "best_of": 3, "n": 2}), json!("best_of"), "3"),
             (json!({"prompt": [1], "stop": [""]}), json!("stop"), "1 to"),
+            (json!({"prompt": [1], "stop": ""}), json!("stop"), "1 to"),
+            (json!({"prompt": [1], "stop_token_ids": [4]}), json!("stop_token_ids"), "4"),
             (json!({"prompt": [1], "logprobs": 21}), json!("logprobs"), "20"),
             (json!({"prompt": [1], "logprobs": true}), json!("logprobs"), "number"),
             (json!({"prompt": [1], "messages": []}), json!("messages"), "other endpoint"),
-            (json!({"prompt": [1], "logit_bias": {"3": 1}}), json!("logit_bias"), "not supported"),
-            (json!({"prompt": [1], "stream_options": {}}), json!("stream_options"), "`stream`"),
+            (json!({"prompt": [1], "logit_bias": {"3": 101}}), json!("logit_bias"), "101"),
+            (json!({"prompt": [1], "logit_bias": {"x": 1}}), json!("logit_bias"), "x"),
+            (json!({"prompt": [1], "suffix": "b"}), json!("suffix"), "not support"),
             (
-                json!({"prompt": [1], "max_tokens": 1, "max_completion_tokens": 1}),
-                json!("max_tokens"),
-                "either",
+                json!({"prompt": [1], "stream_options": {"include_usage": true}}),
+                json!("stream_options"),
+                "`stream`",
             ),
-            (json!({"prompt": [1], "echo": true, "logprobs": 1}), json!("echo"), "logprobs"),
-            (json!({"prompt": {"a": 1}}), Value::Null, "`prompt` must be"),
-            (json!({"prompt": [1], "temperature": "hot"}), Value::Null, "hot"),
-            (json!({"prompt": [1], "max_tokens": -1}), Value::Null, "-1"),
-            (json!({"prompt": [1], "colour": "red"}), Value::Null, "colour"),
+            (
+                json!({"prompt": [1], "stream": true, "stream_options": {"colour": 1}}),
+                json!("colour"),
+                "colour",
+            ),
+            (
+                json!({"prompt": [1], "max_tokens": 1, "max_completion_tokens": 2}),
+                json!("max_tokens"),
+                "give one",
+            ),
+            (json!({"prompt": "x".repeat(60_000)}), json!("prompt"), "context is 50"),
+            (json!({"prompt": {"a": 1}}), json!("prompt"), "`prompt` must be"),
+            (json!({"prompt": [1], "temperature": "hot"}), json!("temperature"), "hot"),
+            (json!({"prompt": [1], "max_tokens": -1}), json!("max_tokens"), "-1"),
+            (json!({"prompt": [1], "colour": "red"}), json!("colour"), "colour"),
         ] {
-            let (status, error) = refused(body.clone());
+            let error = ask(Endpoint::Completions, &body, false).expect_err("refused");
+            let (status, error) = (error.status.as_u16(), error.json()["error"].clone());
             assert_eq!((status, &error["param"]), (400, &parameter), "{body}: {error}");
             assert!(error["message"].as_str().unwrap().contains(words), "{body}: {error}");
             assert_eq!(error["type"], "invalid_request_error");
         }
-        assert!(Body::parse(b"{\"prompt\": ").is_err());
+        assert!(Body::parse(Endpoint::Completions, b"{\"prompt\": ").is_err());
+    }
+
+    #[test]
+    fn every_form_of_prompt_and_number_of_choices_is_taken() {
+        let asked = |body: Value| {
+            ask(Endpoint::Completions, &body, false).unwrap_or_else(|e| panic!("{body}: {}", e.json()))
+        };
+        let prompts =
+            |body| asked(body).requests.into_iter().map(|request| request.prompt).collect::<Vec<_>>();
+        assert_eq!(prompts(json!({"prompt": "a"})), [[3, 0]]);
+        assert_eq!(prompts(json!({"prompt": "a", "add_special_tokens": false})), [[0]]);
+        assert_eq!(prompts(json!({"prompt": "a<|eot|>"})), [[3, 0, 1]]);
+        assert_eq!(prompts(json!({"prompt": "a<|eot|>", "parse_special": false})), [[3, 0]]);
+        assert_eq!(prompts(json!({"prompt": [2, 0]})), [[2, 0]], "nothing is added to tokens");
+        assert_eq!(prompts(json!({"prompt": [[2], [0]], "n": 2})), [[2], [2], [0], [0]]);
+        assert_eq!(prompts(json!({"prompt": vec!["a"; 20]})).len(), 20);
+        let two = asked(json!({"prompt": ["a", "a"], "n": 2, "seed": -1, "best_of": 2}));
+        let seeds: Vec<u64> = two.requests.iter().map(|request| request.sampling.seed).collect();
+        assert_eq!((seeds, two.n), (vec![u64::MAX, 0, u64::MAX, 0], 2));
+        let request = asked(json!({
+            "prompt": [0], "stop": ["<|eot|>", "b"], "echo": true, "logprobs": 2, "max_tokens": 0, "top_k": 0,
+            "logit_bias": {"2": 1}, "min_tokens": 3, "stop_token_ids": [2],
+        }));
+        let request = &request.requests[0];
+        assert_eq!(
+            (&request.stop[..], &request.end_tokens[..]),
+            (&["<|eot|>".to_owned(), "b".into()][..], &[1, 2, 3][..])
+        );
+        assert_eq!((request.logprobs, request.prompt_logprobs, request.max_tokens), (Some(2), Some(2), 0));
+        assert_eq!(
+            (request.sampling.top_k, &request.logit_bias[..], request.min_tokens),
+            (None, &[(2, 1.0)][..], 3)
+        );
+        assert!(asked(json!({"prompt": [0], "ignore_eos": true})).requests[0].end_tokens.is_empty());
+    }
+
+    #[test]
+    fn a_chat_ends_with_its_turn_or_the_context() {
+        let asked = |body: Value, clip| {
+            ask(Endpoint::Chat, &body, clip).unwrap_or_else(|e| panic!("{body}: {}", e.json()))
+        };
+        let messages = json!([{"role": "user", "content": "a"}]);
+        let request = &asked(json!({"messages": messages}), false).requests[0];
+        assert_eq!((request.max_tokens, &request.end_tokens[..]), (48, &[3, 1][..]));
+        let long = json!({"messages": messages, "max_tokens": 4096, "max_completion_tokens": 4096});
+        assert_eq!(asked(long.clone(), true).requests[0].max_tokens, 48);
+        assert_eq!(asked(long, false).requests[0].max_tokens, 4096);
+        let harmless = json!({
+            "messages": messages, "logprobs": false, "top_logprobs": 0, "stream_options": {}, "tools": [],
+            "tool_choice": "none", "response_format": {"type": "text"}, "logit_bias": {}, "stop": [], "user": "u",
+        });
+        assert_eq!(asked(harmless, false).requests[0].logprobs, None);
+        let top = json!({"messages": messages, "top_logprobs": 3});
+        assert!(ask(Endpoint::Chat, &top, false).unwrap_err().json()["error"]["param"] == "top_logprobs");
     }
 }

@@ -4,6 +4,14 @@
 
 mod answer;
 mod api;
+mod api_error;
+mod fields;
+mod messages;
+mod openapi;
+mod origin;
+mod output_format;
 mod server;
+mod told_logprobs;
 
+pub use origin::Origins;
 pub use server::{Facts, Server, ServerOptions};

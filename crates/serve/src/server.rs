@@ -8,9 +8,9 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body as HttpBody, Bytes};
 use axum::extract::{Path, Request as HttpRequest, State};
@@ -22,15 +22,19 @@ use axum::{Json, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
+use engram_infer::{ChatTemplate, Engine, Event, Failure, PromptOptions, TextCodec};
+
 use crate::answer::{self, Choice, Heading};
-use crate::api::{ApiError, Asked, Body, Endpoint, Terms};
-use engram_infer::{ChatTemplate, Engine, Event, TextCodec};
+use crate::api::{Asked, Body, Terms, check_length};
+use crate::api_error::ApiError;
+use crate::fields::{Endpoint, Fields};
+use crate::openapi;
+use crate::origin::Origins;
 
 /// What a server allows its clients.
 #[derive(Debug, Clone)]
@@ -43,8 +47,18 @@ pub struct ServerOptions {
     pub body_bytes: usize,
     /// Connections at once; more wait to be accepted.
     pub connections: usize,
-    /// Choices of a request at most.
-    pub choices: usize,
+    /// Requests whose text is cut into tokens at once; others wait.
+    pub readers: usize,
+    /// Which pages may use the server, and under which names.
+    pub origins: Origins,
+    /// Whether an answer ends with the context where more tokens are asked for than are left of it.
+    pub clip_max_tokens: bool,
+    /// Whether names of special tokens in a text prompt are those tokens, where a request does not say.
+    pub parse_special: bool,
+    /// Whether every request is told on standard error.
+    pub access_log: bool,
+    /// Time without an event after which a stream gets a comment, so that nobody on the way closes it.
+    pub keep_alive: Duration,
     /// Time that an answer may take.
     pub time_limit: Duration,
     /// Time that a client may take to send a request, or leave what it is sent unread.
@@ -60,7 +74,12 @@ impl Default for ServerOptions {
             api_key: None,
             body_bytes: 4 << 20,
             connections: 1024,
-            choices: 16,
+            readers: std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2)),
+            origins: Origins::default(),
+            clip_max_tokens: false,
+            parse_special: true,
+            access_log: false,
+            keep_alive: Duration::from_secs(10),
             time_limit: Duration::from_secs(300),
             patience: Duration::from_secs(30),
             drain: Duration::from_secs(30),
@@ -90,6 +109,9 @@ pub struct Server {
     facts: Facts,
     started: u64,
     answers: AtomicU64,
+    readers: Semaphore,
+    /// Whether the last request failed for want of memory rows.
+    rows_failed: AtomicBool,
 }
 
 const PAGE: &str = include_str!("page.html");
@@ -103,7 +125,9 @@ impl Server {
         options: ServerOptions,
         facts: Facts,
     ) -> Self {
-        Self { engine, codec, template, options, facts, started: answer::now(), answers: AtomicU64::new(0) }
+        let (readers, started) = (Semaphore::new(options.readers.max(1)), answer::now());
+        let (answers, rows_failed) = (AtomicU64::new(0), AtomicBool::new(false));
+        Self { engine, codec, template, options, facts, started, answers, readers, rows_failed }
     }
 
     /// Serves those who connect to `listener` until `stop`; then answers what it has taken, as far as it can in time.
@@ -158,7 +182,10 @@ impl Server {
     fn check_key(&self, headers: &HeaderMap) -> Result<(), ApiError> {
         let Some(key) = &self.options.api_key else { return Ok(()) };
         let sent = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let sent = sent.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or("");
+        let sent = sent.and_then(|value| value.split_once(' '));
+        let sent = sent
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map_or("", |(_, key)| key.trim());
         if same(sent.as_bytes(), key.as_bytes()) {
             return Ok(());
         }
@@ -169,7 +196,7 @@ impl Server {
     fn check_model(&self, asked: Option<&str>) -> Result<(), ApiError> {
         match asked {
             Some(name) if name != self.options.model => {
-                let message = format!("there is no model `{name}` here, only `{}`", self.options.model);
+                let message = format!("the model `{name}` is unknown: this server has `{}`", self.options.model);
                 Err(ApiError::new(StatusCode::NOT_FOUND, message).coded("model_not_found"))
             }
             _ => Ok(()),
@@ -190,13 +217,60 @@ impl Server {
     /// A request's body, within its limits.
     async fn body(&self, request: HttpRequest) -> Result<Bytes, ApiError> {
         let limit = self.options.body_bytes;
+        let long = || {
+            let message = format!("the request body is longer than {limit} bytes");
+            ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+        };
+        let length = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+        if length.and_then(|length| length.parse::<u64>().ok()).is_some_and(|length| length > limit as u64) {
+            return Err(long());
+        }
         let read = timeout(self.options.patience, axum::body::to_bytes(request.into_body(), limit)).await;
         let late = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the request's body did not come in time");
         read.map_err(late)?.map_err(|error| {
-            let message = format!("the body is longer than {limit} bytes, or broke off: {error}");
-            ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+            let source = std::error::Error::source(&error);
+            if source.is_some_and(|source| source.is::<http_body_util::LengthLimitError>()) {
+                return long();
+            }
+            ApiError::bad(format!("the request body broke off: {error}"))
         })
     }
+
+    fn terms(&self) -> Terms<'_> {
+        Terms {
+            codec: &self.codec,
+            template: self.template.as_ref(),
+            context: self.engine.longest(),
+            time_limit: self.options.time_limit,
+            clip: self.options.clip_max_tokens,
+            parse_special: self.options.parse_special,
+        }
+    }
+
+    /// Remembers whether memory rows can be read.
+    fn note(&self, failure: Option<&Failure>) {
+        match failure {
+            Some(Failure::Rows(_)) => self.rows_failed.store(true, Relaxed),
+            Some(_) => {}
+            None => self.rows_failed.store(false, Relaxed),
+        }
+    }
+}
+
+/// Does work that takes long away from the threads that serve connections, a few requests at a time.
+async fn away<T: Send + 'static>(
+    server: &Arc<Server>,
+    work: impl FnOnce(&Server) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let broken = || {
+        ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the request could not be read: an error in the server",
+        )
+    };
+    let _permit = server.readers.acquire().await.map_err(|_| broken())?;
+    let own = Arc::clone(server);
+    tokio::task::spawn_blocking(move || work(&own)).await.map_err(|_| broken())?
 }
 
 /// The next connection, when there may be one more.
@@ -222,6 +296,7 @@ fn router(server: Arc<Server>) -> Router {
         .route("/v1/chat/completions", post(chat))
         .route("/tokenize", post(tokenize))
         .route("/metrics", get(metrics))
+        .route("/openapi.json", get(openapi_document))
         .layer(middleware::from_fn_with_state(Arc::clone(&server), guard));
     Router::new()
         .route("/", get(page))
@@ -233,7 +308,44 @@ fn router(server: Arc<Server>) -> Router {
         .method_not_allowed_fallback(|| async {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this address takes another method").into_response()
         })
+        .layer(middleware::from_fn_with_state(Arc::clone(&server), observe))
         .with_state(server)
+}
+
+/// Checks where a request comes from, gives it an id, and tells about it.
+async fn observe(State(server): State<Arc<Server>>, request: HttpRequest, next: Next) -> Response {
+    let began = Instant::now();
+    let id = request_id(request.headers(), &server);
+    let origin = request.headers().get(header::ORIGIN).cloned();
+    let what = (request.method().clone(), request.uri().path().to_owned());
+    let origins = &server.options.origins;
+    let mut response = match origins.preflight(request.method(), request.headers()) {
+        Some(response) => response,
+        None => match origins.check(request.headers(), request.uri()) {
+            Ok(()) => next.run(request).await,
+            Err(error) => error.into_response(),
+        },
+    };
+    origins.mark(origin.as_ref(), &mut response);
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert("x-request-id", id);
+    }
+    if server.options.access_log {
+        let (status, milliseconds) = (response.status().as_u16(), began.elapsed().as_millis());
+        eprintln!("{} {} {} {status} {milliseconds} ms {id}", answer::now(), what.0, what.1);
+    }
+    response
+}
+
+/// The client's name for a request, or one of ours.
+fn request_id(headers: &HeaderMap, server: &Server) -> String {
+    let sent = headers.get("x-request-id").and_then(|id| id.to_str().ok());
+    let usual =
+        |id: &&str| !id.is_empty() && id.len() <= 128 && id.bytes().all(|byte| byte.is_ascii_graphic());
+    sent.filter(usual).map_or_else(
+        || format!("req-{:x}-{:x}", server.started, server.answers.fetch_add(1, Relaxed)),
+        str::to_owned,
+    )
 }
 
 async fn guard(State(server): State<Arc<Server>>, request: HttpRequest, next: Next) -> Response {
@@ -252,13 +364,14 @@ async fn page() -> Response {
 }
 
 async fn health(State(server): State<Arc<Server>>) -> Result<Json<Value>, ApiError> {
-    if server.engine.is_alive() {
+    let problem = if !server.engine.is_alive() {
+        "the engine has ended by an error: start the server again"
+    } else if server.rows_failed.load(Relaxed) {
+        "the memory's rows cannot be read: the last request that needed them failed"
+    } else {
         return Ok(Json(json!({"status": "ok"})));
-    }
-    Err(ApiError::new(
-        StatusCode::SERVICE_UNAVAILABLE,
-        "the engine has ended by an error: start the server again",
-    ))
+    };
+    Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, problem).coded("not_ready"))
 }
 
 async fn metrics(State(server): State<Arc<Server>>) -> Response {
@@ -267,6 +380,10 @@ async fn metrics(State(server): State<Arc<Server>>) -> Response {
         text += &more();
     }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+}
+
+async fn openapi_document(State(server): State<Arc<Server>>) -> Json<Value> {
+    Json(openapi::document(&server.options.model))
 }
 
 async fn models(State(server): State<Arc<Server>>) -> Json<Value> {
@@ -282,34 +399,27 @@ async fn one_model(
 }
 
 /// A text to be shown as tokens.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Tokenize {
-    model: Option<String>,
-    prompt: String,
-    /// Whether special tokens are added, as they are to a prompt.
-    #[serde(default = "yes")]
-    add_special_tokens: bool,
-}
-
-fn yes() -> bool {
-    true
+fn tokens_of(server: &Server, bytes: &[u8]) -> Result<Value, ApiError> {
+    let fields = Fields::parse(bytes)?;
+    let fields = fields.only(&["model", "prompt", "add_special_tokens", "parse_special"])?;
+    server.check_model(fields.get::<String>("model")?.as_deref())?;
+    let prompt: Option<String> = fields.get("prompt")?;
+    let prompt = prompt.ok_or_else(|| ApiError::of("prompt", "`prompt` is missing"))?;
+    let options = PromptOptions {
+        parse_special: fields.get("parse_special")?.unwrap_or(server.options.parse_special),
+        add_special_tokens: fields.get("add_special_tokens")?.unwrap_or(true),
+    };
+    check_length(&prompt, "prompt", &server.terms())?;
+    let tokens =
+        server.codec.prompt(&prompt, options).map_err(|error| ApiError::of("prompt", error.to_string()))?;
+    let texts: Vec<String> = tokens.iter().map(|&token| server.codec.shown(token)).collect();
+    let count = texts.len();
+    Ok(json!({"tokens": tokens, "texts": texts, "count": count, "max_model_len": server.engine.context()}))
 }
 
 async fn tokenize(State(server): State<Arc<Server>>, request: HttpRequest) -> Result<Json<Value>, ApiError> {
     let bytes = server.body(request).await?;
-    let asked: Tokenize = serde_json::from_slice(&bytes)
-        .map_err(|error| ApiError::bad(format!("the request body is not as it must be: {error}")))?;
-    server.check_model(asked.model.as_deref())?;
-    let mut tokens =
-        server.codec.document(&asked.prompt).map_err(|error| ApiError::bad(error.to_string()))?;
-    if !asked.add_special_tokens {
-        tokens.remove(0);
-    }
-    let texts: Vec<String> = tokens.iter().map(|&token| server.codec.shown(token)).collect();
-    Ok(Json(json!({
-        "tokens": tokens, "texts": texts, "count": texts.len(), "max_model_len": server.engine.context(),
-    })))
+    away(&server, move |server| tokens_of(server, &bytes)).await.map(Json)
 }
 
 async fn completions(State(server): State<Arc<Server>>, request: HttpRequest) -> Result<Response, ApiError> {
@@ -321,19 +431,16 @@ async fn chat(State(server): State<Arc<Server>>, request: HttpRequest) -> Result
 }
 
 async fn answer(server: Arc<Server>, request: HttpRequest, endpoint: Endpoint) -> Result<Response, ApiError> {
-    let body = Body::parse(&server.body(request).await?)?;
-    server.check_model(body.model.as_deref())?;
-    let terms = Terms {
-        codec: &server.codec,
-        template: server.template.as_ref(),
-        context: server.engine.context(),
-        choices: server.options.choices,
-        time_limit: server.options.time_limit,
-    };
-    let asked = body.ask(endpoint, &terms)?;
+    let bytes = server.body(request).await?;
+    let asked = away(&server, move |server| {
+        let body = Body::parse(endpoint, &bytes)?;
+        server.check_model(body.model()?.as_deref())?;
+        body.ask(&server.terms())
+    });
+    let asked = asked.await?;
     let number = server.answers.fetch_add(1, Relaxed);
     let gates = asked.requests.iter().any(|request| request.gates);
-    let heading = Heading::new(endpoint, number, &server.options.model, gates);
+    let heading = Heading::new(endpoint, number, &server.options.model, gates, asked.include_usage);
     let events = submit(&server.engine, &asked)?;
     if asked.stream {
         let (sender, receiver) = mpsc::channel(32);
@@ -342,6 +449,7 @@ async fn answer(server: Arc<Server>, request: HttpRequest, endpoint: Endpoint) -
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
         return Ok(response);
     }
     whole(&server, &heading, asked, events).await
@@ -352,8 +460,7 @@ type Events = mpsc::UnboundedReceiver<(usize, Event)>;
 
 /// Hands the requests of all choices to the engine: all or none.
 fn submit(engine: &Engine, asked: &Asked) -> Result<Events, ApiError> {
-    let submitted: Vec<_> =
-        asked.requests.iter().map(|request| engine.submit(request.clone())).collect::<Result<_, _>>()?;
+    let submitted = engine.submit_all(asked.requests.clone())?;
     let (sender, receiver) = mpsc::unbounded_channel();
     for (index, mut events) in submitted.into_iter().enumerate() {
         let sender = sender.clone();
@@ -374,26 +481,45 @@ fn submit(engine: &Engine, asked: &Asked) -> Result<Events, ApiError> {
     Ok(receiver)
 }
 
+/// Tells a choice what came of it; gives the parts that a stream shows.
+fn tell(
+    server: &Server,
+    heading: &Heading,
+    choice: &mut Choice,
+    event: Event,
+) -> Result<Vec<Value>, Failure> {
+    Ok(match event {
+        Event::Token(token) => choice.token(heading, token, &server.codec),
+        Event::Gates(gates) => vec![choice.gates(heading, gates, server.facts.streams)],
+        Event::PromptLogprobs(logprobs) => {
+            choice.prompt_logprobs(logprobs);
+            Vec::new()
+        }
+        Event::Done(summary) => {
+            server.note(None);
+            choice.done(heading, summary, &server.codec)
+        }
+        Event::Failed(failure) => {
+            server.note(Some(&failure));
+            return Err(failure);
+        }
+    })
+}
+
 async fn whole(
     server: &Server,
     heading: &Heading,
     asked: Asked,
     mut events: Events,
 ) -> Result<Response, ApiError> {
-    let mut choices = choices(asked.echo);
+    let mut choices = choices(&asked, &server.codec);
     while let Some((index, event)) = events.recv().await {
-        let choice = &mut choices[index];
-        match event {
-            Event::Token(token) => drop(choice.token(heading, token, &server.codec)),
-            Event::Gates(gates) => drop(choice.gates(heading, gates, server.facts.streams)),
-            Event::Done(summary) => drop(choice.done(heading, summary)),
-            Event::Failed(failure) => return Err(failure.into()),
-        }
+        tell(server, heading, &mut choices[index], event)?;
     }
     if choices.iter().any(|choice| choice.summary.is_none()) {
-        return Err(engram_infer::Failure::Stopped.into());
+        return Err(Failure::Stopped.into());
     }
-    Ok(Json(answer::whole(heading, &choices, &server.codec, server.facts.streams)).into_response())
+    Ok(Json(answer::whole(heading, &choices, asked.n, &server.codec, server.facts.streams)).into_response())
 }
 
 /// Sends an answer as it comes, as server-sent events. Ends when nobody reads any more.
@@ -404,7 +530,7 @@ async fn stream(
     mut events: Events,
     sender: mpsc::Sender<Bytes>,
 ) {
-    let mut choices = choices(asked.echo);
+    let mut choices = choices(&asked, &server.codec);
     let mut out = Sending { sender, patience: server.options.patience };
     for (choice, request) in choices.iter_mut().zip(&asked.requests) {
         if let Some(chunk) = choice.open(&heading, &request.prompt, &server.codec)
@@ -418,39 +544,44 @@ async fn stream(
         let event = tokio::select! {
             event = events.recv() => event,
             () = out.sender.closed() => return,
+            () = tokio::time::sleep(server.options.keep_alive) => {
+                if !out.raw(": keep-alive\n\n".into()).await {
+                    return;
+                }
+                continue;
+            }
         };
         let Some((index, event)) = event else { break };
-        let choice = &mut choices[index];
-        let chunk = match event {
-            Event::Token(token) => choice.token(&heading, token, &server.codec),
-            Event::Gates(gates) => Some(choice.gates(&heading, gates, server.facts.streams)),
-            Event::Done(summary) => {
-                left -= 1;
-                Some(choice.done(&heading, summary))
-            }
-            Event::Failed(failure) => {
+        left -= usize::from(matches!(event, Event::Done(_)));
+        let parts = match tell(&server, &heading, &mut choices[index], event) {
+            Ok(parts) => parts,
+            Err(failure) => {
                 out.json(&ApiError::from(failure).json()).await;
                 return;
             }
         };
-        if let Some(chunk) = chunk
-            && !out.json(&chunk).await
-        {
-            return;
+        for part in parts {
+            if !out.json(&part).await {
+                return;
+            }
         }
     }
     if left > 0 {
-        out.json(&ApiError::from(engram_infer::Failure::Stopped).json()).await;
+        out.json(&ApiError::from(Failure::Stopped).json()).await;
         return;
     }
-    if asked.include_usage && !out.json(&answer::usage_chunk(&heading, &choices)).await {
+    if asked.include_usage && !out.json(&answer::usage_chunk(&heading, &choices, asked.n)).await {
         return;
     }
     out.data("[DONE]").await;
 }
 
-fn choices(echo: Vec<String>) -> Vec<Choice> {
-    echo.into_iter().enumerate().map(|(index, echo)| Choice::new(index, echo)).collect()
+fn choices(asked: &Asked, codec: &TextCodec) -> Vec<Choice> {
+    let choice = |(index, request): (usize, &engram_infer::Request)| {
+        let echo = asked.echo.then_some(&request.prompt[..]);
+        Choice::new(index, echo, request.prompt_logprobs.is_some(), codec)
+    };
+    asked.requests.iter().enumerate().map(choice).collect()
 }
 
 /// Server-sent events to one client.
@@ -466,8 +597,11 @@ impl Sending {
     }
 
     async fn data(&mut self, data: &str) -> bool {
-        let event = Bytes::from(format!("data: {data}\n\n"));
-        matches!(timeout(self.patience, self.sender.send(event)).await, Ok(Ok(())))
+        self.raw(format!("data: {data}\n\n")).await
+    }
+
+    async fn raw(&mut self, text: String) -> bool {
+        matches!(timeout(self.patience, self.sender.send(Bytes::from(text))).await, Ok(Ok(())))
     }
 }
 

@@ -1,13 +1,15 @@
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
-use engram_infer::{ChatTemplate, Message, Request};
+use engram_infer::{ChatTemplate, Engine, Message, Request, TextCodec};
+use rustyline::DefaultEditor;
+use rustyline::error::ReadlineError;
 
-use super::generate::AnswerOptions;
+use super::generate::{AnswerOptions, end_tokens};
 use super::print;
-use crate::failure::refuse;
+use crate::failure::{Interrupted, refuse};
 use crate::interrupt;
 use crate::served::{ModelOptions, say};
 
@@ -27,7 +29,7 @@ pub(crate) struct Chat {
     system: Option<String>,
     /// Tokens of an answer at most; without it, what is left of the context.
     #[arg(long, value_name = "N")]
-    tokens: Option<usize>,
+    max_tokens: Option<usize>,
     #[command(flatten)]
     answer: AnswerOptions,
 }
@@ -66,6 +68,56 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<Option<ChatTemplate>> {
     template.or_else(|error| refuse(format!("{}: {error}", path.display())))
 }
 
+/// What a person says, a line at a time.
+enum Lines {
+    /// On a terminal, with a history of lines.
+    Edited(Box<DefaultEditor>),
+    /// From a file, a pipe, or a terminal whose output goes elsewhere.
+    Plain,
+}
+
+/// What came of asking for a line.
+enum Line {
+    Text(String),
+    /// Ctrl-C, or the end of the input.
+    End,
+}
+
+impl Lines {
+    fn new() -> anyhow::Result<Self> {
+        let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+        Ok(if terminal { Self::Edited(Box::new(DefaultEditor::new()?)) } else { Self::Plain })
+    }
+
+    fn next(&mut self) -> anyhow::Result<Line> {
+        match self {
+            Self::Edited(editor) => match editor.readline("> ") {
+                Ok(line) => {
+                    editor.add_history_entry(&line)?;
+                    Ok(Line::Text(line))
+                }
+                Err(ReadlineError::Eof | ReadlineError::Interrupted) => Ok(Line::End),
+                Err(error) => Err(error).context("cannot read the terminal"),
+            },
+            Self::Plain => {
+                let mut bytes = Vec::new();
+                let count = std::io::stdin().lock().read_until(b'\n', &mut bytes);
+                if count.context("cannot read standard input")? == 0 || interrupt::asked() {
+                    return Ok(Line::End);
+                }
+                let text = String::from_utf8_lossy(&bytes);
+                if text.contains('\u{fffd}') {
+                    eprintln!("note: bytes of the line that are not UTF-8 are read as \u{fffd}");
+                }
+                Ok(Line::Text(text.into_owned()))
+            }
+        }
+    }
+}
+
+/// A share of the context that is kept free for an answer: one in so many.
+const FREE_SHARE: usize = 8;
+
 impl Chat {
     /// Runs the command.
     pub(crate) fn run(self) -> anyhow::Result<()> {
@@ -78,47 +130,81 @@ impl Chat {
             );
         };
         let (engine, codec) = served.for_one()?;
-        let mut end_tokens = vec![codec.end_of_text()];
+        let mut end_tokens = end_tokens(&codec, &answering.stop);
         end_tokens.extend(template.end_token().and_then(|name| codec.token(name)));
         interrupt::listen()?;
-        let said =
-            |role: &str, content: &str| Message { role: role.into(), content: content.into(), name: None };
-        let mut messages: Vec<Message> = self.system.iter().map(|text| said("system", text)).collect();
-        let input = std::io::stdin();
-        let asks = input.is_terminal();
+        let system: Vec<Message> = self.system.iter().map(|text| Message::new("system", text)).collect();
+        let mut messages = system.clone();
+        let mut lines = Lines::new()?;
+        if matches!(lines, Lines::Edited(_)) {
+            eprintln!(
+                "Ctrl-C ends an answer, and at the prompt the session. /reset forgets the conversation."
+            );
+        }
         loop {
-            if asks {
-                eprint!("> ");
-                std::io::stderr().flush()?;
+            let Line::Text(line) = lines.next()? else { return Ok(()) };
+            match line.trim() {
+                "" => continue,
+                "/reset" => {
+                    messages.clone_from(&system);
+                    eprintln!("the conversation begins anew");
+                    continue;
+                }
+                text => messages.push(Message::new("user", text)),
             }
-            let mut line = String::new();
-            if input.lock().read_line(&mut line).context("cannot read standard input")? == 0
-                || interrupt::asked()
-            {
-                return Ok(());
-            }
-            if line.trim().is_empty() {
-                continue;
-            }
-            messages.push(said("user", line.trim()));
-            let prompt =
-                codec.marked(&template.render(&messages).or_else(|error| refuse(error.to_string()))?)?;
-            let left = engine.context().saturating_sub(prompt.len());
-            if left == 0 {
-                return refuse(format!(
-                    "the conversation has filled the model's context of {}",
-                    engine.context()
-                ));
-            }
+            let fitted = fitted(&template, (&engine, &codec), &mut messages, system.len())?;
+            let Some(prompt) = fitted else { continue };
+            let left = engine.longest() - prompt.len();
             let request = Request {
                 end_tokens: end_tokens.clone(),
                 prompt,
-                max_tokens: self.tokens.unwrap_or(left).min(left),
+                max_tokens: self.max_tokens.unwrap_or(left).min(left),
                 ..answering.clone()
             };
             let answer = say(&engine, request, &mut |text| print(text))?;
             print("\n")?;
-            messages.push(said("assistant", &answer.text));
+            if answer.interrupted && (!interrupt::taken() || matches!(lines, Lines::Plain)) {
+                return Err(Interrupted(String::new()).into());
+            }
+            messages.push(Message::new("assistant", &answer.text));
         }
+    }
+}
+
+/// Tokens of the conversation. Its oldest turns, after `keep` messages, are left out where it has filled the context;
+/// none, if even the last message is too long, which is then taken back.
+fn fitted(
+    template: &ChatTemplate,
+    (engine, codec): (&Engine, &TextCodec),
+    messages: &mut Vec<Message>,
+    keep: usize,
+) -> anyhow::Result<Option<Vec<u32>>> {
+    let longest = engine.longest();
+    let mut left_out = 0;
+    loop {
+        let text = template.render(messages).or_else(|error| refuse(error.to_string()))?;
+        let prompt = codec.marked(&text)?;
+        let last = messages.len() <= keep + 1;
+        let free = if last { 1 } else { longest / FREE_SHARE };
+        if prompt.len() + free <= longest {
+            if left_out > 0 {
+                eprintln!(
+                    "note: the oldest {left_out} messages are left out: the model's context is {longest} tokens"
+                );
+            }
+            return Ok(Some(prompt));
+        }
+        if last {
+            messages.pop();
+            eprintln!(
+                "note: the line has {} tokens, and the model's context is {longest}: shorten it",
+                prompt.len()
+            );
+            return Ok(None);
+        }
+        // A question and its answer.
+        let count = 2.min(messages.len() - keep - 1);
+        messages.drain(keep..keep + count);
+        left_out += count;
     }
 }

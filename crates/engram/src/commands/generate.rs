@@ -1,9 +1,9 @@
 use clap::Args;
-use engram_infer::{Engine, Request, Sampling, TextCodec};
+use engram_infer::{Engine, PromptOptions, Request, Sampling, TextCodec};
 use serde::Serialize;
 
 use super::{print, print_json, text_or_stdin};
-use crate::failure::refuse;
+use crate::failure::{Interrupted, refuse};
 use crate::interrupt;
 use crate::served::{ModelOptions, say};
 
@@ -11,18 +11,22 @@ use crate::served::{ModelOptions, say};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram generate runs/quickstart/memory --prompt 'The President of the United States'
-  engram generate runs/small --prompt - --tokens 500 --temperature 0 < beginning.txt
+  engram generate runs/small --prompt - --max-tokens 500 --temperature 0 < beginning.txt
   engram generate runs/small --prompt 'Once' --top-k 40 --seed 7 --json
   engram generate runs/large --prompt 'Once' --tier direct --cache 1GiB --no-memory")]
 pub(crate) struct Generate {
     #[command(flatten)]
     model: ModelOptions,
-    /// Text to continue, as the beginning of a document; `-`: standard input.
+    /// Text to continue, as the beginning of a document; `-`: standard input. Names of special tokens in it are those
+    /// tokens.
     #[arg(long)]
     prompt: String,
+    /// Take names of special tokens in the prompt as ordinary text.
+    #[arg(long)]
+    plain_prompt: bool,
     /// Tokens at most; the model may end the text earlier. Without it: 200, or what is left of the context.
     #[arg(long, value_name = "N")]
-    tokens: Option<usize>,
+    max_tokens: Option<usize>,
     #[command(flatten)]
     answer: AnswerOptions,
     /// Print JSON when done, instead of the text as it comes.
@@ -50,6 +54,9 @@ impl AnswerOptions {
     /// When a value cannot be.
     pub(crate) fn request(self) -> anyhow::Result<Request> {
         let sampling = self.sampling.sampling()?;
+        if self.stop.iter().any(String::is_empty) {
+            return refuse("--stop is empty: it would end every answer at once");
+        }
         Ok(Request { sampling, stop: self.stop, memory: !self.without_memory, ..Request::new(Vec::new(), 0) })
     }
 }
@@ -112,28 +119,36 @@ impl Generate {
         let prompt = text_or_stdin(Some(&self.prompt))?;
         let (engine, codec) = self.model.open()?.for_one()?;
         interrupt::listen()?;
+        let options = PromptOptions { parse_special: !self.plain_prompt, ..PromptOptions::default() };
+        let (prompt_of, count) = ((&prompt[..], options), self.max_tokens);
         if self.json {
-            let continuation = proceed((&engine, &codec), &prompt, self.tokens, request, &mut |_| Ok(()))?;
+            let continuation = proceed((&engine, &codec), prompt_of, count, request, &mut |_| Ok(()))?;
             return print_json(&continuation);
         }
         print(&prompt)?;
         let shown = &mut |text: &str| print(text);
-        let continuation = proceed((&engine, &codec), &prompt, self.tokens, request, shown);
+        let continuation = proceed((&engine, &codec), prompt_of, count, request, shown);
         print("\n")?;
         continuation.map(|_| ())
     }
+}
+
+/// Tokens that end an answer: the model's own, and special tokens that a stop text names.
+pub(super) fn end_tokens(codec: &TextCodec, stop: &[String]) -> Vec<u32> {
+    let named = stop.iter().filter_map(|stop| codec.special(stop));
+    codec.end_tokens().iter().copied().chain(named).collect()
 }
 
 /// Continues `prompt`, the beginning of a document, as `request` says, by `count` tokens, or by a usual number. Gives
 /// each piece of whole characters to `show`.
 pub(super) fn proceed(
     (engine, codec): (&Engine, &TextCodec),
-    prompt: &str,
+    (prompt, options): (&str, PromptOptions),
     count: Option<usize>,
     request: Request,
     show: &mut dyn FnMut(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<Continuation> {
-    let tokens = codec.document(prompt)?;
+    let tokens = codec.prompt(prompt, options)?;
     let left = engine.context().saturating_sub(tokens.len());
     if left == 0 {
         return refuse(format!(
@@ -146,10 +161,13 @@ pub(super) fn proceed(
     let request = Request {
         prompt: tokens,
         max_tokens: count.unwrap_or(TOKENS.min(left)),
-        end_tokens: vec![codec.end_of_text()],
+        end_tokens: end_tokens(codec, &request.stop),
         ..request
     };
     let said = say(engine, request, show)?;
+    if said.interrupted {
+        return Err(Interrupted(String::new()).into());
+    }
     Ok(Continuation {
         prompt: prompt.to_owned(),
         sampling,

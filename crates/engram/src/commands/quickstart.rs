@@ -6,7 +6,7 @@ use burn::tensor::Device;
 use clap::Args;
 use engram_config::{Account, DataConfig, RunConfig};
 use engram_data::{Corpus, Tokenizer, TokenizerTraining};
-use engram_infer::{Dtype, Request, Sampling};
+use engram_infer::{Dtype, PromptOptions, Request, Sampling};
 use engram_train::{HeldOut, Trained};
 use serde::Serialize;
 
@@ -216,7 +216,13 @@ impl Quickstart {
         let request = Request { sampling, ..Request::new(Vec::new(), 0) };
         let served = Served::mapped(&served::open(&self.folder("memory"))?, Dtype::F32)?;
         let (engine, codec) = served.for_one()?;
-        generate::proceed((&engine, &codec), PROMPT, Some(80), request, &mut |text| print(text))?;
+        generate::proceed(
+            (&engine, &codec),
+            (PROMPT, PromptOptions::default()),
+            Some(80),
+            request,
+            &mut |text| print(text),
+        )?;
 
         print("\n\nWhere the memory opens, in sentences neither model has seen:\n\n")?;
         let gates =

@@ -1,12 +1,11 @@
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::TcpListener;
 use std::time::Duration;
 
 use anyhow::Context;
 use bytesize::ByteSize;
 use clap::Args;
-use engram_infer::{Engine, EngineOptions};
-use engram_serve::{Server, ServerOptions};
-use tokio::net::TcpListener;
+use engram_infer::{Engine, EngineError, EngineOptions};
+use engram_serve::{Origins, Server, ServerOptions};
 
 use super::chat::TemplateOption;
 use super::print;
@@ -20,7 +19,7 @@ use crate::served::{ModelOptions, Served};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram serve runs/quickstart/memory
-  engram serve runs/large --tier direct --cache 4GiB --weights bf16
+  engram serve runs/large --tier direct --cache 4GiB --dtype bf16
   engram serve runs/large --tier redis --node redis://127.0.0.1:7000 --port 9000
   ENGRAM_API_KEY=secret engram serve runs/chat --host 0.0.0.0
   curl http://127.0.0.1:8000/v1/completions -d '{\"prompt\": \"Once\", \"max_tokens\": 20}'")]
@@ -29,36 +28,54 @@ pub(crate) struct Serve {
     model: ModelOptions,
     #[command(flatten)]
     template: TemplateOption,
-    /// Address to listen at; other machines reach it only if you name one of theirs to reach.
-    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
-    host: IpAddr,
-    /// Port to listen at; 0: any that is free.
+    /// Address or name to listen on. The default accepts connections of this machine only.
+    #[arg(long, default_value = "127.0.0.1")]
+    host: String,
+    /// Port to listen on; 0: any that is free.
     #[arg(long, default_value_t = 8000)]
     port: u16,
     /// Name of the model for clients; without it, that of the checkpoint's folder.
     #[arg(long, value_name = "NAME")]
     model_name: Option<String>,
+    /// Origin whose pages may use the server, such as https://example.org; `*`: any. May be repeated.
+    #[arg(long, value_name = "ORIGIN")]
+    cors_origin: Vec<String>,
+    /// Name under which the server answers, besides those of this machine. May be repeated.
+    #[arg(long, value_name = "NAME")]
+    allowed_host: Vec<String>,
     /// Requests that are computed at once.
     #[arg(long, value_name = "N", default_value_t = EngineOptions::default().running)]
-    running: usize,
-    /// Requests that may wait; more are refused with status 429.
+    max_num_seqs: usize,
+    /// Requests that may wait besides; more are refused with status 429.
     #[arg(long, value_name = "N", default_value_t = EngineOptions::default().waiting)]
-    waiting: usize,
-    /// Memory for what is kept of tokens already computed.
+    max_queue: usize,
+    /// Memory for keys and values of tokens already computed.
     #[arg(long, value_name = "SIZE", default_value_t = ByteSize::gib(1))]
-    token_cache: ByteSize,
-    /// Tokens of a page of it.
+    kv_cache: ByteSize,
+    /// Tokens of a block of it.
     #[arg(long, value_name = "N", default_value_t = EngineOptions::default().page)]
-    page: usize,
+    block_size: usize,
     /// Tokens of a prompt that are read in a step.
     #[arg(long, value_name = "N", default_value_t = EngineOptions::default().chunk)]
     chunk: usize,
     /// Tokens of all prompts that are read in a step.
     #[arg(long, value_name = "N", default_value_t = EngineOptions::default().prompt_tokens)]
-    prompt_tokens: usize,
+    max_num_batched_tokens: usize,
     /// Tokens that are drafted by prompt look-up at most; 0: none. Answers are the same.
     #[arg(long, value_name = "N", default_value_t = EngineOptions::default().drafts)]
-    drafts: usize,
+    speculative_tokens: usize,
+    /// Threads that compute; without it, one for each core.
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// End answers with the context where requests ask for more tokens than are left of it, instead of refusing them.
+    #[arg(long)]
+    clip_max_tokens: bool,
+    /// Take names of special tokens in text prompts as ordinary text.
+    #[arg(long)]
+    plain_prompts: bool,
+    /// Tell every request on standard error: time, method, path, status, duration and id.
+    #[arg(long)]
+    access_log: bool,
     /// Longest body of a request.
     #[arg(long, value_name = "SIZE", default_value_t = ByteSize::mib(4))]
     max_body: ByteSize,
@@ -79,38 +96,54 @@ const API_KEY: &str = "ENGRAM_API_KEY";
 impl Serve {
     /// Runs the command.
     pub(crate) fn run(self) -> anyhow::Result<()> {
+        if self.threads == Some(0) {
+            return refuse("--threads is 0: take 1 or more");
+        }
         for (name, seconds) in [("time-limit", self.time_limit), ("patience", self.patience)] {
             if seconds == 0 {
                 return refuse(format!("--{name} is 0: take 1 second or more"));
             }
         }
+        // Before the model is read, which takes long: a port that is taken is told at once.
+        let listener = TcpListener::bind((&self.host[..], self.port));
+        let listener =
+            listener.with_context(|| format!("cannot listen on {} port {}", self.host, self.port))?;
+        listener.set_nonblocking(true)?;
         let Served { model, codec, facts, template } = self.model.open()?;
         let template = self.template.or(template)?;
+        let own = EngineOptions::default();
         let engine_options = EngineOptions {
-            running: self.running,
-            waiting: self.waiting,
-            page: self.page,
-            cache_bytes: self.token_cache.as_u64() as usize,
+            running: self.max_num_seqs,
+            waiting: self.max_queue,
+            page: self.block_size,
+            cache_bytes: self.kv_cache.as_u64() as usize,
             chunk: self.chunk,
-            prompt_tokens: self.prompt_tokens,
-            drafts: self.drafts,
-            ..EngineOptions::default()
+            prompt_tokens: self.max_num_batched_tokens,
+            drafts: self.speculative_tokens,
+            threads: self.threads.unwrap_or(own.threads),
         };
         let engine = match Engine::start(model, engine_options) {
             Ok(engine) => engine,
-            Err(error @ engram_infer::EngineError::Option { .. }) => return refuse(error.to_string()),
+            Err(EngineError::Option { name, found, least }) => {
+                return refuse(format!("--{} is {found}, but must be at least {least}", flag(name)));
+            }
             Err(error) => return Err(error.into()),
         };
+        let local = listener.local_addr()?.ip().is_loopback();
         let options = ServerOptions {
             model: self.model_name.unwrap_or_else(|| self.model.name()),
             api_key: std::env::var(API_KEY).ok().filter(|key| !key.is_empty()),
             body_bytes: self.max_body.as_u64() as usize,
+            origins: Origins { allowed: self.cors_origin, hosts: self.allowed_host, local },
+            clip_max_tokens: self.clip_max_tokens,
+            parse_special: !self.plain_prompts,
+            access_log: self.access_log,
             time_limit: Duration::from_secs(self.time_limit),
             patience: Duration::from_secs(self.patience),
             drain: Duration::from_secs(self.drain),
             ..ServerOptions::default()
         };
-        if !self.host.is_loopback() && options.api_key.is_none() {
+        if !local && options.api_key.is_none() {
             eprintln!(
                 "note: whoever reaches {} can use this server; set {API_KEY} to ask for a key",
                 self.host
@@ -118,13 +151,23 @@ impl Serve {
         }
         let server = Server::new(engine, codec, template, options, facts);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        runtime.block_on(listen(server, self.host, self.port))
+        runtime.block_on(listen(server, listener))
     }
 }
 
-async fn listen(server: Server, host: IpAddr, port: u16) -> anyhow::Result<()> {
-    let listener = TcpListener::bind((host, port)).await;
-    let listener = listener.with_context(|| format!("cannot listen at {host} port {port}"))?;
+/// The option that sets a limit of the engine.
+fn flag(limit: &str) -> &str {
+    match limit {
+        "running" => "max-num-seqs",
+        "page" => "block-size",
+        "prompt_tokens" => "max-num-batched-tokens",
+        "cache_bytes" => "kv-cache",
+        other => other,
+    }
+}
+
+async fn listen(server: Server, listener: TcpListener) -> anyhow::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
     let address = listener.local_addr()?;
     let asked = interrupt::asked_to_stop()?;
     print(format!("listening at http://{address}\n"))?;

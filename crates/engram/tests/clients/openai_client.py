@@ -38,6 +38,17 @@ with client.chat.completions.stream(model=model, messages=messages, max_tokens=8
     streamed = "".join(event.delta for event in stream if event.type == "content.delta")
     assert streamed == message.content, (streamed, message.content)
 
+# A conversation of several turns: the answer's whole message is sent back.
+turns = messages + [message.model_dump(), {"role": "user", "content": "More?"}]
+again = client.chat.completions.create(model=model, messages=turns, max_tokens=4, seed=3, store=False, metadata={"a": "b"})
+assert again.choices[0].message.content is not None
+turns[2] = message  # The client takes its own object, too.
+assert client.chat.completions.create(model=model, messages=turns, max_tokens=4, seed=3).choices
+
+# A prompt's own probabilities.
+echo = client.completions.create(model=model, prompt="Queen Anne", max_tokens=0, echo=True, logprobs=1).choices[0]
+assert echo.text == "Queen Anne" and echo.logprobs.token_logprobs[0] is None and echo.logprobs.text_offset[0] == 0, echo
+
 # What is not of OpenAI's API goes in the extra body.
 gates = client.completions.create(model=model, prompt="Ada", max_tokens=3, extra_body={"gates": True, "memory": False})
 assert gates.choices[0].engram["gates"]
