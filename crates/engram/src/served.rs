@@ -9,8 +9,8 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use engram_data::{Begin, PermutedPlaces};
 use engram_infer::{
-    ChatTemplate, Decoder, Dtype, Engine, EngineOptions, Event, MemoryTables, Model, Opening, Request, RowTiers,
-    TextCodec,
+    ChatTemplate, Decoder, Dtype, Engine, EngineOptions, Event, MemoryTables, Model, Opening, Request,
+    RowTiers, TextCodec,
 };
 use engram_serve::Facts;
 use engram_store::{PrefetchOptions, RowSource, TableHeader};

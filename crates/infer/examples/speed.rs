@@ -27,7 +27,14 @@ fn main() {
     let vocabulary = decoder.config().vocabulary as u32;
     drop(model);
     let (opened, packed) = (start.elapsed().as_secs_f64(), decoder.bytes());
-    let options = EngineOptions { running: 16, drafts: 0, prompt_tokens: 512, chunk: 512, cache_bytes: 256 << 20, ..EngineOptions::default() };
+    let options = EngineOptions {
+        running: 16,
+        drafts: 0,
+        prompt_tokens: 512,
+        chunk: 512,
+        cache_bytes: 256 << 20,
+        ..EngineOptions::default()
+    };
     let engine = Engine::start(Model { decoder, rows: None, token_bytes: Vec::new() }, options).unwrap();
     let peak = peak_bytes();
     let prefill = median(turns, |turn| {

@@ -46,7 +46,9 @@ impl FeedForwardDecoder {
     ) -> Result<Vec<Self>, WeightError> {
         if !loader.has("input") {
             let experts = loader.child("experts");
-            return (0..count).map(|index| Self::load(&experts.child(index), width, hidden, activation)).collect();
+            return (0..count)
+                .map(|index| Self::load(&experts.child(index), width, hidden, activation))
+                .collect();
         }
         let input = loader.matrices("input", [count, width, 2 * hidden])?.into_iter().map(Input::Joint);
         let output = loader.matrices("output", [count, hidden, width])?;
@@ -71,7 +73,9 @@ impl FeedForwardDecoder {
     pub(crate) fn forward_here(&self, x: &[f32]) -> Vec<f32> {
         let gate_up = match &self.input {
             Input::Joint(joint) => joint.product_here(x),
-            Input::Apart(gate, up) => side_by_side(&gate.product_here(x), &up.product_here(x), gate.outputs()),
+            Input::Apart(gate, up) => {
+                side_by_side(&gate.product_here(x), &up.product_here(x), gate.outputs())
+            }
         };
         self.output.product_here(&self.activate(&gate_up))
     }

@@ -82,8 +82,7 @@ impl MemoryTables {
 
     fn check(&self, place: usize, path: &Path, header: &TableHeader) -> Result<(), TableError> {
         let layer = &self.addressing.layers()[place];
-        let needed =
-            TableOrigin { identity: self.addressing.identity(), layer: layer.layer() as u64 };
+        let needed = TableOrigin { identity: self.addressing.identity(), layer: layer.layer() as u64 };
         let (width, rows) = (header.width, header.rows);
         let problem = if header.origin != needed {
             format!("it holds rows of {}, but the model reads those of {needed}", header.origin)

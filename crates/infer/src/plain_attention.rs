@@ -118,7 +118,8 @@ impl PlainAttention {
         cache: &mut Cache,
     ) -> Vec<f32> {
         let CachedAttentionShape { heads, key_heads, value_start: width, .. } = self.heads.shape;
-        let [mut queries, mut keys, mut values] = Projection::forward_all([&self.query, &self.key, &self.value], h);
+        let [mut queries, mut keys, mut values] =
+            Projection::forward_all([&self.query, &self.key, &self.value], h);
         if let Some([query_norm, key_norm]) = &self.head_norms {
             (queries, keys) = (query_norm.apply(&queries), key_norm.apply(&keys));
         }

@@ -21,7 +21,11 @@ enum Table {
     /// The columns of the head.
     Head,
     F32(Vec<f32>),
-    Blocks { format: BlockFormat, bytes: Vec<u8>, row: usize },
+    Blocks {
+        format: BlockFormat,
+        bytes: Vec<u8>,
+        row: usize,
+    },
 }
 
 impl TokenEmbedding {

@@ -33,12 +33,18 @@ fn check(name: &str, file: &str) {
         let prompts = expected["prompts"].as_array().unwrap();
         let (mut same, mut worst) = (0, 0.0_f64);
         for prompt in prompts {
-            let tokens: Vec<u32> =
-                prompt["token_ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
+            let tokens: Vec<u32> = prompt["token_ids"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|id| id.as_u64().unwrap() as u32)
+                .collect();
             let logits = last_logits(&decoder, &tokens);
             let total = logits.iter().map(|&logit| f64::from(logit).exp()).sum::<f64>().ln();
             let top = prompt["transformers_f32"]["top5"].as_array().unwrap();
-            let of = |place: usize| (top[place]["id"].as_u64().unwrap() as usize, top[place]["logprob"].as_f64().unwrap());
+            let of = |place: usize| {
+                (top[place]["id"].as_u64().unwrap() as usize, top[place]["logprob"].as_f64().unwrap())
+            };
             for place in 0..top.len() {
                 let (token, logprob) = of(place);
                 worst = worst.max((f64::from(logits[token]) - total - logprob).abs());
@@ -48,7 +54,10 @@ fn check(name: &str, file: &str) {
             same += usize::from(likeliest == of(0).0 || tie);
             assert!(!must || likeliest == of(0).0 || tie, "{name}: {prompt}");
         }
-        println!("{name}, {dtype:?}: {same} of {} likeliest; five log-probabilities within {worst:.5}", prompts.len());
+        println!(
+            "{name}, {dtype:?}: {same} of {} likeliest; five log-probabilities within {worst:.5}",
+            prompts.len()
+        );
         assert!(!must || worst < 1e-3, "{worst}");
     }
 }

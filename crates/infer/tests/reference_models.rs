@@ -132,7 +132,10 @@ fn gguf_files_have_the_logits_of_the_reference() {
                 let size = |values: &[f32]| values.iter().map(|value| value * value).sum::<f32>().sqrt();
                 let errors: Vec<f32> = in_file.iter().zip(&found).map(|(a, b)| a - b).collect();
                 let (worst, by_rounding) = (worst(&found, &expected), size(&errors) / size(&found));
-                println!("{name}, {} tokens: {worst:.3} of the tolerance; rounded {by_rounding:.4}", tokens.len());
+                println!(
+                    "{name}, {} tokens: {worst:.3} of the tolerance; rounded {by_rounding:.4}",
+                    tokens.len()
+                );
                 assert!(worst <= 1.0, "{name}, {} tokens: {worst}", tokens.len());
                 assert!(by_rounding < 0.05, "{name}: {by_rounding}");
                 assert!(logits(&rounded, &tokens, 3, &[1, 2, 40]) == in_file, "{name}");

@@ -63,7 +63,8 @@ impl Scorer for ModelScorer {
     fn score(&self, batch: &[&Request]) -> Result<Vec<Vec<TargetScore>>> {
         let texts: Vec<ScoredText<'_>> = batch.iter().map(|request| request.text()).collect();
         let scores = self.offline.borrow_mut().score(&texts).map_err(failed)?;
-        let target = |TokenScore { logprob, likeliest, .. }| TargetScore { log_probability: logprob, likeliest };
+        let target =
+            |TokenScore { logprob, likeliest, .. }| TargetScore { log_probability: logprob, likeliest };
         Ok(scores.into_iter().map(|scores| scores.into_iter().map(target).collect()).collect())
     }
 
