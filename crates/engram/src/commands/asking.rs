@@ -191,11 +191,17 @@ fn open(path: &Path, device: DeviceKind, memory: Memory) -> anyhow::Result<Box<d
     if device != DeviceKind::Cpu {
         return refuse("answers are computed on the processor: leave --device out");
     }
+    if memory == Memory::Off && engram_import::Model::is_outside(path) {
+        let path = path.display();
+        return refuse(format!(
+            "{path}: a model from outside has no memory that could be switched off; name a checkpoint of Engram"
+        ));
+    }
     let model = served::open(path)?;
     let mut identity = model.identity()?;
     if memory == Memory::Off && model.config().model.memory.is_none() {
         let path = path.display();
-        return refuse(format!("{path}: this model has no memory that could be switched off"));
+        return refuse(format!("{path}: this model has no memory that could be switched off; name another"));
     }
     let engram_infer::Model { decoder, rows, .. } = Served::mapped(&model, Dtype::F32)?.model;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);

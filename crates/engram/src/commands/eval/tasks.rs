@@ -45,7 +45,7 @@ pub(crate) struct Tasks {
     /// Folder for the answers, one file a task; one that is there is gone on with.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
-    /// What to compute on; a model from outside takes the processor.
+    /// What to compute on: answers take the processor.
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceKind,
     /// Print JSON.
