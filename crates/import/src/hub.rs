@@ -303,7 +303,7 @@ impl Hub {
         let index = folder.join(INDEX);
         let weights = match index.is_file() {
             true => shards(&index)?,
-            false => vec!["model.safetensors".to_owned()],
+            false => BTreeSet::from(["model.safetensors".to_owned()]),
         };
         let all = ["config.json", "tokenizer.json"].map(str::to_owned).into_iter().chain(weights);
         let is_there = all.into_iter().all(|name| folder.join(name).is_file());

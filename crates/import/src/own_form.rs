@@ -126,7 +126,7 @@ fn balances<'a>(weights: &Weights, config: &ModelConfig) -> Vec<Written<'a>> {
         let experts = config.experts_of(block).filter(|experts| experts.score == ExpertScore::Sigmoid)?;
         let name = format!("blocks.{block}.feed_forward.balance");
         let (there, routed) = (weights.get(&name).is_some(), experts.routed);
-        let values = Box::new(move || vec![0.0; routed]) as Box<dyn Fn() -> Vec<f32> + 'a>;
+        let values = Box::new(move || vec![0.0_f32; routed]) as Box<dyn Fn() -> Vec<f32> + 'a>;
         (!there).then_some(Written { name, shape: vec![routed], values })
     });
     missing.collect()
