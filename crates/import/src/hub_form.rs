@@ -81,7 +81,7 @@ fn describable(model: &ModelConfig) -> std::result::Result<&PlainConfig, &'stati
         (plain.bias && plain.query_key_norm, "model.attention.bias"),
     ];
     match in_the_way.iter().find(|(is_there, _)| *is_there) {
-        Some((_, key)) => Err(key),
+        Some(&(_, key)) => Err(key),
         None => Ok(plain),
     }
 }
@@ -101,9 +101,9 @@ fn config(model: &ModelConfig, plain: &PlainConfig) -> std::result::Result<Value
     ];
     let mut there = features.iter().filter(|(is_there, ..)| *is_there);
     let (kind, class) =
-        there.next().map_or(("llama", "LlamaForCausalLM"), |(_, kind, class, _)| (kind, class));
+        there.next().map_or(("llama", "LlamaForCausalLM"), |&(_, kind, class, _)| (kind, class));
     // No type has two of them.
-    if let Some((_, _, _, key)) = there.next() {
+    if let Some(&(_, _, _, key)) = there.next() {
         return Err(key);
     }
     let scaling = plain.rotary_scaling.as_ref().map(scaling).transpose()?;

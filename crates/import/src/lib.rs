@@ -1,12 +1,12 @@
 //! A model on disk to a configuration, named tensors and a tokenizer; and back.
 //!
-//! [`Model::open`] takes a checkpoint of ours, a GGUF file with the tokenizer in it, or a folder as Hugging Face's library
-//! writes it (`config.json`, `tokenizer.json`, safetensors). Its [`Weights`] stay where they lie, mapped.
-//! [`Model::save_checkpoint`] makes a checkpoint of it, which everything that takes one can use. [`Checkpoint`] and
-//! [`CheckpointWriter`] are our own folders.
+//! [`Model::open`] reads a checkpoint of ours, a GGUF file, or a folder as Hugging Face's library writes it
+//! (`config.json`, `tokenizer.json`, safetensors); [`Hub`] brings such a folder from the hub. The weights stay in their
+//! files, mapped: [`Weights`] gives views of them by one set of names. [`Model::save_checkpoint`] makes a checkpoint of a
+//! model, and [`Model::export_hub`] a folder for Hugging Face's library.
 //!
-//! An architecture, a setting, a number format or a tensor that is not known is refused by name: a model that runs with a
-//! part of it left out gives numbers that look right.
+//! An architecture, a setting, a type or a tensor that is not known is refused by name: a model that runs with a part of
+//! it left out gives numbers that look right.
 
 mod architectures;
 mod assembly;
