@@ -45,7 +45,7 @@ impl Model {
         writer.file("tokenizer_config.json", self.tokenizer_config()?.as_bytes())?;
         let tensors = tensors(self.weights(), model, plain);
         safetensors_writer::write(&writer.folder().join("model.safetensors"), &tensors, progress)?;
-        Ok(writer.place_bare()?)
+        writer.place_bare()
     }
 
     /// What stands around texts, by the names of tokens, and the chat template.

@@ -35,7 +35,7 @@ impl Model {
         }
         let tensors = tensors(self.weights(), &self.config().model);
         safetensors_writer::write(&writer.folder().join("model.safetensors"), &tensors, progress)?;
-        Ok(writer.place()?)
+        writer.place()
     }
 }
 

@@ -203,7 +203,7 @@ fn missing_part(names: &[&String]) -> Option<String> {
         count.parse::<usize>().ok().filter(|count| *count < 100_000)
     })?;
     let wanted = |part: usize| format!("model-{part:05}-of-{count:05}.safetensors");
-    (1..=count).map(wanted).find(|wanted| !names.iter().any(|name| *name == wanted))
+    (1..=count).map(wanted).find(|wanted| !names.contains(&wanted))
 }
 
 type Found = BTreeMap<String, (Range<usize>, Dtype, Vec<usize>)>;

@@ -28,7 +28,7 @@ pub(crate) struct Block {
 /// How rows of tables are read.
 #[derive(Debug)]
 enum Memory {
-    Gated(GatedMemory),
+    Gated(Box<GatedMemory>),
     Ngrams(NgramEmbedding),
 }
 
@@ -174,7 +174,7 @@ impl Memory {
             return Ok(None);
         };
         Ok(Some(if memory.form.is_gated() {
-            Self::Gated(GatedMemory::load(&loader.child("memory"), memory, config, part)?)
+            Self::Gated(Box::new(GatedMemory::load(&loader.child("memory"), memory, config, part)?))
         } else {
             Self::Ngrams(NgramEmbedding::load(&loader.child("ngrams"), memory, config)?)
         }))

@@ -299,7 +299,7 @@ impl Engine {
             }
         }
         for group in groups {
-            if !self.commands.as_ref().is_some_and(|commands| commands.send(group).is_ok()) {
+            if self.commands.as_ref().is_none_or(|commands| commands.send(group).is_err()) {
                 self.shared.metrics.refused.add(count);
                 return Err(Refusal::Stopping);
             }

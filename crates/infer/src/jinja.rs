@@ -136,7 +136,7 @@ fn percent(state: &mut State, left: Value, right: Value) -> Result<Value, Error>
     };
     let values: Vec<Value> = values.into_iter().map(written).collect::<Result<_, Error>>()?;
     // The engine's own filter asks what a result costs before it is made.
-    state.apply_filter("format", &[&[left.clone()], &values[..]].concat())
+    state.apply_filter("format", &[std::slice::from_ref(&left), &values[..]].concat())
 }
 
 fn remainder(left: &Value, right: &Value) -> Result<Value, Error> {

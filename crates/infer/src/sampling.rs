@@ -105,6 +105,9 @@ pub(crate) struct Sampler {
     bias: Vec<(u32, f32)>,
 }
 
+/// Takes away what must not come from the logits of all tokens.
+type Forbid<'a> = &'a dyn Fn(&mut [f32]);
+
 impl Sampler {
     pub(crate) fn new(sampling: Sampling, prompt: &[u32]) -> Self {
         let random = ChaCha8Rng::seed_from_u64(sampling.seed);
@@ -123,7 +126,7 @@ impl Sampler {
     }
 
     /// The next token; `forbid` takes away what must not come.
-    pub(crate) fn draw_among(&mut self, logits: &[f32], forbid: Option<&dyn Fn(&mut [f32])>) -> u32 {
+    pub(crate) fn draw_among(&mut self, logits: &[f32], forbid: Option<Forbid<'_>>) -> u32 {
         let token = if self.has_penalties() || !self.bias.is_empty() || forbid.is_some() {
             let mut logits = logits.to_vec();
             self.penalise(&mut logits);

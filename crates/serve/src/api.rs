@@ -9,7 +9,7 @@ use serde::Deserialize;
 use crate::api_error::ApiError;
 use crate::fields::{Endpoint, Fields, MOST_CHOICES};
 use crate::messages;
-use crate::output_format::OutputFormat;
+use crate::output_format::refuse_structured;
 
 /// What a body asks for, ready for the engine.
 #[derive(Debug)]
@@ -84,8 +84,8 @@ impl Body {
         let fields = &self.fields;
         let stream = fields.get("stream")?.unwrap_or(false);
         let include_usage = self.include_usage(stream)?;
-        let format = OutputFormat::read(fields, self.endpoint, terms)?;
-        let prompts = self.prompts(terms, &format)?;
+        refuse_structured(fields)?;
+        let prompts = self.prompts(terms)?;
         let n = self.choices(prompts.len())?;
         let template = self.template_request(terms)?;
         let seed = fields.integer("seed")?.map_or_else(any_seed, |seed| seed as u64);
@@ -153,12 +153,12 @@ impl Body {
     }
 
     /// Tokens of each prompt.
-    fn prompts(&self, terms: &Terms<'_>, format: &OutputFormat) -> Result<Vec<Vec<u32>>, ApiError> {
+    fn prompts(&self, terms: &Terms<'_>) -> Result<Vec<Vec<u32>>, ApiError> {
         let name = if self.endpoint == Endpoint::Chat { "messages" } else { "prompt" };
         let raw = self.fields.raw(name);
         let raw = raw.ok_or_else(|| ApiError::of(name, format!("`{name}` is missing or empty")))?;
         if self.endpoint == Endpoint::Chat {
-            let text = self.conversation(raw, terms, format)?;
+            let text = self.conversation(raw, terms)?;
             check_length(&text, name, terms)?;
             let tokens = terms.codec.marked(&text).map_err(|error| ApiError::of(name, error.to_string()))?;
             return Ok(vec![tokens]);
@@ -183,7 +183,7 @@ impl Body {
     }
 
     /// The text of the conversation.
-    fn conversation(&self, raw: &str, terms: &Terms<'_>, format: &OutputFormat) -> Result<String, ApiError> {
+    fn conversation(&self, raw: &str, terms: &Terms<'_>) -> Result<String, ApiError> {
         let template = terms.template.ok_or_else(|| {
             ApiError::bad(
                 "this model has no chat template: start the server with --chat-template, or put a \
@@ -201,7 +201,7 @@ impl Body {
         }
         let conversation = Conversation {
             messages: &messages,
-            tools: format.described(),
+            tools: None,
             documents: self.fields.get("documents")?,
             variables,
             add_generation_prompt: self.fields.get("add_generation_prompt")?.unwrap_or(true),

@@ -196,7 +196,8 @@ impl Server {
     fn check_model(&self, asked: Option<&str>) -> Result<(), ApiError> {
         match asked {
             Some(name) if name != self.options.model => {
-                let message = format!("the model `{name}` is unknown: this server has `{}`", self.options.model);
+                let message =
+                    format!("the model `{name}` is unknown: this server has `{}`", self.options.model);
                 Err(ApiError::new(StatusCode::NOT_FOUND, message).coded("model_not_found"))
             }
             _ => Ok(()),

@@ -74,7 +74,7 @@ fn what_is_to_come_near_reaches_the_base() {
     assert_eq!(cached.counts().misses, 1, "bringing rows near counts as no look-up");
 
     let boxed: Box<dyn RowSource> = Box::new(cached);
-    (&boxed).prefetch(&[3]).unwrap();
+    boxed.prefetch(&[3]).unwrap();
     assert_eq!(noting.take(), [3]);
     assert!(boxed.prefetch(&[ROWS]).is_err() && noting.take().is_empty());
 }
