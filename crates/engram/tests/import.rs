@@ -160,14 +160,14 @@ fn a_checkpoint_continues_texts() {
     write_model(&workshop, (4, 2), |_| ());
     workshop.ok("import model --out imported");
     let arguments =
-        ["generate", "imported", "--prompt", "Ada", "--temperature", "0", "--tokens", "8", "--json"];
+        ["generate", "imported", "--prompt", "Ada", "--temperature", "0", "--max-tokens", "8", "--json"];
     let said = json_of(&workshop.ok_arguments(arguments));
     assert_eq!(said["tokens"].as_array().unwrap().len(), 8);
     write_model(&workshop, (4, 4), |_| ());
     workshop.ok("import model --out own-keys");
     assert!(!workshop.read("own-keys/run.toml").contains("key_heads"));
-    workshop.ok("generate own-keys --prompt Ada --tokens 4");
-    let talked = workshop.shell("echo Ada | $ENGRAM chat imported --temperature 0 --tokens 5");
+    workshop.ok("generate own-keys --prompt Ada --max-tokens 4");
+    let talked = workshop.shell("echo Ada | $ENGRAM chat imported --temperature 0 --max-tokens 5");
     assert_eq!((talked.status, talked.stdout.is_empty()), (Some(0), false), "{}", talked.stderr);
 }
 
@@ -206,7 +206,7 @@ fn a_run_without_a_memory_is_exported_and_read_back() {
     assert_eq!(workshop.list("exported"), files);
     workshop.ok("import exported --out again");
     let said =
-        |model: &str| workshop.ok(&format!("generate {model} --prompt Ada --temperature 0 --tokens 8"));
+        |model: &str| workshop.ok(&format!("generate {model} --prompt Ada --temperature 0 --max-tokens 8"));
     assert_eq!(said("again"), said("imported"));
     workshop.fails("export imported --to hf --out exported", INPUT, &["exported already exists"]);
     workshop.fails("export nowhere --to hf --out other", INPUT, &["nowhere"]);

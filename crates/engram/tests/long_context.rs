@@ -61,7 +61,7 @@ fn documents_that_do_not_see_each_other() {
     let yarn = "rotary_width = 4\nyarn = { original_context = 256, scale = 2.0 }";
     workshop.write("long.toml", long.replace("rotary_width = 4", yarn));
     workshop.ok("train long.toml --out long --extend-context apart");
-    workshop.ok("generate long --prompt Letter --tokens 5");
+    workshop.ok("generate long --prompt Letter --max-tokens 5");
 
     workshop.write("wrong.toml", config("documents_apart = \"yes\""));
     workshop.fails("train wrong.toml --out wrong", 2, &["wrong.toml:43", "boolean"]);

@@ -52,7 +52,7 @@ fn more_steps_can_follow() {
 fn a_text_is_continued_as_the_seed_says() {
     let workshop = Workshop::trained();
     let generate = |more: &[&str]| {
-        let arguments = ["generate", "run", "--prompt", "Ada Café", "--tokens", "20"];
+        let arguments = ["generate", "run", "--prompt", "Ada Café", "--max-tokens", "20"];
         workshop.ok_arguments(arguments.iter().chain(more).copied())
     };
     let one = generate(&["--seed", "1"]);
@@ -70,7 +70,7 @@ fn a_text_is_continued_as_the_seed_says() {
     assert_eq!(whole["sampling"]["seed"], 1);
 
     let piped =
-        workshop.shell("printf 'Ada Café' | \"$ENGRAM\" generate run --prompt - --tokens 20 --seed 1");
+        workshop.shell("printf 'Ada Café' | \"$ENGRAM\" generate run --prompt - --max-tokens 20 --seed 1");
     assert_eq!(piped.stdout, one);
 }
 

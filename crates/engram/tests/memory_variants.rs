@@ -67,7 +67,7 @@ fn every_variant_trains_and_goes_on_as_if_nothing_had_happened() {
         assert_ne!(loss(""), loss("--without-memory"), "{memory} {training}: its memory is heard");
         workshop.ok(&format!("eval tasks whole-{index} say.toml --limit 1"));
         workshop.ok(&format!("eval tasks whole-{index} say.toml --limit 1 --without-memory"));
-        workshop.ok(&format!("generate whole-{index} --prompt Ada --tokens 5"));
+        workshop.ok(&format!("generate whole-{index} --prompt Ada --max-tokens 5"));
         losses.push(loss(""));
     }
     losses.sort_by(f64::total_cmp);
