@@ -146,7 +146,7 @@ fn validate_steps(downs: &[StepDown]) -> Result<(), ConfigError> {
 
 /// `key`, a path below `train`, has a `value` that breaks the rule `reason`.
 fn refused(key: &str, value: impl Display, reason: impl Into<String>) -> ConfigError {
-    ConfigError::new(format!("train.{key}"), format!("{value}: {}", reason.into()))
+    ConfigError::new("train.schedule", format!("{key} = {value}: {}", reason.into()))
 }
 
 fn share(key: &'static str, value: f64) -> Result<(), ConfigError> {
@@ -212,7 +212,7 @@ mod tests {
     fn what_makes_no_sense_is_refused_by_name() {
         let refused = |schedule: Schedule, key: &str| {
             let message = schedule.validate(100).unwrap_err().to_string();
-            assert!(message.starts_with(&format!("{key} = ")), "{message}");
+            assert!(message.starts_with(&format!("`train.schedule`: {key} = ")), "{message}");
         };
         let step = |pairs: &[(f64, f64)]| {
             schedule(

@@ -14,7 +14,7 @@ fn a_corpus_becomes_a_model_that_can_be_used() {
     let workshop = Workshop::prepared();
     let printed = workshop.ok("train config.toml --out run");
     assert!(printed.contains("12 steps done"), "{printed}");
-    assert_eq!(workshop.list("run"), ["checkpoints", "metrics.jsonl"]);
+    assert_eq!(workshop.list("run"), ["checkpoints", "metrics.jsonl", "run.lock"]);
     assert_eq!(workshop.list("run/checkpoints"), ["step-00000006", "step-00000012"]);
 
     let metrics = workshop.metrics("run");

@@ -99,7 +99,7 @@ fn a_run_keeps_the_optimiser_of_its_rows() {
     workshop.fails(
         "train other.toml --out run --resume --steps 15",
         2,
-        &["memory.layer1.table", "another optimiser"],
+        &["train.memory.optimizer: \"adam\", now \"balanced_momentum\""],
     );
 }
 

@@ -131,7 +131,7 @@ fn a_model_beyond_all_memory_is_refused_with_numbers() {
     let words = ["memory", "GiB of weights", "GiB of gradients", "GiB of optimiser"];
     workshop.fails("train large.toml --out run", INPUT, &words);
     assert!(!workshop.path("run").exists(), "nothing was made");
-    let rows = CONFIG.replace("[500, 500]", "[50000000000, 50000000000]");
+    let rows = CONFIG.replace("[500, 500]", "[4000000000, 4000000000]");
     workshop.write("rows.toml", &rows);
     workshop.fails("train rows.toml --out run", INPUT, &["GiB of memory tables", "mapped"]);
     // A limit of the process counts, too.

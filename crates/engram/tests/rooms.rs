@@ -84,8 +84,11 @@ fn spell_out(text: &str, before: &[String], found: &mut Vec<Vec<String>>) -> usi
         if text[at..].starts_with('{') {
             at += 1;
             while at < text.len() && !text[at..].starts_with('}') {
-                let step = spell_out(&text[at..], &path, found);
-                at += step.max(1);
+                let between = text[at..].find(|c: char| c != ',' && !c.is_whitespace());
+                at = between.map_or(text.len(), |between| at + between);
+                if !text[at..].starts_with('}') {
+                    at += spell_out(&text[at..], &path, found).max(1);
+                }
             }
             return at + 1;
         }

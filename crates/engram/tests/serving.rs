@@ -298,7 +298,12 @@ fn bad_requests_get_an_error_object_and_the_server_lives() {
         (complete, json!({"prompt": "a", "colour": 1}).to_string(), 400, "colour"),
         (complete, json!({"prompt": "a", "temperature": -1}).to_string(), 400, "temperature"),
         (complete, json!({"prompt": "a", "max_tokens": 10_000}).to_string(), 400, "context"),
-        (complete, json!({"prompt": "a", "max_tokens": u64::MAX}).to_string(), 400, "context"),
+        (
+            complete,
+            json!({"prompt": "a", "max_tokens": u64::MAX}).to_string(),
+            400,
+            "a whole number from 0 to",
+        ),
         (complete, json!({"prompt": long}).to_string(), 400, "context is 160"),
         (complete, json!({"prompt": [1, 99_999]}).to_string(), 400, "99999"),
         (complete, json!({"prompt": []}).to_string(), 400, "empty"),

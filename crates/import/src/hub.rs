@@ -285,7 +285,7 @@ impl Hub {
         }
         if !wanted.iter().any(|name| name.ends_with(".safetensors")) || !names.contains("config.json") {
             let ggufs: Vec<&str> = names.iter().filter(|name| name.ends_with(".gguf")).copied().collect();
-            return Err(self.not_there(repository, "a config.json with safetensors", &ggufs));
+            return Err(self.not_there(repository, "config.json with safetensors", &ggufs));
         }
         Ok(wanted)
     }

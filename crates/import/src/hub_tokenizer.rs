@@ -27,11 +27,15 @@ pub(crate) fn read(folder: &Path, begin: Option<u32>, end: Option<u32>) -> Resul
         };
         return Err(Error::model(&path, problem));
     };
-    complete_decoder(&mut json);
+    // The file's own bytes where nothing is missing: data prepared with it name it by their hash.
+    let bytes = match complete_decoder(&mut json) {
+        true => json.to_string().into_bytes(),
+        false => std::fs::read(&path).map_err(Error::read(&path))?,
+    };
     let config = json_if_there(&folder.join("tokenizer_config.json"))?.unwrap_or(Value::Null);
     let end = end.and_then(|id| token_name(&json, id)).or_else(|| named(&config, "eos_token"));
     let origin = path.display().to_string();
-    let tokenizer = Tokenizer::from_json(json.to_string().as_bytes(), &origin, end.as_deref())?;
+    let tokenizer = Tokenizer::from_json(&bytes, &origin, end.as_deref())?;
     // The file's own rule for what surrounds a text, applied to none.
     let around = tokenizer.inner().encode_fast("", true);
     let around = around.map_err(|error| Error::model(&path, error))?;
@@ -77,17 +81,18 @@ pub(crate) fn chat_template(folder: &Path) -> Result<Option<String>> {
 }
 
 /// Gives a byte-level tokenizer the decoder that its file leaves out: without, its texts are letters that stand for
-/// bytes.
-fn complete_decoder(json: &mut Value) {
+/// bytes. Returns whether it was missing.
+fn complete_decoder(json: &mut Value) -> bool {
     let is_byte_level = |value: &Value| value.get("type").and_then(Value::as_str) == Some("ByteLevel");
     let pre = &json["pre_tokenizer"];
     let steps = pre.get("pretokenizers").and_then(Value::as_array);
-    if json["decoder"].is_null()
-        && (is_byte_level(pre) || steps.is_some_and(|steps| steps.iter().any(is_byte_level)))
-    {
+    let missing = json["decoder"].is_null()
+        && (is_byte_level(pre) || steps.is_some_and(|steps| steps.iter().any(is_byte_level)));
+    if missing {
         json["decoder"] =
             json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
     }
+    missing
 }
 
 /// The name of a token in a `tokenizer.json`.

@@ -480,7 +480,6 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Bool => f.write_str("true or false"),
-            Integer(low, high) if *high == MANY => write!(f, "a whole number from {low} on"),
             Integer(low, high) => write!(f, "a whole number from {low} to {high}"),
             Number(low, high) if *high == f64::MAX => {
                 if *low == f64::MIN {

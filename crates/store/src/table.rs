@@ -110,6 +110,9 @@ impl Table {
     /// the system, as its own page cache does when memory is short, and read again when they are needed. Without a limit
     /// a table that is looked up in for long comes to be in memory whole, as far as there is room.
     ///
+    /// The limit counts pages that lookups touch. A fault on a page may map its neighbours as well, where the system has them
+    /// in its page cache; they are not counted, and such a table can hold several times the limit.
+    ///
     /// # Errors
     /// If `bytes` is less than 1 MiB, or the table is not mapped.
     #[cfg(all(unix, feature = "mapped"))]
