@@ -90,6 +90,10 @@ pub struct TrainConfig {
     /// memory. Losses and gradients stay as they are; a step costs one more forward pass.
     #[serde(default, skip_serializing_if = "is_false")]
     pub recompute: bool,
+    /// Steps in a row that may be skipped because their loss or gradient is not finite; one more ends the run. With 0
+    /// the first such step does.
+    #[serde(default = "ten")]
+    pub skip_limit: u64,
     /// Factor on the peak rates over the run.
     pub schedule: Schedule,
     /// Rates and constants of the weights' optimisers.
@@ -117,6 +121,9 @@ pub struct TrainConfig {
 
 fn one() -> usize {
     1
+}
+fn ten() -> u64 {
+    10
 }
 fn two() -> usize {
     2

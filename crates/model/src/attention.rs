@@ -10,6 +10,7 @@ use crate::rms_norm::RmsNorm;
 use crate::rotary::Rotary;
 use crate::sequences::{Run, Sequences};
 use crate::softmax::causal_softmax;
+use crate::training::{DeclareTraining, Matrices, TrainingPlan};
 use engram_config::{AttentionConfig, ModelConfig, Precision};
 
 /// Attention of one block.
@@ -47,6 +48,15 @@ impl Attention {
         match self {
             Self::Latent(attention) => attention.forward(x, sequences, rotary, values),
             Self::Plain(attention) => attention.forward(x, sequences, rotary, values),
+        }
+    }
+}
+
+impl DeclareTraining for Attention {
+    fn declare_training(&self, plan: &mut TrainingPlan) {
+        match self {
+            Self::Latent(attention) => attention.declare_training(plan),
+            Self::Plain(attention) => attention.declare_training(plan),
         }
     }
 }
@@ -194,6 +204,20 @@ impl LatentAttention {
     }
 }
 
+impl DeclareTraining for LatentAttention {
+    /// The matrices are those of the paper: W^UQ and W^QR, W^DKV and W^KR, W^UK and W^UV.
+    fn declare_training(&self, plan: &mut TrainingPlan) {
+        let Self { heads, content, rotary, value, latent, .. } = *self;
+        self.query_down.iter().for_each(|down| down.declare_whole(plan));
+        self.query_norm.declare_training(plan);
+        plan.muon(&self.query_up.weight, Matrices::of_heads(heads, vec![content, rotary]));
+        plan.muon(&self.latent_down.weight, Matrices::side_by_side(vec![latent, rotary]));
+        self.latent_norm.declare_training(plan);
+        plan.muon(&self.latent_up.weight, Matrices::of_heads(heads, vec![content, value]));
+        self.output.declare_whole(plan);
+    }
+}
+
 /// Plain multi-head attention, rotary over whole heads. Successive heads may share keys and values (grouped queries,
 /// arXiv 2305.13245): head h sees those of key head `h / (heads / key_heads)`.
 #[derive(Module, Debug)]
@@ -281,6 +305,16 @@ impl PlainAttention {
             .reshape([batch, time, key_heads, 1, width])
             .repeat_dim(3, group)
             .reshape([batch, time, self.heads, width])
+    }
+}
+
+impl DeclareTraining for PlainAttention {
+    fn declare_training(&self, plan: &mut TrainingPlan) {
+        let of_heads = |heads: usize| Matrices::of_heads(heads, vec![self.head_width]);
+        plan.muon(&self.query.weight, of_heads(self.heads));
+        plan.muon(&self.key.weight, of_heads(self.key_heads));
+        plan.muon(&self.value.weight, of_heads(self.key_heads));
+        self.output.declare_whole(plan);
     }
 }
 

@@ -13,6 +13,7 @@ use crate::ngram_embedding::NgramEmbedding;
 use crate::rms_norm::RmsNorm;
 use crate::rotary::Rotary;
 use crate::sequences::Sequences;
+use crate::training::{DeclareTraining, TrainingPlan};
 use engram_config::{ModelConfig, Precision};
 
 /// A block, with the memory that is read before its attention, if it has one.
@@ -138,6 +139,22 @@ impl Block {
             }
         });
         (x, choice)
+    }
+}
+
+impl DeclareTraining for Block {
+    fn declare_training(&self, plan: &mut TrainingPlan) {
+        self.memory.declare_training(plan);
+        self.ngrams.declare_training(plan);
+        self.attention.declare_training(plan);
+        self.attention_norm.declare_training(plan);
+        self.attention_streams.declare_training(plan);
+        match &self.feed_forward {
+            BlockFeedForward::Dense(dense) => dense.declare_training(plan),
+            BlockFeedForward::Experts(experts) => experts.declare_training(plan),
+        }
+        self.feed_forward_norm.declare_training(plan);
+        self.feed_forward_streams.declare_training(plan);
     }
 }
 

@@ -14,6 +14,7 @@ use crate::fused::{self, Operation, Pass};
 use crate::init::Init;
 use crate::linear::{Linear, product};
 use crate::selection::{int, select};
+use crate::training::{DeclareTraining, Matrices, TrainingPlan};
 use engram_config::{ExpertsConfig, ModelConfig, Precision};
 
 /// The feed-forward of a block with experts.
@@ -183,6 +184,18 @@ impl Experts {
         let y = product(hidden, self.output.val(), self.bf16).reshape([routed * places, width]);
         let y = select(y, dispatch.place).reshape([tokens, self.active, width]);
         (y * gates.reshape([tokens, self.active, 1])).sum_dim(1).reshape([tokens, width])
+    }
+}
+
+impl DeclareTraining for Experts {
+    /// The balancing bias has no gradient.
+    fn declare_training(&self, plan: &mut TrainingPlan) {
+        plan.adam(&self.router.weight);
+        let [_, _, double] = self.input.val().dims();
+        plan.muon(&self.input, Matrices::side_by_side(vec![double / 2; 2]));
+        let [_, _, width] = self.output.val().dims();
+        plan.muon(&self.output, Matrices::whole(width));
+        self.shared.declare_training(plan);
     }
 }
 

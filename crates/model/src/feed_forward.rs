@@ -8,6 +8,7 @@ use crate::function::{self, Function};
 use crate::fused::{self, Operation, Pass};
 use crate::init::Init;
 use crate::linear::Linear;
+use crate::training::{DeclareTraining, Matrices, TrainingPlan};
 
 /// `(silu(x·W_gate) ⊙ x·W_up)·W_out`, gate and up side by side in one matrix.
 #[derive(Module, Debug)]
@@ -29,6 +30,14 @@ impl FeedForward {
     /// `[tokens, width]` to the same.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         self.output.forward(swiglu(self.input.forward(x)))
+    }
+}
+
+impl DeclareTraining for FeedForward {
+    fn declare_training(&self, plan: &mut TrainingPlan) {
+        let [_, double] = self.input.weight.val().dims();
+        plan.muon(&self.input.weight, Matrices::side_by_side(vec![double / 2; 2]));
+        self.output.declare_whole(plan);
     }
 }
 

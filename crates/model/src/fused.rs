@@ -63,8 +63,12 @@ impl Input {
 
 /// Whether fused operations run where `tensor` lives.
 pub(crate) fn available<const D: usize>(tensor: &Tensor<D>) -> bool {
-    let device = tensor.device();
-    !COMPOSED.get() && (device == Device::flex() || device == Device::flex().autodiff())
+    fused_on(&tensor.device())
+}
+
+/// Whether operations run fused on `device`: on `flex`, unless they are to be [`composed`].
+pub fn fused_on(device: &Device) -> bool {
+    !COMPOSED.get() && (*device == Device::flex() || *device == Device::flex().autodiff())
 }
 
 thread_local! {

@@ -11,6 +11,7 @@ use crate::init::Init;
 use crate::linear::rows_product;
 use crate::rms_norm::normalise;
 use crate::token_sums::for_every_token;
+use crate::training::{DeclareTraining, TrainingPlan};
 use engram_config::HyperConnectionConfig;
 
 /// One layer's connection to the streams.
@@ -125,6 +126,14 @@ impl HyperConnection {
         let mix = coefficients.narrow(1, 2 * n, n * n).reshape([tokens, n, n]);
         let mixed = mix.matmul(x.reshape([tokens, n, width]));
         (mixed + write * y.reshape([tokens, 1, width])).reshape(shape)
+    }
+}
+
+impl DeclareTraining for HyperConnection {
+    fn declare_training(&self, plan: &mut TrainingPlan) {
+        plan.adam(&self.projection);
+        plan.adam_without_decay(&self.scale);
+        plan.adam_without_decay(&self.bias);
     }
 }
 

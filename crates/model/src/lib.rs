@@ -65,6 +65,7 @@ mod selection;
 mod sequences;
 mod softmax;
 mod token_sums;
+mod training;
 mod transformer;
 
 pub use attention::{Attention, LatentAttention, PlainAttention};
@@ -73,7 +74,7 @@ pub use cross_entropy::{TargetScore, cross_entropy, target_scores, token_losses}
 pub use embedding::embed;
 pub use experts::{Choice, Experts};
 pub use feed_forward::FeedForward;
-pub use fused::composed;
+pub use fused::{composed, fused_on};
 pub use hyper_connection::{Coefficients, HyperConnection};
 pub use init::Init;
 pub use linear::Linear;
@@ -84,4 +85,5 @@ pub use ngram_embedding::NgramEmbedding;
 pub use rms_norm::RmsNorm;
 pub use rotary::Rotary;
 pub use sequences::Sequences;
+pub use training::{DeclareTraining, Matrices, TrainingPlan, WeightTraining};
 pub use transformer::{LanguageModel, Tokens, Trace};

@@ -7,6 +7,7 @@ use engram_config::Precision;
 use crate::fused;
 use crate::init::Init;
 use crate::token_sums;
+use crate::training::{Matrices, TrainingPlan};
 
 /// `y = x·W` with W stored as `[in, out]`, the layout in which both passes are fast on CPU.
 #[derive(Module, Debug)]
@@ -21,6 +22,12 @@ impl Linear {
     pub(crate) fn new(init: &Init, [input, output]: [usize; 2], scale: f32, precision: Precision) -> Self {
         let weight = init.normal("weight", [input, output], scale / (input as f32).sqrt());
         Self { weight, bf16: precision == Precision::Bf16 }
+    }
+
+    /// Muon trains the weight, which holds one matrix.
+    pub(crate) fn declare_whole(&self, plan: &mut TrainingPlan) {
+        let [_, columns] = self.weight.val().dims();
+        plan.muon(&self.weight, Matrices::whole(columns));
     }
 
     /// `[tokens, in]` to `[tokens, out]`.

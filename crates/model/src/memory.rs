@@ -25,6 +25,7 @@ use crate::rms_norm::normalise;
 use crate::selection::column;
 use crate::sequences::{Run, Sequences};
 use crate::token_sums::for_every_token;
+use crate::training::{DeclareTraining, Matrices, TrainingPlan};
 use engram_config::{MemoryConfig, MemoryForm, Precision};
 
 /// The memory rows of one layer that a batch needs: each distinct row once, and where it goes.
@@ -296,6 +297,36 @@ impl Memory {
         };
         let s = (query * key).sum_dim(2).div_scalar((self.width as f32).sqrt());
         sigmoid(s.clone().sign() * s.abs().clamp_min(1e-6).sqrt())
+    }
+}
+
+impl DeclareTraining for Memory {
+    fn declare_training(&self, plan: &mut TrainingPlan) {
+        // Every gate's W_K is a matrix of its own, as is W_V (section 2.3).
+        let keys = Matrices::side_by_side(vec![self.width; self.gates]);
+        match &self.projection {
+            Projection::Separate(separate) => {
+                plan.muon(&separate.key, keys);
+                plan.adam_without_decay(&separate.key_bias);
+                plan.muon(&separate.value, Matrices::whole(self.width));
+                plan.adam_without_decay(&separate.value_bias);
+            }
+            Projection::Value(only) => {
+                plan.muon(&only.value, Matrices::whole(self.width));
+                plan.adam_without_decay(&only.value_bias);
+            }
+            Projection::Fused(both) => {
+                plan.muon(both, Matrices::side_by_side(vec![self.width; self.gates + 1]));
+            }
+        }
+        if let Some(norms) = &self.norms {
+            plan.adam_without_decay(&norms.query);
+            norms.key.iter().for_each(|key| plan.adam_without_decay(key));
+        }
+        if let Some(convolution) = &self.convolution {
+            plan.adam_without_decay(&convolution.norm);
+            plan.adam_without_decay(&convolution.weight);
+        }
     }
 }
 

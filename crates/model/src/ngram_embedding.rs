@@ -13,6 +13,7 @@ use burn::tensor::Tensor;
 use crate::init::Init;
 use crate::linear::rows_product;
 use crate::memory::{MemoryRows, silence};
+use crate::training::{DeclareTraining, Matrices, TrainingPlan};
 use engram_config::{MemoryForm, ModelConfig, Precision};
 
 /// Adds one layer's rows to the residual streams, or to the values of its attention.
@@ -112,5 +113,18 @@ impl NgramEmbedding {
                 e.reshape([tokens, self.slots, width]).mean_dim(1).reshape([tokens, width])
             }
         }
+    }
+}
+
+impl DeclareTraining for NgramEmbedding {
+    fn declare_training(&self, plan: &mut TrainingPlan) {
+        let Some(projection) = &self.projection else { return };
+        let [_, columns] = projection.val().dims();
+        let matrices = match self.target {
+            // Σ W_s·e_s: one matrix per slot.
+            Target::Embedding => Matrices::stacked(self.slots, columns),
+            Target::Streams | Target::Values => Matrices::whole(columns),
+        };
+        plan.muon(projection, matrices);
     }
 }

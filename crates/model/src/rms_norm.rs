@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 use crate::fused::{self, Operation, Pass};
 use crate::init::Init;
 use crate::token_sums::for_every_token;
+use crate::training::{DeclareTraining, TrainingPlan};
 
 /// `x / √(mean(x²) + ε) · w` over the last dimension.
 #[derive(Module, Debug)]
@@ -30,6 +31,12 @@ impl RmsNorm {
         let shape = x.dims();
         let operation = Fused { width: shape[1], epsilon: self.epsilon as f32 };
         fused::apply(operation, [fused::input(x), fused::input(weight)], shape)
+    }
+}
+
+impl DeclareTraining for RmsNorm {
+    fn declare_training(&self, plan: &mut TrainingPlan) {
+        plan.adam_without_decay(&self.weight);
     }
 }
 

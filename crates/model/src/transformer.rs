@@ -15,6 +15,7 @@ use crate::memory::MemoryRows;
 use crate::rms_norm::RmsNorm;
 use crate::rotary::Rotary;
 use crate::sequences::Sequences;
+use crate::training::{DeclareTraining, TrainingPlan};
 use engram_config::{ConfigError, ModelConfig, Precision};
 
 /// A transformer language model with conditional memory.
@@ -245,5 +246,14 @@ impl LanguageModel {
             Some(head) => head.val(),
             None => self.embedding.val().transpose(),
         }
+    }
+}
+
+impl DeclareTraining for LanguageModel {
+    fn declare_training(&self, plan: &mut TrainingPlan) {
+        plan.adam(&self.embedding);
+        self.blocks.declare_training(plan);
+        self.norm.declare_training(plan);
+        self.head.iter().for_each(|head| plan.adam(head));
     }
 }

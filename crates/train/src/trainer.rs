@@ -67,6 +67,25 @@ struct State {
     sampler: SamplerState,
     /// The data that this is a position in.
     data: String,
+    /// Steps that were skipped, among those taken.
+    #[serde(default)]
+    skipped: u64,
+    /// Of these, the last ones in a row.
+    #[serde(default)]
+    skipped_in_a_row: u64,
+}
+
+impl State {
+    /// The beginning of a run on `data`.
+    fn begin(data: String) -> Self {
+        let sampler = SamplerState::default();
+        Self { step: 0, tokens: 0, sampler, data, skipped: 0, skipped_in_a_row: 0 }
+    }
+
+    /// Updates that the weights have seen.
+    fn updates(&self) -> u64 {
+        self.step - self.skipped
+    }
 }
 
 #[derive(Debug)]
@@ -85,9 +104,12 @@ struct Batch {
 pub struct StepReport {
     /// The step, from 1.
     pub step: u64,
-    /// Mean cross-entropy over the step's batch before the update, in nats per token.
+    /// Mean cross-entropy over the step's batch before the update, in nats per token; not finite only where the step
+    /// was skipped.
+    #[serde(with = "null_if_not_finite")]
     pub loss: f32,
-    /// Global norm of the weights' gradient before clipping.
+    /// Global norm of the weights' gradient before clipping; not finite only where the step was skipped.
+    #[serde(with = "null_if_not_finite")]
     pub gradient_norm: f32,
     /// Factor on the peak rates.
     pub schedule: f32,
@@ -95,6 +117,22 @@ pub struct StepReport {
     pub tokens: u64,
     /// Seconds the step took.
     pub seconds: f64,
+    /// Whether weights and rows stayed as they were, because the loss or a gradient was not finite.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
+}
+
+/// JSON has no number for what is not finite.
+mod null_if_not_finite {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(value: &f32, serializer: S) -> Result<S::Ok, S::Error> {
+        value.is_finite().then_some(*value).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'a, D: Deserializer<'a>>(deserializer: D) -> Result<f32, D::Error> {
+        Ok(Option::deserialize(deserializer)?.unwrap_or(f32::NAN))
+    }
 }
 
 impl Trainer {
@@ -123,7 +161,7 @@ impl Trainer {
             LanguageModel::new(&config.model, &device.clone().autodiff(), config.train.seed, precision)?;
         let optimizer = Optimizer::new(config.train.optimizer.clone(), device);
         let data = parts.train.identity().to_string();
-        let state = State { step: 0, tokens: 0, sampler: SamplerState::default(), data };
+        let state = State::begin(data);
         Self::assemble(config, folder, device, parts, model, optimizer, memory, state)
     }
 
@@ -162,7 +200,7 @@ impl Trainer {
                 config.data.train.display()
             )));
         }
-        optimizer.import(checkpoint.tensors("optimizer.safetensors")?, state.step);
+        optimizer.import(checkpoint.tensors("optimizer.safetensors")?, state.updates());
         Self::assemble(config, folder, device, parts, model, optimizer, memory, state)
     }
 
@@ -198,7 +236,7 @@ impl Trainer {
         std::fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
         let (model, optimizer, memory) = load(&checkpoint, &config, device, folder, &parts.tokenizer)?;
         let data = parts.train.identity().to_string();
-        let state = State { step: 0, tokens: 0, sampler: SamplerState::default(), data };
+        let state = State::begin(data);
         Self::assemble(config, folder, device, parts, model, optimizer, memory, state)
     }
 
@@ -257,10 +295,16 @@ impl Trainer {
         &self.tokenizer
     }
 
-    /// One step: forward, backward, update.
+    /// Steps that were skipped so far.
+    pub fn skipped_steps(&self) -> u64 {
+        self.state.skipped
+    }
+
+    /// One step: forward, backward, update. Where the loss or a gradient is not finite, the step is skipped: it counts,
+    /// but weights, rows and their optimisers stay as they are.
     ///
     /// # Errors
-    /// When the loss or a gradient is not finite any more, or data cannot be read.
+    /// When more than `train.skip_limit` steps in a row are skipped, or data cannot be read.
     pub fn step(&mut self) -> Result<StepReport> {
         let start = Instant::now();
         let batch = match self.ahead.take() {
@@ -277,22 +321,21 @@ impl Trainer {
         let Computed { loss, gradients, row_gradients, loads } = computed?;
         let mut next =
             next.map_err(|_| Error::Mismatch("the thread that fetches ahead panicked".into()))??;
-        if !loss.is_finite() {
-            return Err(Error::Diverged { step: self.state.step });
-        }
         let gradient_norm = global_norm(&gradients);
-        if !gradient_norm.is_finite() {
-            return Err(Error::Diverged { step: self.state.step });
-        }
-        let model = self.model.take().expect("the model is back after every update");
-        let mut model = self.optimizer.step(model, gradients, gradient_norm, schedule);
-        if let Some(experts) = &self.config.model.experts {
-            model.rebalance(&loads, experts.balance_rate);
-        }
-        self.model = Some(model);
-        if let Some(memory) = &mut self.memory {
-            memory.update(&batch.rows, &row_gradients, schedule * self.config.train.optimizer.adam_rate)?;
-            memory.refresh(&mut next.rows, &batch.rows)?;
+        let skipped = !(loss.is_finite() && gradient_norm.is_finite() && all_finite(&row_gradients));
+        if skipped {
+            self.state.skipped_in_a_row += 1;
+            if self.state.skipped_in_a_row > self.config.train.skip_limit {
+                return Err(Error::Diverged { step: self.state.step });
+            }
+            self.state.skipped += 1;
+        } else {
+            self.state.skipped_in_a_row = 0;
+            self.learn(gradients, gradient_norm, &loads, schedule);
+            if let Some(memory) = &mut self.memory {
+                memory.update(&batch.rows, &row_gradients, schedule * self.config.train.optimizer.adam_rate)?;
+                memory.refresh(&mut next.rows, &batch.rows)?;
+            }
         }
         self.state.step += 1;
         self.state.tokens += batch.inputs.len() as u64;
@@ -301,7 +344,17 @@ impl Trainer {
         self.ahead = Some(next);
         let (step, tokens) = (self.state.step, self.state.tokens);
         let seconds = start.elapsed().as_secs_f64();
-        Ok(StepReport { step, loss, gradient_norm, schedule, tokens, seconds })
+        Ok(StepReport { step, loss, gradient_norm, schedule, tokens, seconds, skipped })
+    }
+
+    /// Updates the weights and the experts' balance.
+    fn learn(&mut self, gradients: Gradients, norm: f32, loads: &[(usize, Vec<u64>)], schedule: f32) {
+        let model = self.model.take().expect("the model is back after every update");
+        let mut model = self.optimizer.step(model, gradients, norm, schedule);
+        if let Some(experts) = &self.config.model.experts {
+            model.rebalance(loads, experts.balance_rate);
+        }
+        self.model = Some(model);
     }
 
     /// Held-out loss of the model as it is now.
@@ -467,6 +520,10 @@ impl Computed {
             sum.iter_mut().zip(loads).for_each(|(sum, load)| *sum += load);
         }
     }
+}
+
+fn all_finite(gradients: &[Vec<f32>]) -> bool {
+    gradients.iter().flatten().all(|value| value.is_finite())
 }
 
 /// Data and tokenizer of a run, checked against each other and the model.
