@@ -101,7 +101,7 @@ pub fn token_losses(
         let (inputs, targets) = (&window[..batch * time], &window[1..]);
         let sequences = Sequences::of_lengths(packing.lengths(inputs, batch));
         let rows = fetch(inputs, &sequences)?;
-        let memory = rows.memory_rows(&rows.leaves(&device), batch, 0..batch);
+        let memory = rows.memory_rows(&device);
         let tokens = Tokens { ids: inputs, sequences: &sequences, memory: &memory };
         let losses = model.token_losses(tokens, targets, &mut Trace::default());
         visit(done + 1, targets, &losses);

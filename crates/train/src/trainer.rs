@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::{HeldOut, VisitLosses, Windows, held_out_loss, token_losses};
 use crate::optimizer::{Gradients, Optimizer, global_norm};
 use crate::parameters;
-use crate::tables::{self, Fetched, MemoryTables};
+use crate::tables::{self, Fetched, MemoryTables, MicroBatchRows, RowGradients};
 use engram_config::TextConfig;
 use engram_config::{CheckpointConfig, RunConfig};
 use engram_data::Packing;
@@ -95,6 +95,8 @@ struct Batch {
     /// The token after each of them.
     targets: Vec<u32>,
     rows: Fetched,
+    /// Which of them each micro-batch reads.
+    parts: Vec<MicroBatchRows>,
     /// The sampler after this batch was drawn.
     sampler: Sampler,
 }
@@ -172,7 +174,7 @@ impl Trainer {
     /// When there is no checkpoint, it is damaged, or does not fit the data or the configuration.
     pub fn resume(config: Option<RunConfig>, folder: &Path, device: &Device) -> Result<Self> {
         let checkpoint = Checkpoint::open(folder)?;
-        let saved = RunConfig::load(&checkpoint.folder().join("run.toml"))?;
+        let saved = RunConfig::load_saved(&checkpoint.folder().join("run.toml"))?;
         if let Some(config) = &config
             && config.model != saved.model
         {
@@ -322,7 +324,7 @@ impl Trainer {
         let mut next =
             next.map_err(|_| Error::Mismatch("the thread that fetches ahead panicked".into()))??;
         let gradient_norm = global_norm(&gradients);
-        let skipped = !(loss.is_finite() && gradient_norm.is_finite() && all_finite(&row_gradients));
+        let skipped = !(loss.is_finite() && gradient_norm.is_finite() && row_gradients.are_finite());
         if skipped {
             self.state.skipped_in_a_row += 1;
             if self.state.skipped_in_a_row > self.config.train.skip_limit {
@@ -438,35 +440,34 @@ impl Trainer {
         let (inputs, targets) = (part(0..width - 1), part(1..width));
         let sequences = Sequences::of_lengths(self.packing().lengths(&inputs, self.config.train.batch));
         let rows = self.fetch(&inputs, &sequences)?;
-        Ok(Batch { inputs, targets, rows, sampler })
+        let parts = rows.micro_batches(self.config.train.batch, self.config.train.windows_at_once());
+        Ok(Batch { inputs, targets, rows, parts, sampler })
     }
 
-    /// Loss and gradients of a batch, in as many parts as the configuration asks for.
+    /// Loss and gradients of a batch, one micro-batch after another.
     fn compute(&self, batch: &Batch) -> Result<Computed> {
-        let parts = self.config.train.accumulation;
         let (windows, context) = (self.config.train.batch, self.config.model.context);
-        let per_part = windows / parts;
-        let mut total = Computed::default();
+        let at_once = self.config.train.windows_at_once();
         let device = self.device.clone().autodiff();
-        for part in 0..parts {
-            let leaves: Vec<_> =
-                batch.rows.leaves(&device).into_iter().map(|leaf| leaf.require_grad()).collect();
-            let windows_here = part * per_part..(part + 1) * per_part;
-            let tokens_here = windows_here.start * context..windows_here.end * context;
-            let memory: Vec<MemoryRows> = batch.rows.memory_rows(&leaves, windows, windows_here);
+        let mut total = Computed { row_gradients: RowGradients::zeros(&batch.rows), ..Computed::default() };
+        for (part, first) in batch.parts.iter().zip((0..windows).step_by(at_once)) {
+            let windows_here = at_once.min(windows - first);
+            let tokens_here = first * context..(first + windows_here) * context;
+            let memory = part.memory_rows(&batch.rows, &device);
             let ids = &batch.inputs[tokens_here.clone()];
-            let sequences = Sequences::of_lengths(self.packing().lengths(ids, per_part));
+            let sequences = Sequences::of_lengths(self.packing().lengths(ids, windows_here));
             let tokens = Tokens { ids, sequences: &sequences, memory: &memory };
             let targets: Arc<[u32]> = batch.targets[tokens_here].into();
             let mut trace = Trace::default();
-            let (value, mut gradients) = self.differentiate(tokens, targets, 1.0 / parts as f32, &mut trace);
-            let rows = leaves.iter().map(|leaf| match leaf.grad_remove(&mut gradients) {
-                Some(gradient) => gradient.into_data().try_into_vec().expect("an f32 tensor"),
-                None => vec![0.0; leaf.shape().num_elements()],
+            let share = windows_here as f32 / windows as f32;
+            let (value, mut gradients) = self.differentiate(tokens, targets, share, &mut trace);
+            let of_rows = memory.iter().map(|rows| {
+                let gradient = rows.rows.grad_remove(&mut gradients)?;
+                Some(gradient.into_data().try_into_vec().expect("an f32 tensor"))
             });
-            let rows = rows.collect();
+            total.row_gradients.add(part, of_rows.collect());
             let gradients = parameters::take_gradients(self.model(), &mut gradients);
-            total.add(value / parts as f32, gradients, rows, trace.loads);
+            total.add(value * share, gradients, trace.loads);
         }
         Ok(total)
     }
@@ -494,16 +495,16 @@ impl Trainer {
 struct Computed {
     loss: f32,
     gradients: Gradients,
-    /// `[distinct, width]` per memory layer.
-    row_gradients: Vec<Vec<f32>>,
+    row_gradients: RowGradients,
     loads: Vec<(usize, Vec<u64>)>,
 }
 
 impl Computed {
-    fn add(&mut self, loss: f32, gradients: Gradients, rows: Vec<Vec<f32>>, loads: Vec<(usize, Vec<u64>)>) {
+    /// Adds what a micro-batch gives.
+    fn add(&mut self, loss: f32, gradients: Gradients, loads: Vec<(usize, Vec<u64>)>) {
         self.loss += loss;
         if self.gradients.is_empty() {
-            (self.gradients, self.row_gradients, self.loads) = (gradients, rows, loads);
+            (self.gradients, self.loads) = (gradients, loads);
             return;
         }
         for (name, gradient) in gradients {
@@ -513,17 +514,10 @@ impl Computed {
             };
             self.gradients.insert(name, sum);
         }
-        for (sum, rows) in self.row_gradients.iter_mut().zip(rows) {
-            sum.iter_mut().zip(rows).for_each(|(sum, value)| *sum += value);
-        }
         for ((_, sum), (_, loads)) in self.loads.iter_mut().zip(loads) {
             sum.iter_mut().zip(loads).for_each(|(sum, load)| *sum += load);
         }
     }
-}
-
-fn all_finite(gradients: &[Vec<f32>]) -> bool {
-    gradients.iter().flatten().all(|value| value.is_finite())
 }
 
 /// Data and tokenizer of a run, checked against each other and the model.
