@@ -1,43 +1,24 @@
 use std::sync::Arc;
 
+use engram_identity::AddressIdentity;
+
 use crate::config::{
     AddressConfig, Arithmetic, Boundary, MAX_ORDER, StoredAddressing, StoredLayer, config_error,
 };
-use crate::error::{AddressError, Result};
+use crate::error::{Result, ids_of};
 use crate::hash::LayerAddress;
 use crate::history::{History, Tokens, row_ids_of_sequence};
-use crate::identity::{AddressIdentity, IdentityHasher};
+use crate::identity_hasher::IdentityHasher;
 use crate::multipliers::draw_multipliers;
 use crate::primes::assign_primes;
+use crate::scheme::Scheme;
 use crate::vocabulary::Vocabulary;
 
 /// From token ids to row ids, for every memory layer of a model. Clones share their parts.
 #[derive(Clone, Debug)]
 pub struct Addressing {
-    parts: Arc<Parts>,
+    scheme: Arc<Scheme>,
     identity: AddressIdentity,
-}
-
-/// What an addressing and its histories share.
-#[derive(Debug)]
-pub(crate) struct Parts {
-    pub(crate) vocabulary: Vocabulary,
-    pub(crate) boundary: Boundary,
-    pub(crate) pad_class: u32,
-    pad_id: u32,
-    arithmetic: Arithmetic,
-    layers: Vec<LayerAddress>,
-}
-
-impl Parts {
-    pub(crate) fn max_order(&self) -> usize {
-        self.layers[0].multipliers().len()
-    }
-
-    pub(crate) fn layer(&self, index: usize) -> Result<&LayerAddress> {
-        let layers = || self.layers.iter().map(LayerAddress::layer).collect();
-        self.layers.get(index).ok_or_else(|| AddressError::LayerIndex { index, layers: layers() })
-    }
 }
 
 impl Addressing {
@@ -81,8 +62,8 @@ impl Addressing {
             .into_iter()
             .map(|StoredLayer { layer, multipliers, primes }| LayerAddress::new(layer, multipliers, primes))
             .collect();
-        let parts = Parts { vocabulary, boundary, pad_class, pad_id, arithmetic, layers };
-        Ok(Self { identity: identity_of(&parts), parts: Arc::new(parts) })
+        let scheme = Scheme { vocabulary, boundary, pad_class, pad_id, arithmetic, layers };
+        Ok(Self { identity: identity_of(&scheme), scheme: Arc::new(scheme) })
     }
 
     /// Everything but the vocabulary, spelled out for a checkpoint.
@@ -93,10 +74,10 @@ impl Addressing {
             primes: layer.primes().to_vec(),
         };
         StoredAddressing {
-            layers: self.parts.layers.iter().map(layer).collect(),
-            pad_id: self.parts.pad_id,
-            boundary: self.parts.boundary,
-            arithmetic: self.parts.arithmetic,
+            layers: self.scheme.layers.iter().map(layer).collect(),
+            pad_id: self.scheme.pad_id,
+            boundary: self.scheme.boundary,
+            arithmetic: self.scheme.arithmetic,
         }
     }
 
@@ -107,7 +88,7 @@ impl Addressing {
 
     /// The memory layers, in the order of the configuration.
     pub fn layers(&self) -> &[LayerAddress] {
-        &self.parts.layers
+        &self.scheme.layers
     }
 
     /// The memory layer of the block with this 0-based id, if it has memory.
@@ -117,17 +98,17 @@ impl Addressing {
 
     /// Token ids to classes.
     pub fn vocabulary(&self) -> &Vocabulary {
-        &self.parts.vocabulary
+        &self.scheme.vocabulary
     }
 
     /// Length of the longest n-gram.
     pub fn max_order(&self) -> usize {
-        self.parts.max_order()
+        self.scheme.max_order()
     }
 
     /// The history of a sequence that has not begun.
     pub fn history(&self) -> History {
-        History::new(Arc::clone(&self.parts))
+        History::new(Arc::clone(&self.scheme))
     }
 
     /// Row ids of a whole sequence in one memory layer's table, `[time, order, head]`; replaces what
@@ -145,7 +126,7 @@ impl Addressing {
         out: &mut Vec<u64>,
     ) -> Result<()> {
         let tokens = tokens.into();
-        out.resize(tokens.len() * self.parts.layer(layer_index)?.slots(), 0);
+        out.resize(tokens.len() * self.scheme.layer(layer_index)?.slots(), 0);
         self.row_ids_into(layer_index, tokens, out)
     }
 
@@ -159,16 +140,13 @@ impl Addressing {
         tokens: impl Into<Tokens<'t>>,
         out: &mut [u64],
     ) -> Result<()> {
-        row_ids_of_sequence(&self.parts, layer_index, tokens.into(), out)
+        row_ids_of_sequence(&self.scheme, layer_index, tokens.into(), out)
     }
 }
 
 fn class_of(key: &'static str, token: u32, vocabulary: &Vocabulary) -> Result<u32> {
     vocabulary.class(token).or_else(|_| {
-        config_error(
-            key,
-            format!("names token {token}; the vocabulary has ids 0 to {}", vocabulary.len() - 1),
-        )
+        config_error(key, format!("names token {token}; the vocabulary has {}", ids_of(vocabulary.len())))
     })
 }
 
@@ -190,21 +168,21 @@ fn refuse_inexact(layer: &StoredLayer, classes: usize) -> Result<()> {
     }
 }
 
-fn identity_of(parts: &Parts) -> AddressIdentity {
+fn identity_of(scheme: &Scheme) -> AddressIdentity {
     let mut hasher = IdentityHasher::new();
-    hasher.numbers(parts.vocabulary.as_slice().iter().map(|&class| class.into()));
-    hasher.number(parts.pad_class.into());
-    match parts.boundary {
+    hasher.numbers(scheme.vocabulary.as_slice().iter().map(|&class| class.into()));
+    hasher.number(scheme.pad_class.into());
+    match scheme.boundary {
         Boundary::None => hasher.numbers([0].into_iter()),
         Boundary::After(token) => hasher.numbers([1, token.into()].into_iter()),
         Boundary::Before(token) => hasher.numbers([2, token.into()].into_iter()),
     }
-    hasher.number(match parts.arithmetic {
+    hasher.number(match scheme.arithmetic {
         Arithmetic::Exact => 0,
         Arithmetic::Wrapping => 1,
     });
-    hasher.number(parts.layers.len() as u64);
-    for layer in &parts.layers {
+    hasher.number(scheme.layers.len() as u64);
+    for layer in &scheme.layers {
         hasher.number(layer.layer() as u64);
         hasher.numbers(layer.multipliers().iter().map(|&multiplier| multiplier as u64));
         hasher.number(layer.primes().len() as u64);
@@ -311,6 +289,8 @@ mod tests {
         };
         let error = problem(AddressConfig { pad_id: 50, ..config() });
         assert!(error.contains("`pad_id`: names token 50"), "{error}");
+        let empty = Addressing::new(&config(), Vocabulary::identity(0)).unwrap_err().to_string();
+        assert!(empty.contains("`pad_id`: names token 2; the vocabulary has no ids"), "{empty}");
         let error = problem(AddressConfig { boundary: Boundary::Before(60), ..config() });
         assert!(error.contains("`boundary`: names token 60"), "{error}");
     }

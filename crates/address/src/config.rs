@@ -5,6 +5,9 @@ use crate::error::{AddressError, Result};
 /// The longest n-gram this crate hashes.
 pub const MAX_ORDER: usize = 64;
 
+/// The most heads of an order. Published models have 8; a token of 3 orders would read 12,288 rows with these.
+pub const MAX_HEADS: usize = 4096;
+
 /// What decides the row ids of a model, besides its vocabulary.
 ///
 /// ```
@@ -178,10 +181,17 @@ fn validate_shape(layers: impl Iterator<Item = usize>, max_order: usize, heads: 
     if !(2..=MAX_ORDER).contains(&max_order) {
         return config_error("max_order", format!("is {max_order}; give a length from 2 to {MAX_ORDER}"));
     }
-    if heads == 0 {
-        return config_error("heads", "is 0; every order needs at least one".into());
-    }
+    check_heads(heads)?;
     Ok(())
+}
+
+/// Fails unless an order may have so many heads.
+pub(crate) fn check_heads(heads: usize) -> Result<()> {
+    match heads {
+        0 => config_error("heads", "is 0; every order needs at least one".into()),
+        1..=MAX_HEADS => Ok(()),
+        _ => config_error("heads", format!("is {heads}; give a number from 1 to {MAX_HEADS}")),
+    }
 }
 
 pub(crate) fn config_error<T>(key: &'static str, problem: String) -> Result<T> {

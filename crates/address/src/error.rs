@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use crate::identity::IdentityMismatch;
+use engram_identity::IdentityMismatch;
 
 /// The result of everything in this crate that can fail.
 pub type Result<T> = std::result::Result<T, AddressError>;
@@ -42,8 +42,8 @@ pub enum AddressError {
     },
     /// A token id lies outside the vocabulary.
     #[error(
-        "token {token} at position {position} is outside the vocabulary of {len} tokens (ids 0 to {}); \
-         tokenise the text with the tokenizer this vocabulary was made from", len - 1
+        "token {token} at position {position} is outside the vocabulary, which has {}; \
+         tokenise the text with the tokenizer this vocabulary was made from", ids_of(*len)
     )]
     OutOfVocabulary {
         /// The token's id.
@@ -102,10 +102,12 @@ pub enum AddressError {
     /// Two parts were made with different addressing.
     #[error(transparent)]
     Identity(#[from] IdentityMismatch),
-    /// A text is not an identity.
-    #[error("`{text}` is not an address identity: it is written as 64 hexadecimal digits")]
-    IdentityText {
-        /// The text.
-        text: String,
-    },
+}
+
+/// The ids of a vocabulary of `tokens` tokens, in words.
+pub(crate) fn ids_of(tokens: usize) -> String {
+    match tokens {
+        0 => "no ids".into(),
+        _ => format!("ids 0 to {}", tokens - 1),
+    }
 }

@@ -1,9 +1,18 @@
 use std::ops::Range;
 
-use crate::history::Position;
-
 /// Heads reduced at a time: eight 64-bit lanes fill the widest vector register.
 const LANES: usize = 8;
+
+/// One token as the hash sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Position {
+    /// Its class; that of pad if it is dead.
+    pub(crate) class: u32,
+    /// How many positions before it count as themselves; what is older counts as pad.
+    pub(crate) reach: u16,
+    /// Whether it and what is older count as pad for later tokens.
+    pub(crate) closes: bool,
+}
 
 /// The hash of one memory layer: multiply, xor, remainder by each head's prime.
 #[derive(Clone, Debug)]

@@ -1,8 +1,9 @@
 use std::sync::Arc;
 
-use crate::addressing::Parts;
 use crate::config::Boundary;
 use crate::error::{AddressError, Result};
+use crate::hash::Position;
+use crate::scheme::Scheme;
 
 /// Tokens with what is known about them besides their ids.
 ///
@@ -115,7 +116,7 @@ impl<'a> From<&'a Vec<u32>> for Tokens<'a> {
 /// ```
 #[derive(Clone, Debug)]
 pub struct History {
-    parts: Arc<Parts>,
+    scheme: Arc<Scheme>,
     /// The newest positions of the sequence; all of them, or enough to see and to roll back.
     positions: Vec<Position>,
     /// Older positions that are kept no longer.
@@ -123,20 +124,9 @@ pub struct History {
     rollback: usize,
 }
 
-/// One token as the hash sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Position {
-    /// Its class; that of pad if it is dead.
-    pub(crate) class: u32,
-    /// How many positions before it count as themselves; what is older counts as pad.
-    pub(crate) reach: u16,
-    /// Whether it and what is older count as pad for later tokens.
-    pub(crate) closes: bool,
-}
-
 impl History {
-    pub(crate) fn new(parts: Arc<Parts>) -> Self {
-        Self { parts, positions: Vec::new(), dropped: 0, rollback: usize::MAX }
+    pub(crate) fn new(scheme: Arc<Scheme>) -> Self {
+        Self { scheme, positions: Vec::new(), dropped: 0, rollback: usize::MAX }
     }
 
     /// Keeps only what is needed to take back the newest `tokens` tokens, in one rollback or several; as many
@@ -178,7 +168,7 @@ impl History {
                 }
             }
         }
-        Ok(NewTokens { parts: &self.parts, positions: &self.positions, first })
+        Ok(NewTokens { scheme: &self.scheme, positions: &self.positions, first })
     }
 
     /// Takes back the newest tokens.
@@ -198,7 +188,7 @@ impl History {
 
     /// The token as the hash will see it if it comes next.
     fn position(&self, token: u32, dead: bool, start: bool) -> Result<Position> {
-        let Parts { vocabulary, boundary, pad_class, .. } = &*self.parts;
+        let Scheme { vocabulary, boundary, pad_class, .. } = &*self.scheme;
         let class = vocabulary.class_at(token, self.len())?;
         let start = start || *boundary == Boundary::Before(token);
         let reach = match self.positions.last() {
@@ -211,7 +201,7 @@ impl History {
 
     /// Positions before a token that its longest n-gram takes in.
     fn sight(&self) -> usize {
-        self.parts.max_order() - 1
+        self.scheme.max_order() - 1
     }
 
     /// Drops what no token to come can see and no rollback can reach, once that is most of what is kept.
@@ -228,7 +218,7 @@ impl History {
 /// Tokens just appended to a [`History`], ready to be addressed in every layer.
 #[derive(Clone, Copy, Debug)]
 pub struct NewTokens<'a> {
-    parts: &'a Parts,
+    scheme: &'a Scheme,
     /// The new tokens after those they can see.
     positions: &'a [Position],
     first: usize,
@@ -250,7 +240,7 @@ impl NewTokens<'_> {
     /// # Errors
     /// A layer index that does not exist. (It counts memory layers from 0; it is not the block's id.)
     pub fn row_ids(&self, layer_index: usize, out: &mut Vec<u64>) -> Result<()> {
-        out.resize(self.len() * self.parts.layer(layer_index)?.slots(), 0);
+        out.resize(self.len() * self.scheme.layer(layer_index)?.slots(), 0);
         self.row_ids_into(layer_index, out)
     }
 
@@ -259,30 +249,30 @@ impl NewTokens<'_> {
     /// # Errors
     /// A layer index that does not exist, or a slice of another length.
     pub fn row_ids_into(&self, layer_index: usize, out: &mut [u64]) -> Result<()> {
-        let layer = self.parts.layer(layer_index)?;
+        let layer = self.scheme.layer(layer_index)?;
         let (tokens, slots) = (self.len(), layer.slots());
         if out.len() != tokens * slots {
             return Err(AddressError::OutputLength { tokens, slots, found: out.len() });
         }
-        layer.row_ids(self.positions, self.first, self.parts.pad_class, out);
+        layer.row_ids(self.positions, self.first, self.scheme.pad_class, out);
         Ok(())
     }
 }
 
 /// Row ids of a whole sequence, in pieces that stay in the fastest cache.
 pub(crate) fn row_ids_of_sequence(
-    parts: &Arc<Parts>,
+    scheme: &Arc<Scheme>,
     layer_index: usize,
     tokens: Tokens<'_>,
     out: &mut [u64],
 ) -> Result<()> {
     const PIECE: usize = 512;
-    let slots = parts.layer(layer_index)?.slots();
+    let slots = scheme.layer(layer_index)?.slots();
     if out.len() != tokens.len() * slots {
         return Err(AddressError::OutputLength { tokens: tokens.len(), slots, found: out.len() });
     }
     tokens.check_masks()?;
-    let mut history = History::new(Arc::clone(parts)).with_rollback(0);
+    let mut history = History::new(Arc::clone(scheme)).with_rollback(0);
     tokens
         .pieces(PIECE)
         .zip(out.chunks_mut(PIECE * slots))

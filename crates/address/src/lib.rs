@@ -65,22 +65,26 @@
 #![forbid(unsafe_code)]
 
 mod addressing;
+#[cfg(feature = "tokenizers")]
+mod compression;
 mod config;
 mod error;
 mod hash;
 mod history;
-mod identity;
+mod identity_hasher;
 mod multipliers;
 mod numpy_random;
 mod primes;
+mod scheme;
 mod vocabulary;
 
+pub use engram_identity::{AddressIdentity, IdentityMismatch, NotHexadecimal};
+
 pub use addressing::Addressing;
-pub use config::{AddressConfig, Arithmetic, Boundary, MAX_ORDER, StoredAddressing, StoredLayer};
+pub use config::{AddressConfig, Arithmetic, Boundary, MAX_HEADS, MAX_ORDER, StoredAddressing, StoredLayer};
 pub use error::{AddressError, Result};
 pub use hash::LayerAddress;
 pub use history::{History, NewTokens, Tokens};
-pub use identity::{AddressIdentity, IdentityMismatch};
 pub use multipliers::draw_multipliers;
 pub use primes::{MAX_HEAD_ROWS, assign_primes};
 pub use vocabulary::Vocabulary;

@@ -1,5 +1,6 @@
 use std::collections::HashSet;
 
+use crate::config::check_heads;
 use crate::error::{AddressError, Result};
 
 /// Rows a head may have at most: the largest prime below 2^32.
@@ -11,8 +12,10 @@ pub const MAX_HEAD_ROWS: u64 = 4_294_967_291;
 /// each head in turn the next larger prime that no head of the model has yet, starting at the order's base.
 ///
 /// # Errors
-/// A base of 0, or a search that leaves the range of sizes (up to [`MAX_HEAD_ROWS`]).
+/// A base of 0, no heads or more than [`MAX_HEADS`](crate::MAX_HEADS), or a search that leaves the range of sizes (up to
+/// [`MAX_HEAD_ROWS`]).
 pub fn assign_primes(layers: usize, base_rows: &[u64], heads: usize) -> Result<Vec<Vec<Vec<u64>>>> {
+    check_heads(heads)?;
     let mut taken = HashSet::new();
     let mut layer = || base_rows.iter().map(|&base| primes_of_order(base, heads, &mut taken)).collect();
     (0..layers).map(|_| layer()).collect()
@@ -54,6 +57,7 @@ fn is_prime(n: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::MAX_HEADS;
 
     #[test]
     fn primality_agrees_with_a_sieve() {
@@ -84,5 +88,10 @@ mod tests {
         let error = assign_primes(1, &[MAX_HEAD_ROWS], 2).unwrap_err().to_string();
         assert!(error.contains("4294967291 has too few primes above it"), "{error}");
         assert!(assign_primes(1, &[u64::MAX], 1).is_err());
+        for heads in [0, MAX_HEADS + 1, usize::MAX] {
+            let error = assign_primes(1, &[2], heads).unwrap_err().to_string();
+            assert!(error.contains(&format!("`heads`: is {heads};")), "{error}");
+        }
+        assert_eq!(assign_primes(1, &[2], MAX_HEADS).unwrap()[0][0].len(), MAX_HEADS);
     }
 }

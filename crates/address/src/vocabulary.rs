@@ -1,10 +1,3 @@
-use std::collections::HashMap;
-use std::path::Path;
-
-use tokenizers::normalizers::replace::ReplacePattern;
-use tokenizers::normalizers::{Lowercase, NFD, NFKC, Replace, Sequence, Strip, StripAccents};
-use tokenizers::{NormalizedString, Normalizer, NormalizerWrapper, Tokenizer};
-
 use crate::error::{AddressError, Result};
 
 /// Token ids to classes: tokens whose texts differ only in case, accents or white space share one.
@@ -28,45 +21,14 @@ pub struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// Every token is its own class: no compression.
+    /// Every token is its own class: no compression. Without tokens it is empty, and no addressing takes it: its pad
+    /// must be a token.
+    ///
+    /// # Panics
+    /// If ids do not fit 32 bits: from 2^32 + 1 tokens on.
     pub fn identity(tokens: usize) -> Self {
-        Self { class_of: (0..tokens as u32).collect(), classes: tokens }
-    }
-
-    /// The classes of a tokenizer's ids, numbered in the order of their first token.
-    ///
-    /// A token's key is its decoded text after normalisation (compatibility forms, accents, case and runs
-    /// of white space made equal), or the text itself where normalising leaves nothing, or, for a token
-    /// that is not valid UTF-8 by itself, its raw vocabulary entry.
-    ///
-    /// # Errors
-    /// A tokenizer with ids beyond its own size (its numbering has holes), or one that fails to decode an
-    /// id.
-    pub fn from_tokenizer(tokenizer: &Tokenizer) -> Result<Self> {
-        let tokens = tokenizer.get_vocab_size(true) as u32;
-        refuse_ids_beyond(tokens, tokenizer)?;
-        let normalizer = normalizer();
-        let mut class_of_key = HashMap::new();
-        let class_of = (0..tokens)
-            .map(|token| {
-                let next = class_of_key.len() as u32;
-                Ok(*class_of_key.entry(key(token, tokenizer, &normalizer)?).or_insert(next))
-            })
-            .collect::<Result<Vec<u32>>>()?;
-        Self::from_classes(class_of)
-    }
-
-    /// The classes of a `tokenizer.json` file's ids: see [`from_tokenizer`](Self::from_tokenizer).
-    ///
-    /// # Errors
-    /// A file that is missing or malformed, and those of [`from_tokenizer`](Self::from_tokenizer).
-    pub fn from_tokenizer_file(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let tokenizer = Tokenizer::from_file(path).map_err(|error| AddressError::TokenizerFile {
-            path: path.to_path_buf(),
-            problem: error.to_string(),
-        })?;
-        Self::from_tokenizer(&tokenizer)
+        let last = tokens.checked_sub(1).map(|last| u32::try_from(last).expect("token ids fit 32 bits"));
+        Self { class_of: last.map_or(Vec::new(), |last| (0..=last).collect()), classes: tokens }
     }
 
     /// A ready-made map: `class_of[token]`.
@@ -126,128 +88,9 @@ impl Vocabulary {
     }
 }
 
-fn refuse_ids_beyond(tokens: u32, tokenizer: &Tokenizer) -> Result<()> {
-    match tokenizer.get_vocab(true).into_values().max() {
-        Some(token) if token >= tokens => Err(AddressError::Tokenizer {
-            token,
-            problem: format!(
-                "the tokenizer has {tokens} tokens, so ids must be below that; number them without gaps"
-            ),
-        }),
-        _ => Ok(()),
-    }
-}
-
-fn key(token: u32, tokenizer: &Tokenizer, normalizer: &impl Normalizer) -> Result<String> {
-    let failure = |error: tokenizers::Error| AddressError::Tokenizer {
-        token,
-        problem: format!(
-            "{error}; its text decides its class, so repair the tokenizer's decoder or vocabulary"
-        ),
-    };
-    let text = tokenizer.decode(&[token], false).map_err(failure)?;
-    if text.contains(char::REPLACEMENT_CHARACTER) {
-        return tokenizer.id_to_token(token).ok_or_else(|| failure("it has no vocabulary entry".into()));
-    }
-    let mut normalized = NormalizedString::from(text.as_str());
-    normalizer.normalize(&mut normalized).map_err(failure)?;
-    Ok(if normalized.get().is_empty() { text } else { normalized.get().to_owned() })
-}
-
-/// NFKC, NFD, no accents, lower case, runs of white space to one space, no outer space. A text that is
-/// nothing but one space keeps it: a private character stands for it while the others are stripped.
-fn normalizer() -> Sequence {
-    const LONE_SPACE: &str = "\u{E000}";
-    let replace = |pattern: ReplacePattern, content: &str| {
-        let replace = Replace::new(pattern, content).expect("the patterns below are valid");
-        NormalizerWrapper::Replace(replace)
-    };
-    let regex = |pattern: &str| ReplacePattern::Regex(pattern.into());
-    Sequence::new(vec![
-        NFKC.into(),
-        NFD.into(),
-        StripAccents.into(),
-        Lowercase.into(),
-        replace(regex(r"[ \t\r\n]+"), " "),
-        replace(regex("^ $"), LONE_SPACE),
-        Strip::new(true, true).into(),
-        replace(ReplacePattern::String(LONE_SPACE.into()), " "),
-    ])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn normalize(text: &str) -> String {
-        let mut text = NormalizedString::from(text);
-        normalizer().normalize(&mut text).unwrap();
-        text.get().to_owned()
-    }
-
-    #[test]
-    fn normalising_keeps_words_and_drops_dress() {
-        for (text, expected) in [
-            ("The", "the"),
-            (" THE ", "the"),
-            ("\u{e9}t\u{e9}", "ete"),
-            ("\u{fb01}ne", "fine"),
-            ("a \t\r\n b", "a b"),
-            (" ", " "),
-            ("\n\n\t", " "),
-            ("\u{a0}", " "),
-            ("", ""),
-            ("\u{301}", ""),
-            ("\u{2167}", "viii"),
-            ("四大", "四大"),
-        ] {
-            assert_eq!(normalize(text), expected, "{text:?}");
-        }
-    }
-
-    /// A byte-level tokenizer of whole tokens: `Ġ` is a space, `Ċ` a line feed, `Ã` the first byte of an é.
-    fn byte_level_tokenizer(vocabulary: &[&str]) -> Tokenizer {
-        let entries: Vec<String> =
-            vocabulary.iter().enumerate().map(|(id, token)| format!("\"{token}\": {id}")).collect();
-        let special = vocabulary.len();
-        format!(
-            r#"{{"version": "1.0", "truncation": null, "padding": null,
-                "normalizer": null, "pre_tokenizer": null, "post_processor": null,
-                "added_tokens": [{{"id": {special}, "content": "<The>", "single_word": false, "lstrip": false,
-                    "rstrip": false, "normalized": false, "special": true}}],
-                "decoder": {{"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true,
-                    "use_regex": true}},
-                "model": {{"type": "WordLevel", "vocab": {{{}}}, "unk_token": "The"}}}}"#,
-            entries.join(", ")
-        )
-        .parse()
-        .unwrap()
-    }
-
-    #[test]
-    fn tokens_of_equal_text_share_a_class() {
-        let tokens = ["The", "Ġthe", "cafÃ©", "CAFE", "Ġ", "Ċ", "ĠĠ", "Ã", "Â", "THE", "Ìģ", "ģ"];
-        let vocabulary = Vocabulary::from_tokenizer(&byte_level_tokenizer(&tokens)).unwrap();
-        // White space is one class; lone bytes keep their own, as does an accent that normalising would
-        // leave nothing of; `<The>` is another text than `The`.
-        assert_eq!(vocabulary.as_slice(), [0, 0, 1, 1, 2, 2, 2, 3, 4, 0, 5, 6, 7]);
-        assert_eq!((vocabulary.len(), vocabulary.classes()), (13, 8));
-    }
-
-    #[test]
-    fn holes_in_a_tokenizer_are_refused() {
-        let mut tokenizer = byte_level_tokenizer(&["The"]);
-        let text = tokenizer.to_string(false).unwrap().replace("\"The\":0", "\"The\":7");
-        tokenizer = text.parse().unwrap();
-        let error = Vocabulary::from_tokenizer(&tokenizer).unwrap_err().to_string();
-        assert!(error.contains("token 7") && error.contains("has 2 tokens"), "{error}");
-    }
-
-    #[test]
-    fn a_missing_file_is_named() {
-        let error = Vocabulary::from_tokenizer_file("no/such/tokenizer.json").unwrap_err().to_string();
-        assert!(error.contains("no/such/tokenizer.json"), "{error}");
-    }
 
     #[test]
     fn class_maps_without_tokens_or_with_gaps_are_refused() {
@@ -255,6 +98,22 @@ mod tests {
         assert!(problem(vec![]).contains("no tokens"));
         assert!(problem(vec![0, 2, 2]).contains("class 1"));
         assert!(problem(vec![0, 9]).contains("class 9"));
+    }
+
+    #[test]
+    fn an_identity_has_as_many_classes_as_tokens() {
+        for tokens in [0, 1, 50] {
+            let vocabulary = Vocabulary::identity(tokens);
+            assert_eq!((vocabulary.len(), vocabulary.classes()), (tokens, tokens));
+        }
+        let error = Vocabulary::identity(0).class(0).unwrap_err().to_string();
+        assert!(error.contains("token 0") && error.contains("no ids"), "{error}");
+    }
+
+    #[test]
+    #[should_panic(expected = "token ids fit 32 bits")]
+    fn an_identity_of_more_ids_than_there_are_is_a_defect() {
+        Vocabulary::identity((1 << 32) + 1);
     }
 
     #[test]

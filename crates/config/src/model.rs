@@ -3,7 +3,7 @@
 //! Every struct refuses unknown keys, and [`ModelConfig::validate`] refuses values that no model could have;
 //! both name the key, so that whoever loads the file can point at its line.
 
-use engram_address::{AddressConfig, Arithmetic, Boundary};
+use engram_address::{AddressConfig, AddressError, Arithmetic, Boundary, assign_primes};
 use serde::{Deserialize, Serialize};
 
 use crate::error::ConfigError;
@@ -322,6 +322,16 @@ impl ModelConfig {
     /// Residual streams: 1 without hyper-connections.
     pub fn streams(&self) -> usize {
         self.hyper_connections.as_ref().map_or(1, |hyper| hyper.streams)
+    }
+
+    /// Rows of each memory layer's table: the sum of its heads' primes.
+    ///
+    /// # Errors
+    /// When no primes are left for them.
+    pub fn table_rows(&self) -> Result<Vec<u64>, AddressError> {
+        let Some(memory) = &self.memory else { return Ok(Vec::new()) };
+        let primes = assign_primes(memory.layers.len(), &memory.rows_per_head, memory.heads)?;
+        Ok(primes.iter().map(|orders| orders.iter().flatten().sum()).collect())
     }
 
     /// Scale of the weights that write to the residual: each block writes twice, and their sum should not grow with

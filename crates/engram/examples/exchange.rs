@@ -18,8 +18,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use burn::tensor::{Device, Tensor, TensorData};
-use engram_config::load_model_config;
-use engram_config::{MemoryConfig, ModelConfig, Precision};
+use engram_config::{MemoryConfig, ModelConfig, Precision, load_model_config};
 use engram_import::HostTensor;
 use engram_model::{LanguageModel, MemoryRows, Sequences, Tokens, Trace};
 use engram_train::{export, export_gradients, import};

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::Context;
 use engram_address::{Addressing, History, LayerAddress, StoredAddressing, StoredLayer};
-use engram_store::{ReuseDistances, RowUse};
+use engram_store::{ReuseDistances, RowUse, StoreError};
 use rayon::prelude::*;
 
 /// Windows of tokens in which repetitions are counted: rows that are looked up together are fetched once.
@@ -57,12 +57,12 @@ impl CorpusRows {
         let address = &addressing.layers()[layer];
         let mut first = 0;
         let order = |(order, primes): (usize, &Vec<u64>)| {
-            let of = RowUse::new(first, primes, &WINDOWS);
+            let of = RowUse::new(first, primes, &WINDOWS)?;
             first += primes.iter().sum::<u64>();
-            OrderRows { order, of, distances: ReuseDistances::new(share) }
+            Ok(OrderRows { order, of, distances: ReuseDistances::new(share) })
         };
         Ok(Self {
-            orders: (2..).zip(address.primes()).map(order).collect(),
+            orders: (2..).zip(address.primes()).map(order).collect::<Result<_, StoreError>>()?,
             all: ReuseDistances::new(share),
             tokens: TokenRows::new(addressing, layer)?,
             heads: address.heads(),

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use engram_config::CheckpointConfig;
-use engram_config::{AttentionConfig, FeedForwardConfig, ModelConfig};
+use engram_config::{AttentionConfig, CheckpointConfig, FeedForwardConfig, ModelConfig};
 
 use crate::checkpoint::CheckpointWriter;
 use crate::error::{Error, Result};

@@ -437,7 +437,7 @@ impl AttentionDecoder {
             .iter()
             .zip(&pages)
             .flat_map(|(chunk, pages)| {
-                chunk.places().map(move |place| Seen { pages, count: place.position + 1 })
+                chunk.places().map(move |place| Seen { pages, first: 0, count: place.position + 1 })
             })
             .collect();
         let attended = cached_attention(&queries, &seen, self.shape, self.scale);

@@ -86,7 +86,7 @@ fn cached(c: &mut Criterion) {
         };
         let entries = values(time * entry);
         let pages: Vec<&[f32]> = entries.chunks(page * entry).collect();
-        let seen: Vec<_> = (1..=time).map(|count| Seen { pages: &pages, count }).collect();
+        let seen: Vec<_> = (1..=time).map(|count| Seen { pages: &pages, first: 0, count }).collect();
         c.bench_function(&format!("cached/prompt/{key_heads} key heads"), |b| {
             b.iter(|| cached_attention(black_box(&queries), &seen, shape, 0.125))
         });

@@ -35,7 +35,9 @@ pub struct CachedAttentionShape {
 pub struct Seen<'a> {
     /// Pages `[page, entry]` of its sequence; all but the last are full.
     pub pages: &'a [&'a [f32]],
-    /// Entries it sees, the first of the sequence to its own.
+    /// The first entry it sees: 0, unless a window slides along the sequence.
+    pub first: usize,
+    /// Entries of the sequence up to its own, which is the last it sees.
     pub count: usize,
 }
 
@@ -89,7 +91,7 @@ pub fn cached_attention(
             || shape.attend(task, scale),
         );
     };
-    let entries: usize = seen.iter().map(|seen| seen.count).sum();
+    let entries: usize = seen.iter().map(|seen| seen.count - seen.first).sum();
     if entries * heads * (key + value) < 1 << 16 {
         tasks.into_iter().for_each(work)
     } else {
@@ -123,8 +125,24 @@ impl Task<'_> {
     }
 
     /// Entries that a query sees.
-    fn sees(&self, query: usize) -> usize {
-        self.seen[query / self.output.len()].count
+    fn sees(&self, query: usize) -> std::ops::Range<usize> {
+        let seen = &self.seen[query / self.output.len()];
+        seen.first..seen.count
+    }
+
+    /// Entries that any query sees: both bounds ascend with the queries.
+    fn entries(&self) -> std::ops::Range<usize> {
+        self.sees(0).start..self.sees(self.count() - 1).end
+    }
+
+    /// The entry of the first score that is kept: whole tiles from the first of the sequence on.
+    fn base(&self) -> usize {
+        self.entries().start / TILE * TILE
+    }
+
+    /// Scores kept of each query.
+    fn stride(&self) -> usize {
+        (self.entries().end - self.base()).next_multiple_of(TILE)
     }
 }
 
@@ -139,7 +157,8 @@ impl CachedAttentionShape {
 
     fn check_seen(&self, seen: &Seen<'_>) {
         let held: usize = seen.pages.iter().map(|page| page.len() / self.entry).sum();
-        assert!(seen.count > 0 && seen.count <= held, "cached_attention: {} of {held} entries", seen.count);
+        let Seen { first, count, .. } = *seen;
+        assert!(first < count && count <= held, "cached_attention: {first}..{count} of {held} entries");
     }
 
     /// Attention heads of each task on the same rows.
@@ -153,28 +172,35 @@ impl CachedAttentionShape {
     /// Rows of each task.
     fn blocks<'a>(&self, seen: &'a [Seen<'a>]) -> impl Iterator<Item = &'a [Seen<'a>]> {
         let rows = (QUERIES / (self.heads / self.key_heads).min(HEADS)).max(1);
-        let together = |a: &Seen<'_>, b: &Seen<'_>| std::ptr::eq(a.pages, b.pages) && a.count <= b.count;
+        let together = |a: &Seen<'_>, b: &Seen<'_>| {
+            std::ptr::eq(a.pages, b.pages) && a.first <= b.first && a.count <= b.count
+        };
         seen.chunk_by(together).flat_map(move |sequence| sequence.chunks(rows))
     }
 
     #[inline(always)]
     fn attend(&self, mut task: Task<'_>, scale: f32) {
-        let stride = task.sees(task.count() - 1).next_multiple_of(TILE);
-        let mut weights = self.scores(&task, stride);
+        let (base, stride) = (task.base(), task.stride());
+        let mut weights = self.scores(&task);
         for (query, weights) in weights.chunks_exact_mut(stride).enumerate() {
-            let weights = &mut weights[..task.sees(query)];
+            let sees = task.sees(query);
+            // What the window has left behind weighs nothing, so that queries can be summed together.
+            let (behind, weights) = weights[..sees.end - base].split_at_mut(sees.start - base);
+            behind.fill(0.0);
             let shift = scale * max(weights);
             let total = exp_in_place(weights, scale, shift);
             weights.iter_mut().for_each(|weight| *weight /= total);
         }
         for column in (0..self.value).step_by(COLUMNS) {
-            self.columns(&mut task, column, &weights, stride);
+            self.columns(&mut task, column, &weights);
         }
     }
 
-    /// Products of queries and keys, `[queries, stride]`, of which each row counts as far as its query sees.
+    /// Products of queries and keys from [`Task::base`] on, `[queries, stride]`, of which each row counts where its query
+    /// sees.
     #[inline(always)]
-    fn scores(&self, task: &Task<'_>, stride: usize) -> Vec<f32> {
+    fn scores(&self, task: &Task<'_>) -> Vec<f32> {
+        let (base, stride) = (task.base(), task.stride());
         let (key, count) = (self.key, task.count());
         let rows = task.queries.chunks_exact(self.heads * key);
         let of_task = rows.flat_map(|row| &row[task.first_head * key..][..task.output.len() * key]);
@@ -182,8 +208,8 @@ impl CachedAttentionShape {
         let key_start = self.key_head(task) * key;
         let mut scores = vec![0.0; count * stride];
         let mut tile = vec![[0.0; TILE]; key];
-        let (pages, most) = (task.seen[0].pages, task.sees(count - 1));
-        for start in (0..most).step_by(TILE) {
+        let (pages, most) = (task.seen[0].pages, task.entries().end);
+        for start in (base..most).step_by(TILE) {
             self.each_entry(
                 pages,
                 start..most.min(start + TILE),
@@ -198,7 +224,7 @@ impl CachedAttentionShape {
             let blind = task.seen.partition_point(|seen| seen.count <= start) * task.output.len();
             for first in (blind..count).step_by(FEW) {
                 let queries = &queries[first * key..];
-                let scores = &mut scores[first * stride + start..];
+                let scores = &mut scores[first * stride + start - base..];
                 match (count - first).min(FEW) {
                     1 => few_scores::<1>(queries, &tile, scores, stride),
                     2 => few_scores::<2>(queries, &tile, scores, stride),
@@ -212,21 +238,24 @@ impl CachedAttentionShape {
 
     /// Values of the output from `column` on, given each query's weights, `[queries, stride]`.
     #[inline(always)]
-    fn columns(&self, task: &mut Task<'_>, column: usize, weights: &[f32], stride: usize) {
+    fn columns(&self, task: &mut Task<'_>, column: usize, weights: &[f32]) {
+        let (base, stride, entries) = (task.base(), task.stride(), task.entries());
         let (count, width) = (task.count(), COLUMNS.min(self.value - column));
         let start = self.value_start + self.key_head(task) * self.value + column;
-        let most = task.sees(count - 1);
-        let mut values = vec![[0.0; COLUMNS]; most];
+        let mut values = vec![[0.0; COLUMNS]; entries.len()];
         self.each_entry(
             task.seen[0].pages,
-            0..most,
+            entries.clone(),
             #[inline(always)]
-            |position, entry| values[position][..width].copy_from_slice(&entry[start..start + width]),
+            |position, entry| {
+                values[position - entries.start][..width].copy_from_slice(&entry[start..start + width]);
+            },
         );
         let mut sums = [[0.0; COLUMNS]; FEW];
         for first in (0..count).step_by(FEW) {
             let queries = first..count.min(first + FEW);
-            let weights = |query: usize| &weights[query * stride..][..task.sees(query)];
+            let seen = |query: usize| entries.start - base..task.sees(query).end - base;
+            let weights = |query: usize| &weights[query * stride..][seen(query)];
             match queries.len() {
                 1 => few_sums([0].map(|query| weights(first + query)), &values, &mut sums),
                 2 => few_sums([0, 1].map(|query| weights(first + query)), &values, &mut sums),
@@ -332,13 +361,13 @@ mod tests {
             let cached = CachedAttentionShape { heads, key_heads, key, value, value_start: key_heads * key, entry };
             let data = entries(&k, &v, cached);
             let pages: Vec<&[f32]> = data.chunks(page * entry).collect();
-            let seen: Vec<_> = (1..=time).map(|count| Seen { pages: &pages, count }).collect();
+            let seen: Vec<_> = (1..=time).map(|count| Seen { pages: &pages, first: 0, count }).collect();
             let found = cached_attention(&q, &seen, cached, 0.3);
             assert_close(&found, &expected, 2e-5);
 
             // The same bits alone and in other pages.
             let one: Vec<&[f32]> = vec![&data];
-            let last = [Seen { pages: &one, count: time }];
+            let last = [Seen { pages: &one, first: 0, count: time }];
             let alone = cached_attention(&q[(time - 1) * heads * key..], &last, cached, 0.3);
             prop_assert_eq!(&alone[..], &found[(time - 1) * heads * value..]);
 
@@ -353,6 +382,30 @@ mod tests {
         }
     }
 
+    proptest! {
+        /// What a window has left behind changes no bit.
+        #[test]
+        fn a_window_is_a_sequence_of_its_own(
+            time in 1_usize..150, window in 1_usize..90, heads in 1_usize..4, key in 1_usize..20,
+            value in 1_usize..40, page in 1_usize..40, seed: u64,
+        ) {
+            let entry = heads * (key + value);
+            let shape = CachedAttentionShape { heads, key_heads: heads, key, value, value_start: heads * key, entry };
+            let (queries, data) = (random(time * heads * key, seed), random(time * entry, seed ^ 1));
+            let pages: Vec<&[f32]> = data.chunks(page * entry).collect();
+            let seen: Vec<_> = (1..=time)
+                .map(|count| Seen { pages: &pages, first: count.saturating_sub(window), count })
+                .collect();
+            let found = cached_attention(&queries, &seen, shape, 0.3);
+            for (row, seen) in seen.iter().enumerate() {
+                let own: &[f32] = &data[seen.first * entry..seen.count * entry];
+                let alone = [Seen { pages: &[own], first: 0, count: seen.count - seen.first }];
+                let alone = cached_attention(&queries[row * heads * key..][..heads * key], &alone, shape, 0.3);
+                prop_assert_eq!(&alone[..], &found[row * heads * value..][..heads * value]);
+            }
+        }
+    }
+
     #[test]
     fn all_heads_may_share_one_entry() {
         let (heads, latent, rotary) = (6, 70, 4);
@@ -361,7 +414,7 @@ mod tests {
             CachedAttentionShape { heads, key_heads: 1, key, value: latent, value_start: 0, entry: key };
         let (queries, data) = (random(heads * key, 1), random(10 * key, 2));
         let pages: Vec<&[f32]> = data.chunks(3 * key).collect();
-        let found = cached_attention(&queries, &[Seen { pages: &pages, count: 9 }], shape, 0.1);
+        let found = cached_attention(&queries, &[Seen { pages: &pages, first: 0, count: 9 }], shape, 0.1);
         for (head, found) in found.chunks(latent).enumerate() {
             let query = &queries[head * key..][..key];
             let score =
@@ -378,11 +431,11 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "4 of 3 entries")]
+    #[should_panic(expected = "0..4 of 3 entries")]
     fn refuses_to_see_past_the_pages() {
         let shape =
             CachedAttentionShape { heads: 1, key_heads: 1, key: 2, value: 2, value_start: 0, entry: 2 };
         let page: &[f32] = &[0.0; 6];
-        cached_attention(&[0.0; 2], &[Seen { pages: &[page], count: 4 }], shape, 1.0);
+        cached_attention(&[0.0; 2], &[Seen { pages: &[page], first: 0, count: 4 }], shape, 1.0);
     }
 }

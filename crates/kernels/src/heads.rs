@@ -20,7 +20,7 @@ unsafe impl Send for HeadMut<'_> {}
 impl<'a> HeadMut<'a> {
     /// All heads of `data` `[batch, time, heads, width]`: those of the first sequence, then the next.
     pub(crate) fn split(data: &'a mut [f32], time: usize, heads: usize, width: usize) -> Vec<Self> {
-        let sequence = time * heads * width;
+        let sequence = time.checked_mul(heads).and_then(|rows| rows.checked_mul(width)).unwrap_or(0);
         assert!(sequence > 0 && data.len().is_multiple_of(sequence), "not whole sequences of heads");
         let of_sequence = |sequence: &'a mut [f32]| {
             let first = sequence.as_mut_ptr();
@@ -70,6 +70,16 @@ mod tests {
         }
         let sequence = &data[60..];
         assert_eq!(row(sequence, heads, width, 2, 3), [24.0; 5]);
+    }
+
+    #[test]
+    fn sizes_that_wrap_around_are_refused() {
+        for (time, heads, width) in
+            [((1 << 62) + 1, 4, 1), (1 << 32, 1 << 32, 1), (4, usize::MAX, 2), (1 << 62, 2, 2)]
+        {
+            let split = || HeadMut::split(&mut [0.0; 4], time, heads, width).len();
+            assert!(std::panic::catch_unwind(split).is_err(), "{time} {heads} {width}");
+        }
     }
 
     #[test]

@@ -40,6 +40,7 @@
 
 mod adam;
 mod attention;
+mod block_format;
 mod cached_attention;
 mod cross_entropy;
 mod embedding;
@@ -66,6 +67,7 @@ pub use attention::{
     Attention, AttentionGradients, AttentionOutput, AttentionShape, LatentGradients, LatentShape,
     causal_attention, causal_attention_backward, latent_attention, latent_attention_backward,
 };
+pub use block_format::{BlockError, BlockFormat};
 pub use cached_attention::{CachedAttentionShape, Seen, cached_attention};
 pub use cross_entropy::{
     LinearCrossEntropy, LinearCrossEntropyGradients, TargetScore, linear_cross_entropy, linear_target_scores,
@@ -90,4 +92,4 @@ pub use short_convolution::{
     ShortConvolution, ShortConvolutionGradients, ShortConvolutionShape, ShortConvolutionWeights,
     short_convolution, short_convolution_backward,
 };
-pub use swiglu::{swiglu, swiglu_backward};
+pub use swiglu::{geglu, swiglu, swiglu_backward};

@@ -20,7 +20,8 @@ const NORM_EPSILON: f32 = 1e-7;
 /// # Panics
 /// When `matrices` is not a whole number of matrices.
 pub fn newton_schulz(matrices: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let size = rows * columns;
+    // A product that does not fit is no length of a slice either.
+    let size = rows.checked_mul(columns).unwrap_or(0);
     assert!(
         size > 0 && matrices.len().is_multiple_of(size),
         "newton_schulz: {} values in matrices of {rows}x{columns}",
@@ -122,6 +123,20 @@ mod tests {
         for i in 0..rows {
             let norm = x[i * columns..][..columns].iter().map(|v| v * v).sum::<f32>().sqrt();
             assert!((0.6..1.3).contains(&norm), "{norm}");
+        }
+    }
+
+    #[test]
+    fn sizes_that_wrap_around_are_refused() {
+        for (rows, columns) in
+            [((1 << 62) + 1, 4), (4, (1 << 62) + 1), (1 << 33, 1 << 33), (usize::MAX, 2), (0, 4)]
+        {
+            let refused = std::panic::catch_unwind(|| newton_schulz(&[1.0; 4], rows, columns)).unwrap_err();
+            let message = refused.downcast_ref::<String>().unwrap();
+            assert!(
+                message.starts_with(&format!("newton_schulz: 4 values in matrices of {rows}x{columns}")),
+                "{message}"
+            );
         }
     }
 

@@ -27,7 +27,11 @@ impl<'a> Matrix<'a> {
 
     /// The `count` columns from `first` on, without moving anything.
     pub(crate) fn columns(self, first: usize, count: usize) -> Self {
-        assert!(first + count <= self.columns, "columns {first} to {} of {}", first + count, self.columns);
+        assert!(
+            first.checked_add(count).is_some_and(|end| end <= self.columns),
+            "{count} columns from {first} on, of {}",
+            self.columns
+        );
         let start = (first * self.column_stride).min(self.data.len());
         Self { data: &self.data[start..], columns: count, ..self }
     }
@@ -68,8 +72,15 @@ impl<'a> MatrixMut<'a> {
 /// Panics unless `rows` × `columns` at this stride lie within `len` values and rows do not overlap.
 fn check(len: usize, rows: usize, columns: usize, row_stride: usize) {
     assert!(row_stride >= columns, "row stride {row_stride} is less than the {columns} columns");
-    let needed = if rows == 0 || columns == 0 { 0 } else { (rows - 1) * row_stride + columns };
-    assert!(needed <= len, "{rows}x{columns} at row stride {row_stride} needs {needed} values, got {len}");
+    let needed = match rows {
+        0 => Some(0),
+        _ if columns == 0 => Some(0),
+        _ => (rows - 1).checked_mul(row_stride).and_then(|before| before.checked_add(columns)),
+    };
+    assert!(
+        needed.is_some_and(|needed| needed <= len),
+        "{rows}x{columns} at row stride {row_stride} needs more than the {len} values given",
+    );
 }
 
 /// How many threads one product may use.
@@ -163,6 +174,21 @@ fn transpose_from(data: &[f32], rows: usize, columns: usize, first_column: usize
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn sizes_that_wrap_around_are_refused() {
+        let refuses =
+            |make: &dyn Fn()| assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(make)).is_err());
+        let data = [1.0; 4];
+        for (rows, columns, stride) in
+            [((1 << 62) + 1, 4, 4), (usize::MAX, 2, 2), (2, 2, usize::MAX), (3, 1, 1 << 63)]
+        {
+            refuses(&|| drop(Matrix::strided(&data, rows, columns, stride)));
+            refuses(&|| drop(MatrixMut::strided(&mut [1.0; 4], rows, columns, stride).rows));
+        }
+        refuses(&|| drop(Matrix::new(&data, 2, 2).columns(1, usize::MAX)));
+        assert_eq!(Matrix::strided(&data, 2, 1, 3).rows, 2);
+    }
 
     fn values(len: usize, seed: u32) -> Vec<f32> {
         (0..len as u32)

@@ -1,4 +1,4 @@
-//! The gated activation of a feed-forward block: silu(gate) · up (Shazeer 2020, arXiv 2002.05202).
+//! The gated activations of a feed-forward block: silu(gate) · up and gelu(gate) · up (Shazeer 2020, arXiv 2002.05202).
 
 use crate::parallel::{self, block_rows};
 use crate::simd::{sigmoid, vectorized};
@@ -9,6 +9,31 @@ use crate::simd::{sigmoid, vectorized};
 /// # Panics
 /// When `width` is 0 or `gate_up` is not a whole number of rows.
 pub fn swiglu(gate_up: &[f32], width: usize) -> Vec<f32> {
+    gated(
+        gate_up,
+        width,
+        #[inline(always)]
+        |gate| gate * sigmoid(gate),
+    )
+}
+
+/// As [`swiglu`], with gelu(gate) · up in the approximation by tanh (Hendrycks & Gimpel 2016, arXiv 1606.08415):
+/// gelu(x) = x·(1 + tanh z)/2 = x·σ(2z) with z = √(2/π)·(x + 0.044715·x³).
+///
+/// # Panics
+/// As [`swiglu`].
+pub fn geglu(gate_up: &[f32], width: usize) -> Vec<f32> {
+    /// 2·√(2/π).
+    const FACTOR: f32 = 1.595_769_1;
+    gated(
+        gate_up,
+        width,
+        #[inline(always)]
+        |gate| gate * sigmoid(FACTOR * gate * (0.044_715 * gate).mul_add(gate, 1.0)),
+    )
+}
+
+fn gated(gate_up: &[f32], width: usize, activation: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
     check(gate_up, width);
     let mut output = vec![0.0; gate_up.len() / 2];
     let block = block_rows(3 * width);
@@ -20,7 +45,7 @@ pub fn swiglu(gate_up: &[f32], width: usize) -> Vec<f32> {
                 for (row, output) in gate_up.chunks_exact(2 * width).zip(output.chunks_exact_mut(width)) {
                     let (gate, up) = row.split_at(width);
                     for ((y, &g), &u) in output.iter_mut().zip(gate).zip(up) {
-                        *y = g * sigmoid(g) * u;
+                        *y = activation(g) * u;
                     }
                 }
             },
@@ -107,6 +132,18 @@ mod tests {
             .flat_map(|(row, grad)| swiglu_backward(grad, row, width))
             .collect();
         assert_eq!(swiglu_backward(&grad, &x, width), by_row);
+    }
+
+    #[test]
+    fn geglu_is_the_approximation_by_tanh() {
+        for step in -100..=100 {
+            let x = f64::from(step) / 10.0;
+            let z = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
+            let expected = 1.5 * 0.5 * x * (1.0 + z.tanh());
+            let found = f64::from(geglu(&[x as f32, 1.5], 1)[0]);
+            assert!((found - expected).abs() < 1e-6 * (1.0 + expected.abs()), "{x}: {found}, not {expected}");
+        }
+        assert_eq!(geglu(&[-1e20, 2.0], 1), [-0.0]);
     }
 
     #[test]

@@ -5,9 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Map, Value, json};
 
 use crate::api::Endpoint;
-use engram_infer::TextCodec;
-use engram_infer::TokenLogprob;
-use engram_infer::{Finish, GeneratedToken, PositionGates, Summary};
+use engram_infer::{Finish, GeneratedToken, PositionGates, Summary, TextCodec, TokenLogprob};
 
 /// What all parts of an answer have in common.
 #[derive(Debug, Clone)]

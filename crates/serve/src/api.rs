@@ -7,10 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use engram_infer::Sampling;
-use engram_infer::TextCodec;
-use engram_infer::{ChatTemplate, Message};
-use engram_infer::{Failure, Refusal, Request};
+use engram_infer::{ChatTemplate, Failure, Message, Refusal, Request, Sampling, TextCodec};
 
 /// Whether a text is completed or a conversation continued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -30,10 +30,7 @@ use tokio::time::timeout;
 
 use crate::answer::{self, Choice, Heading};
 use crate::api::{ApiError, Asked, Body, Endpoint, Terms};
-use engram_infer::ChatTemplate;
-use engram_infer::Engine;
-use engram_infer::Event;
-use engram_infer::TextCodec;
+use engram_infer::{ChatTemplate, Engine, Event, TextCodec};
 
 /// What a server allows its clients.
 #[derive(Debug, Clone)]

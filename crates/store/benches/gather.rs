@@ -8,8 +8,7 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput};
-use engram_address::AddressIdentity;
-use engram_store::{RowFormat, RowSource, Storage, Table, TableOrigin};
+use engram_store::{AddressIdentity, RowFormat, RowSource, Storage, Table, TableOrigin};
 
 const ROWS: u64 = 1 << 24;
 const WIDTH: usize = 128;

@@ -12,8 +12,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use engram_address::AddressIdentity;
-use engram_store::{RowFormat, RowSource, Storage, Table, TableOrigin};
+use engram_store::{AddressIdentity, RowFormat, RowSource, Storage, Table, TableOrigin};
 
 /// Ids in a batch: some 40 tokens of V4.1's addressing, 700, and 5500.
 const BATCHES: [usize; 3] = [1 << 10, 1 << 14, 1 << 17];

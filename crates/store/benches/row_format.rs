@@ -8,8 +8,7 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput};
-use engram_address::AddressIdentity;
-use engram_store::{RowFormat, RowInit, RowSource, Storage, Table, TableOrigin, TableScale};
+use engram_store::{AddressIdentity, RowFormat, RowInit, RowSource, Storage, Table, TableOrigin, TableScale};
 
 const WIDTH: usize = 256;
 const ROWS: usize = 512;

@@ -8,8 +8,9 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion};
-use engram_address::AddressIdentity;
-use engram_store::{DistinctRows, RowInit, RowOptimizer, Storage, TableOrigin, TrainableTable};
+use engram_store::{
+    AddressIdentity, DistinctRows, RowInit, RowOptimizer, Storage, TableOrigin, TrainableTable,
+};
 
 const ROWS: u64 = 1_000_000;
 const WIDTH: usize = 64;

@@ -11,9 +11,9 @@
 use std::process::Command;
 use std::time::Instant;
 
-use engram_address::AddressIdentity;
 use engram_store::{
-    DirectOptions, DirectTable, RowFormat, RowSource, Table, TableHeader, TableOrigin, TableWriter,
+    AddressIdentity, DirectOptions, DirectTable, RowFormat, RowSource, Table, TableHeader, TableOrigin,
+    TableWriter,
 };
 
 const WIDTH: usize = 1024;

@@ -11,8 +11,9 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use engram_address::AddressIdentity;
-use engram_store::{RedisTable, RowFormat, RowSource, Storage, StoreError, Table, TableOrigin};
+use engram_store::{
+    AddressIdentity, RedisTable, RowFormat, RowSource, Storage, StoreError, Table, TableOrigin,
+};
 
 const ROWS: u64 = 1_000_000;
 const WIDTH: usize = 256;

@@ -10,7 +10,7 @@
 
 use rayon::prelude::*;
 
-use crate::row_optimizer::RowsMut;
+use crate::records::RecordsMut;
 
 /// One step's constants.
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +31,7 @@ const BLOCK_ROWS: usize = 256;
 impl BalancedStep {
     /// Steps the rows `ids` (ascending, all inside `rows`) with gradients \[ids, width\]. Beside what it is given it
     /// takes as much memory as the gradients.
-    pub(crate) fn apply(self, rows: &mut RowsMut<'_>, ids: &[u64], grads: &[f32]) {
+    pub(crate) fn apply(self, rows: &mut RecordsMut<'_>, ids: &[u64], grads: &[f32]) {
         let width = rows.widths[0];
         let mut update = grads.to_vec();
         rows.reborrow().for_each(ids, &mut update, &|record, update| {

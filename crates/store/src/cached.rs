@@ -7,8 +7,8 @@ use quick_cache::unsync::Cache;
 use quick_cache::{DefaultHashBuilder, Lifecycle, UnitWeighter};
 
 use crate::distinct_rows::DistinctRows;
-use crate::error::{Result, StoreError};
-use crate::memory::{Region, Storage};
+use crate::error::{Result, StoreError, check_rows};
+use crate::memory::{Buffer, Region, Storage};
 use crate::row_format::RowFormat;
 use crate::row_source::{RowSource, check_read};
 
@@ -165,7 +165,9 @@ impl Shard {
             self.used - 1
         });
         let start = place as usize * row.len();
-        self.rows.bytes_mut()[start..start + row.len()].copy_from_slice(row);
+        self.rows
+            .stretch()
+            .change(start, row.len(), &mut Buffer::default(), |kept| kept.copy_from_slice(row));
         self.places.insert_with_lifecycle(id, place, &mut self.free);
     }
 }
@@ -186,6 +188,14 @@ impl<S: RowSource> RowSource for Cached<S> {
 
     fn format(&self) -> RowFormat {
         self.source.format()
+    }
+
+    /// Of the rows that are not kept; which rows stay does not change.
+    fn prefetch(&self, ids: &[u64]) -> Result<()> {
+        check_rows(ids, self.rows())?;
+        let missing = |id: &u64| !self.lock(shard_of(*id)).places.contains_key(id);
+        let missing: Vec<u64> = ids.iter().copied().filter(missing).collect();
+        if missing.is_empty() { Ok(()) } else { self.source.prefetch(&missing) }
     }
 
     fn read(&self, ids: &[u64], out: &mut [u8]) -> Result<()> {

@@ -9,7 +9,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
 
 use crate::error::{Result, StoreError};
-use crate::new_file::read_exact_at;
+use crate::positioned::read_exact_at;
 
 /// The name that the index of a checkpoint in several files has.
 pub(crate) const INDEX_NAME: &str = "model.safetensors.index.json";

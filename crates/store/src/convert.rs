@@ -7,10 +7,10 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use crate::error::Result;
-use crate::new_file::{Progress, go_on};
+use crate::origin::TableOrigin;
+use crate::progress::{Progress, report};
 use crate::row_format::{RowFormat, TableScale};
 use crate::row_source::RowSource;
-use crate::table_file::TableOrigin;
 use crate::table_reader::{TableReader, decode};
 use crate::table_writer::{TableWriter, rows_per_chunk};
 
@@ -41,7 +41,7 @@ pub fn convert(
         } else {
             push_measured(&mut target, first, &values, &mut kept, &mut meter)?;
         }
-        go_on(progress, Progress { done: target.rows_written(), total: header.rows })?;
+        report(progress, Progress { done: target.rows_written(), total: header.rows })?;
     }
     target.finish()?;
     Ok(meter.quality())
@@ -70,7 +70,7 @@ pub fn save_rows(
         values.resize(ids.len() * width, 0.0);
         source.gather(&ids, &mut values)?;
         push_measured(&mut target, first, &values, &mut kept, &mut meter)?;
-        go_on(progress, Progress { done: target.rows_written(), total: rows })?;
+        report(progress, Progress { done: target.rows_written(), total: rows })?;
     }
     target.finish()?;
     Ok(meter.quality())
@@ -91,7 +91,7 @@ pub fn table_scale(
     while let Some(first) = source.next_values(&mut values)? {
         let magnitudes = values.par_iter().map(|value| value.abs()).filter(|value| value.is_finite());
         largest = largest.max(magnitudes.reduce(|| 0.0, f32::max));
-        go_on(progress, Progress { done: first + (values.len() / width) as u64, total })?;
+        report(progress, Progress { done: first + (values.len() / width) as u64, total })?;
     }
     Ok(TableScale::for_largest(largest))
 }

@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{Ordering, compiler_fence};
 
-use crate::memory::{LINE, prefetch, prefetch_lines, rows_ahead};
-use crate::row_format::vectorized;
+use crate::cache_line::{LINE, prefetch, prefetch_lines, rows_ahead};
+use crate::simd::vectorized;
 
 /// Copies the `row_bytes` bytes that begin at byte `id * stride` of `rows`, for each of `ids`, to `out`
 /// \[ids, row bytes\].
@@ -65,21 +65,21 @@ impl CopyRows<'_> {
     }
 
     #[inline(always)]
-    fn run(self, ask: impl Fn(&[u8], usize, usize), copy: impl Fn(&[u8], &mut [u8])) {
+    fn run(self, ask: impl Fn(*const u8, usize), copy: impl Fn(&[u8], &mut [u8])) {
         let Self { rows, stride, row_bytes, ids, out } = self;
-        let ahead = rows_ahead(row_bytes).min(ids.len());
+        let (start, ahead) = (rows.as_ptr(), rows_ahead(row_bytes).min(ids.len()));
         // Values are moved into the loop: read through references, each is loaded anew after every part is written.
         vectorized(
             #[inline(always)]
             move || {
                 for &id in &ids[..ahead] {
-                    ask(rows, id as usize * stride, row_bytes);
+                    ask(start.wrapping_add(id as usize * stride), row_bytes);
                 }
                 // Two loops, neither of which asks at each row whether there is one to ask for.
                 let (out, out_of_last) = out.split_at_mut((ids.len() - ahead) * row_bytes);
                 for ((&id, &later), out) in ids.iter().zip(&ids[ahead..]).zip(out.chunks_exact_mut(row_bytes))
                 {
-                    ask(rows, later as usize * stride, row_bytes);
+                    ask(start.wrapping_add(later as usize * stride), row_bytes);
                     copy(&rows[id as usize * stride..][..row_bytes], out);
                 }
                 for (&id, out) in ids[ids.len() - ahead..].iter().zip(out_of_last.chunks_exact_mut(row_bytes))

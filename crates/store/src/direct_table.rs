@@ -10,13 +10,15 @@ use std::time::Duration;
 
 use crate::distinct_rows::DistinctRows;
 use crate::error::{Result, StoreError};
-use crate::new_file::Progress;
-use crate::read_queue::{Failed, ReadQueue, ReadThreads, Reader, Span};
+use crate::origin::TableOrigin;
+use crate::progress::Progress;
+use crate::read_queue::{ReadQueue, ReadThreads, Reader};
 use crate::row_format::RowFormat;
 use crate::row_source::{RowSource, check_gather, check_read};
-use crate::table_file::{TableFile, TableHeader, TableOrigin};
+use crate::span::{Failed, Span};
+use crate::table_file::{TableFile, TableHeader};
 use crate::table_reader::CheckedBlocks;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", feature = "io-uring"))]
 use crate::uring::Uring;
 
 /// What disks read at once, and what reads that pass the page cache must begin and end at.
@@ -187,7 +189,7 @@ impl DirectTable {
         self.try_out(lane)
     }
 
-    #[cfg(target_os = "linux")]
+    #[cfg(all(target_os = "linux", feature = "io-uring"))]
     fn try_uring(&mut self) -> io::Result<()> {
         self.path.queue = QueueKind::IoUring;
         let lane = self.new_lane()?;
@@ -196,9 +198,10 @@ impl DirectTable {
         self.try_out(lane).inspect_err(|_| self.path.registered = false)
     }
 
-    #[cfg(not(target_os = "linux"))]
+    #[cfg(not(all(target_os = "linux", feature = "io-uring")))]
     fn try_uring(&mut self) -> io::Result<()> {
-        Err(io::Error::new(io::ErrorKind::Unsupported, "it is of Linux only"))
+        let why = "available only on Linux, with the feature io-uring of engram-store";
+        Err(io::Error::new(io::ErrorKind::Unsupported, why))
     }
 
     /// Reads the header's page; keeps the lane if that works.
@@ -214,9 +217,9 @@ impl DirectTable {
     fn new_lane(&self) -> io::Result<Lane> {
         let (file, depth) = (Arc::clone(&self.direct), self.options.depth);
         let queue = match &self.threads {
-            #[cfg(target_os = "linux")]
+            #[cfg(all(target_os = "linux", feature = "io-uring"))]
             None => ReadQueue::Uring(Box::new(Uring::new(file, depth, self.buffer_bytes)?)),
-            #[cfg(not(target_os = "linux"))]
+            #[cfg(not(all(target_os = "linux", feature = "io-uring")))]
             None => return Err(io::ErrorKind::Unsupported.into()),
             Some(threads) => {
                 let depth = depth.min(MOST_THREADS);

@@ -2,12 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::table_file::{ContentHash, TableOrigin};
+use crate::origin::{ContentHash, TableOrigin};
 
 /// The store's result.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
-/// A failure of the store. No variant is ever softened into a default: the operation had no effect.
+/// A failure of the store. No variant is ever softened into a default.
+///
+/// A refused argument changes nothing. A reader or writer that fails in the middle of its work is
+/// [poisoned](Self::Poisoned): what it had done so far is not to be relied on, and no later call succeeds.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
@@ -49,6 +52,36 @@ pub enum StoreError {
         row: u64,
         /// Its index in the update.
         position: usize,
+        /// The first such value of the row.
+        value: f32,
+    },
+
+    /// A gradient is finite, but its square is not, or not in sum over the row.
+    #[error(
+        "the gradient of row {row}, at position {position} of the update, holds {value:e}, but the optimiser squares \
+         gradients, which overflows above {largest:e}; clip gradients, or skip this step"
+    )]
+    GradientTooLarge {
+        /// The row's id.
+        row: u64,
+        /// Its index in the update.
+        position: usize,
+        /// The first such value of the row.
+        value: f32,
+        /// The largest magnitude that a table of this width takes.
+        largest: f32,
+    },
+
+    /// A row, or its optimiser state, is NaN or infinite.
+    #[error(
+        "{what} of row {row} holds {value}, which training would keep forever; resume from an older checkpoint with a \
+         lower rate"
+    )]
+    StateNotFinite {
+        /// Values, or which state.
+        what: &'static str,
+        /// The row's id.
+        row: u64,
         /// The first such value of the row.
         value: f32,
     },
@@ -129,6 +162,16 @@ pub enum StoreError {
         path: PathBuf,
         /// What is different.
         change: String,
+    },
+
+    /// A reader or writer was used after it failed.
+    #[error(
+        "{}: an earlier error ended this reading or writing; begin it again from the start",
+        path.display()
+    )]
+    Poisoned {
+        /// The file that was read, or was to be written.
+        path: PathBuf,
     },
 
     /// The disk under a scratch file failed.

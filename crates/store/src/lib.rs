@@ -29,8 +29,7 @@
 //! * [`RowUse`] and [`ReuseDistances`]: how a corpus uses a table, and how often a cache would have the row.
 //!
 //! ```
-//! use engram_address::AddressIdentity;
-//! use engram_store::{
+//! use engram_store::{AddressIdentity,
 //!     DistinctRows, RowInit, RowOptimizer, RowSource, Storage, Table, TableOrigin, TrainableTable,
 //! };
 //!
@@ -58,7 +57,7 @@
 //! let resumed = TrainableTable::load(&path, &origin, &Storage::Ram)?;
 //! assert_eq!(resumed.step(), 1);
 //! Table::open(&path, &origin)?.gather(distinct.ids(), &mut rows)?;
-//! assert_eq!(rows[..64], *resumed.row(3)?);
+//! assert_eq!(rows[..64], resumed.row(3)?);
 //!
 //! // An id that is not a row is never clamped.
 //! let wrong = table.gather(&[5, 100_003], &mut [0.0; 128]).unwrap_err().to_string();
@@ -67,16 +66,28 @@
 //! # }
 //! ```
 
+// Some parts are there for features that may be off.
+#![cfg_attr(
+    not(all(feature = "cache", feature = "safetensors", feature = "sigbus", feature = "train")),
+    allow(dead_code)
+)]
+
 #[cfg(target_endian = "big")]
 compile_error!(
     "rows are kept little-endian, as they are on disk; big-endian machines would need to swap them"
 );
 
+#[cfg(feature = "train")]
 mod balanced_momentum;
+mod cache_line;
+#[cfg(feature = "cache")]
 mod cached;
+#[cfg(feature = "safetensors")]
 mod checkpoint;
+#[cfg(feature = "write")]
 mod convert;
 mod copy_rows;
+mod deadline;
 mod direct_table;
 mod distinct_rows;
 mod error;
@@ -84,15 +95,25 @@ mod file_stamp;
 mod float16;
 pub mod fp8;
 mod grouped_int;
+mod header_page;
 mod mapping;
 mod memory;
+#[cfg(feature = "write")]
 mod new_file;
+mod origin;
 mod overlay;
+mod positioned;
 mod prefetch;
+mod progress;
+#[cfg(feature = "safetensors")]
 mod published;
 mod read_queue;
+#[cfg(feature = "train")]
+mod records;
 #[cfg(feature = "redis")]
 mod redis_cluster;
+#[cfg(feature = "redis")]
+mod redis_connection;
 #[cfg(feature = "redis")]
 mod redis_table;
 mod reuse_distances;
@@ -101,35 +122,52 @@ mod row_init;
 mod row_optimizer;
 mod row_source;
 mod row_use;
+mod simd;
+mod span;
+mod split_mix;
 mod table;
 pub mod table_file;
 mod table_reader;
+#[cfg(feature = "write")]
 mod table_writer;
+#[cfg(feature = "train")]
 mod trainable_table;
-#[cfg(target_os = "linux")]
+mod until_error;
+#[cfg(all(target_os = "linux", feature = "io-uring"))]
 mod uring;
 
+pub use engram_identity::{AddressIdentity, NotHexadecimal};
+
+#[cfg(feature = "cache")]
 pub use cached::{CacheCounts, Cached};
+#[cfg(feature = "safetensors")]
 pub use checkpoint::Checkpoint;
+#[cfg(feature = "write")]
 pub use convert::{Quality, QualityMeter, convert, save_rows, table_scale};
 pub use direct_table::{DirectOptions, DirectTable, QueueKind, ReadPath};
 pub use distinct_rows::DistinctRows;
 pub use error::{Result, StoreError};
 pub use memory::Storage;
-pub use new_file::Progress;
-pub use overlay::{Overlaid, Overlay, OverlayWriter};
+pub use origin::{ContentHash, TableOrigin};
+#[cfg(feature = "write")]
+pub use overlay::OverlayWriter;
+pub use overlay::{Overlaid, Overlay};
 pub use prefetch::{FetchedRows, PrefetchOptions, Prefetcher, Ticket};
+pub use progress::Progress;
+#[cfg(feature = "safetensors")]
 pub use published::{TableTensors, export, import};
 #[cfg(feature = "redis")]
-pub use redis_table::RedisTable;
+pub use redis_table::{RedisTable, StoredContent};
 pub use reuse_distances::ReuseDistances;
 pub use row_format::{RowFormat, TableScale, VALUES_PER_SCALE};
-pub use row_init::RowInit;
+pub use row_init::{LARGEST_DEVIATION, RowInit};
 pub use row_optimizer::RowOptimizer;
 pub use row_source::RowSource;
 pub use row_use::{HeadUse, NGramUse, RowUse, expected_colliding, expected_used};
 pub use table::Table;
-pub use table_file::{ContentHash, TableHeader, TableOrigin};
+pub use table_file::TableHeader;
 pub use table_reader::TableReader;
+#[cfg(feature = "write")]
 pub use table_writer::TableWriter;
+#[cfg(feature = "train")]
 pub use trainable_table::TrainableTable;

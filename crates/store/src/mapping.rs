@@ -10,31 +10,40 @@
 //! Faults anywhere else go to the handler that was there before. A library that later installs its own handler
 //! for SIGBUS without passing foreign faults on takes this protection away.
 
-use std::ops::{Deref, DerefMut};
+use memmap2::MmapRaw;
 
 /// A mapping under the protection of the handler.
+///
+/// No reference to its bytes is ever made: the handler, or another process, may change them at any moment, which a
+/// `&[u8]` promises will not happen. They are copied in and out.
 #[derive(Debug)]
-pub(crate) struct Watched<M> {
-    map: M,
-    #[cfg(unix)]
+pub(crate) struct Watched {
+    map: MmapRaw,
+    #[cfg(all(unix, feature = "sigbus"))]
     watch: &'static handler::Watch,
 }
 
-impl<M: Deref<Target = [u8]>> Watched<M> {
-    pub(crate) fn new(map: M) -> std::io::Result<Self> {
+impl Watched {
+    pub(crate) fn new(map: impl Into<MmapRaw>) -> std::io::Result<Self> {
+        let map = map.into();
         Ok(Self {
-            #[cfg(unix)]
+            #[cfg(all(unix, feature = "sigbus"))]
             watch: handler::watch(map.as_ptr() as usize, map.len())?,
             map,
         })
     }
 
-    /// The first byte of the mapping that could not be had, once there was one. Everything that was read from
+    /// The mapping.
+    pub(crate) fn map(&self) -> &MmapRaw {
+        &self.map
+    }
+
+    /// The first byte of the mapping that was not delivered, once there was one. Everything that was read from
     /// the mapping before a `None` is true, nothing that was read before a `Some` may be used.
     pub(crate) fn fault(&self) -> Option<u64> {
-        #[cfg(unix)]
+        #[cfg(all(unix, feature = "sigbus"))]
         return self.watch.fault();
-        #[cfg(not(unix))]
+        #[cfg(not(all(unix, feature = "sigbus")))]
         None
     }
 
@@ -49,34 +58,20 @@ impl<M: Deref<Target = [u8]>> Watched<M> {
         assert!(start <= bytes && out.len() <= bytes - start, "bytes inside the mapping");
         // SAFETY: the range is inside the mapping, as asserted, and `out`, a unique reference, cannot overlap
         // it. The mapping's bytes may change under our hands; they are only copied, and any byte is a valid u8.
-        // Pages that cannot be had become zeros in the handler.
+        // Pages that are not delivered become zeros in the handler.
         unsafe { std::ptr::copy_nonoverlapping(self.map.as_ptr().add(start), out.as_mut_ptr(), out.len()) }
     }
 }
 
-impl<M: Deref<Target = [u8]>> Deref for Watched<M> {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.map
-    }
-}
-
-impl<M: DerefMut<Target = [u8]>> DerefMut for Watched<M> {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.map
-    }
-}
-
-#[cfg(unix)]
-impl<M> Drop for Watched<M> {
+#[cfg(all(unix, feature = "sigbus"))]
+impl Drop for Watched {
     fn drop(&mut self) {
         // Before the map, a field, is unmapped: its addresses may then become anyone's.
         self.watch.release();
     }
 }
 
-#[cfg(unix)]
+#[cfg(all(unix, feature = "sigbus"))]
 mod handler {
     use std::io;
     use std::mem::MaybeUninit;
@@ -257,14 +252,14 @@ mod handler {
     }
 }
 
-#[cfg(all(test, unix))]
+#[cfg(all(test, unix, feature = "sigbus"))]
 #[allow(clippy::unwrap_used)] // clippy counts only functions marked #[test] as tests
 mod tests {
     use super::*;
     use memmap2::{Mmap, MmapMut};
     use std::process::Command;
 
-    fn mapped(bytes: u64) -> (std::fs::File, Watched<Mmap>) {
+    fn mapped(bytes: u64) -> (std::fs::File, Watched) {
         let file = tempfile::tempfile().unwrap();
         file.set_len(bytes).unwrap();
         // SAFETY: read through `Watched::copy` only.
@@ -273,7 +268,7 @@ mod tests {
     }
 
     /// Reads, even where the optimiser sees that nobody uses the result.
-    fn touch(map: &Watched<Mmap>, start: usize) -> [u8; 8] {
+    fn touch(map: &Watched, start: usize) -> [u8; 8] {
         let mut out = [1; 8];
         map.copy(start, &mut out);
         std::hint::black_box(out)
@@ -304,9 +299,10 @@ mod tests {
         file.set_len(8192).unwrap();
         // SAFETY: the file has no name, and is shortened before its one mapping is used.
         let map = unsafe { MmapMut::map_mut(&file) }.unwrap();
-        let mut map = Watched::new(map).unwrap();
+        let map = Watched::new(map).unwrap();
         file.set_len(0).unwrap();
-        map[5000] = 1;
+        // SAFETY: inside the mapping, of which nobody has a reference.
+        unsafe { map.map().as_mut_ptr().add(5000).write(1) };
         assert_eq!(map.fault(), Some(4096 + 904));
     }
 

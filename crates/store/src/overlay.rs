@@ -1,23 +1,34 @@
 //! Changed rows on top of a table that stays as it is.
 
+#[cfg(feature = "write")]
 use std::collections::BTreeMap;
 use std::fs::File;
+#[cfg(feature = "write")]
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Result, StoreError, check_length, check_rows};
-use crate::new_file::{NewFile, Progress, go_on, read_exact_at};
+use engram_identity::AddressIdentity;
+
+#[cfg(feature = "write")]
+use crate::error::check_length;
+use crate::error::{Result, StoreError, check_rows};
+use crate::header_page::{FieldReader, HEADER_BYTES, HeaderPage, content, is_sealed};
+#[cfg(feature = "write")]
+use crate::header_page::{FieldWriter, Start};
+#[cfg(feature = "write")]
+use crate::new_file::NewFile;
+use crate::origin::{ContentHash, TableOrigin};
+use crate::positioned::read_exact_at;
+#[cfg(feature = "write")]
+use crate::progress::{Progress, report};
 use crate::row_format::RowFormat;
 use crate::row_source::{RowSource, check_gather, check_read};
-use crate::table_file::{ContentHash, HEADER_BYTES, HEADER_HASHED, TableHeader, TableOrigin, field};
+use crate::table_file::TableHeader;
+#[cfg(feature = "write")]
 use crate::table_writer::{TableWriter, rows_per_chunk};
 
 const MAGIC: [u8; 8] = *b"ENGRAMOV";
 const VERSION: u32 = 1;
-/// Where the hash of what lies below is in the header.
-const BELOW: usize = 80;
-/// Where the hash of ids and rows is.
-const BODY: usize = 112;
 
 /// A few changed rows of one table, from a file: a fine-tuned or edited memory, as small as what it changes.
 ///
@@ -67,7 +78,7 @@ impl Overlay {
         }
         let mut head = [0; HEADER_BYTES];
         read_exact_at(&file, &mut head, 0).map_err(failed(0))?;
-        let (header, changed) = parse(&head, path)?;
+        let OverlayHeader { table: header, changed, below, body: hash } = OverlayHeader::parse(&head, path)?;
         // Neither can overflow: a table has less than 2^60 bytes, and no overlay more rows than its table.
         let row_bytes = header.format.bytes_per_row(header.width);
         let (id_bytes, body) = (8 * changed, changed * (8 + row_bytes as u64));
@@ -78,7 +89,7 @@ impl Overlay {
         }
         let mut rows = vec![0; body as usize];
         read_exact_at(&file, &mut rows, HEADER_BYTES as u64).map_err(failed(HEADER_BYTES as u64))?;
-        if blake3::hash(&rows).as_bytes()[..] != head[BODY..BODY + 32] {
+        if *blake3::hash(&rows).as_bytes() != hash {
             let problem = "ids and rows do not match their checksum";
             return Err(StoreError::damaged(path, HEADER_BYTES as u64, problem));
         }
@@ -87,8 +98,7 @@ impl Overlay {
         rows.drain(..id_bytes as usize);
         check_ids(&ids, header.rows, path)?;
         let ranges = ranges(&ids, header.rows);
-        let (below, content) = (ContentHash::from_bytes(field(&head, BELOW)), ContentHash::of_header(&head));
-        Ok(Self { path: path.to_owned(), header, below, content, ids, rows, ranges })
+        Ok(Self { path: path.to_owned(), header, below, content: content(&head), ids, rows, ranges })
     }
 
     /// What it was made for: the content of a table file or of another overlay.
@@ -161,41 +171,75 @@ fn check_ids(ids: &[u64], rows: u64, path: &Path) -> Result<()> {
     }
 }
 
-/// The table that the overlay is for, and how many rows it changes.
-fn parse(head: &[u8; HEADER_BYTES], path: &Path) -> Result<(TableHeader, u64)> {
-    let refuse = |at: usize, problem: String| Err(StoreError::not_an_overlay(path, at as u64, problem));
-    if head[..8] != MAGIC {
-        return refuse(0, "it does not begin with ENGRAMOV; pass a file that an OverlayWriter saved".into());
+/// What an overlay's header says.
+struct OverlayHeader {
+    /// Of the table that it is for.
+    table: TableHeader,
+    changed: u64,
+    below: ContentHash,
+    /// BLAKE3 of ids and rows.
+    body: [u8; 32],
+}
+
+impl OverlayHeader {
+    fn parse(page: &HeaderPage, path: &Path) -> Result<Self> {
+        let refuse = |at: u64, problem: String| Err(StoreError::not_an_overlay(path, at, problem));
+        let (start, mut fields) = FieldReader::new(page);
+        if start.magic != MAGIC {
+            let problem = "it does not begin with ENGRAMOV; pass a file that an OverlayWriter saved";
+            return refuse(0, problem.into());
+        }
+        if start.version != VERSION {
+            let problem = format!("version {}, but this program reads version {VERSION}", start.version);
+            return refuse(8, problem);
+        }
+        if !is_sealed(page) {
+            return Err(StoreError::damaged(path, 0, "the header does not match its checksum"));
+        }
+        // From here on the bytes are those that were written, but not necessarily by a sane program.
+        let changed = u64::from_le_bytes(fields.take());
+        let (below, body) = (ContentHash::from_bytes(fields.take()), fields.take());
+        let _zeros: [u8; 8] = fields.take();
+        let format = match RowFormat::from_code(start.format, f32::from_le_bytes(fields.take())) {
+            Ok(format) => format,
+            Err(problem) => return refuse(12, problem),
+        };
+        let Ok(width) = usize::try_from(start.width) else {
+            return refuse(24, format!("rows of {} values do not fit this machine", start.width));
+        };
+        let origin =
+            TableOrigin { identity: AddressIdentity::from_bytes(start.identity), layer: start.layer };
+        let table = TableHeader { rows: start.rows, width, format, origin, training: None };
+        if let Err(impossible) = table.check() {
+            return refuse(16, impossible.to_string());
+        }
+        if changed > table.rows {
+            return refuse(72, format!("{changed} changed rows of a table of {}", table.rows));
+        }
+        Ok(Self { table, changed, below, body })
     }
-    let [version, code] = [8, 12].map(|at| u32::from_le_bytes(field(head, at)));
-    if version != VERSION {
-        return refuse(8, format!("version {version}, but this program reads version {VERSION}"));
+
+    #[cfg(feature = "write")]
+    fn to_page(&self) -> HeaderPage {
+        let TableHeader { rows, width, format, origin, .. } = &self.table;
+        let (code, scale) = format.to_code();
+        let mut fields = FieldWriter::new(&Start {
+            magic: MAGIC,
+            version: VERSION,
+            format: code,
+            rows: *rows,
+            width: *width as u64,
+            layer: origin.layer,
+            identity: *origin.identity.as_bytes(),
+        });
+        fields.put(self.changed.to_le_bytes()).put(*self.below.as_bytes()).put(self.body);
+        fields.put([0; 8]).put(scale.to_le_bytes());
+        fields.seal()
     }
-    if blake3::hash(&head[..HEADER_HASHED]).as_bytes()[..] != head[HEADER_HASHED..] {
-        return Err(StoreError::damaged(path, 0, "the header does not match its checksum"));
-    }
-    // From here on the bytes are those that were written, but not necessarily by a sane program.
-    let format = match RowFormat::from_code(code, f32::from_le_bytes(field(head, 152))) {
-        Ok(format) => format,
-        Err(problem) => return refuse(12, problem),
-    };
-    let [rows, width, layer] = [16, 24, 32].map(|at| u64::from_le_bytes(field(head, at)));
-    let changed = u64::from_le_bytes(field(head, 72));
-    let Ok(width) = usize::try_from(width) else {
-        return refuse(24, format!("rows of {width} values do not fit this machine"));
-    };
-    let identity = engram_address::AddressIdentity::from_bytes(field(head, 40));
-    let header = TableHeader { rows, width, format, origin: TableOrigin { identity, layer }, training: None };
-    if let Err(impossible) = header.check() {
-        return refuse(16, impossible.to_string());
-    }
-    if changed > rows {
-        return refuse(72, format!("{changed} changed rows of a table of {rows}"));
-    }
-    Ok((header, changed))
 }
 
 /// Collects changed rows for an [`Overlay`]: [`Overlaid::writer`] makes one.
+#[cfg(feature = "write")]
 #[derive(Clone, Debug)]
 pub struct OverlayWriter {
     header: TableHeader,
@@ -203,6 +247,7 @@ pub struct OverlayWriter {
     rows: BTreeMap<u64, Vec<u8>>,
 }
 
+#[cfg(feature = "write")]
 impl OverlayWriter {
     /// An overlay without rows for the table with this header and content, or for an overlay of this content
     /// on it.
@@ -250,28 +295,14 @@ impl OverlayWriter {
     pub fn save(&self, path: impl AsRef<Path>) -> Result<ContentHash> {
         let mut body: Vec<u8> = self.rows.keys().flat_map(|id| id.to_le_bytes()).collect();
         self.rows.values().for_each(|row| body.extend_from_slice(row));
-        let mut head = [0; HEADER_BYTES];
-        let mut put = |at: usize, field: &[u8]| head[at..at + field.len()].copy_from_slice(field);
-        let TableHeader { rows, width, format, origin, .. } = &self.header;
-        let (code, scale) = format.to_code();
-        put(0, &MAGIC);
-        put(8, &VERSION.to_le_bytes());
-        put(12, &code.to_le_bytes());
-        put(16, &rows.to_le_bytes());
-        put(24, &(*width as u64).to_le_bytes());
-        put(32, &origin.layer.to_le_bytes());
-        put(40, origin.identity.as_bytes());
-        put(72, &(self.rows.len() as u64).to_le_bytes());
-        put(BELOW, self.below.as_bytes());
-        put(BODY, blake3::hash(&body).as_bytes());
-        put(152, &scale.to_le_bytes());
-        let hash = blake3::hash(&head[..HEADER_HASHED]);
-        head[HEADER_HASHED..].copy_from_slice(hash.as_bytes());
+        let (table, changed) = (self.header.clone(), self.rows.len() as u64);
+        let body_hash = *blake3::hash(&body).as_bytes();
+        let head = OverlayHeader { table, changed, below: self.below, body: body_hash }.to_page();
         let file = NewFile::create(path.as_ref())?;
         file.write_all_at(&head, 0)?;
         file.write_all_at(&body, HEADER_BYTES as u64)?;
         file.persist()?;
-        Ok(ContentHash::of_header(&head))
+        Ok(content(&head))
     }
 }
 
@@ -279,8 +310,7 @@ impl OverlayWriter {
 /// only read; without its overlays it is what it was.
 ///
 /// ```
-/// # use engram_address::AddressIdentity;
-/// # use engram_store::{Overlaid, RowFormat, RowSource, Table, TableOrigin, TableReader, TableWriter};
+/// # use engram_store::{AddressIdentity, Overlaid, RowFormat, RowSource, Table, TableOrigin, TableReader, TableWriter};
 /// # let folder = tempfile::tempdir()?;
 /// # let (path, edits) = (folder.path().join("table"), folder.path().join("edits"));
 /// # let origin = TableOrigin { identity: AddressIdentity::from_bytes([7; 32]), layer: 1 };
@@ -367,6 +397,7 @@ impl<S: RowSource> Overlaid<S> {
     }
 
     /// Begins an overlay for the top of the stack.
+    #[cfg(feature = "write")]
     pub fn writer(&self) -> OverlayWriter {
         OverlayWriter::new(&self.header, self.content())
     }
@@ -385,7 +416,8 @@ impl<S: RowSource> Overlaid<S> {
     /// size. Progress is in rows.
     ///
     /// # Errors
-    /// If rows cannot be had, or the file system refuses `target`, which then is as it was.
+    /// If rows cannot be read, or the file system refuses `target`, which then is as it was.
+    #[cfg(feature = "write")]
     pub fn flatten(
         &self,
         target: impl AsRef<Path>,
@@ -401,9 +433,19 @@ impl<S: RowSource> Overlaid<S> {
             stored.resize(ids.len() * self.bytes_per_row(), 0);
             self.read(&ids, &mut stored)?;
             target.push_encoded(&stored)?;
-            go_on(progress, Progress { done: target.rows_written(), total })?;
+            report(progress, Progress { done: target.rows_written(), total })?;
         }
         target.finish()
+    }
+
+    /// Row `id` as the topmost overlay that changes it has it.
+    fn changed(&self, id: u64) -> Option<&[u8]> {
+        self.overlays.iter().rev().find_map(|overlay| overlay.row(id))
+    }
+
+    /// Those of `ids` that no overlay changes.
+    fn unchanged(&self, ids: &[u64]) -> Vec<u64> {
+        ids.iter().copied().filter(|&id| self.changed(id).is_none()).collect()
     }
 
     /// Fills `out` \[ids, per row\]: changed rows by `put`, all others by `fetch`, which gets their ids.
@@ -415,8 +457,7 @@ impl<S: RowSource> Overlaid<S> {
         put: impl Fn(&[u8], &mut [T]),
         fetch: impl Fn(&[u64], &mut [T]) -> Result<()>,
     ) -> Result<()> {
-        let changed = |id: u64| self.overlays.iter().rev().find_map(|overlay| overlay.row(id));
-        let rest: Vec<u64> = ids.iter().copied().filter(|&id| changed(id).is_none()).collect();
+        let rest = self.unchanged(ids);
         if rest.len() == ids.len() {
             return fetch(ids, out);
         }
@@ -424,7 +465,7 @@ impl<S: RowSource> Overlaid<S> {
         fetch(&rest, &mut fetched)?;
         let mut fetched = fetched.chunks_exact(per_row);
         for (&id, out) in ids.iter().zip(out.chunks_exact_mut(per_row)) {
-            if let Some(row) = changed(id) {
+            if let Some(row) = self.changed(id) {
                 put(row, out);
             } else if let Some(row) = fetched.next() {
                 out.copy_from_slice(row);
@@ -458,5 +499,12 @@ impl<S: RowSource> RowSource for Overlaid<S> {
         let format = self.format();
         let fetch = |ids: &[u64], out: &mut [f32]| self.base.gather(ids, out);
         self.assemble(ids, out, self.width(), |row, out| format.decode_row(row, out), fetch)
+    }
+
+    /// Of the rows that are not changed: the others are in memory.
+    fn prefetch(&self, ids: &[u64]) -> Result<()> {
+        check_rows(ids, self.rows())?;
+        let rest = self.unchanged(ids);
+        if rest.is_empty() { Ok(()) } else { self.base.prefetch(&rest) }
     }
 }

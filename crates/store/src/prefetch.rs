@@ -10,8 +10,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::PoisonError;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::deadline::Deadline;
 use crate::error::{Result, StoreError, check_length, check_rows};
 use crate::row_format::RowFormat;
 use crate::row_source::{RowSource, decode_rows};
@@ -46,8 +47,7 @@ impl Default for PrefetchOptions {
 /// Fetches rows from a source on threads of its own, ahead of their use and in bounded memory.
 ///
 /// ```
-/// # use engram_address::AddressIdentity;
-/// # use engram_store::{PrefetchOptions, Prefetcher, RowFormat, Storage, Table, TableOrigin};
+/// # use engram_store::{AddressIdentity, PrefetchOptions, Prefetcher, RowFormat, Storage, Table, TableOrigin};
 /// # fn main() -> engram_store::Result<()> {
 /// # let origin = TableOrigin { identity: AddressIdentity::from_bytes([7; 32]), layer: 1 };
 /// # let fill = |id: u64, row: &mut [f32]| row.fill(id as f32);
@@ -313,7 +313,7 @@ impl Exchange {
     }
 
     fn wait_for_room(exchange: &Arc<Self>, bytes: u64, limit: Duration) -> Result<Lease> {
-        let deadline = Instant::now() + limit;
+        let deadline = Deadline::after(limit);
         let mut state = exchange.lock();
         loop {
             if let Some(lease) = state.lend(exchange, bytes) {
@@ -432,7 +432,7 @@ impl Request {
     }
 
     fn wait(&self, limit: Duration) -> Result<(Vec<u8>, Lease)> {
-        let deadline = Instant::now() + limit;
+        let deadline = Deadline::after(limit);
         let mut progress = self.lock();
         loop {
             if let Some(taken) = progress.take() {
@@ -464,8 +464,9 @@ impl Progress {
     }
 }
 
-fn left(deadline: Instant) -> Option<Duration> {
-    Some(deadline.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero())
+/// What is left; none after the end.
+fn left(deadline: Deadline) -> Option<Duration> {
+    Some(deadline.left()).filter(|left| !left.is_zero())
 }
 
 fn wait<'a, T>(condition: &Condvar, guard: MutexGuard<'a, T>, limit: Duration) -> MutexGuard<'a, T> {
@@ -480,6 +481,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc;
     use std::task::Wake;
+    use std::time::Instant;
 
     const BYTES: u64 = 16;
 
@@ -552,6 +554,23 @@ mod tests {
                 Poll::Pending => std::thread::park_timeout(Duration::from_secs(5)),
             }
         }
+    }
+
+    #[test]
+    fn a_limit_without_end_is_one() {
+        let options =
+            PrefetchOptions { time_limit: Duration::MAX, bytes: 2 * BYTES, ..PrefetchOptions::default() };
+        let numbers = Arc::new(Numbers::default());
+        let prefetcher = Prefetcher::new(Arc::clone(&numbers), &options).unwrap();
+        let gate = numbers.gate.lock().unwrap();
+        let tickets = [prefetcher.submit([1]).unwrap(), prefetcher.submit([2]).unwrap()];
+        std::thread::scope(|scope| {
+            // Waits for room, and for its rows.
+            let third = scope.spawn(|| prefetcher.submit([3]).unwrap().wait().unwrap().stored()[0]);
+            drop(gate);
+            tickets.into_iter().for_each(|ticket| drop(ticket.wait().unwrap()));
+            assert_eq!(third.join().unwrap(), 3);
+        });
     }
 
     #[test]

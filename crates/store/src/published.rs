@@ -11,9 +11,11 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use crate::checkpoint::{Checkpoint, INDEX_NAME, Tensor};
 use crate::error::{Result, StoreError};
 use crate::float16::{bf16_to_f32, f16_to_f32, f32_to_bf16};
-use crate::new_file::{NewFile, Progress, go_on};
+use crate::new_file::NewFile;
+use crate::origin::{ContentHash, TableOrigin};
+use crate::progress::{Progress, report};
 use crate::row_format::{RowFormat, TableScale, VALUES_PER_SCALE};
-use crate::table_file::{ContentHash, TableHeader, TableOrigin};
+use crate::table_file::TableHeader;
 use crate::table_reader::TableReader;
 use crate::table_writer::TableWriter;
 
@@ -134,7 +136,7 @@ pub fn import(
             } else {
                 target.push_encoded(&codes)?;
             }
-            go_on(progress, Progress { done: target.rows_written(), total })?;
+            report(progress, Progress { done: target.rows_written(), total })?;
         }
     }
     target.finish()
@@ -279,7 +281,7 @@ pub fn export(
             }
             (first, rows) = (first + count, later);
         }
-        go_on(progress, Progress { done: first, total: header.rows })?;
+        report(progress, Progress { done: first, total: header.rows })?;
     }
     if let (RowFormat::Fp8E4m3OneScale(scale), Some(name)) = (format, &tensors.scale) {
         let bytes = scale.get().to_le_bytes();

@@ -8,28 +8,15 @@ use std::time::Duration;
 
 use memmap2::MmapMut;
 
-use crate::new_file::read_exact_at;
-#[cfg(target_os = "linux")]
+use crate::positioned::read_exact_at;
+use crate::span::{Failed, Span};
+#[cfg(all(target_os = "linux", feature = "io-uring"))]
 use crate::uring::Uring;
-
-/// A stretch of the file, from and to page boundaries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Span {
-    pub(crate) offset: u64,
-    pub(crate) bytes: usize,
-}
-
-/// Why span number `span` could not be read. [`io::ErrorKind::TimedOut`]: no read was completed within the limit.
-#[derive(Debug)]
-pub(crate) struct Failed {
-    pub(crate) span: usize,
-    pub(crate) source: io::Error,
-}
 
 /// One caller's reads. Whatever the kind, there are `depth` buffers of `buffer_bytes` each.
 #[derive(Debug)]
 pub(crate) enum ReadQueue {
-    #[cfg(target_os = "linux")]
+    #[cfg(all(target_os = "linux", feature = "io-uring"))]
     Uring(Box<Uring>),
     Threads(Reader),
 }
@@ -44,7 +31,7 @@ impl ReadQueue {
         each: &mut dyn FnMut(usize, &[u8]),
     ) -> Result<(), Failed> {
         match self {
-            #[cfg(target_os = "linux")]
+            #[cfg(all(target_os = "linux", feature = "io-uring"))]
             Self::Uring(ring) => ring.read_all(spans, limit, each),
             Self::Threads(reader) => reader.read_all(spans, limit, each),
         }
@@ -53,7 +40,7 @@ impl ReadQueue {
     /// Whether reads that were given up on are still under way: the queue is then not to be used.
     pub(crate) fn is_stuck(&mut self) -> bool {
         match self {
-            #[cfg(target_os = "linux")]
+            #[cfg(all(target_os = "linux", feature = "io-uring"))]
             Self::Uring(ring) => ring.is_stuck(),
             Self::Threads(reader) => reader.is_stuck(),
         }
@@ -172,7 +159,7 @@ impl Reader {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(all(test, target_os = "linux", feature = "io-uring"))]
 mod tests {
     use super::*;
     use std::io::Write;
@@ -186,7 +173,9 @@ mod tests {
         // A pipe that nobody writes to is a disk that does not answer.
         let (read, mut write) = io::pipe().unwrap();
         let file = Arc::new(File::from(OwnedFd::from(read)));
-        let Ok(ring) = Uring::new(file, 4, 4096) else { return eprintln!("no io_uring here: not tested") };
+        let Ok(ring) = Uring::new(file, 4, 4096) else {
+            return std::io::stderr().write_all(b"SKIPPED: no io_uring here\n").unwrap();
+        };
         let mut queue = ReadQueue::Uring(Box::new(ring));
         let failed = queue.read_all(&SPAN, LIMIT, &mut |_, _| panic!("nothing was read")).unwrap_err();
         assert_eq!((failed.span, failed.source.kind()), (0, io::ErrorKind::TimedOut));
@@ -205,6 +194,25 @@ mod tests {
         queue.read_all(&SPAN, LIMIT, &mut |_, _| ()).unwrap_err();
         drop(queue);
         write.write_all(&[1; 4096]).unwrap();
+    }
+
+    #[test]
+    fn a_limit_without_end_is_one() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 4096]).unwrap();
+        let file = Arc::new(file);
+        let mut queues = vec![ReadQueue::Threads(
+            Reader::new(Arc::clone(&file), Arc::new(ReadThreads::start(1).unwrap()), 1, 4096).unwrap(),
+        )];
+        match Uring::new(file, 4, 4096) {
+            Ok(ring) => queues.push(ReadQueue::Uring(Box::new(ring))),
+            Err(_) => std::io::stderr().write_all(b"SKIPPED: no io_uring here\n").unwrap(),
+        }
+        for mut queue in queues {
+            for limit in [Duration::MAX, Duration::from_secs(u64::MAX / 2)] {
+                queue.read_all(&SPAN, limit, &mut |_, bytes| assert_eq!(bytes, [7; 4096])).unwrap();
+            }
+        }
     }
 
     #[test]

@@ -1,21 +1,21 @@
 //! Commands to a Redis Cluster: sent to every node at once, bounded in time, repeated where the cluster moves.
 //!
-//! The connection, its protocol and log-in are the `redis` crate's. Its cluster client is not used: a pipeline of
-//! it waits out the time limit again for every answer of a node that hangs, and repeats what a node redirects one
-//! command after another. Here a batch has one time limit, however many nodes fail meanwhile, and what did not
-//! succeed is sent again together.
+//! The `redis` crate's cluster client is not used: a pipeline of it waits out the time limit again for every answer of
+//! a node that hangs, and repeats what a node redirects one command after another. Here a batch has one time limit,
+//! however many nodes fail meanwhile and however slowly they answer, and what did not succeed is sent again together.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use redis::{
-    Client, Connection, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, RedisError,
-    ServerErrorKind, Value,
+    ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, RedisError, ServerErrorKind, Value,
 };
 
+use crate::deadline::Deadline;
 use crate::error::{Result, StoreError};
+use crate::redis_connection::{Connection, Node, Patience};
 
 /// Slots that keys are spread over (Redis Cluster specification).
 const SLOTS: usize = 16_384;
@@ -29,19 +29,6 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// The slot of a key: CRC16 (XMODEM) of it. Keys here have no `{…}` part.
 pub(crate) fn slot(key: &str) -> u16 {
     crc16::State::<crc16::XMODEM>::calculate(key.as_bytes()) % SLOTS as u16
-}
-
-/// A server of the cluster.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Node {
-    host: Arc<str>,
-    port: u16,
-}
-
-impl fmt::Display for Node {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "redis://{}:{}", self.host, self.port)
-    }
 }
 
 /// Who serves which slot.
@@ -100,8 +87,8 @@ impl Undone {
 
 impl Cluster {
     /// Finds the cluster that `seeds` (such as `redis://127.0.0.1:7000`; password and user as usual in such
-    /// addresses) belong to. One that answers is enough. No batch takes longer than about `limit`.
-    pub(crate) fn open(seeds: &[&str], limit: Duration) -> Result<Self> {
+    /// addresses) belong to, by `deadline`. One that answers is enough. [`run`](Self::run) has `limit` for a batch.
+    pub(crate) fn open(seeds: &[&str], limit: Duration, deadline: Deadline) -> Result<Self> {
         if limit < Duration::from_millis(10) {
             return Err(StoreError::setting("time limit", format!("{limit:?}"), "at least 10 ms"));
         }
@@ -114,6 +101,11 @@ impl Cluster {
             let ConnectionAddr::Tcp(host, port) = info.addr() else {
                 return Err(refused("only addresses as redis://host:port reach a cluster".into()));
             };
+            if info.redis_settings().db() != 0 {
+                return Err(refused(
+                    "a cluster has database 0 only; leave the path of the address out".into(),
+                ));
+            }
             nodes.push(Node { host: host.as_str().into(), port: *port });
             login.get_or_insert(info);
         }
@@ -125,8 +117,13 @@ impl Cluster {
         };
         let slots = RwLock::new(Arc::new(SlotMap { nodes: nodes.clone(), masters: vec![None; SLOTS] }));
         let cluster = Self { login, seeds: nodes, slots, idle: Mutex::default(), limit };
-        cluster.look_around(Instant::now() + limit)?;
+        cluster.look_around(deadline)?;
         Ok(cluster)
+    }
+
+    /// How long a batch may take.
+    pub(crate) fn limit(&self) -> Duration {
+        self.limit
     }
 
     /// Sends the batch and takes every answer. Commands may reach a node more than once.
@@ -134,12 +131,16 @@ impl Cluster {
     /// # Errors
     /// When something has no answer within the time limit, or an answer says that it never will.
     pub(crate) fn run(&self, batch: &mut impl Batch) -> Result<()> {
-        let deadline = Instant::now() + self.limit;
+        self.run_by(Deadline::after(self.limit), batch)
+    }
+
+    /// [`run`](Self::run), by `deadline`.
+    pub(crate) fn run_by(&self, deadline: Deadline, batch: &mut impl Batch) -> Result<()> {
         let mut open: Vec<usize> = (0..batch.len()).collect();
         loop {
             let undone = self.attempt(batch, &open, deadline)?;
             let Some((node, why)) = undone.why else { return Ok(()) };
-            if Instant::now() + PAUSE >= deadline {
+            if deadline.left() <= PAUSE {
                 let problem = format!(
                     "no answer within {:?} to {} of {} commands: {why}; is the node up, and the cluster healthy \
                      (redis-cli --cluster check)?",
@@ -150,14 +151,14 @@ impl Cluster {
                 return Err(StoreError::cluster(node, problem));
             }
             std::thread::sleep(PAUSE);
-            // Whether the layout could be had or not: the time limit decides when to give up.
+            // Whether the layout is known now or not: the time limit decides when to give up.
             let _ = self.look_around(deadline);
             open = undone.commands;
         }
     }
 
     /// One try at the commands `open`.
-    fn attempt(&self, batch: &mut impl Batch, open: &[usize], deadline: Instant) -> Result<Undone> {
+    fn attempt(&self, batch: &mut impl Batch, open: &[usize], deadline: Deadline) -> Result<Undone> {
         let slots = self.slots();
         let mut undone = Undone::default();
         let mut by_node: Vec<Vec<usize>> = vec![Vec::new(); slots.nodes.len()];
@@ -185,7 +186,7 @@ impl Cluster {
         &self,
         batch: &mut impl Batch,
         parts: &[(&Node, &[usize])],
-        deadline: Instant,
+        deadline: Deadline,
         undone: &mut Undone,
     ) -> Result<()> {
         let mut packed = Vec::new();
@@ -194,7 +195,7 @@ impl Cluster {
             packed.clear();
             commands.iter().for_each(|&i| batch.pack(i, &mut packed));
             match self.connection(node, deadline).and_then(|mut connection| {
-                connection.send_packed_command(&packed)?;
+                connection.send(&packed, self.patience(deadline))?;
                 Ok(connection)
             }) {
                 Ok(connection) => sent.push((node, commands, connection)),
@@ -214,12 +215,12 @@ impl Cluster {
         node: &Node,
         commands: &[usize],
         mut connection: Connection,
-        deadline: Instant,
+        deadline: Deadline,
         undone: &mut Undone,
     ) -> Result<()> {
         let mut asked = Vec::new();
         for (answered, &i) in commands.iter().enumerate() {
-            match connection.recv_response().and_then(Value::extract_error) {
+            match connection.answer(self.patience(deadline)).and_then(Value::extract_error) {
                 Ok(answer) => batch.take(i, answer, node)?,
                 Err(why) => match why.kind() {
                     ErrorKind::Server(ServerErrorKind::Ask) => asked.push((i, why)),
@@ -241,7 +242,7 @@ impl Cluster {
         &self,
         batch: &mut impl Batch,
         asked: Vec<(usize, RedisError)>,
-        deadline: Instant,
+        deadline: Deadline,
         undone: &mut Undone,
     ) -> Result<()> {
         for (i, redirection) in asked {
@@ -254,9 +255,10 @@ impl Cluster {
             let mut packed = redis::cmd("ASKING").get_packed_command();
             batch.pack(i, &mut packed);
             let answer = self.connection(&node, deadline).and_then(|mut connection| {
-                connection.send_packed_command(&packed)?;
-                connection.recv_response()?.extract_error()?;
-                let answer = connection.recv_response()?.extract_error()?;
+                let patience = self.patience(deadline);
+                connection.send(&packed, patience)?;
+                connection.answer(patience)?.extract_error()?;
+                let answer = connection.answer(patience)?.extract_error()?;
                 self.idle().entry(node.clone()).or_default().push(connection);
                 Ok(answer)
             });
@@ -268,35 +270,40 @@ impl Cluster {
         Ok(())
     }
 
-    /// A connection to `node` that waits for nothing longer than a part of what is left: a node that hangs must
-    /// leave time to find the one that takes its place.
-    fn connection(&self, node: &Node, deadline: Instant) -> redis::RedisResult<Connection> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let patience = left.min(self.limit / 4).max(Duration::from_millis(1));
-        let idle = self.idle().get_mut(node).and_then(Vec::pop);
-        let connection = match idle {
-            Some(connection) => connection,
-            None => {
-                let address = ConnectionAddr::Tcp(node.host.to_string(), node.port);
-                Client::open(self.login.clone().set_addr(address))?.get_connection_with_timeout(patience)?
-            }
-        };
-        connection.set_read_timeout(Some(patience))?;
-        connection.set_write_timeout(Some(patience))?;
-        Ok(connection)
+    /// A connection to `node`.
+    fn connection(&self, node: &Node, deadline: Deadline) -> redis::RedisResult<Connection> {
+        match self.idle().get_mut(node).and_then(Vec::pop) {
+            Some(connection) => Ok(connection),
+            None => Connection::open(node, &self.login, self.patience(deadline)),
+        }
+    }
+
+    fn patience(&self, deadline: Deadline) -> Patience {
+        Patience { deadline, silence: self.silence() }
+    }
+
+    /// How long a node may say nothing: one that hangs must leave time to find the one that takes its place.
+    fn silence(&self) -> Duration {
+        self.limit / 4
     }
 
     /// Asks one node after another for the cluster's layout, until one knows it.
-    fn look_around(&self, deadline: Instant) -> Result<()> {
+    fn look_around(&self, deadline: Deadline) -> Result<()> {
         let known = self.slots();
         let mut problem = "it names no slots: not a cluster, or one that is not complete yet".to_owned();
         let nodes = known.nodes.iter().chain(self.seeds.iter().filter(|seed| !known.nodes.contains(seed)));
         for node in nodes {
-            if Instant::now() >= deadline {
+            if deadline.has_passed() {
                 break;
             }
+            // The answer is short: a node that takes long for it is as good as none.
+            let deadline = deadline.within(self.silence());
             let asked = self.connection(node, deadline).and_then(|mut connection| {
-                let layout: Value = redis::cmd("CLUSTER").arg("SLOTS").query(&mut connection)?;
+                connection.send(
+                    &redis::cmd("CLUSTER").arg("SLOTS").get_packed_command(),
+                    self.patience(deadline),
+                )?;
+                let layout = connection.answer(self.patience(deadline))?.extract_error()?;
                 self.idle().entry(node.clone()).or_default().push(connection);
                 Ok(layout)
             });

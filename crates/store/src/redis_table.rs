@@ -4,11 +4,15 @@
 //! |---|---|
 //! | `engram:tables` | a set: the origin of every table in the cluster |
 //! | `engram:IDENTITY:LAYER` | the header of the table file with that origin, written last |
+//! | `engram:IDENTITY:LAYER:contents` | a set: `CONTENT VALUES` of every file of that origin whose rows are here, in part or whole; written first |
 //! | `engram:CONTENT:N` | rows N·R … of the file with that content hash, each with a checksum behind it |
 //!
 //! Several rows share a value, as many (R) as fit 16 KiB: Redis spends some 60 to 100 bytes on a key, which for rows
 //! of 264 bytes alone would be a third of the memory. A row is read by `GETRANGE`. Rows of another table cannot be
 //! meant, as their keys have another name; that the bytes are this row's is what the checksum says.
+//!
+//! A table that replaces another of its origin leaves the old rows where they are, for those who still read them, until
+//! they are [removed](RedisTable::remove).
 
 use std::ops::{ControlFlow, Range};
 use std::path::Path;
@@ -16,13 +20,17 @@ use std::time::Duration;
 
 use redis::Value;
 
+use crate::deadline::Deadline;
 use crate::distinct_rows::DistinctRows;
 use crate::error::{Result, StoreError};
-use crate::new_file::{Progress, go_on};
-use crate::redis_cluster::{Batch, Cluster, Node, slot};
+use crate::header_page::{HEADER_BYTES, content};
+use crate::origin::{ContentHash, TableOrigin};
+use crate::progress::{Progress, report};
+use crate::redis_cluster::{Batch, Cluster, slot};
+use crate::redis_connection::Node;
 use crate::row_format::RowFormat;
 use crate::row_source::{RowSource, check_read};
-use crate::table_file::{ContentHash, HEADER_BYTES, TableHeader, TableOrigin};
+use crate::table_file::TableHeader;
 use crate::table_reader::TableReader;
 
 /// Bytes of a value, at most, unless one row has more. Redis's allocator has a class of 16 KiB, of which the
@@ -34,8 +42,9 @@ const TABLES: &str = "engram:tables";
 
 /// A table in a Redis Cluster. Reading is safe from any number of threads, each of which has its own connections.
 ///
-/// A batch takes at most about the time limit, whatever happens to the cluster: it either has all of its rows, or
-/// an error. A master that dies is waited for, within the limit, until one of its replicas has taken over.
+/// A batch takes at most about the time limit, whatever happens to the cluster and however slowly it answers: it either
+/// has all of its rows, or an error. A master that dies is waited for, within the limit, until one of its replicas has
+/// taken over.
 #[derive(Debug)]
 pub struct RedisTable {
     cluster: Cluster,
@@ -45,34 +54,23 @@ pub struct RedisTable {
 
 impl RedisTable {
     /// Opens the table of `origin` in the cluster that `nodes` belong to, such as `redis://127.0.0.1:7000`; one
-    /// that answers is enough. Nothing takes longer than about `limit`.
+    /// that answers is enough. Opening takes at most about `limit`, and so does each batch.
     ///
     /// # Errors
     /// If no node answers, or the cluster holds no complete table of this origin (the error names those it has).
     pub fn open(nodes: &[&str], origin: &TableOrigin, limit: Duration) -> Result<Self> {
-        let cluster = Cluster::open(nodes, limit)?;
-        let key = header_key(origin);
-        let (answer, node) = call(&cluster, &key, &["GET", &key])?;
-        let Value::BulkString(bytes) = answer else {
-            let (answer, _) = call(&cluster, TABLES, &["SMEMBERS", TABLES])?;
-            return Err(StoreError::cluster(
-                node,
-                format!("holds {}, but {origin} is needed; load its table first", tables(&answer)),
-            ));
-        };
-        let Ok(bytes) = <[u8; HEADER_BYTES]>::try_from(bytes) else {
-            let problem = format!("key {key} does not hold a table's header; load the table again");
-            return Err(StoreError::cluster(node, problem));
-        };
-        let (header, _) = TableHeader::from_bytes(&bytes, Path::new(&key))?;
-        if header.origin != *origin {
-            return Err(StoreError::WrongOrigin {
-                path: key.into(),
-                expected: *origin,
-                found: header.origin,
-            });
+        let deadline = Deadline::after(limit);
+        let cluster = Cluster::open(nodes, limit, deadline)?;
+        let calls = Calls { cluster: &cluster, deadline };
+        match calls.header(origin)? {
+            Some((header, content)) => Ok(Self { cluster, header, content }),
+            None => {
+                let (answer, node) = calls.call(TABLES, &["SMEMBERS", TABLES])?;
+                let problem =
+                    format!("holds {}, but {origin} is needed; load its table first", tables(&answer));
+                Err(StoreError::cluster(node, problem))
+            }
         }
-        Ok(Self { cluster, header, content: ContentHash::of_header(&bytes) })
     }
 
     /// Copies the rows of the table file at `path` to the cluster that `nodes` belong to, checking them on the way,
@@ -87,10 +85,13 @@ impl RedisTable {
         limit: Duration,
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Self> {
-        let cluster = Cluster::open(nodes, limit)?;
+        let cluster = Cluster::open(nodes, limit, Deadline::after(limit))?;
         let mut file = TableReader::open(path)?;
         let (header, content) = (file.header().clone(), file.content());
         let table = Self { cluster, header, content };
+        // Before any row, so that what is given up on is found, too.
+        let contents = contents_key(&table.header.origin);
+        table.calls().call(&contents, &["SADD", &contents, &member(&content, values(&table.header))])?;
         let row_bytes = table.bytes_per_row();
         let (per_value, total) = (rows_per_value(row_bytes) as u64, table.header.rows);
         let mut values = Values { content, first: 0, values: vec![Vec::new()] };
@@ -110,7 +111,7 @@ impl RedisTable {
             values.first += values.values.len() as u64;
             values.values.clear();
             values.values.extend(growing);
-            go_on(progress, Progress { done, total })?;
+            report(progress, Progress { done, total })?;
         }
         table.announce(&file.header_bytes())?;
         Ok(table)
@@ -122,9 +123,62 @@ impl RedisTable {
         let key = header_key(&origin);
         let mut packed = redis::cmd("SET");
         packed.arg(&key).arg(header);
-        call_packed(&self.cluster, &key, packed.get_packed_command())?;
-        call(&self.cluster, TABLES, &["SADD", TABLES, &origin.to_string()])?;
+        self.calls().call_packed(&key, packed.get_packed_command())?;
+        self.calls().call(TABLES, &["SADD", TABLES, &origin.to_string()])?;
         Ok(())
+    }
+
+    /// One command at a time, each within the limit.
+    fn calls(&self) -> Calls<'_> {
+        Calls { cluster: &self.cluster, deadline: Deadline::after(self.cluster.limit()) }
+    }
+
+    /// The contents whose rows of `origin` the cluster that `nodes` belong to holds: the one that it offers, those that
+    /// others replaced, and those whose loading was given up on.
+    ///
+    /// # Errors
+    /// If the cluster does not answer within `limit`.
+    pub fn contents(nodes: &[&str], origin: &TableOrigin, limit: Duration) -> Result<Vec<StoredContent>> {
+        let deadline = Deadline::after(limit);
+        let cluster = Cluster::open(nodes, limit, deadline)?;
+        Calls { cluster: &cluster, deadline }.contents(origin)
+    }
+
+    /// Removes rows of `origin` from the cluster that `nodes` belong to: all of them, or those of the contents that
+    /// `which` wants. The table that is offered ends to be offered before its rows go; whoever has it open gets errors
+    /// from then on, never wrong rows. Interrupted, it can be begun again. Progress is in values of up to 16 KiB.
+    ///
+    /// Gives the contents removed.
+    ///
+    /// # Errors
+    /// If the cluster does not answer a batch within `limit`, or `progress` stops it.
+    pub fn remove(
+        nodes: &[&str],
+        origin: &TableOrigin,
+        which: impl Fn(&StoredContent) -> bool,
+        limit: Duration,
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Vec<StoredContent>> {
+        let cluster = Cluster::open(nodes, limit, Deadline::after(limit))?;
+        let calls = || Calls { cluster: &cluster, deadline: Deadline::after(limit) };
+        let removed: Vec<StoredContent> = calls().contents(origin)?.into_iter().filter(which).collect();
+        if removed.iter().any(|content| content.offered) {
+            let key = header_key(origin);
+            calls().call(&key, &["DEL", &key])?;
+            calls().call(TABLES, &["SREM", TABLES, &origin.to_string()])?;
+        }
+        let total = removed.iter().map(|content| content.values).sum();
+        let (mut done, key) = (0, contents_key(origin));
+        for StoredContent { content, values, .. } in &removed {
+            for first in (0..*values).step_by(VALUES_REMOVED_AT_A_TIME as usize) {
+                let count = (values - first).min(VALUES_REMOVED_AT_A_TIME);
+                cluster.run(&mut Removal { content: *content, first, count: count as usize })?;
+                done += count;
+                report(progress, Progress { done, total })?;
+            }
+            calls().call(&key, &["SREM", &key, &member(content, *values)])?;
+        }
+        Ok(removed)
     }
 
     /// What the rows belong to.
@@ -258,6 +312,49 @@ impl Batch for Values {
     }
 }
 
+/// Rows of one table file in a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredContent {
+    /// The hash of the table file.
+    pub content: ContentHash,
+    /// Values that hold its rows, each of up to 16 KiB, or of one row; fewer are there if its loading was given up on.
+    pub values: u64,
+    /// Whether it is what the cluster offers under its origin.
+    pub offered: bool,
+}
+
+/// Values that are removed between two reports of progress.
+const VALUES_REMOVED_AT_A_TIME: u64 = 16_384;
+
+/// Values to remove.
+struct Removal {
+    content: ContentHash,
+    first: u64,
+    count: usize,
+}
+
+impl Batch for Removal {
+    fn len(&self) -> usize {
+        self.count
+    }
+
+    fn slot(&self, i: usize) -> u16 {
+        slot(&value_key(&self.content, self.first + i as u64))
+    }
+
+    fn pack(&self, i: usize, out: &mut Vec<u8>) {
+        // Memory is freed by another thread of the node, so that it goes on answering.
+        pack(out, &[b"UNLINK", value_key(&self.content, self.first + i as u64).as_bytes()]);
+    }
+
+    fn take(&mut self, _: usize, answer: Value, node: &Node) -> Result<()> {
+        match answer {
+            Value::Int(_) => Ok(()),
+            other => Err(StoreError::cluster(node, format!("did not remove a value: {other:?}"))),
+        }
+    }
+}
+
 /// One command.
 struct Call {
     slot: u16,
@@ -284,17 +381,97 @@ impl Batch for Call {
     }
 }
 
-fn call(cluster: &Cluster, key: &str, words: &[&str]) -> Result<(Value, Node)> {
-    let mut packed = Vec::new();
-    let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
-    pack(&mut packed, &words);
-    call_packed(cluster, key, packed)
+/// Commands that have one deadline together.
+#[derive(Clone, Copy)]
+struct Calls<'a> {
+    cluster: &'a Cluster,
+    deadline: Deadline,
 }
 
-fn call_packed(cluster: &Cluster, key: &str, packed: Vec<u8>) -> Result<(Value, Node)> {
-    let mut call = Call { slot: slot(key), packed, answer: None };
-    cluster.run(&mut call)?;
-    Ok(call.answer.expect("a batch that ran has all its answers"))
+impl Calls<'_> {
+    fn call(self, key: &str, words: &[&str]) -> Result<(Value, Node)> {
+        let mut packed = Vec::new();
+        let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
+        pack(&mut packed, &words);
+        self.call_packed(key, packed)
+    }
+
+    fn call_packed(self, key: &str, packed: Vec<u8>) -> Result<(Value, Node)> {
+        let mut call = Call { slot: slot(key), packed, answer: None };
+        self.cluster.run_by(self.deadline, &mut call)?;
+        Ok(call.answer.expect("a batch that ran has all its answers"))
+    }
+
+    /// The header of the table that is offered under `origin`, if one is.
+    fn header(self, origin: &TableOrigin) -> Result<Option<(TableHeader, ContentHash)>> {
+        let key = header_key(origin);
+        let (answer, node) = self.call(&key, &["GET", &key])?;
+        let bytes = match answer {
+            Value::Nil => return Ok(None),
+            Value::BulkString(bytes) => <[u8; HEADER_BYTES]>::try_from(bytes).ok(),
+            _ => None,
+        };
+        let Some(bytes) = bytes else {
+            let problem = format!("key {key} does not hold a table's header; load the table again");
+            return Err(StoreError::cluster(node, problem));
+        };
+        let (header, _) = TableHeader::from_bytes(&bytes, Path::new(&key))?;
+        if header.origin != *origin {
+            let (path, expected, found) = (key.into(), *origin, header.origin);
+            return Err(StoreError::WrongOrigin { path, expected, found });
+        }
+        Ok(Some((header, content(&bytes))))
+    }
+
+    fn contents(self, origin: &TableOrigin) -> Result<Vec<StoredContent>> {
+        let offered = self.header(origin)?.map(|(header, content)| (content, values(&header)));
+        let key = contents_key(origin);
+        let (answer, node) = self.call(&key, &["SMEMBERS", &key])?;
+        let wrong = || {
+            let problem = format!(
+                "key {key} does not hold the contents of a table; remove it and load the table again"
+            );
+            StoreError::cluster(&node, problem)
+        };
+        let Value::Array(members) = answer else { return Err(wrong()) };
+        let mut found = Vec::new();
+        for text in members {
+            let Value::BulkString(text) = text else { return Err(wrong()) };
+            let (content, values) = parse_member(&text).ok_or_else(wrong)?;
+            found.push(StoredContent {
+                content,
+                values,
+                offered: offered.is_some_and(|own| own.0 == content),
+            });
+        }
+        // Loaded by a version that kept no list.
+        if let Some((content, values)) =
+            offered.filter(|own| found.iter().all(|other| other.content != own.0))
+        {
+            found.push(StoredContent { content, values, offered: true });
+        }
+        found.sort_by_key(|content| (!content.offered, content.content));
+        Ok(found)
+    }
+}
+
+/// How many values hold the rows of a table.
+fn values(header: &TableHeader) -> u64 {
+    header.rows.div_ceil(rows_per_value(header.format.bytes_per_row(header.width)) as u64)
+}
+
+/// A member of the set of contents.
+fn member(content: &ContentHash, values: u64) -> String {
+    format!("{content} {values}")
+}
+
+fn parse_member(text: &[u8]) -> Option<(ContentHash, u64)> {
+    let (content, values) = std::str::from_utf8(text).ok()?.split_once(' ')?;
+    Some((content.parse().ok()?, values.parse().ok()?))
+}
+
+fn contents_key(origin: &TableOrigin) -> String {
+    format!("{}:contents", header_key(origin))
 }
 
 /// Appends a command as the protocol has it: its number of words, then each with its length.
@@ -356,6 +533,15 @@ mod tests {
         pack(&mut packed, &[b"GETRANGE", b"engram:1:2", b"0", b"267"]);
         let expected = redis::cmd("GETRANGE").arg("engram:1:2").arg(0).arg(267).get_packed_command();
         assert_eq!(packed, expected);
+    }
+
+    #[test]
+    fn a_content_is_listed_and_read_back() {
+        let content = ContentHash::from_bytes([0xa7; 32]);
+        assert_eq!(parse_member(member(&content, 61).as_bytes()), Some((content, 61)));
+        for wrong in ["", "a7 61", &"a7".repeat(32), &format!("{content} -1"), &format!("{content} 1 2")] {
+            assert_eq!(parse_member(wrong.as_bytes()), None, "{wrong}");
+        }
     }
 
     #[test]

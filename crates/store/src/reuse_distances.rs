@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use crate::row_use::{MixBuilder, mix};
+use crate::row_use::MixBuilder;
+use crate::split_mix::mix;
 
 /// Counts, for every lookup of a row, how many other rows were looked up since the last time: a cache that
 /// keeps the rows used last (LRU) has the row exactly if it holds more than that. One pass over the lookups

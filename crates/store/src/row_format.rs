@@ -1,13 +1,10 @@
 //! How one row of numbers is laid out in bytes.
 
-use std::sync::OnceLock;
-
-use serde::{Deserialize, Serialize};
-
 use crate::error::{Result, StoreError};
 use crate::float16::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use crate::fp8::{E4M3_MAX, E4M3_NAN, e4m3_to_f32, e8m0_scale_for, e8m0_to_f32, f32_to_e4m3};
 use crate::grouped_int::{decode_int4, decode_int8, encode_int4, encode_int8};
+use crate::simd::vectorized;
 
 /// Values that share one scale, in the formats whose rows have scales. A row's last group may be shorter.
 pub const VALUES_PER_SCALE: usize = 32;
@@ -25,8 +22,9 @@ pub const VALUES_PER_SCALE: usize = 32;
 /// | `int4` | ⌈width/2⌉ + 2·⌈width/32⌉ | 144 | 90 |
 ///
 /// The names are those of [`Display`](std::fmt::Display), [`FromStr`](std::str::FromStr) and serde.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(try_from = "String", into = "String"))]
 #[non_exhaustive]
 pub enum RowFormat {
     /// `width` 32-bit floats.
@@ -291,13 +289,6 @@ impl DecodeLoop for Consecutive<'_> {
             decode(row, values);
         }
     }
-}
-
-/// Runs `work` compiled for the best instruction set of this machine (AVX-512, AVX2 with FMA, NEON), if it is
-/// `#[inline(always)]`: what the compiler leaves outside as too large is compiled for the oldest machine.
-pub(crate) fn vectorized(work: impl FnOnce()) {
-    static ARCH: OnceLock<pulp::Arch> = OnceLock::new();
-    ARCH.get_or_init(pulp::Arch::new).dispatch(work);
 }
 
 fn run_vectorized(work: impl DecodeLoop, decode: impl Fn(&[u8], &mut [f32])) {

@@ -1,12 +1,12 @@
 //! What the rows of a new table hold.
 
-use serde::{Deserialize, Serialize};
-
 use crate::error::{Result, StoreError};
+use crate::split_mix::{GOLDEN, scatter};
 
 /// The values of a new table's rows.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields))]
 #[non_exhaustive]
 pub enum RowInit {
     /// All zero. No memory is touched until a row is.
@@ -14,18 +14,21 @@ pub enum RowInit {
     /// Independent normal values with mean 0. A row's values depend on `seed`, its id and the column alone,
     /// not on the number of rows, of threads, or on where the table lives.
     Normal {
-        /// The standard deviation; finite and not negative.
+        /// The standard deviation; from 0 to [`LARGEST_DEVIATION`].
         deviation: f32,
         /// The stream to draw from; tables of one model should differ in it.
         seed: u64,
     },
 }
 
+/// The largest standard deviation. No value drawn is 7 deviations from 0 (√(2 ln 2³²) = 6.66), so that all are finite.
+pub const LARGEST_DEVIATION: f32 = 1e37;
+
 impl RowInit {
     pub(crate) fn check(&self) -> Result<()> {
         match *self {
-            Self::Normal { deviation, .. } if !(deviation >= 0.0 && deviation.is_finite()) => {
-                Err(StoreError::setting("deviation", deviation, "finite and not negative"))
+            Self::Normal { deviation, .. } if !(0.0..=LARGEST_DEVIATION).contains(&deviation) => {
+                Err(StoreError::setting("deviation", deviation, "from 0 to 1e37"))
             }
             _ => Ok(()),
         }
@@ -35,7 +38,7 @@ impl RowInit {
     pub fn fill(&self, id: u64, row: &mut [f32]) {
         match *self {
             Self::Zeros => row.fill(0.0),
-            Self::Normal { deviation, seed } => normal(deviation, mix(seed).wrapping_add(id), row),
+            Self::Normal { deviation, seed } => normal(deviation, scatter(seed).wrapping_add(id), row),
         }
     }
 }
@@ -43,9 +46,9 @@ impl RowInit {
 /// A counter-based generator: number k of a stream is a hash of the stream and k (SplitMix64, Steele et al.
 /// 2014), and every such number becomes a pair of normal values (Box and Muller 1958).
 fn normal(deviation: f32, stream: u64, row: &mut [f32]) {
-    let start = mix(stream);
+    let start = scatter(stream);
     for (k, pair) in (1..).zip(row.chunks_mut(2)) {
-        let random = mix(start.wrapping_add(GOLDEN.wrapping_mul(k)));
+        let random = scatter(start.wrapping_add(GOLDEN.wrapping_mul(k)));
         // Halves of 32 bits: the first in (0, 1], since its logarithm is taken, the second in [0, 1).
         let [first, second] =
             [(random >> 32) + 1, random & 0xffff_ffff].map(|half| half as f64 / 2f64.powi(32));
@@ -55,15 +58,6 @@ fn normal(deviation: f32, stream: u64, row: &mut [f32]) {
             *value = (radius * part) as f32;
         }
     }
-}
-
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
-
-/// SplitMix64's finaliser: a bijection that scatters every input bit over all output bits.
-fn mix(state: u64) -> u64 {
-    let state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    state ^ (state >> 31)
 }
 
 #[cfg(test)]

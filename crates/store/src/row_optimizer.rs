@@ -1,10 +1,10 @@
 //! Optimisers that touch only the rows that a batch used.
 
-use serde::{Deserialize, Serialize};
-
+#[cfg(feature = "train")]
 use crate::balanced_momentum::BalancedStep;
 use crate::error::{Result, StoreError};
-use crate::memory::{prefetch, rows_ahead};
+#[cfg(feature = "train")]
+use crate::records::{RecordsMut, VALUES_PER_TASK};
 
 /// How a row learns from its gradient. State exists per row; rows without a gradient keep values *and* state
 /// as they are, and there is no weight decay (it would touch every row). The rate is given with each update.
@@ -47,8 +47,9 @@ use crate::memory::{prefetch, rows_ahead};
 /// An odd K ends with rows, so that a row's step has root mean square `rate · scale`, however seldom it comes.
 ///
 /// **Frozen**: rows stay as they were made; there is no state.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields))]
 #[non_exhaustive]
 pub enum RowOptimizer {
     /// Two moments per value.
@@ -131,7 +132,17 @@ impl RowOptimizer {
         Ok(())
     }
 
+    /// The largest magnitude of a gradient in a table of rows of `width` values.
+    ///
+    /// Second moments are averages of g², or of its mean over the row: the sum of a row's squares stays below a
+    /// quarter of the largest `f32`, which leaves room for rounding. A momentum β below 1 − 2⁻²⁴ multiplies
+    /// gradients by less than 2²⁴, and their sums are squared in f64.
+    pub(crate) fn largest_gradient(width: usize) -> f32 {
+        (f64::from(f32::MAX) / 4.0 / width as f64).sqrt() as f32
+    }
+
     /// This optimiser's step number `step` (from 1) at `rate`.
+    #[cfg(feature = "train")]
     pub(crate) fn step(&self, step: u64, rate: f32) -> RowStep {
         match *self {
             Self::Adam { beta1, beta2, epsilon } => {
@@ -173,6 +184,7 @@ fn check_balanced(momentum: f64, iterations: u32, floor: f64, scale: f64) -> Res
 }
 
 /// One step's constants, worked out in f64 and rounded once.
+#[cfg(feature = "train")]
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum RowStep {
     Adam { take1: f32, take2: f32, epsilon: f32, size: f32 },
@@ -181,68 +193,12 @@ pub(crate) enum RowStep {
     Rest,
 }
 
-/// A stretch of consecutive rows of a table with their optimiser state: each row's values, then its first and
-/// second kind of state.
-pub(crate) struct RowsMut<'a> {
-    /// The table's id of the first row.
-    pub(crate) first: u64,
-    /// Of values, and of each kind of state.
-    pub(crate) widths: [usize; 3],
-    /// \[rows, sum of the widths\]
-    pub(crate) records: &'a mut [f32],
-}
-
-impl<'a> RowsMut<'a> {
-    fn record_width(&self) -> usize {
-        self.widths.iter().sum()
-    }
-
-    /// The rows before row `id`, and the rest.
-    fn split_at(self, id: u64) -> (Self, Self) {
-        let place = (id - self.first) as usize * self.record_width();
-        let (before, after) = self.records.split_at_mut(place);
-        (Self { records: before, ..self }, Self { first: id, records: after, ..self })
-    }
-
-    /// The same rows, for a while.
-    pub(crate) fn reborrow(&mut self) -> RowsMut<'_> {
-        RowsMut { records: self.records, first: self.first, widths: self.widths }
-    }
-
-    /// Does `work` on the record of every row of `ids` (ascending, all inside) and its part of `beside`
-    /// \[ids, width\].
-    pub(crate) fn for_each(
-        self,
-        ids: &[u64],
-        beside: &mut [f32],
-        work: &(impl Fn(&mut [f32], &mut [f32]) + Sync),
-    ) {
-        let width = self.widths[0];
-        if beside.len() <= VALUES_PER_TASK || ids.len() < 2 {
-            let (first, record_width) = (self.first, self.record_width());
-            for (&id, beside) in ids.iter().zip(beside.chunks_exact_mut(width)) {
-                work(&mut self.records[(id - first) as usize * record_width..][..record_width], beside);
-            }
-            return;
-        }
-        let middle = ids.len() / 2;
-        let (beside_before, beside_after) = beside.split_at_mut(middle * width);
-        let (before, after) = self.split_at(ids[middle]);
-        rayon::join(
-            || before.for_each(&ids[..middle], beside_before, work),
-            || after.for_each(&ids[middle..], beside_after, work),
-        );
-    }
-}
-
-/// Values below which handing work to another thread costs more than it saves.
-const VALUES_PER_TASK: usize = 1 << 15;
-
+#[cfg(feature = "train")]
 impl RowStep {
     /// Applies the step to the rows `ids` (ascending, all inside `rows`) with gradients [ids, width].
     ///
     /// Rows are independent, or summed up in a fixed order, so the result does not depend on how the work is split.
-    pub(crate) fn apply(self, mut rows: RowsMut<'_>, ids: &[u64], grads: &[f32]) {
+    pub(crate) fn apply(self, mut rows: RecordsMut<'_>, ids: &[u64], grads: &[f32]) {
         match self {
             Self::Balanced(step) => return step.apply(&mut rows, ids, grads),
             Self::Rest => return,
@@ -260,15 +216,9 @@ impl RowStep {
         );
     }
 
-    fn apply_here(self, rows: RowsMut<'_>, ids: &[u64], grads: &[f32]) {
-        let record_width = rows.record_width();
-        let RowsMut { first, widths: [width, first_width, _], records } = rows;
-        let ahead = rows_ahead(4 * record_width);
-        for (i, (&id, grad)) in ids.iter().zip(grads.chunks_exact(width)).enumerate() {
-            if let Some(&next) = ids.get(i + ahead) {
-                prefetch(records, (next - first) as usize * record_width, 4 * record_width);
-            }
-            let record = &mut records[(id - first) as usize * record_width..][..record_width];
+    fn apply_here(self, rows: RecordsMut<'_>, ids: &[u64], grads: &[f32]) {
+        let [width, first_width, _] = rows.widths;
+        rows.for_each_here(ids, grads.chunks_exact(width), |record, grad| {
             let (value, state) = record.split_at_mut(width);
             let (state1, state2) = state.split_at_mut(first_width);
             match self {
@@ -276,7 +226,7 @@ impl RowStep {
                 Self::RowWise { .. } => self.row_wise(value, &mut state1[0], grad),
                 Self::Balanced(_) | Self::Rest => {}
             }
-        }
+        });
     }
 
     #[inline]
@@ -302,6 +252,7 @@ impl RowStep {
 }
 
 /// In eight fixed partial sums, so that it runs in vector registers and always rounds the same.
+#[cfg(feature = "train")]
 fn sum_of_squares(values: &[f32]) -> f32 {
     let mut partial = [0.0f32; 8];
     let chunks = values.chunks_exact(8);

@@ -3,6 +3,9 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
+use crate::error::{Result, StoreError};
+use crate::split_mix::mix;
+
 /// How n-grams of one order are used, and which rows of its heads they fall on.
 ///
 /// The n-gram is told by a key: any number that is the same for the same n-gram, and, but for rare accidents,
@@ -39,6 +42,7 @@ struct HeadRows {
 
 #[derive(Debug)]
 struct Window {
+    /// At least 1.
     size: u32,
     distinct: u64,
 }
@@ -63,7 +67,13 @@ pub struct HeadUse {
 impl RowUse {
     /// No lookups yet. `heads` are the rows of each head, the first of which begins at row `first`. Windows
     /// of so many lookups of the order are watched for repetitions.
-    pub fn new(first: u64, heads: &[u64], windows: &[u32]) -> Self {
+    ///
+    /// # Errors
+    /// If a window is of 0 lookups.
+    pub fn new(first: u64, heads: &[u64], windows: &[u32]) -> Result<Self> {
+        if windows.contains(&0) {
+            return Err(StoreError::setting("window", 0, "at least 1 lookup"));
+        }
         let mut first = first;
         let head = |&rows: &u64| {
             let head = HeadRows {
@@ -79,7 +89,7 @@ impl RowUse {
         };
         let heads = heads.iter().map(head).collect();
         let windows = windows.iter().map(|&size| Window { size, distinct: 0 }).collect();
-        Self { n_grams: HashMap::default(), heads, lookups: 0, windows }
+        Ok(Self { n_grams: HashMap::default(), heads, lookups: 0, windows })
     }
 
     /// The n-gram `key` is looked up in `rows`, one of each head.
@@ -189,14 +199,6 @@ impl Bits {
     }
 }
 
-/// SplitMix64's finaliser: a bijection that scatters every bit of the input over all of the output.
-pub(crate) fn mix(state: u64) -> u64 {
-    let state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    state ^ (state >> 31)
-}
-
 /// Hashes a `u64` by [`mix`]: keys are not an adversary's, and there are many.
 #[derive(Debug, Default)]
 pub(crate) struct Mix(u64);
@@ -224,7 +226,7 @@ mod tests {
 
     #[test]
     fn use_is_counted() {
-        let mut of = RowUse::new(100, &[10, 20], &[1, 2, 4]);
+        let mut of = RowUse::new(100, &[10, 20], &[1, 2, 4]).unwrap();
         for (key, rows) in
             [(7, [100, 110]), (8, [100, 111]), (7, [100, 110]), (9, [109, 129]), (7, [100, 110])]
         {
@@ -241,18 +243,20 @@ mod tests {
         assert_eq!((second.rows, second.used, second.shared, second.colliding), (20, 3, 0, 0));
         // Windows of two: 7 8 | 7 9 | 7; of four: 7 8 7 9 | 7.
         assert_eq!(of.windows().collect::<Vec<_>>(), [(1, 1.0), (2, 1.0), (4, 0.8)]);
+        let refused = RowUse::new(0, &[10], &[4, 0]).unwrap_err().to_string();
+        assert!(refused.contains("window is 0"), "{refused}");
     }
 
     #[test]
     #[should_panic(expected = "a row of the head")]
     fn a_row_outside_its_head_is_a_defect() {
-        RowUse::new(100, &[10], &[]).look_up(1, &[110]);
+        RowUse::new(100, &[10], &[]).unwrap().look_up(1, &[110]);
     }
 
     #[test]
     fn chance_is_met_by_chance() {
         let (n_grams, rows) = (30_000, 20_011);
-        let mut of = RowUse::new(0, &[rows], &[]);
+        let mut of = RowUse::new(0, &[rows], &[]).unwrap();
         (0..n_grams).for_each(|key| of.look_up(key, &[mix(key) % rows]));
         let head = of.heads()[0];
         assert!((head.used as f64 / head.expected_used - 1.0).abs() < 0.01, "{head:?}");

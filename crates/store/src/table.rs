@@ -5,14 +5,20 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
+use crate::cache_line::{prefetch, rows_ahead};
 use crate::copy_rows::copy_rows;
 use crate::error::{Result, StoreError, check_rows};
-use crate::memory::{PAGE, Region, Storage, prefetch, rows_ahead};
+use crate::memory::{Region, Storage, page_bytes};
+use crate::origin::TableOrigin;
 use crate::row_format::{DecodeLoop, RowFormat};
 use crate::row_source::{BYTES_PER_TASK, RowSource, check_gather, check_read, with_scratch, worth_sharing};
-use crate::table_file::{TableFile, TableHeader, TableOrigin};
+use crate::table_file::{BLOCK_BYTES, TableFile, TableHeader};
 use crate::table_reader::CheckedBlocks;
+#[cfg(feature = "write")]
 use crate::table_writer::TableWriter;
+
+/// Bytes of rows that a thread builds at a time, and that are copied at a time.
+const FILLED_BYTES: usize = 1 << 18;
 
 /// A table that is read, not trained: built in place, read from a file, or mapped from one.
 #[derive(Debug)]
@@ -46,13 +52,17 @@ impl Table {
         header.check()?;
         let mut region = Region::zeroed(header.section_bytes()[0], storage)?;
         let row_bytes = format.bytes_per_row(width);
-        let encode = |row: &mut Vec<f32>, (id, bytes): (usize, &mut [u8])| {
-            row.fill(0.0);
-            fill(id as u64, row);
-            format.encode_row(row, bytes);
-        };
-        let rows = region.bytes_mut().par_chunks_exact_mut(row_bytes).enumerate().with_min_len(256);
-        rows.for_each_init(|| vec![0.0; width], encode);
+        let rows_at_a_time = (FILLED_BYTES / row_bytes).max(1);
+        region.fill(rows_at_a_time * row_bytes, |start, bytes| {
+            let mut row = vec![0.0; width];
+            for (id, bytes) in ((start / row_bytes) as u64..).zip(bytes.chunks_exact_mut(row_bytes)) {
+                row.fill(0.0);
+                fill(id, &mut row);
+                format.encode_row(&row, bytes);
+            }
+            Ok(())
+        })?;
+        region.check()?;
         Ok(Self { header, region, start: 0, file: None, checked: None })
     }
 
@@ -62,10 +72,13 @@ impl Table {
     ///
     /// While mapped, the file may be replaced by renaming another over it: this table keeps the old one. If it
     /// is rewritten or shortened in place, or its disk fails, reading fails from then on; the process is not
-    /// harmed.
+    /// harmed. For this the feature `sigbus` (on by default) installs a handler for that signal in the whole process, which
+    /// passes faults elsewhere on to the handler before it; a library that later installs its own without passing faults
+    /// on takes the protection away. Without the feature a shortened file ends the process.
     ///
     /// # Errors
     /// If the file cannot be read, is no table, is damaged, or belongs to another origin than `expected`.
+    #[cfg(feature = "mapped")]
     pub fn open(path: impl AsRef<Path>, expected: &TableOrigin) -> Result<Self> {
         let file = TableFile::open(path.as_ref())?;
         file.require(expected)?;
@@ -81,14 +94,15 @@ impl Table {
     ///
     /// # Errors
     /// As [`open`](Self::open).
+    #[cfg(feature = "mapped")]
     pub fn open_checked(path: impl AsRef<Path>, expected: &TableOrigin) -> Result<Self> {
         let table = Self::open(path, expected)?;
         let checked = table.file.as_ref().map(CheckedBlocks::none);
         Ok(Self { checked, ..table })
     }
 
-    /// Reads the rows of the table file at `path`, a trained table's too, into `storage`, checking every
-    /// block of them.
+    /// Reads the rows of the table file at `path`, a trained table's too, into `storage`, from several threads, checking
+    /// every block of them.
     ///
     /// # Errors
     /// As [`open`](Self::open), and if the memory cannot be had.
@@ -96,7 +110,11 @@ impl Table {
         let file = TableFile::open(path.as_ref())?;
         file.require(expected)?;
         let mut region = Region::zeroed(file.sections[0].bytes, storage)?;
-        file.read_section(0, region.bytes_mut())?;
+        let section = file.sections[0];
+        region.fill(BLOCK_BYTES as usize, |start, block| {
+            file.read_block(&section, start as u64 / BLOCK_BYTES, block)
+        })?;
+        region.check()?;
         let header = TableHeader { training: None, ..file.header };
         Ok(Self { header, region, start: 0, file: None, checked: None })
     }
@@ -105,9 +123,16 @@ impl Table {
     ///
     /// # Errors
     /// If the file system refuses, or the table's own file fails; `path` then is as it was.
+    #[cfg(feature = "write")]
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let mut writer = TableWriter::with_header(path.as_ref(), self.header.clone())?;
-        writer.put(0, self.bytes())?;
+        let bytes = self.header.section_bytes()[0] as usize;
+        let mut some = Vec::new();
+        for start in (0..bytes).step_by(FILLED_BYTES) {
+            some.resize(FILLED_BYTES.min(bytes - start), 0);
+            self.region.copy(self.start + start, &mut some);
+            writer.put(0, &some)?;
+        }
         // What a failing mapping gives must never be found under the final name.
         self.check()?;
         writer.finish().map(drop)
@@ -146,12 +171,7 @@ impl Table {
     /// All rows as they are stored, one after another; `None` if they are in a mapped file, which may change or
     /// fail at any moment.
     pub fn stored_rows(&self) -> Option<&[u8]> {
-        matches!(self.region, Region::Ram(_)).then(|| self.bytes())
-    }
-
-    fn bytes(&self) -> &[u8] {
-        let bytes = self.header.section_bytes()[0] as usize;
-        &self.region.bytes()[self.start..self.start + bytes]
+        self.region.ram()
     }
 
     /// Its rows, to look up.
@@ -225,10 +245,13 @@ impl StoredRows<'_> {
     pub(crate) fn read(&self, ids: &[u64], out: &mut [u8]) {
         self.share(ids, out, self.row_bytes, |ids, out| {
             // Where the rows are is asked once for all of them, not at each.
-            if let Region::File(map) = self.region {
-                return self.visit(ids, out, self.row_bytes, |start, out| map.copy(start, out));
+            match self.region {
+                Region::Ram(rows) => copy_rows(&rows[self.start..], self.stride, self.row_bytes, ids, out),
+                Region::Scratch(map) | Region::File(map) => {
+                    self.visit(ids, out, self.row_bytes, |start, out| map.copy(start, out));
+                }
+                Region::Empty => {}
             }
-            copy_rows(&self.region.bytes()[self.start..], self.stride, self.row_bytes, ids, out);
         });
     }
 
@@ -251,10 +274,10 @@ impl StoredRows<'_> {
             return;
         }
         // Rows that share or adjoin pages are asked for together.
-        let (mut start, mut end) = (0usize, 0usize);
+        let (page, mut start, mut end) = (page_bytes(), 0usize, 0usize);
         for &id in ids {
             let row = self.start + id as usize * self.stride;
-            let adjoins = row >= start && row <= end.next_multiple_of(PAGE);
+            let adjoins = row >= start && row <= end.next_multiple_of(page);
             if !adjoins {
                 self.region.will_need(start, end - start);
                 start = row;
@@ -287,14 +310,14 @@ impl StoredRows<'_> {
     #[inline(always)]
     fn visit<T>(&self, ids: &[u64], out: &mut [T], per_id: usize, mut each: impl FnMut(usize, &mut [T])) {
         let Self { region, start, row_bytes, stride } = *self;
-        let (bytes, ahead) = (region.bytes(), rows_ahead(row_bytes));
+        let (first, ahead) = (region.address(0), rows_ahead(row_bytes));
         let place = |id: u64| start + id as usize * stride;
         for &id in ids.iter().take(ahead) {
-            prefetch(bytes, place(id), row_bytes);
+            prefetch(first.wrapping_add(place(id)), row_bytes);
         }
         for (i, (&id, out)) in ids.iter().zip(out.chunks_exact_mut(per_id)).enumerate() {
             if let Some(&next) = ids.get(i + ahead) {
-                prefetch(bytes, place(next), row_bytes);
+                prefetch(first.wrapping_add(place(next)), row_bytes);
             }
             each(place(id), out);
         }
@@ -314,8 +337,15 @@ impl DecodeLoop for GatherHere<'_> {
     fn run(self, decode: impl Fn(&[u8], &mut [f32])) {
         let Self { stored, ids, width, out, scratch } = self;
         // Where the rows are is asked once for all of them, not at each.
-        if let Region::File(map) = stored.region {
-            return stored.visit(
+        match stored.region {
+            Region::Ram(rows) => stored.visit(
+                ids,
+                out,
+                width,
+                #[inline(always)]
+                |start, out| decode(&rows[start..][..stored.row_bytes], out),
+            ),
+            Region::Scratch(map) | Region::File(map) => stored.visit(
                 ids,
                 out,
                 width,
@@ -324,15 +354,8 @@ impl DecodeLoop for GatherHere<'_> {
                     map.copy(start, scratch);
                     decode(scratch, out);
                 },
-            );
+            ),
+            Region::Empty => {}
         }
-        let (bytes, row_bytes) = (stored.region.bytes(), stored.row_bytes);
-        stored.visit(
-            ids,
-            out,
-            width,
-            #[inline(always)]
-            |start, out| decode(&bytes[start..][..row_bytes], out),
-        );
     }
 }

@@ -18,82 +18,29 @@
 //! The header's checksum covers the list's, the list covers every block: no bit and no length can change
 //! unseen. A trained table is thus also a read-only one, whose state is simply not looked at.
 
-use std::fmt;
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use engram_address::AddressIdentity;
+use engram_identity::AddressIdentity;
 use rayon::prelude::*;
 
 use crate::error::{Result, StoreError};
 use crate::file_stamp::FileStamp;
-use crate::new_file::{Progress, go_on, read_exact_at};
+use crate::header_page::{FieldReader, FieldWriter, HEADER_BYTES, HeaderPage, Start, content, is_sealed};
+use crate::origin::{ContentHash, TableOrigin};
+use crate::positioned::read_exact_at;
+use crate::progress::{Progress, report};
 use crate::row_format::RowFormat;
 use crate::row_optimizer::RowOptimizer;
+use crate::until_error::UntilError;
 
 /// The version of the layout that this crate writes and reads.
 pub const VERSION: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"ENGRAMTB";
-pub(crate) const HEADER_BYTES: usize = 4096;
-pub(crate) const HEADER_HASHED: usize = HEADER_BYTES - 32;
 const PAGE: u64 = 4096;
 pub(crate) const BLOCK_BYTES: u64 = 1 << 20;
-
-/// Which addressing placed a table's rows, and for which layer: rows mean nothing under any other.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct TableOrigin {
-    /// The identity of the addressing.
-    pub identity: AddressIdentity,
-    /// The layer of the model, counted from 0.
-    pub layer: u64,
-}
-
-impl fmt::Display for TableOrigin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "layer {} of the addressing {}", self.layer, self.identity)
-    }
-}
-
-impl fmt::Debug for TableOrigin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "TableOrigin({self})")
-    }
-}
-
-/// The hash of all that a table file holds: of its header, which holds the hash of the list of checksums, which
-/// holds those of all blocks. Files with equal bytes have equal hashes, and nobody can make others that do.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ContentHash([u8; 32]);
-
-impl ContentHash {
-    /// The hash of these bytes.
-    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(bytes)
-    }
-
-    /// Its bytes.
-    pub const fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-
-    pub(crate) fn of_header(header: &[u8; HEADER_BYTES]) -> Self {
-        Self(field(header, HEADER_HASHED))
-    }
-}
-
-impl fmt::Display for ContentHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for ContentHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ContentHash({self})")
-    }
-}
 
 /// What a table file says about itself.
 #[derive(Clone, Debug, PartialEq)]
@@ -147,7 +94,7 @@ impl TableHeader {
         per_row.map(|bytes| self.rows * bytes as u64).collect()
     }
 
-    pub(crate) fn to_bytes(&self, list_hash: &[u8; 32]) -> [u8; HEADER_BYTES] {
+    pub(crate) fn to_bytes(&self, list_hash: &[u8; 32]) -> HeaderPage {
         let (kind, count, settings) = match self.training.map(|(optimizer, _)| optimizer) {
             None => (0u32, 0u32, [0.0; 3]),
             Some(RowOptimizer::Adam { beta1, beta2, epsilon }) => (1, 0, [beta1, beta2, epsilon]),
@@ -159,87 +106,78 @@ impl TableHeader {
         };
         let (format, scale) = self.format.to_code();
         let step = self.training.map_or(0, |(_, step)| step);
-        let mut bytes = [0; HEADER_BYTES];
-        let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
-        put(0, &MAGIC);
-        put(8, &VERSION.to_le_bytes());
-        put(12, &format.to_le_bytes());
-        put(16, &self.rows.to_le_bytes());
-        put(24, &(self.width as u64).to_le_bytes());
-        put(32, &self.origin.layer.to_le_bytes());
-        put(40, self.origin.identity.as_bytes());
-        put(72, &step.to_le_bytes());
-        put(80, &kind.to_le_bytes());
-        put(84, &count.to_le_bytes());
-        for (at, setting) in [88, 96, 104].into_iter().zip(settings) {
-            put(at, &setting.to_le_bytes());
+        let mut fields = FieldWriter::new(&Start {
+            magic: MAGIC,
+            version: VERSION,
+            format,
+            rows: self.rows,
+            width: self.width as u64,
+            layer: self.origin.layer,
+            identity: *self.origin.identity.as_bytes(),
+        });
+        fields.put(step.to_le_bytes()).put(kind.to_le_bytes()).put(count.to_le_bytes());
+        for setting in settings {
+            fields.put(setting.to_le_bytes());
         }
-        put(112, &BLOCK_BYTES.to_le_bytes());
-        put(120, list_hash);
-        put(152, &scale.to_le_bytes());
-        let hash = blake3::hash(&bytes[..HEADER_HASHED]);
-        bytes[HEADER_HASHED..].copy_from_slice(hash.as_bytes());
-        bytes
+        fields.put(BLOCK_BYTES.to_le_bytes()).put(*list_hash).put(scale.to_le_bytes());
+        fields.seal()
     }
 
     /// The header and the hash of the list of checksums.
-    pub(crate) fn from_bytes(bytes: &[u8; HEADER_BYTES], path: &Path) -> Result<(Self, [u8; 32])> {
+    pub(crate) fn from_bytes(page: &HeaderPage, path: &Path) -> Result<(Self, [u8; 32])> {
         let refuse = |at: usize, problem: String| Err(StoreError::not_a_table(path, at as u64, problem));
-        if bytes[..8] != MAGIC {
+        let (start, mut fields) = FieldReader::new(page);
+        if start.magic != MAGIC {
             return refuse(
                 0,
                 "it does not begin with ENGRAMTB; pass a file that a table was saved to".into(),
             );
         }
-        let version = u32::from_le_bytes(field(bytes, 8));
-        if version != VERSION {
-            let problem =
-                format!("version {version}, but this program reads version {VERSION}; use a matching one");
+        if start.version != VERSION {
+            let problem = format!(
+                "version {}, but this program reads version {VERSION}; use a matching one",
+                start.version
+            );
             return refuse(8, problem);
         }
-        if blake3::hash(&bytes[..HEADER_HASHED]).as_bytes()[..] != bytes[HEADER_HASHED..] {
+        if !is_sealed(page) {
             return Err(StoreError::damaged(path, 0, "the header does not match its checksum"));
         }
         // From here on the bytes are those that were written, but not necessarily by a sane program.
-        let (code, scale) = (u32::from_le_bytes(field(bytes, 12)), f32::from_le_bytes(field(bytes, 152)));
-        let format = match RowFormat::from_code(code, scale) {
+        let step = u64::from_le_bytes(fields.take());
+        let [kind, count] = [fields.take(), fields.take()].map(u32::from_le_bytes);
+        let settings = [fields.take(), fields.take(), fields.take()].map(f64::from_le_bytes);
+        let (block, list_hash) = (u64::from_le_bytes(fields.take()), fields.take());
+        let scale = f32::from_le_bytes(fields.take());
+        let format = match RowFormat::from_code(start.format, scale) {
             Ok(format) => format,
             Err(problem) => return refuse(12, problem),
         };
-        let [beta1, beta2, epsilon] = [88, 96, 104].map(|at| f64::from_le_bytes(field(bytes, at)));
-        let step = u64::from_le_bytes(field(bytes, 72));
-        let training = match u32::from_le_bytes(field(bytes, 80)) {
-            0 => None,
-            1 => Some((RowOptimizer::Adam { beta1, beta2, epsilon }, step)),
-            2 => Some((RowOptimizer::RowWiseAdam { beta2, epsilon }, step)),
-            3 => {
-                let iterations = u32::from_le_bytes(field(bytes, 84));
-                let (momentum, floor, scale) = (beta1, beta2, epsilon);
-                Some((RowOptimizer::BalancedMomentum { momentum, iterations, floor, scale }, step))
+        let optimizer = match (kind, settings) {
+            (0, _) => None,
+            (1, [beta1, beta2, epsilon]) => Some(RowOptimizer::Adam { beta1, beta2, epsilon }),
+            (2, [_, beta2, epsilon]) => Some(RowOptimizer::RowWiseAdam { beta2, epsilon }),
+            (3, [momentum, floor, scale]) => {
+                Some(RowOptimizer::BalancedMomentum { momentum, iterations: count, floor, scale })
             }
-            4 => Some((RowOptimizer::Frozen, step)),
-            code => return refuse(80, format!("unknown optimiser {code}; use the program that wrote it")),
+            (4, _) => Some(RowOptimizer::Frozen),
+            _ => return refuse(80, format!("unknown optimiser {kind}; use the program that wrote it")),
         };
-        let width = u64::from_le_bytes(field(bytes, 24));
-        let Ok(width) = usize::try_from(width) else {
-            return refuse(24, format!("rows of {width} values do not fit this machine"));
+        let Ok(width) = usize::try_from(start.width) else {
+            return refuse(24, format!("rows of {} values do not fit this machine", start.width));
         };
-        let identity = AddressIdentity::from_bytes(field(bytes, 40));
-        let origin = TableOrigin { identity, layer: u64::from_le_bytes(field(bytes, 32)) };
-        let header = Self { rows: u64::from_le_bytes(field(bytes, 16)), width, format, origin, training };
+        let origin =
+            TableOrigin { identity: AddressIdentity::from_bytes(start.identity), layer: start.layer };
+        let training = optimizer.map(|optimizer| (optimizer, step));
+        let header = Self { rows: start.rows, width, format, origin, training };
         if let Err(impossible) = header.check() {
             return refuse(16, impossible.to_string());
         }
-        let block = u64::from_le_bytes(field(bytes, 112));
         if block != BLOCK_BYTES {
             return refuse(112, format!("checksum blocks of {block} bytes, but version 1 has {BLOCK_BYTES}"));
         }
-        Ok((header, field(bytes, 120)))
+        Ok((header, list_hash))
     }
-}
-
-pub(crate) fn field<const N: usize>(bytes: &[u8; HEADER_BYTES], at: usize) -> [u8; N] {
-    std::array::from_fn(|i| bytes[at + i])
 }
 
 /// A section's place in the file.
@@ -324,7 +262,7 @@ impl TableFile {
                 "the list of checksums does not match the header",
             ));
         }
-        let content = ContentHash::of_header(&head);
+        let content = content(&head);
         Ok(Self { path: path.to_owned(), file, header, sections, content, opened, list })
     }
 
@@ -351,17 +289,8 @@ impl TableFile {
 
     /// Reads section `index` from its beginning.
     pub(crate) fn section(&self, index: usize) -> SectionReader<'_> {
-        SectionReader { file: self, section: self.sections[index], block: 0, buffer: Vec::new(), taken: 0 }
-    }
-
-    /// Reads section `index` into `out` (its exact length), checking every block.
-    pub(crate) fn read_section(&self, index: usize, out: &mut [u8]) -> Result<()> {
-        let section = self.sections[index];
-        debug_assert_eq!(section.bytes, out.len() as u64);
-        for (i, block) in (0..).zip(out.chunks_mut(BLOCK_BYTES as usize)) {
-            self.read_block(&section, i, block)?;
-        }
-        Ok(())
+        let ahead = Ahead { section: self.sections[index], block: 0, buffer: Vec::new(), taken: 0 };
+        SectionReader { file: self, ahead: UntilError::new(ahead) }
     }
 
     /// Reads everything from several threads, checking every block and keeping nothing.
@@ -378,7 +307,7 @@ impl TableFile {
                     .try_for_each_init(Vec::new, |buffer, i| self.check_block(section, i, buffer))?;
                 let bytes = section.bytes.min(end * BLOCK_BYTES) - first * BLOCK_BYTES;
                 done += bytes;
-                go_on(progress, Progress { done, total })?;
+                report(progress, Progress { done, total })?;
             }
         }
         Ok(())
@@ -428,6 +357,11 @@ impl TableFile {
 /// A section that is read through, every block checked before any of it is handed out.
 pub(crate) struct SectionReader<'a> {
     file: &'a TableFile,
+    ahead: UntilError<Ahead>,
+}
+
+/// What a [`SectionReader`] has read.
+struct Ahead {
     section: Section,
     /// The next block to read.
     block: u64,
@@ -439,15 +373,24 @@ pub(crate) struct SectionReader<'a> {
 impl SectionReader<'_> {
     /// The next `bytes` bytes, which the section must have.
     pub(crate) fn take(&mut self, bytes: usize) -> Result<&[u8]> {
+        let Self { file, ahead } = self;
+        ahead.run(&file.path, |ahead| ahead.read_on(file, bytes))?;
+        Ok(ahead.get().map_or(&[], |ahead| &ahead.buffer[..bytes]))
+    }
+}
+
+impl Ahead {
+    /// Puts the next `bytes` bytes at the beginning of the buffer.
+    fn read_on(&mut self, file: &TableFile, bytes: usize) -> Result<()> {
         self.buffer.drain(..self.taken);
         while self.buffer.len() < bytes {
             let start = self.buffer.len();
             let own = BLOCK_BYTES.min(self.section.bytes - self.block * BLOCK_BYTES) as usize;
             self.buffer.resize(start + own, 0);
-            self.file.read_block(&self.section, self.block, &mut self.buffer[start..])?;
+            file.read_block(&self.section, self.block, &mut self.buffer[start..])?;
             self.block += 1;
         }
         self.taken = bytes;
-        Ok(&self.buffer[..bytes])
+        Ok(())
     }
 }

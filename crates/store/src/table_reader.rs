@@ -6,9 +6,11 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use crate::error::Result;
-use crate::new_file::Progress;
+use crate::origin::{ContentHash, TableOrigin};
+use crate::progress::Progress;
 use crate::row_format::RowFormat;
-use crate::table_file::{BLOCK_BYTES, ContentHash, TableFile, TableHeader, TableOrigin};
+use crate::table_file::{BLOCK_BYTES, TableFile, TableHeader};
+use crate::until_error::UntilError;
 
 /// Blocks that are read and checked at a time.
 const BLOCKS_AT_A_TIME: u64 = 8;
@@ -17,10 +19,16 @@ const BLOCKS_AT_A_TIME: u64 = 8;
 /// before its rows are handed out, and memory does not depend on the table's size. (A mapped table read
 /// through would count as resident whole.)
 ///
-/// For random rows see [`Table`](crate::Table).
+/// After an error it hands out nothing more: open the file again. For random rows see [`Table`](crate::Table).
 #[derive(Debug)]
 pub struct TableReader {
     file: TableFile,
+    passage: UntilError<Passage>,
+}
+
+/// How far a reader has come.
+#[derive(Debug, Default)]
+struct Passage {
     /// The next block to read, and the next row to hand out.
     block: u64,
     row: u64,
@@ -37,7 +45,7 @@ impl TableReader {
     /// If the file cannot be read, is no table, or is damaged in its header, length or list of checksums.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let file = TableFile::open(path.as_ref())?;
-        Ok(Self { file, block: 0, row: 0, buffer: Vec::new(), rest: 0 })
+        Ok(Self { file, passage: UntilError::new(Passage::default()) })
     }
 
     /// Opens the table file at `path` if its rows belong to `expected`.
@@ -62,7 +70,7 @@ impl TableReader {
 
     /// The header as the file has it.
     #[cfg(feature = "redis")]
-    pub(crate) fn header_bytes(&self) -> [u8; crate::table_file::HEADER_BYTES] {
+    pub(crate) fn header_bytes(&self) -> crate::header_page::HeaderPage {
         self.file.header.to_bytes(&self.file.list_hash())
     }
 
@@ -83,29 +91,13 @@ impl TableReader {
     /// The next rows as they are stored, one after another, and the id of the first; `None` after the last.
     ///
     /// # Errors
-    /// If a block differs from its checksum, or the file cannot be read.
+    /// If a block differs from its checksum, the file cannot be read, or an earlier call failed.
     #[expect(clippy::should_implement_trait, reason = "it lends its buffer, which an iterator cannot")]
     pub fn next(&mut self) -> Result<Option<(u64, &[u8])>> {
-        let section = self.file.sections[0];
-        let row_bytes = self.row_bytes();
-        self.buffer.drain(..self.rest);
-        // A row may be longer than all blocks that are read at a time.
-        while self.buffer.len() < row_bytes && self.block < section.blocks() {
-            let first = self.block;
-            let blocks = (section.blocks() - first).min(BLOCKS_AT_A_TIME);
-            let end = section.bytes.min((first + blocks) * BLOCK_BYTES);
-            let start = self.buffer.len();
-            self.buffer.resize(start + (end - first * BLOCK_BYTES) as usize, 0);
-            let chunks = self.buffer[start..].par_chunks_mut(BLOCK_BYTES as usize).enumerate();
-            let file = &self.file;
-            chunks.try_for_each(|(i, block)| file.read_block(&section, first + i as u64, block))?;
-            self.block += blocks;
-        }
-        let rows = self.buffer.len() / row_bytes;
-        self.rest = rows * row_bytes;
-        let first = self.row;
-        self.row += rows as u64;
-        Ok((rows > 0).then(|| (first, &self.buffer[..self.rest])))
+        let Self { file, passage } = self;
+        let first = passage.run(&file.path, |passage| passage.read_on(file))?;
+        let rows = passage.get().map_or(&[][..], |passage| &passage.buffer[..passage.rest]);
+        Ok((!rows.is_empty()).then_some((first, rows)))
     }
 
     /// The next rows decoded to `values` \[rows, width\], and the id of the first; `None` after the last.
@@ -118,9 +110,29 @@ impl TableReader {
         decode(format, width, bytes, values);
         Ok(Some(first))
     }
+}
 
-    fn row_bytes(&self) -> usize {
-        self.file.header.format.bytes_per_row(self.file.header.width)
+impl Passage {
+    /// Puts the next rows at the beginning of the buffer, up to `rest`; the id of the first.
+    fn read_on(&mut self, file: &TableFile) -> Result<u64> {
+        let section = file.sections[0];
+        let row_bytes = file.header.format.bytes_per_row(file.header.width);
+        self.buffer.drain(..self.rest);
+        // A row may be longer than all blocks that are read at a time.
+        while self.buffer.len() < row_bytes && self.block < section.blocks() {
+            let first = self.block;
+            let blocks = (section.blocks() - first).min(BLOCKS_AT_A_TIME);
+            let end = section.bytes.min((first + blocks) * BLOCK_BYTES);
+            let start = self.buffer.len();
+            self.buffer.resize(start + (end - first * BLOCK_BYTES) as usize, 0);
+            let chunks = self.buffer[start..].par_chunks_mut(BLOCK_BYTES as usize).enumerate();
+            chunks.try_for_each(|(i, block)| file.read_block(&section, first + i as u64, block))?;
+            self.block += blocks;
+        }
+        let (first, rows) = (self.row, self.buffer.len() / row_bytes);
+        self.rest = rows * row_bytes;
+        self.row += rows as u64;
+        Ok(first)
     }
 }
 

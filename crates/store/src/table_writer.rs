@@ -1,24 +1,26 @@
 //! Writing a table file as a stream of rows.
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
 use crate::error::{Result, StoreError, check_length};
-use crate::new_file::{NewFile, Progress, go_on};
+use crate::header_page::content;
+use crate::new_file::NewFile;
+use crate::origin::{ContentHash, TableOrigin};
+use crate::progress::{Progress, report};
 use crate::row_format::RowFormat;
-use crate::table_file::{
-    BLOCK_BYTES, ContentHash, Section, TableHeader, TableOrigin, hash_block, layout, padding,
-};
+use crate::table_file::{BLOCK_BYTES, Section, TableHeader, hash_block, layout, padding};
+use crate::until_error::UntilError;
 
 /// Writes a [table file](crate::table_file) from its first row to its last, in memory that does not depend on
 /// the table's size. The file appears at its path when [`finish`](Self::finish) succeeds, whole and flushed to
-/// disk; dropped before, nothing is left of it.
+/// disk; dropped before, nothing is left of it. So too after an error of the file system: the writer then takes no
+/// more rows, and `finish` fails.
 ///
 /// ```
-/// # use engram_address::AddressIdentity;
-/// # use engram_store::{RowFormat, RowSource, Table, TableOrigin, TableWriter};
+/// # use engram_store::{AddressIdentity, RowFormat, RowSource, Table, TableOrigin, TableWriter};
 /// # let folder = tempfile::tempdir()?;
 /// # let path = folder.path().join("table");
 /// let origin = TableOrigin { identity: AddressIdentity::from_bytes([7; 32]), layer: 1 };
@@ -35,14 +37,23 @@ use crate::table_file::{
 /// ```
 #[derive(Debug)]
 pub struct TableWriter {
-    file: NewFile,
+    path: PathBuf,
     header: TableHeader,
-    /// The rows, and each kind of state.
-    sections: Vec<SectionWriter>,
+    /// Bytes of rows taken so far.
+    taken: u64,
+    written: UntilError<Written>,
     /// Where the list of checksums will be.
     list_offset: u64,
     /// Encoded rows on their way to blocks.
     encoded: Vec<u8>,
+}
+
+/// What is in the file so far. After an error it is dropped, and the file with it.
+#[derive(Debug)]
+struct Written {
+    file: NewFile,
+    /// The rows, and each kind of state.
+    sections: Vec<SectionWriter>,
 }
 
 /// A section being written.
@@ -79,7 +90,8 @@ impl TableWriter {
         let file = NewFile::create(path)?;
         let (sections, list_offset, _) = layout(&header);
         let sections = sections.into_iter().map(SectionWriter::new).collect();
-        Ok(Self { file, header, sections, list_offset, encoded: Vec::new() })
+        let written = UntilError::new(Written { file, sections });
+        Ok(Self { path: path.to_owned(), header, taken: 0, written, list_offset, encoded: Vec::new() })
     }
 
     /// What the table will say about itself.
@@ -90,14 +102,15 @@ impl TableWriter {
     /// Rows written so far: the id of the next.
     pub fn rows_written(&self) -> u64 {
         let row_bytes = self.header.format.bytes_per_row(self.header.width) as u64;
-        self.sections[0].written / row_bytes
+        self.taken / row_bytes
     }
 
     /// Writes the next rows, `rows` \[any number, width\], encoding them in the table's format. Returns them as
     /// they are stored.
     ///
     /// # Errors
-    /// If `rows` are not whole rows, are more than the table has left, or the file system refuses.
+    /// If `rows` are not whole rows or are more than the table has left: nothing is then written. If the file
+    /// system refuses, or refused before: the table can then no longer be finished.
     pub fn push(&mut self, rows: &[f32]) -> Result<&[u8]> {
         let TableHeader { width, format, .. } = self.header;
         check_length("values of rows to write", rows.len().next_multiple_of(width), rows.len())?;
@@ -118,7 +131,7 @@ impl TableWriter {
     pub fn push_encoded(&mut self, rows: &[u8]) -> Result<()> {
         let row_bytes = self.header.format.bytes_per_row(self.header.width);
         check_length("bytes of rows to write", rows.len().next_multiple_of(row_bytes), rows.len())?;
-        if rows.len() as u64 > self.sections[0].left() {
+        if rows.len() as u64 > self.header.section_bytes()[0] - self.taken {
             let found = self.rows_written() + (rows.len() / row_bytes) as u64;
             return Err(StoreError::setting(
                 "rows written",
@@ -126,7 +139,9 @@ impl TableWriter {
                 "no more than the table was created with",
             ));
         }
-        self.put(0, rows)
+        self.put(0, rows)?;
+        self.taken += rows.len() as u64;
+        Ok(())
     }
 
     /// Writes all rows that are left by calling `fill(id, row)` for each, from several threads; `row` starts
@@ -155,7 +170,7 @@ impl TableWriter {
             let rows = chunk.par_chunks_exact_mut(row_bytes).enumerate().with_min_len(64);
             rows.for_each_init(|| vec![0.0; width], encode);
             self.push_encoded(chunk)?;
-            go_on(progress, Progress { done: first + count as u64, total })?;
+            report(progress, Progress { done: first + count as u64, total })?;
         }
         Ok(())
     }
@@ -163,23 +178,25 @@ impl TableWriter {
     /// Completes the file: the list of checksums, then the header, then the disk, and last its name.
     ///
     /// # Errors
-    /// If rows are missing, or the file system refuses; the path then is as it was.
+    /// If rows are missing, or the file system refuses or refused before; the path then is as it was.
     pub fn finish(self) -> Result<ContentHash> {
-        if self.sections.iter().any(|section| section.left() > 0) {
+        let rows = self.rows_written();
+        let Written { file, sections } = self.written.into_inner(&self.path)?;
+        if !sections.iter().all(SectionWriter::is_complete) {
             let rule = "all rows of the table before it is finished";
-            return Err(StoreError::setting("rows written", self.rows_written(), rule));
+            return Err(StoreError::setting("rows written", rows, rule));
         }
-        let list = self.sections.into_iter().map(|section| section.list).collect::<Vec<_>>().concat();
-        self.file.write_all_at(&list, self.list_offset)?;
+        let list = sections.into_iter().map(|section| section.list).collect::<Vec<_>>().concat();
+        file.write_all_at(&list, self.list_offset)?;
         let head = self.header.to_bytes(blake3::hash(&list).as_bytes());
-        self.file.write_all_at(&head, 0)?;
-        self.file.persist()?;
-        Ok(ContentHash::of_header(&head))
+        file.write_all_at(&head, 0)?;
+        file.persist()?;
+        Ok(content(&head))
     }
 
     /// The next bytes of a section, no more than it has left. Sections may be written in turns.
     pub(crate) fn put(&mut self, section: usize, bytes: &[u8]) -> Result<()> {
-        self.sections[section].put(&self.file, bytes)
+        self.written.run(&self.path, |Written { file, sections }| sections[section].put(file, bytes))
     }
 }
 
@@ -190,6 +207,11 @@ impl SectionWriter {
 
     fn left(&self) -> u64 {
         self.section.bytes - self.written
+    }
+
+    /// Whether every byte was taken, and every block is in the file.
+    fn is_complete(&self) -> bool {
+        self.left() == 0 && self.list.len() as u64 == 32 * self.section.blocks()
     }
 
     fn put(&mut self, file: &NewFile, mut bytes: &[u8]) -> Result<()> {

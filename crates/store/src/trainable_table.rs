@@ -2,16 +2,16 @@
 
 use std::path::Path;
 
-use rayon::prelude::*;
-
 use crate::error::{Result, StoreError, check_length, check_rows};
-use crate::memory::{Region, Storage};
+use crate::memory::{Buffer, Region, Storage};
+use crate::origin::TableOrigin;
+use crate::records::RecordsMut;
 use crate::row_format::RowFormat;
 use crate::row_init::RowInit;
-use crate::row_optimizer::{RowOptimizer, RowsMut};
+use crate::row_optimizer::RowOptimizer;
 use crate::row_source::{RowSource, check_read};
 use crate::table::StoredRows;
-use crate::table_file::{TableFile, TableHeader, TableOrigin};
+use crate::table_file::{TableFile, TableHeader};
 use crate::table_writer::TableWriter;
 
 /// A table of `f32` rows with the state of a row-sparse optimiser.
@@ -39,7 +39,7 @@ impl TrainableTable {
     /// A new table at step 0, its rows as `init` says and its optimiser state zero.
     ///
     /// # Errors
-    /// If a setting is outside its range, or the memory cannot be had.
+    /// If a setting is outside its range, or the memory is unavailable.
     pub fn new(
         rows: u64,
         width: usize,
@@ -53,11 +53,13 @@ impl TrainableTable {
             TableHeader { rows, width, format: RowFormat::F32, origin, training: Some((optimizer, 0)) };
         let mut table = Self::zeroed(&header, optimizer, 0, storage)?;
         if init != RowInit::Zeros {
-            let record_width = table.record_width();
-            let rows = table.records.values_mut().par_chunks_exact_mut(record_width).enumerate();
-            rows.with_min_len(256).for_each(|(id, record)| init.fill(id as u64, &mut record[..width]));
+            table.fill(|first, records, record_width| {
+                for (id, record) in (first..).zip(records.chunks_exact_mut(record_width)) {
+                    init.fill(id, &mut record[..width]);
+                }
+                Ok(())
+            })?;
         }
-        table.records.check()?;
         Ok(table)
     }
 
@@ -65,7 +67,7 @@ impl TrainableTable {
     /// imported or frozen.
     ///
     /// # Errors
-    /// As [`new`](Self::new), and if `source` cannot give its rows.
+    /// As [`new`](Self::new), and if `source` cannot give its rows, or has values that are not finite.
     pub fn from_rows(
         source: &dyn RowSource,
         optimizer: RowOptimizer,
@@ -74,19 +76,26 @@ impl TrainableTable {
     ) -> Result<Self> {
         let (rows, width) = (source.rows(), source.width());
         let mut table = Self::new(rows, width, RowInit::Zeros, optimizer, origin, storage)?;
-        let record_width = table.record_width();
-        let chunks = table.records.values_mut().par_chunks_mut(record_width * COPIED_ROWS).enumerate();
-        chunks.try_for_each_init(Vec::new, |values, (chunk, records)| {
-            let first = (chunk * COPIED_ROWS) as u64;
+        table.fill(|first, records, record_width| {
             let ids: Vec<u64> = (first..first + (records.len() / record_width) as u64).collect();
-            values.resize(ids.len() * width, 0.0);
-            source.gather(&ids, values)?;
+            let mut values = vec![0.0; ids.len() * width];
+            source.gather(&ids, &mut values)?;
+            check_state(VALUES, first, &values, width)?;
             let rows = records.chunks_exact_mut(record_width).zip(values.chunks_exact(width));
             rows.for_each(|(record, values)| record[..width].copy_from_slice(values));
             Ok(())
         })?;
-        table.records.check()?;
         Ok(table)
+    }
+
+    /// Calls `each(first, records, width)` for stretches of records from row `first` on, each of `width` values and zero
+    /// at first, from several threads.
+    fn fill(&mut self, each: impl Fn(u64, &mut [f32], usize) -> Result<()> + Sync) -> Result<()> {
+        let record_width = self.record_width();
+        self.records.fill(4 * record_width * COPIED_ROWS, |start, bytes| {
+            each((start / (4 * record_width)) as u64, bytemuck::cast_slice_mut(bytes), record_width)
+        })?;
+        self.records.check()
     }
 
     fn zeroed(header: &TableHeader, optimizer: RowOptimizer, step: u64, storage: &Storage) -> Result<Self> {
@@ -112,7 +121,7 @@ impl TrainableTable {
     ///
     /// # Errors
     /// If the file cannot be read, is damaged anywhere, holds a table without optimiser state, belongs to
-    /// another origin than `expected`, or if the memory cannot be had.
+    /// another origin than `expected`, has values or state that are not finite, or if the memory is unavailable.
     pub fn load(path: impl AsRef<Path>, expected: &TableOrigin, storage: &Storage) -> Result<Self> {
         let file = TableFile::open(path.as_ref())?;
         file.require(expected)?;
@@ -126,16 +135,23 @@ impl TrainableTable {
         let mut table = Self::zeroed(&file.header, optimizer, step, storage)?;
         let (widths, record_width) = (table.widths(), table.record_width());
         let mut sections: Vec<_> = (0..file.sections.len()).map(|index| file.section(index)).collect();
-        for records in table.records.values_mut().chunks_mut(record_width * COPIED_ROWS) {
-            let rows = records.len() / record_width;
+        let (mut records, mut part, mut buffer) = (Vec::new(), Vec::new(), Buffer::default());
+        let mut all = table.records.stretch();
+        for first in (0..file.header.rows).step_by(COPIED_ROWS) {
+            let rows = (file.header.rows - first).min(COPIED_ROWS as u64) as usize;
+            records.resize(rows * record_width, 0.0);
             let mut start = 0;
-            for (section, width) in sections.iter_mut().zip(widths) {
-                let stored = section.take(4 * rows * width)?.chunks_exact(4 * width);
-                for (record, stored) in records.chunks_exact_mut(record_width).zip(stored) {
-                    bytemuck::cast_slice_mut(&mut record[start..start + width]).copy_from_slice(stored);
+            for ((section, width), what) in sections.iter_mut().zip(widths).zip(PARTS) {
+                part.resize(rows * width, 0.0);
+                bytemuck::cast_slice_mut(&mut part).copy_from_slice(section.take(4 * rows * width)?);
+                check_state(what, first, &part, width)?;
+                for (record, part) in records.chunks_exact_mut(record_width).zip(part.chunks_exact(width)) {
+                    record[start..start + width].copy_from_slice(part);
                 }
                 start += width;
             }
+            let (place, bytes) = (4 * first as usize * record_width, bytemuck::cast_slice(&records));
+            all.change(place, bytes.len(), &mut buffer, |stored| stored.copy_from_slice(bytes));
         }
         table.records.check()?;
         Ok(table)
@@ -145,7 +161,7 @@ impl TrainableTable {
     /// place in one step when complete. [`Table::open`](crate::Table::open) reads the same file.
     ///
     /// # Errors
-    /// If the file system refuses; `path` then is as it was.
+    /// If the file system refuses, or a value or its state is not finite; `path` then is as it was.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let header = TableHeader {
             rows: self.rows,
@@ -157,14 +173,16 @@ impl TrainableTable {
         let mut writer = TableWriter::with_header(path.as_ref(), header)?;
         let record_width = self.record_width();
         let mut section = Vec::new();
-        for (chunk, records) in self.records.values().chunks(record_width * COPIED_ROWS).enumerate() {
-            self.read_on(chunk);
-            let mut start = 0;
+        for first in (0..self.rows).step_by(COPIED_ROWS) {
+            self.read_on(first);
+            let rows = (self.rows - first).min(COPIED_ROWS as u64) as usize;
+            let mut start = first as usize * record_width;
             for (index, width) in self.widths().into_iter().enumerate().filter(|&(_, width)| width > 0) {
-                section.clear();
-                for record in records.chunks_exact(record_width) {
-                    section.extend_from_slice(&record[start..start + width]);
+                section.resize(rows * width, 0.0);
+                for (row, part) in section.chunks_exact_mut(width).enumerate() {
+                    self.records.copy(4 * (start + row * record_width), bytemuck::cast_slice_mut(part));
                 }
+                check_state(PARTS[index], first, &section, width)?;
                 writer.put(index, bytemuck::cast_slice(&section))?;
                 start += width;
             }
@@ -174,11 +192,11 @@ impl TrainableTable {
         writer.finish().map(drop)
     }
 
-    /// Asks for the chunk after next of [`COPIED_ROWS`], where somebody reads on from one to the next.
-    fn read_on(&self, chunk: usize) {
-        let (bytes, chunk_bytes) = (self.records.bytes().len(), 4 * self.record_width() * COPIED_ROWS);
-        let start = bytes.min((chunk + 2) * chunk_bytes);
-        self.records.will_need(start, chunk_bytes.min(bytes - start));
+    /// Asks for the chunk after next of [`COPIED_ROWS`], where somebody reads on from row `first`.
+    fn read_on(&self, first: u64) {
+        let record_bytes = 4 * self.record_width();
+        let start = self.records.len().min((first as usize + 2 * COPIED_ROWS) * record_bytes);
+        self.records.will_need(start, (COPIED_ROWS * record_bytes).min(self.records.len() - start));
     }
 
     /// One optimiser step on the rows `ids`, distinct and ascending as
@@ -187,18 +205,18 @@ impl TrainableTable {
     ///
     /// # Errors
     /// If an id is not a row, or is not above the one before it; if `grads` has another length, or holds a
-    /// value that is not finite; if `rate` is negative or not finite.
-    /// The table is then untouched, its step too.
+    /// value that is not finite, or so large that its row's squares do not sum up to a finite number (9e18 over
+    /// the root of the width); if `rate` is negative or not finite. The table is then untouched, its step too.
     pub fn update(&mut self, ids: &[u64], grads: &[f32], rate: f32) -> Result<()> {
         check_length("gradients of rows to update", ids.len() * self.width, grads.len())?;
         check_rows(ids, self.rows)?;
         check_ascending(ids)?;
-        check_finite(ids, grads, self.width)?;
+        check_gradients(ids, grads, self.width)?;
         if !(rate >= 0.0 && rate.is_finite()) {
             return Err(StoreError::setting("rate", rate, "finite and not negative"));
         }
         self.step += 1;
-        let rows = RowsMut { first: 0, widths: self.widths(), records: self.records.values_mut() };
+        let rows = RecordsMut::all(self.widths(), self.records.stretch());
         self.optimizer.step(self.step, rate).apply(rows, ids, grads);
         self.records.check()
     }
@@ -221,11 +239,10 @@ impl TrainableTable {
     /// Row `id`.
     ///
     /// # Errors
-    /// If there is no such row.
-    pub fn row(&self, id: u64) -> Result<&[f32]> {
-        check_rows(&[id], self.rows)?;
-        let row = &self.records.values()[id as usize * self.record_width()..][..self.width];
-        self.records.check()?;
+    /// If there is no such row, or its disk fails.
+    pub fn row(&self, id: u64) -> Result<Vec<f32>> {
+        let mut row = vec![0.0; self.width];
+        self.gather(&[id], &mut row)?;
         Ok(row)
     }
 }
@@ -276,22 +293,49 @@ fn check_ascending(ids: &[u64]) -> Result<()> {
     }
 }
 
-fn check_finite(ids: &[u64], grads: &[f32], width: usize) -> Result<()> {
-    // A sum of zeros times values is zero if all values are finite; sixteen of them fill vector registers.
-    let mut sums = [0.0f32; 16];
-    let chunks = grads.chunks_exact(16);
-    let rest: f32 = chunks.remainder().iter().map(|value| value * 0.0).sum();
-    for chunk in chunks {
-        sums.iter_mut().zip(chunk).for_each(|(sum, value)| *sum += value * 0.0);
-    }
-    if sums.iter().sum::<f32>() + rest == 0.0 {
+/// What a record holds, in this order.
+const PARTS: [&str; 3] = [VALUES, "the first state", "the second state"];
+const VALUES: &str = "a value";
+
+/// Fails on the first of `grads` \[ids, width\] that is not finite or too large to be squared.
+fn check_gradients(ids: &[u64], grads: &[f32], width: usize) -> Result<()> {
+    let largest = RowOptimizer::largest_gradient(width);
+    if all_within(grads, largest) {
         return Ok(());
     }
-    match grads.iter().position(|value| !value.is_finite()) {
+    // NaN is within nothing.
+    let Some(at) = grads.iter().position(|value| !within(*value, largest)) else { return Ok(()) };
+    let (position, value) = (at / width, grads[at]);
+    let row = ids[position];
+    Err(match value.is_finite() {
+        true => StoreError::GradientTooLarge { row, position, value, largest },
+        false => StoreError::GradientNotFinite { row, position, value },
+    })
+}
+
+/// Fails unless all of `values` \[rows from `first` on, width\] are finite.
+fn check_state(what: &'static str, first: u64, values: &[f32], width: usize) -> Result<()> {
+    if all_within(values, f32::MAX) {
+        return Ok(());
+    }
+    match values.iter().position(|value| !value.is_finite()) {
         None => Ok(()),
         Some(at) => {
-            let position = at / width;
-            Err(StoreError::GradientNotFinite { row: ids[position], position, value: grads[at] })
+            let row = first + (at / width) as u64;
+            Err(StoreError::StateNotFinite { what, row, value: values[at] })
         }
     }
+}
+
+/// Whether no magnitude is above `largest`, and none is NaN.
+fn all_within(values: &[f32], largest: f32) -> bool {
+    // Without a branch for each value, so that it runs in vector registers.
+    let beyond =
+        |values: &[f32]| values.iter().fold(0u32, |all, &value| all | u32::from(!within(value, largest)));
+    values.chunks(4096).all(|values| beyond(values) == 0)
+}
+
+#[inline(always)]
+fn within(value: f32, largest: f32) -> bool {
+    value.abs() <= largest
 }

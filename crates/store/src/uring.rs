@@ -6,21 +6,26 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use io_uring::types::{Fd, Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
-use memmap2::MmapMut;
+use memmap2::{MmapMut, MmapRaw};
 
-use crate::read_queue::{Failed, Span};
+use crate::deadline::Deadline;
+use crate::span::{Failed, Span};
+
+/// How long a wait for the kernel is at most, before it is begun again.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 /// A ring and the buffers that its reads go to.
 pub(crate) struct Uring {
     ring: IoUring,
     /// Open as long as the kernel may read from it.
     file: Arc<File>,
-    /// `depth` buffers one after another. Freed only when nothing is in flight: see `drop`.
-    buffers: ManuallyDrop<MmapMut>,
+    /// `depth` buffers one after another, which the kernel writes to: there is no reference to one that it may be
+    /// writing to. Freed only when nothing is in flight: see `drop`.
+    buffers: ManuallyDrop<MmapRaw>,
     buffer_bytes: usize,
     free: Vec<u32>,
     /// The span that each buffer is being filled from.
@@ -44,7 +49,7 @@ impl Uring {
                 "this kernel's io_uring has no time limits",
             ));
         }
-        let mut buffers = MmapMut::map_anon(depth as usize * buffer_bytes)?;
+        let buffers = MmapRaw::from(MmapMut::map_anon(depth as usize * buffer_bytes)?);
         let whole = libc::iovec { iov_base: buffers.as_mut_ptr().cast(), iov_len: buffers.len() };
         // SAFETY: the memory stays mapped while the ring knows it: `drop` takes it back from the ring before unmapping it,
         // or never unmaps it.
@@ -136,7 +141,7 @@ impl Uring {
     }
 
     fn entry(&self, slot: u32, span: Span) -> squeue::Entry {
-        let (buffer, bytes) = (self.buffer(slot).cast_mut(), span.bytes as u32);
+        let (buffer, bytes) = (self.buffer(slot), span.bytes as u32);
         let entry = if self.registered {
             opcode::ReadFixed::new(Fixed(0), buffer, bytes, 0).offset(span.offset).build()
         } else {
@@ -145,8 +150,8 @@ impl Uring {
         entry.user_data(u64::from(slot))
     }
 
-    fn buffer(&self, slot: u32) -> *const u8 {
-        self.buffers.as_ptr().wrapping_add(slot as usize * self.buffer_bytes)
+    fn buffer(&self, slot: u32) -> *mut u8 {
+        self.buffers.as_mut_ptr().wrapping_add(slot as usize * self.buffer_bytes)
     }
 
     /// A buffer whose read is complete.
@@ -159,15 +164,17 @@ impl Uring {
 
     /// Submits what is queued and waits for so many completions, or for any within `limit`.
     fn wait(&mut self, wanted: usize, limit: Duration) -> io::Result<()> {
-        let deadline = Instant::now() + limit;
+        let deadline = Deadline::after(limit);
         loop {
-            let left = Timespec::from(deadline.saturating_duration_since(Instant::now()));
+            // The kernel takes no more seconds than an i64 holds.
+            let left = Timespec::from(deadline.left().min(LONGEST_WAIT));
             let waited = self.ring.submitter().submit_with_args(wanted, &SubmitArgs::new().timespec(&left));
             if !self.ring.completion().is_empty() {
                 return Ok(());
             }
             match waited.map_err(|error| error.raw_os_error()) {
-                Ok(_) | Err(Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) if Instant::now() < deadline => {}
+                Ok(_) | Err(Some(libc::EINTR | libc::EAGAIN | libc::EBUSY | libc::ETIME))
+                    if !deadline.has_passed() => {}
                 Ok(_) | Err(Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {
                     return Err(io::ErrorKind::TimedOut.into());
                 }

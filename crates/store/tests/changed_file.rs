@@ -6,8 +6,7 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use engram_address::AddressIdentity;
-use engram_store::{RowFormat, RowSource, Storage, StoreError, Table, TableOrigin};
+use engram_store::{AddressIdentity, RowFormat, RowSource, Storage, StoreError, Table, TableOrigin};
 
 const ROWS: u64 = 20_000;
 const WIDTH: usize = 72;

@@ -7,10 +7,9 @@ use std::ops::ControlFlow::Continue;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use engram_address::AddressIdentity;
 use engram_store::{
-    DirectOptions, DirectTable, QueueKind, RowFormat, RowInit, RowSource, StoreError, Table, TableOrigin,
-    TableWriter,
+    AddressIdentity, DirectOptions, DirectTable, QueueKind, RowFormat, RowInit, RowSource, StoreError, Table,
+    TableOrigin, TableWriter,
 };
 use proptest::prelude::*;
 

@@ -1,9 +1,9 @@
 //! Gathering gives exactly the rows asked for, whatever the format, the place, the batch and the threads.
 #![allow(clippy::unwrap_used)] // clippy counts only functions marked #[test] as tests
 
-use engram_address::AddressIdentity;
 use engram_store::{
-    DistinctRows, RowFormat, RowSource, Storage, StoreError, Table, TableOrigin, TableScale, fp8,
+    AddressIdentity, DistinctRows, RowFormat, RowSource, Storage, StoreError, Table, TableOrigin, TableScale,
+    fp8,
 };
 use proptest::prelude::*;
 

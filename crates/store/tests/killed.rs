@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use engram_address::AddressIdentity;
-use engram_store::{DistinctRows, RowInit, RowOptimizer, Storage, TableOrigin, TableReader, TrainableTable};
+use engram_store::{
+    AddressIdentity, DistinctRows, RowInit, RowOptimizer, Storage, TableOrigin, TableReader, TrainableTable,
+};
 
 const ROWS: u64 = 20_000;
 const WIDTH: usize = 16;

@@ -6,10 +6,9 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use engram_address::AddressIdentity;
 use engram_store::{
-    ContentHash, Overlaid, Overlay, OverlayWriter, RowFormat, RowSource, StoreError, Table, TableOrigin,
-    TableReader, TableWriter,
+    AddressIdentity, ContentHash, Overlaid, Overlay, OverlayWriter, RowFormat, RowSource, StoreError, Table,
+    TableOrigin, TableReader, TableWriter,
 };
 use proptest::prelude::*;
 

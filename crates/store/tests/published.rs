@@ -6,10 +6,9 @@ use std::fs;
 use std::ops::ControlFlow::Continue;
 use std::path::Path;
 
-use engram_address::AddressIdentity;
 use engram_store::{
-    Checkpoint, RowFormat, RowSource, Table, TableHeader, TableOrigin, TableReader, TableTensors, export,
-    fp8, import,
+    AddressIdentity, Checkpoint, RowFormat, RowSource, Table, TableHeader, TableOrigin, TableReader,
+    TableTensors, export, fp8, import,
 };
 use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize_to_file};

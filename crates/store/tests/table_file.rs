@@ -5,10 +5,9 @@ use std::fs;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 
-use engram_address::AddressIdentity;
 use engram_store::{
-    RowFormat, RowInit, RowOptimizer, RowSource, Storage, StoreError, Table, TableHeader, TableOrigin,
-    TrainableTable,
+    AddressIdentity, RowFormat, RowInit, RowOptimizer, RowSource, Storage, StoreError, Table, TableHeader,
+    TableOrigin, TrainableTable,
 };
 
 fn origin() -> TableOrigin {

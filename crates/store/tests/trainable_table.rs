@@ -1,10 +1,9 @@
 //! Rows learn as their optimiser's formula says, and rows that were not touched do not move.
 #![allow(clippy::unwrap_used)] // clippy counts only functions marked #[test] as tests
 
-use engram_address::AddressIdentity;
 use engram_store::{
-    DistinctRows, RowFormat, RowInit, RowOptimizer, RowSource, Storage, StoreError, Table, TableOrigin,
-    TrainableTable,
+    AddressIdentity, DistinctRows, LARGEST_DEVIATION, RowFormat, RowInit, RowOptimizer, RowSource, Storage,
+    StoreError, Table, TableOrigin, TrainableTable,
 };
 use proptest::prelude::*;
 
@@ -292,4 +291,96 @@ fn settings_outside_their_range_are_refused() {
     assert!(balanced(0.9, 11, 0.0, f64::INFINITY).starts_with("scale is inf"));
     let init = RowInit::Normal { deviation: -1.0, seed: 0 };
     assert!(refused(init, RowOptimizer::adam()).starts_with("deviation is -1"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    /// Whatever finite gradients come, at whatever width: they are refused, or all stays finite, also in the steps after.
+    #[test]
+    fn finite_gradients_never_poison_a_row(
+        width in prop::sample::select(vec![1usize, 3, 8, 64, 1000]),
+        exponents in prop::collection::vec(-149..128i32, 1..12),
+        optimizer in prop::sample::select(optimizers().to_vec()),
+        seed in any::<u64>(),
+    ) {
+        let mut table = new(4, width, optimizer);
+        for (step, exponent) in (0..).zip(exponents) {
+            // Up to 2^128 · (1 − 2⁻²⁴), the largest there is.
+            let scale = 2f64.powi(exponent) * 1.999_999_9;
+            let numbers = numbers(2 * width, seed.wrapping_add(step));
+            let grads: Vec<f32> =
+                numbers.iter().map(|number| (scale * f64::from(number.clamp(-1.0, 1.0))) as f32).collect();
+            prop_assert!(grads.iter().all(|grad| grad.is_finite()));
+            let before = values(&table);
+            match table.update(&[1, 3], &grads, 0.01) {
+                Ok(()) => prop_assert!(values(&table).iter().all(|value| value.is_finite())),
+                Err(StoreError::GradientTooLarge { row, value, largest, .. }) => {
+                    prop_assert!([1, 3].contains(&row) && value.abs() > largest);
+                    prop_assert_eq!(before, values(&table));
+                }
+                Err(other) => prop_assert!(false, "{}", other),
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        table.save(folder.path().join("table")).unwrap();
+        TrainableTable::load(folder.path().join("table"), &origin(), &Storage::Ram).unwrap();
+    }
+}
+
+#[test]
+fn the_largest_gradients_are_named_and_the_largest_allowed_ones_are_taken() {
+    for optimizer in optimizers() {
+        for (width, large, small) in [(4, 2e19, 4e18f32), (256, 1e18, 5e17)] {
+            let mut table = new(8, width, optimizer);
+            let mut grads = vec![0.0; 3 * width];
+            grads[width + 2] = large;
+            let refused = table.update(&[2, 5, 7], &grads, 0.1).unwrap_err();
+            assert!(
+                matches!(refused, StoreError::GradientTooLarge { row: 5, position: 1, .. }),
+                "{optimizer:?}: {refused}"
+            );
+            assert_eq!(table.step(), 0);
+            grads.fill(small);
+            for _ in 0..100 {
+                table.update(&[2, 5, 7], &grads, 0.1).unwrap();
+            }
+            assert!(values(&table).iter().all(|value| value.is_finite()), "{optimizer:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_is_neither_saved_nor_taken_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("table");
+    for optimizer in optimizers() {
+        let mut table = new(5000, 4, optimizer);
+        table.save(&path).unwrap();
+        let good = std::fs::read(&path).unwrap();
+        // A rate that no gradient is to blame for.
+        for _ in 0..20 {
+            table.update(&[4321], &[1.0, -1.0, 1.0, 2.0], f32::MAX).unwrap();
+        }
+        let refused = table.save(&path).unwrap_err();
+        assert!(
+            matches!(refused, StoreError::StateNotFinite { what: "a value", row: 4321, .. }),
+            "{optimizer:?}: {refused}"
+        );
+        assert!(std::fs::read(&path).unwrap() == good, "{optimizer:?}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+    for bad in [f32::NAN, f32::INFINITY] {
+        let fill = |id: u64, row: &mut [f32]| row[1] = if id == 1030 { bad } else { 1.0 };
+        let rows = Table::from_fn(2000, 4, RowFormat::F32, origin(), &Storage::Ram, fill).unwrap();
+        let adam = RowOptimizer::adam();
+        let refused = TrainableTable::from_rows(&rows, adam, origin(), &Storage::Ram).unwrap_err();
+        assert!(matches!(refused, StoreError::StateNotFinite { row: 1030, .. }), "{refused}");
+    }
+    let wide = RowInit::Normal { deviation: 1e38, seed: 1 };
+    TrainableTable::new(10, 4, wide, RowOptimizer::adam(), origin(), &Storage::Ram).unwrap_err();
+    let wide = RowInit::Normal { deviation: LARGEST_DEVIATION, seed: 1 };
+    TrainableTable::new(9000, 32, wide, RowOptimizer::adam(), origin(), &Storage::Ram)
+        .unwrap()
+        .save(&path)
+        .unwrap();
 }

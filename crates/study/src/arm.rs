@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use engram_config::RunConfig;
-use engram_config::{Account, ModelConfig};
+use engram_config::{Account, ModelConfig, RunConfig};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::budget::{self, Cost, Solve, table_rows};
+use crate::budget::{self, Cost, Solve};
 use crate::config::{Allocation, Grid, MemorySweep, StudyConfig};
 use crate::error::{Error, Result};
+use crate::patch::{Patch, lookup_mut, merge, parse, remove};
 
 /// The studies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,18 +38,6 @@ impl Kind {
             Self::Baselines => "baselines",
         }
     }
-}
-
-/// A change of the base's configuration.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Patch {
-    /// What it changes; tables are merged, everything else is replaced.
-    #[serde(default)]
-    pub set: Table,
-    /// Dotted keys that it leaves out.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub remove: Vec<String>,
 }
 
 /// One arm: a configuration that is trained with every seed.
@@ -88,7 +76,7 @@ pub struct Costs {
 
 impl Costs {
     fn of(model: &ModelConfig) -> std::result::Result<Self, String> {
-        let rows = table_rows(model)?;
+        let rows = model.table_rows().map_err(|error| error.to_string())?;
         let account = Account::of(model, &rows);
         Ok(Self {
             total_parameters: account.total,
@@ -285,50 +273,6 @@ fn check_name(name: &str) -> std::result::Result<(), String> {
         );
     }
     Ok(())
-}
-
-/// The configuration that a table describes, if it is valid.
-pub(crate) fn parse(table: &Table) -> std::result::Result<RunConfig, String> {
-    let config: RunConfig =
-        table.clone().try_into().map_err(|error: toml::de::Error| error.message().to_owned())?;
-    config.validate().map_err(|error| error.to_string())?;
-    Ok(config)
-}
-
-/// The value at a dotted key.
-pub(crate) fn lookup<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
-    match key.split_once('.') {
-        Some((first, rest)) => lookup(table.get(first)?.as_table()?, rest),
-        None => table.get(key),
-    }
-}
-
-/// The value at a dotted key, to be changed.
-pub(crate) fn lookup_mut<'a>(table: &'a mut Table, key: &str) -> Option<&'a mut Value> {
-    match key.split_once('.') {
-        Some((first, rest)) => lookup_mut(table.get_mut(first)?.as_table_mut()?, rest),
-        None => table.get_mut(key),
-    }
-}
-
-fn remove(table: &mut Table, key: &str) -> std::result::Result<(), String> {
-    let (parent, last) = match key.rsplit_once('.') {
-        Some((parent, last)) => (lookup_mut(table, parent).and_then(Value::as_table_mut), last),
-        None => (Some(table), key),
-    };
-    match parent.and_then(|parent| parent.remove(last)) {
-        Some(_) => Ok(()),
-        None => Err(format!("the base has no `{key}` to be removed")),
-    }
-}
-
-fn merge(table: &mut Table, changes: &Table) {
-    for (key, change) in changes {
-        match (table.get_mut(key), change) {
-            (Some(Value::Table(inner)), Value::Table(change)) => merge(inner, change),
-            _ => _ = table.insert(key.clone(), change.clone()),
-        }
-    }
 }
 
 #[cfg(test)]

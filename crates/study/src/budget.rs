@@ -4,13 +4,11 @@
 //! head, is adjusted until a cost, such as the parameters in all, is that of the reference; costs grow with such keys,
 //! so that bisection finds the value.
 
-use engram_address::assign_primes;
-use engram_config::RunConfig;
-use engram_config::{Account, ModelConfig};
+use engram_config::{Account, ModelConfig, RunConfig};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::arm::{lookup, parse};
+use crate::patch::{lookup, lookup_mut, parse};
 
 /// A cost that arms can have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,7 +40,7 @@ impl Cost {
     /// # Errors
     /// When no primes are left for its rows.
     pub fn of(self, model: &ModelConfig) -> Result<u64, String> {
-        let rows = table_rows(model)?;
+        let rows = model.table_rows().map_err(|error| error.to_string())?;
         let account = Account::of(model, &rows);
         Ok(match self {
             Self::Total => account.total,
@@ -69,17 +67,6 @@ impl Cost {
             Self::Rows => "memory rows",
         }
     }
-}
-
-/// Rows of each memory layer's table.
-///
-/// # Errors
-/// When no primes are left for them.
-pub fn table_rows(model: &ModelConfig) -> Result<Vec<u64>, String> {
-    let Some(memory) = &model.memory else { return Ok(Vec::new()) };
-    let primes = assign_primes(memory.layers.len(), &memory.rows_per_head, memory.heads)
-        .map_err(|error| error.to_string())?;
-    Ok(primes.iter().map(|orders| orders.iter().flatten().sum()).collect())
 }
 
 /// Adjusts `solve.key` of `config` until the cost is `target`, as nearly as whole numbers allow.
@@ -158,7 +145,7 @@ impl<'a> Knob<'a> {
         };
         let mut values: Vec<Value> = self.values.iter().map(scaled).collect();
         let value = if self.list { Value::Array(values) } else { values.remove(0) };
-        if let Some(place) = crate::arm::lookup_mut(config, self.key) {
+        if let Some(place) = lookup_mut(config, self.key) {
             *place = value;
         }
     }

@@ -1,29 +1,15 @@
 //! A study from its first run to its report.
 
-use serde::{Deserialize, Serialize};
-
 use crate::error::{Error, Result};
 use crate::execute::{Watch, Workers};
 use crate::figures::figures;
 use crate::findings::Findings;
 use crate::folder::StudyFolder;
 use crate::plan::{Plan, Run};
+use crate::provenance::Provenance;
 use crate::report::page;
 use crate::results::{ResultsLog, RunResult, read_results};
 use engram_eval::figure::png;
-
-/// Where a study was made, and with what.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Provenance {
-    /// The command that repeats it.
-    pub command: String,
-    /// The version and commit of the program that wrote it up.
-    pub program: String,
-    /// Runs at a time, and threads of each.
-    pub workers: String,
-    /// The configuration file, as it is.
-    pub configuration: String,
-}
 
 /// Runs of `plan` that have no result yet.
 #[derive(Debug, Clone, PartialEq)]

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use engram_config::TextConfig;
-use engram_config::{ConfigError, ModelConfig};
-use engram_config::{DataConfig, RunConfig, TrainConfig, load_toml, locate};
+use engram_config::{
+    ConfigError, DataConfig, ModelConfig, RunConfig, TextConfig, TrainConfig, load_toml, locate,
+};
 use serde::{Deserialize, Serialize};
 
-use crate::arm::Patch;
+use crate::budget::Solve;
 use crate::error::Result;
+use crate::patch::Patch;
 
 /// A study's file: what a run's file holds, and the grids of the studies over it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -116,7 +117,7 @@ pub struct GridArm {
     pub remove: Vec<String>,
     /// Keys that are then adjusted, in this order, until a cost is the reference's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub solve: Vec<crate::budget::Solve>,
+    pub solve: Vec<Solve>,
 }
 
 fn yes() -> bool {

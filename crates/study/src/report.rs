@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use crate::arm::Kind;
-use crate::conduct::Provenance;
 use crate::findings::{ArmFinding, ClassFinding, Findings, Interval};
+use crate::provenance::Provenance;
 use engram_eval::figure::escape;
 
 const STYLE: &str = "

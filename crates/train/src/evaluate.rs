@@ -6,9 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::tables::Fetched;
-use engram_data::Packing;
-use engram_data::TokenShards;
-use engram_data::Tokenizer;
+use engram_data::{Packing, TokenShards, Tokenizer};
 
 /// A loss over held-out text.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

@@ -13,10 +13,7 @@ use crate::parameters;
 use crate::tables::{self, Fetched, FrozenTables};
 use crate::trainer::is_gpu;
 use engram_config::CheckpointConfig;
-use engram_data::Begin;
-use engram_data::Packing;
-use engram_data::TokenShards;
-use engram_data::Tokenizer;
+use engram_data::{Begin, Packing, TokenShards, Tokenizer};
 use engram_import::Checkpoint;
 
 /// A model, its memory, mapped from the checkpoint, and its tokenizer.

@@ -19,12 +19,8 @@ use crate::evaluate::{HeldOut, VisitLosses, Windows, held_out_loss, token_losses
 use crate::optimizer::{Gradients, Optimizer, global_norm};
 use crate::parameters;
 use crate::tables::{self, Fetched, MemoryTables, MicroBatchRows, RowGradients};
-use engram_config::TextConfig;
-use engram_config::{CheckpointConfig, RunConfig};
-use engram_data::Packing;
-use engram_data::TokenShards;
-use engram_data::Tokenizer;
-use engram_data::{Sampler, SamplerState};
+use engram_config::{CheckpointConfig, RunConfig, TextConfig};
+use engram_data::{Packing, Sampler, SamplerState, TokenShards, Tokenizer};
 use engram_import::{Checkpoint, CheckpointWriter};
 
 /// A run in progress.

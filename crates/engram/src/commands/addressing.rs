@@ -4,8 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use engram_address::{AddressConfig, Addressing, LayerAddress, Vocabulary};
-use engram_config::MemoryConfig;
-use engram_config::load_model_config;
+use engram_config::{MemoryConfig, load_model_config};
 use engram_data::Tokenizer;
 use engram_import::Checkpoint;
 use engram_store::RowFormat;

@@ -1,9 +1,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use engram_config::Account;
-use engram_config::BeginConfig;
-use engram_config::CheckpointConfig;
+use engram_config::{Account, BeginConfig, CheckpointConfig};
 use engram_import::OutsideModel;
 use engram_infer::ChatTemplate;
 use serde::Serialize;

@@ -2,9 +2,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
-use engram_address::assign_primes;
-use engram_config::load_model_config;
-use engram_config::{Account, ModelConfig};
+use engram_config::{Account, load_model_config};
 use serde::Serialize;
 
 use super::{print, print_json};
@@ -57,7 +55,7 @@ impl Params {
 impl Costs {
     fn load(path: &Path) -> anyhow::Result<Self> {
         let model = load_model_config(path)?;
-        let memory_rows = table_rows(&model).with_context(|| path.display().to_string())?;
+        let memory_rows = model.table_rows().with_context(|| path.display().to_string())?;
         let account = Account::of(&model, &memory_rows);
         Ok(Self {
             config: path.to_owned(),
@@ -73,13 +71,6 @@ impl Costs {
             training_flops_per_token: account.training_flops(),
         })
     }
-}
-
-/// Rows of each memory layer's table.
-pub(super) fn table_rows(model: &ModelConfig) -> anyhow::Result<Vec<u64>> {
-    let Some(memory) = &model.memory else { return Ok(Vec::new()) };
-    let primes = assign_primes(memory.layers.len(), &memory.rows_per_head, memory.heads)?;
-    Ok(primes.iter().map(|orders| orders.iter().flatten().sum()).collect())
 }
 
 fn table(costs: &[Costs]) -> Table {

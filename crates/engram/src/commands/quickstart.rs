@@ -4,14 +4,13 @@ use std::time::Instant;
 use anyhow::Context;
 use burn::tensor::Device;
 use clap::Args;
-use engram_config::Account;
-use engram_config::{DataConfig, RunConfig};
+use engram_config::{Account, DataConfig, RunConfig};
 use engram_data::{Corpus, Tokenizer, TokenizerTraining};
 use engram_infer::{Request, Sampling};
 use engram_train::{HeldOut, Trained};
 use serde::Serialize;
 
-use super::{data, generate, inspect, params, print, tokenizer};
+use super::{data, generate, inspect, print, tokenizer};
 use crate::device::DeviceKind;
 use crate::failure::{Interrupted, refuse};
 use crate::files::write_file;
@@ -257,7 +256,7 @@ impl Quickstart {
 impl Outcome {
     /// Of a run that is done, from its metrics.
     fn of(name: &'static str, config: &RunConfig, metrics: &[Metric]) -> anyhow::Result<Self> {
-        let account = Account::of(&config.model, &params::table_rows(&config.model)?);
+        let account = Account::of(&config.model, &config.model.table_rows()?);
         let (mut reports, mut held_out) = (Vec::new(), None);
         for metric in metrics {
             match *metric {
@@ -358,7 +357,7 @@ mod tests {
         let [memory, baseline] = CONFIGS.map(|(_, text)| {
             let model = parse(text).unwrap().model;
             model.validate().unwrap();
-            Account::of(&model, &params::table_rows(&model).unwrap())
+            Account::of(&model, &model.table_rows().unwrap())
         });
         let close = |a: u64, b: u64, what| {
             assert!((a as f64 / b as f64 - 1.0).abs() < 0.02, "{what}: {a} and {b}");

@@ -7,26 +7,12 @@ use engram_data::Begin;
 use engram_model::TargetScore;
 
 use super::error::{Error, Result};
+use super::options::AskOptions;
 use super::outcome::{Length, Outcome, Said};
 use super::question::{Ask, Place, Question, Statement};
 use super::scorer::{Cost, Likelihood, Request, Scorer};
 use super::task_file::{Form, LongPerplexity, Task};
 use engram_import::common;
-
-/// How questions are put.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AskOptions {
-    /// Cost of a batch, in tokens.
-    pub batch: usize,
-    /// Cut the beginning of what is longer than the context, as the harness does, instead of refusing it.
-    pub cut: bool,
-}
-
-impl Default for AskOptions {
-    fn default() -> Self {
-        Self { batch: 2048, cut: false }
-    }
-}
 
 /// How far the asking has come: tokens done and to do.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
@@ -487,8 +473,7 @@ mod tests {
 
     use super::*;
     use crate::tasks::few_shot::FewShot;
-    use engram_import::OutsideModel;
-    use engram_import::testing::tiny;
+    use engram_import::{OutsideModel, testing::tiny};
 
     /// The model that every test asks: 60 tokens of context.
     fn model() -> OutsideModel {

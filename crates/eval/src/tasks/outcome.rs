@@ -2,8 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::question::{Ask, Question};
-
 /// What came of a question: enough to compute every measure again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
@@ -202,20 +200,6 @@ impl Outcome {
         let largest = log_probabilities.iter().copied().reduce(f64::max)?;
         let sum: f64 = log_probabilities.iter().map(|choice| (choice - largest).exp()).sum();
         Some(log_probabilities.get(*answer)? - largest - sum.ln())
-    }
-
-    /// Whether this could have come of `question`.
-    pub(crate) fn fits(&self, question: &Question) -> bool {
-        let form = match (&self.said, &question.ask) {
-            (Said::Choice { log_probabilities, answer, .. }, Ask::Choice { choices, answer: right, .. }) => {
-                log_probabilities.len() == choices.len() && answer == right
-            }
-            (Said::Cloze { .. }, Ask::Cloze(_))
-            | (Said::Generation { .. }, Ask::Generation { .. })
-            | (Said::Document { .. } | Said::LongDocument { .. }, Ask::Document { .. }) => true,
-            _ => false,
-        };
-        form && self.line == question.place.line
     }
 }
 

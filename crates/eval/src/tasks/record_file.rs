@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::ask::AskOptions;
 use super::error::{Error, Result};
-use super::outcome::Outcome;
-use super::question::Question;
+use super::options::AskOptions;
+use super::outcome::{Outcome, Said};
+use super::question::{Ask, Question};
 use super::scorer::Scorer;
 use super::task_file::Task;
 
@@ -97,6 +97,20 @@ pub fn read_record(path: &Path) -> Result<(Header, Vec<Outcome>)> {
     Ok((header, outcomes))
 }
 
+/// Counts the tokens in `task` as key tokens that the record of another run of it found to be key: models are compared
+/// on the same tokens.
+///
+/// # Errors
+/// When this is not a task of long documents, or the file is not a record of one.
+pub fn use_keys(task: &mut Task, path: &Path) -> Result<()> {
+    let (_, outcomes) = read_record(path)?;
+    let keys = |outcome: Outcome| match outcome.said {
+        Said::LongDocument { keys, .. } => Ok(keys),
+        _ => Err(Error::line(path, 1, "not the record of a task with [long_perplexity]")),
+    };
+    task.set_keys(outcomes.into_iter().map(keys).collect::<Result<Vec<_>>>()?)
+}
+
 impl Header {
     /// Of a run that puts these questions to a model, which people call `model_name`.
     pub fn new(
@@ -136,11 +150,25 @@ impl Header {
 
 fn check(path: &Path, outcomes: &[Outcome], questions: &[Question]) -> Result<()> {
     for (index, outcome) in outcomes.iter().enumerate() {
-        if !questions.get(outcome.question).is_some_and(|question| outcome.fits(question)) {
+        if !questions.get(outcome.question).is_some_and(|question| fits(outcome, question)) {
             return Err(Error::line(path, index + 2, "not an outcome of this task's questions"));
         }
     }
     Ok(())
+}
+
+/// Whether `outcome` could have come of `question`.
+fn fits(outcome: &Outcome, question: &Question) -> bool {
+    let form = match (&outcome.said, &question.ask) {
+        (Said::Choice { log_probabilities, answer, .. }, Ask::Choice { choices, answer: right, .. }) => {
+            log_probabilities.len() == choices.len() && answer == right
+        }
+        (Said::Cloze { .. }, Ask::Cloze(_))
+        | (Said::Generation { .. }, Ask::Generation { .. })
+        | (Said::Document { .. } | Said::LongDocument { .. }, Ask::Document { .. }) => true,
+        _ => false,
+    };
+    form && outcome.line == question.place.line
 }
 
 struct Contents {

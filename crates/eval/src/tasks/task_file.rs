@@ -11,8 +11,6 @@ use super::answer::{AnswerRule, Compare, Which};
 use super::error::{Error, Result};
 use super::few_shot::Choose;
 use super::hub_data::{HubData, is_inside, is_repository};
-use super::outcome::{Outcome, Said};
-use super::record_file::read_record;
 use super::template::Templates;
 
 /// A task: where its records are, and how each becomes a question.
@@ -313,22 +311,15 @@ impl Task {
         format!("{}.jsonl", self.name)
     }
 
-    /// Lets the tokens count that the record of another run of this task found to be key: models are compared on the
-    /// same tokens.
+    /// Counts the tokens `keys`, by question, as key tokens.
     ///
     /// # Errors
-    /// When this is no task of long documents, or the file is no record of one.
-    pub fn use_keys(&mut self, path: &Path) -> Result<()> {
+    /// When this is not a task of long documents.
+    pub(crate) fn set_keys(&mut self, found: Vec<Vec<usize>>) -> Result<()> {
         let Form::LongPerplexity { keys, .. } = &mut self.form else {
             let problem = format!("{}: only tasks with [long_perplexity] have key tokens", self.name);
             return Err(Error::Mismatch(problem));
         };
-        let (_, outcomes) = read_record(path)?;
-        let key = |outcome: Outcome| match outcome.said {
-            Said::LongDocument { keys, .. } => Ok(keys),
-            _ => Err(Error::line(path, 1, "not the record of a task with [long_perplexity]")),
-        };
-        let found = outcomes.into_iter().map(key).collect::<Result<Vec<_>>>()?;
         let mut hash = blake3::Hasher::new();
         hash.update(self.hash.as_bytes()).update(format!("{found:?}").as_bytes());
         self.hash = hash.finalize();

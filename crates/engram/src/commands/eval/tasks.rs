@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use engram_eval::tasks::{Summary, summarize};
+use engram_eval::tasks::{Summary, summarize, use_keys};
 use serde::Serialize;
 
 use super::super::asking::{Asked, Memory, TaskArguments};
@@ -77,7 +77,7 @@ impl Tasks {
         // Files that cannot be used are refused before a model is loaded.
         let mut tasks = self.arguments.load()?;
         if let Some(keys) = &self.keys {
-            tasks.iter_mut().try_for_each(|task| task.use_keys(keys))?;
+            tasks.iter_mut().try_for_each(|task| use_keys(task, keys))?;
         }
         interrupt::listen()?;
         self.arguments.fetch(&tasks)?;

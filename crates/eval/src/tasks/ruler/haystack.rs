@@ -7,6 +7,9 @@ use rand_chacha::ChaCha8Rng;
 use super::super::error::{Error, Result};
 use super::questions::Questions;
 
+/// Hidden keys, values or queries, where there are several.
+pub(super) const SEVERAL: usize = 4;
+
 /// What needles and assignments are hidden in, the paragraphs that hide the one that answers a question, and how many digits
 /// a number to find has.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -20,6 +20,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 pub use self::haystack::Haystack;
+use self::haystack::SEVERAL;
 use self::needles::{Needles, needles};
 pub use self::questions::Questions;
 use self::variables::{HOPS, variables};
@@ -61,9 +62,6 @@ pub struct RulerRecord {
     /// Tokens that the answer may take: those of the longest right one of all records, and half as many again.
     pub answer_tokens: usize,
 }
-
-/// Hidden keys, values or queries, where there are several.
-const SEVERAL: usize = 4;
 
 impl Ruler {
     /// All kinds.

@@ -7,7 +7,7 @@ use rand::seq::SliceRandom;
 use rand::seq::index::sample;
 use rand_chacha::ChaCha8Rng;
 
-use super::SEVERAL;
+use super::haystack::SEVERAL;
 
 /// Words that are common.
 pub(super) const COMMON: usize = 10;

@@ -1,0 +1,504 @@
+"""A run's configuration file: the same TOML, keys and defaults as the command `engram train`.
+
+Unknown keys, missing keys and values of the wrong type are errors that name the file and the key.
+"""
+
+import dataclasses
+import math
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+# --- [model] ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class YarnConfig:
+    """How rotary positions are stretched (YaRN, arXiv 2309.00071)."""
+
+    original_context: int
+    scale: float = 10.0
+    alpha: float = 1.0
+    beta: float = 32.0
+    factor: float = 0.707
+
+    @property
+    def inverse_temperature(self) -> float:
+        """What attention scores are multiplied by."""
+        return float((0.1 * self.factor * math.log(self.scale) + 1.0) ** 2)
+
+
+@dataclass
+class LatentAttentionConfig:
+    """Multi-head latent attention with decoupled rotary dimensions (arXiv 2405.04434, section 2.1)."""
+
+    heads: int
+    latent_rank: int
+    content_width: int
+    rotary_width: int
+    value_width: int
+    kind: Literal["latent"] = "latent"
+    query_rank: int | None = None
+    rotary_base: float = 10_000.0
+    yarn: YarnConfig | None = None
+
+    @property
+    def rotary(self) -> int:
+        """Width of a head's rotary part."""
+        return self.rotary_width
+
+
+@dataclass
+class PlainAttentionConfig:
+    """Multi-head attention with rotary positions over whole heads, keys and values shared by groups of heads."""
+
+    heads: int
+    head_width: int
+    kind: Literal["plain"] = "plain"
+    key_heads: int | None = None
+    rotary_base: float = 10_000.0
+
+    @property
+    def rotary(self) -> int:
+        """Width of a head's rotary part: all of it."""
+        return self.head_width
+
+    @property
+    def yarn(self) -> YarnConfig | None:
+        """Plain attention is not stretched."""
+        return None
+
+
+@dataclass
+class FeedForwardConfig:
+    """A SwiGLU feed-forward."""
+
+    width: int
+
+
+@dataclass
+class ExpertsConfig:
+    """Routed experts beside shared ones, sigmoid scores, loss-free balancing (arXiv 2401.06066, 2408.15664)."""
+
+    first_block: int
+    routed: int
+    active: int
+    width: int
+    shared_width: int
+    balance_rate: float = 1e-3
+
+
+@dataclass
+class HyperConnectionConfig:
+    """Hyper-connections whose residual mixing is doubly stochastic (arXiv 2512.24880)."""
+
+    streams: int
+    sinkhorn_iterations: int = 20
+
+
+@dataclass
+class MemoryConfig:
+    """The memory: hashed n-gram tables and the module that reads them (arXiv 2601.07372)."""
+
+    layers: list[int]
+    max_order: int
+    heads: int
+    row_width: int
+    rows_per_head: list[int]
+    form: Literal["paper", "v41", "added", "over_encoding", "attention_values"] = "paper"
+    gate: Literal["per_stream", "shared", "none"] = "per_stream"
+    convolution: bool | None = None
+    compression: Literal["normalised", "none"] = "normalised"
+    lookup: Literal["own", "permuted"] = "own"
+    seed: int = 0
+    pad_id: int = 0
+    kernel: int = 4
+    row_init: float = 0.0
+
+    @property
+    def slots(self) -> int:
+        """Rows that a token reads: one per order and head."""
+        return (self.max_order - 1) * self.heads
+
+    @property
+    def width(self) -> int:
+        """Width of a token's rows side by side, d_mem."""
+        return self.slots * self.row_width
+
+    @property
+    def has_convolution(self) -> bool:
+        """Whether a short convolution follows the gate."""
+        return self.form == "paper" if self.convolution is None else self.convolution
+
+    @property
+    def departs(self) -> str | None:
+        """The first key by which this memory departs from both published forms; none: it does not."""
+        published: dict[str, bool] = {
+            "model.memory.form": self.form in ("paper", "v41"),
+            "model.memory.gate": self.gate == "per_stream",
+            "model.memory.convolution": self.has_convolution == (self.form == "paper"),
+            "model.memory.lookup": self.lookup == "own",
+        }
+        return next((key for key, kept in published.items() if not kept), None)
+
+
+AttentionConfig = LatentAttentionConfig | PlainAttentionConfig
+
+
+@dataclass
+class ModelConfig:
+    """A language model: backbone, experts and memory."""
+
+    vocabulary: int
+    width: int
+    blocks: int
+    context: int
+    attention: AttentionConfig
+    feed_forward: FeedForwardConfig
+    norm_epsilon: float = 1e-6
+    tied_head: bool = False
+    experts: ExpertsConfig | None = None
+    hyper_connections: HyperConnectionConfig | None = None
+    memory: MemoryConfig | None = None
+
+    @property
+    def streams(self) -> int:
+        """Residual streams: 1 without hyper-connections."""
+        return self.hyper_connections.streams if self.hyper_connections else 1
+
+    @property
+    def output_scale(self) -> float:
+        """Scale of the weights that write to the residual: each block writes twice."""
+        return 1 / math.sqrt(2 * self.blocks)
+
+    def check(self) -> None:
+        """Refuses what no model could have, by its key."""
+        memory, attention = self.memory, self.attention
+        for key in ("vocabulary", "width", "blocks", "context"):
+            _require(getattr(self, key) > 0, f"model.{key}", "must be at least 1")
+        _require(
+            attention.rotary % 2 == 0,
+            "model.attention",
+            "rotary dimensions come in pairs: take an even width",
+        )
+        if isinstance(attention, PlainAttentionConfig):
+            groups = attention.key_heads or attention.heads
+            _require(attention.heads % groups == 0, "model.attention.key_heads", "must divide the heads")
+        if attention.yarn:
+            stretched = attention.yarn.scale * attention.yarn.original_context
+            _require(self.context <= stretched, "model.context", f"is more than YaRN stretches to, {stretched:g}")
+        if self.experts:
+            enough = self.experts.active <= self.experts.routed
+            _require(enough, "model.experts.active", f"is more than the {self.experts.routed} routed experts")
+            _require(self.experts.first_block < self.blocks, "model.experts.first_block", "is no block")
+        if self.hyper_connections:
+            _require(2 <= self.hyper_connections.streams <= 8, "model.hyper_connections.streams", "must be 2 to 8")
+        if memory:
+            orders = memory.max_order - 1
+            _require(2 <= memory.max_order <= 8, "model.memory.max_order", "must be 2 to 8")
+            right = len(memory.rows_per_head) == orders
+            _require(right, "model.memory.rows_per_head", f"needs {orders} values, one per order")
+            ascending = memory.layers == sorted(set(memory.layers)) != []
+            _require(ascending, "model.memory.layers", "must name blocks, ascending without repeats")
+            _require(memory.layers[-1] < self.blocks, "model.memory.layers", "names a block that is not there")
+            _require(memory.pad_id < self.vocabulary, "model.memory.pad_id", "is outside the vocabulary")
+
+
+# --- [text], [data], [train] --------------------------------------------------------------------------------
+
+
+@dataclass
+class TextConfig:
+    """The tokens around a text, by their names."""
+
+    end: str | None = None
+    begin: dict[str, str] | None = None
+
+
+@dataclass
+class DataConfig:
+    """Prepared token shards (`engram data prepare`) and the tokenizer that made them."""
+
+    train: Path
+    valid: Path
+    tokenizer: Path
+
+
+@dataclass
+class Schedule:
+    """A linear warm-up, then a course of the rate: "constant", or a table of `step`, `cosine` or `wsd`."""
+
+    decay: Any
+    warmup: int = 0
+
+    def rate(self, step: int, total: int) -> float:
+        """The share of the peak rate for step `step`, counted from 0, of `total`."""
+        step = min(step, total)
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if self.decay == "constant":
+            return 1.0
+        ((kind, settings),) = self.decay.items()
+        if kind == "step":
+            passed = (down["factor"] for down in settings if step >= down["after"] * total)
+            return float(math.prod(passed))
+        floor = float(settings.get("floor", 0.0))
+        if kind == "cosine":
+            rest = total - self.warmup
+            progress = (step - self.warmup) / rest if rest > 0 else 1.0
+            return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+        start = (1 - settings["fraction"]) * total
+        x = min(max((step - start) / (total - start), 0.0), 1.0)
+        fall = 1 - x if settings["shape"] == "linear" else 1 - math.sqrt(x)
+        return floor + (1 - floor) * fall
+
+    def check(self) -> None:
+        """Refuses a course that is none."""
+        if self.decay == "constant":
+            return
+        keys = {"step": {"after", "factor"}, "cosine": {"floor"}, "wsd": {"fraction", "shape", "floor"}}
+        known = isinstance(self.decay, dict) and len(self.decay) == 1 and next(iter(self.decay)) in keys
+        _require(known, "train.schedule.decay", 'must be "constant", or one of `step`, `cosine`, `wsd`')
+        ((kind, settings),) = self.decay.items()
+        for entry in settings if kind == "step" else [settings]:
+            for key in entry:
+                _require(key in keys[kind], f"train.schedule.decay.{kind}.{key}", "is no key of it")
+        if kind == "wsd":
+            shape = settings.get("shape") in ("linear", "one_minus_sqrt")
+            _require(shape, "train.schedule.decay.wsd.shape", 'must be "linear" or "one_minus_sqrt"')
+            fraction = settings.get("fraction", 0)
+            _require(0 < fraction <= 1, "train.schedule.decay.wsd.fraction", "must be above 0 and at most 1")
+
+
+@dataclass
+class OptimizerConfig:
+    """Muon for the matrices of the blocks, Adam for everything else."""
+
+    muon_rate: float = 4e-3
+    adam_rate: float = 4e-3
+    momentum: float = 0.95
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0
+
+
+@dataclass
+class RowTraining:
+    """How memory rows learn."""
+
+    rate_factor: float = 5.0
+    optimizer: Literal["adam", "row_wise_adam", "balanced_momentum", "frozen"] = "adam"
+    storage: Literal["ram", "mapped"] = "ram"
+
+
+@dataclass
+class TrainConfig:
+    """How a model learns."""
+
+    steps: int
+    batch: int
+    schedule: Schedule
+    seed: int = 0
+    accumulation: int = 1
+    documents_apart: bool = False
+    recompute: bool = False
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    memory: RowTraining = field(default_factory=RowTraining)
+    precision: Literal["auto", "f32", "bf16"] = "auto"
+    evaluate_every: int = 500
+    evaluate_tokens: int | None = None
+    checkpoint_every: int = 500
+    keep: int = 2
+
+
+@dataclass
+class RunConfig:
+    """Everything that decides a run. A checkpoint of a model trained elsewhere has neither data nor training."""
+
+    model: ModelConfig
+    text: TextConfig = field(default_factory=TextConfig)
+    data: DataConfig | None = None
+    train: TrainConfig | None = None
+
+    def check(self) -> None:
+        """Refuses what cannot be trained, by its key."""
+        self.model.check()
+        if self.train is None:
+            return
+        for key in ("steps", "batch", "accumulation", "evaluate_every", "checkpoint_every", "keep"):
+            _require(getattr(self.train, key) > 0, f"train.{key}", "must be at least 1")
+        divides = self.train.batch % self.train.accumulation == 0
+        _require(divides, "train.accumulation", f"does not divide the batch of {self.train.batch}")
+        self.train.schedule.check()
+
+
+# --- reading and writing ------------------------------------------------------------------------------------
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used: the key, and why."""
+
+
+def load_model_config(path: str | PathLike[str]) -> ModelConfig:
+    """The `[model]` table of the file at `path`, whatever else it holds."""
+    model = _parse(path, lambda document: _read(ModelConfig, _table(document, "model"), "model"))
+    return _checked(path, model)
+
+
+def load_run_config(path: str | PathLike[str]) -> RunConfig:
+    """The whole configuration at `path`. Relative paths in it are taken from the file's own folder."""
+    run = _checked(path, _parse(path, lambda document: _read(RunConfig, document, "")))
+    if run.data:
+        folder = Path(path).parent
+        for key in ("train", "valid", "tokenizer"):
+            setattr(run.data, key, folder / getattr(run.data, key))
+    return run
+
+
+def to_toml(run: RunConfig) -> str:
+    """The configuration as TOML, with every key that differs from nothing."""
+    return "\n".join(_lines(_plain(run), ())).lstrip("\n") + "\n"
+
+
+T = TypeVar("T")
+Checked = TypeVar("Checked", ModelConfig, RunConfig)
+
+
+def _checked(path: str | PathLike[str], config: Checked) -> Checked:
+    try:
+        config.check()
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return config
+
+
+def _require(right: bool, key: str, reason: str) -> None:
+    if not right:
+        raise ConfigError(f"`{key}`: {reason}")
+
+
+def _parse(path: str | PathLike[str], read: typing.Callable[[dict[str, Any]], T]) -> T:
+    with open(path, "rb") as file:
+        try:
+            return read(tomllib.load(file))
+        except (tomllib.TOMLDecodeError, ConfigError) as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+
+def _table(document: dict[str, Any], key: str) -> dict[str, Any]:
+    table = document.get(key)
+    if not isinstance(table, dict):
+        raise ConfigError(f"there is no table [{key}]")
+    return table
+
+
+def _read(kind: type[T], table: dict[str, Any], key: str) -> T:
+    """The dataclass `kind` from a table: every key known, none missing, each of its type."""
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, kind))}
+    for name in table:
+        if name not in fields:
+            known = ", ".join(fields)
+            raise ConfigError(f"`{_join(key, name)}` is no key that is known here; the keys are {known}")
+    values: dict[str, Any] = {}
+    for name, f in fields.items():
+        if name in table:
+            values[name] = _value(hints[name], table[name], _join(key, name))
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"`{_join(key, name)}` is missing")
+    return kind(**values)
+
+
+def _value(hint: Any, value: Any, key: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin is Literal:
+        return _expect(value in arguments, value, key, " or ".join(map(repr, arguments)))
+    if origin in (typing.Union, types.UnionType):
+        return _alternative([a for a in arguments if a is not type(None)], value, key)
+    if origin is list:
+        _expect(isinstance(value, list), value, key, "a list")
+        return [_value(arguments[0], item, f"{key}[{index}]") for index, item in enumerate(value)]
+    if origin is dict:
+        return _expect(isinstance(value, dict), value, key, "a table")
+    if dataclasses.is_dataclass(hint):
+        _expect(isinstance(value, dict), value, key, "a table")
+        return _read(typing.cast(type, hint), value, key)
+    if hint is bool:
+        return _expect(isinstance(value, bool), value, key, "true or false")
+    if hint is int:
+        natural = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        return _expect(natural, value, key, "an integer that is not negative")
+    if hint is float:
+        _expect(isinstance(value, int | float) and not isinstance(value, bool), value, key, "a number")
+        _expect(math.isfinite(value), value, key, "finite")
+        return float(value)
+    _expect(isinstance(value, str), value, key, "a text")
+    return Path(value) if hint is Path else value
+
+
+def _alternative(kinds: list[Any], value: Any, key: str) -> Any:
+    """A value of one of several types: of tables, the one whose `kind` it names."""
+    if len(kinds) == 1:
+        return _value(kinds[0], value, key)
+    _expect(isinstance(value, dict), value, key, "a table")
+    named = {typing.get_args(typing.get_type_hints(kind)["kind"])[0]: kind for kind in kinds}
+    found = named.get(value.get("kind"))
+    if found is None:
+        names = " or ".join(map(repr, named))
+        raise ConfigError(f"`{key}.kind` is {value.get('kind')!r}, but must be {names}")
+    return _read(found, value, key)
+
+
+def _expect(right: bool, value: Any, key: str, needed: str) -> Any:
+    if not right:
+        raise ConfigError(f"`{key}` is {value!r}, but must be {needed}")
+    return value
+
+
+def _join(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else name
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as tables without what is absent."""
+    if dataclasses.is_dataclass(value):
+        pairs = ((f.name, _plain(getattr(value, f.name))) for f in dataclasses.fields(value))
+        return {name: item for name, item in pairs if item is not None and item != {}}
+    return str(value) if isinstance(value, Path) else value
+
+
+def _lines(table: dict[str, Any], path: tuple[str, ...]) -> typing.Iterator[str]:
+    simple = {key: value for key, value in table.items() if not isinstance(value, dict)}
+    if path and (simple or not table):
+        yield f"\n[{'.'.join(path)}]"
+    for key, value in simple.items():
+        yield f"{key} = {_toml(value)}"
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _lines(value, (*path, key))
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        control = {character: f"\\u{ord(character):04x}" for character in map(chr, range(32)) if character in value}
+        for character, escape in control.items():
+            escaped = escaped.replace(character, escape)
+        return f'"{escaped}"'
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {_toml(item)}' for key, item in value.items())} }}"
+    if isinstance(value, float):
+        text = repr(value)
+        return text if any(c in text for c in ".en") else f"{text}.0"
+    return str(value)
