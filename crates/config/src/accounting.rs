@@ -3,7 +3,8 @@
 //! A multiplication and an addition are two operations. A forward pass costs twice the weights of the matrices that
 //! a token meets, plus the products of attention over the tokens before it; training costs three times that.
 
-use crate::model::{AttentionConfig, MemoryConfig, MemoryForm, ModelConfig};
+use crate::attention::{AttentionConfig, LatentConfig, PlainConfig};
+use crate::model::{MemoryConfig, MemoryForm, ModelConfig};
 
 /// Parameters and operations of a configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +57,7 @@ impl Account {
         account.forward_flops += 2 * embedding;
         account.add(width, 0);
         for block in 0..config.blocks {
-            account.add_attention(config);
+            account.add_attention(config, block);
             account.add_feed_forward(config, block);
             account.add_streams(config);
         }
@@ -75,47 +76,32 @@ impl Account {
         self.forward_flops += 2 * matrices;
     }
 
-    fn add_attention(&mut self, config: &ModelConfig) {
+    fn add_attention(&mut self, config: &ModelConfig, block: usize) {
         let width = config.width as u64;
-        let heads = config.attention.heads() as u64;
-        let (matrices, norms) = match config.attention {
-            AttentionConfig::Latent {
-                query_rank,
-                latent_rank,
-                content_width,
-                rotary_width,
-                value_width,
-                ..
-            } => {
-                let [latent, content, rotary, value] =
-                    [latent_rank, content_width, rotary_width, value_width].map(|width| width as u64);
-                let queries = heads * (content + rotary);
-                let rank = query_rank.map(|rank| rank as u64);
-                let query = rank.map_or(width * queries, |rank| width * rank + rank * queries);
-                let keys_values = width * (latent + rotary) + latent * heads * (content + value);
-                (query + keys_values + heads * value * width, rank.unwrap_or(0) + latent)
-            }
-            AttentionConfig::Plain { head_width, .. } => {
-                // Queries and output, keys and values.
-                let key_heads = config.attention.key_heads() as u64;
-                (2 * width * (heads + key_heads) * head_width as u64, 0)
-            }
+        let (matrices, vectors) = match &config.attention {
+            AttentionConfig::Latent(latent) => latent_parameters(latent, width),
+            AttentionConfig::Plain(plain) => plain_parameters(plain, width),
         };
-        self.add(norms + width, matrices);
-        // A token sees (context + 1) / 2 others on average: scores over the key width, sums over the value width.
+        self.add(vectors + norms(config), matrices);
+        // Scores over the key width, sums over the value width, for every position that a token sees.
         let (key, value) = config.attention.head_widths();
-        self.forward_flops += heads * (key + value) as u64 * (config.context as u64 + 1);
+        let heads = config.attention.heads() as u64;
+        let (context, window) = (config.context as u64, config.attention.window_of(block));
+        let window = window.map_or(context, |window| context.min(window as u64));
+        // Of the first `window` tokens each sees one more than the one before; the others see `window` each.
+        let seen = window * (window + 1) / 2 + (context - window) * window;
+        self.forward_flops += 2 * heads * (key + value) as u64 * seen / context;
     }
 
     fn add_feed_forward(&mut self, config: &ModelConfig, block: usize) {
         let width = config.width as u64;
-        let swiglu = |hidden: usize| 3 * width * hidden as u64;
+        let gated = |hidden: usize| 3 * width * hidden as u64;
         let Some(experts) = config.experts_of(block) else {
-            return self.add(width, swiglu(config.feed_forward.width));
+            return self.add(norms(config), gated(config.feed_forward.width));
         };
         let routed = experts.routed as u64;
-        self.add(width, swiglu(experts.shared_width) + width * routed);
-        let one = swiglu(experts.width);
+        self.add(norms(config), gated(experts.shared_width) + width * routed);
+        let one = gated(experts.width);
         let resting = (experts.routed - experts.active) as u64;
         self.add(0, one * experts.active as u64);
         // The balancing bias is state, not a parameter: it has no gradient.
@@ -163,4 +149,35 @@ impl Account {
         self.memory += table;
         self.rows_per_token += memory.slots() as u64;
     }
+}
+
+/// Parameters of the norms around attention or a feed-forward.
+fn norms(config: &ModelConfig) -> u64 {
+    config.width as u64 * if config.post_norms { 2 } else { 1 }
+}
+
+/// Parameters of matrices and of vectors.
+fn latent_parameters(latent: &LatentConfig, width: u64) -> (u64, u64) {
+    let [heads, rank, content, rotary, value] =
+        [latent.heads, latent.latent_rank, latent.content_width, latent.rotary_width, latent.value_width]
+            .map(|size| size as u64);
+    let queries = heads * (content + rotary);
+    let query_rank = latent.query_rank.map(|rank| rank as u64);
+    let query = query_rank.map_or(width * queries, |rank| width * rank + rank * queries);
+    let keys_values = width * (rank + rotary) + rank * heads * (content + value);
+    (query + keys_values + heads * value * width, query_rank.unwrap_or(0) + rank)
+}
+
+/// Parameters of matrices and of vectors.
+fn plain_parameters(plain: &PlainConfig, width: u64) -> (u64, u64) {
+    let [heads, key_heads, head_width] =
+        [plain.heads, plain.key_heads.unwrap_or(plain.heads), plain.head_width].map(|size| size as u64);
+    let vectors = [
+        (plain.bias, (heads + 2 * key_heads) * head_width),
+        (plain.output_bias, width),
+        (plain.query_key_norm, 2 * head_width),
+    ];
+    let vectors = vectors.iter().filter(|(there, _)| *there).map(|(_, count)| count).sum();
+    // Queries and output, keys and values.
+    (2 * width * (heads + key_heads) * head_width, vectors)
 }

@@ -58,3 +58,8 @@ impl ConfigError {
         Self { key: key.into(), reason: reason.into() }
     }
 }
+
+/// Refuses a size of 0.
+pub(crate) fn positive(key: &str, value: usize) -> std::result::Result<(), ConfigError> {
+    if value == 0 { Err(ConfigError::new(key, "is 0: must be at least 1")) } else { Ok(()) }
+}

@@ -22,7 +22,9 @@
 #![forbid(unsafe_code)]
 
 mod accounting;
+mod attention;
 mod error;
+mod feed_forward;
 mod model;
 mod optimizer;
 mod precision;
@@ -33,7 +35,9 @@ mod text;
 mod toml_file;
 
 pub use accounting::Account;
+pub use attention::{AttentionConfig, BlockRotary, LatentConfig, PlainConfig, RotaryScaling, YarnConfig};
 pub use error::{ConfigError, Error, Result};
+pub use feed_forward::{Activation, ExpertGroups, ExpertScore, ExpertsConfig, FeedForwardConfig, GroupScore};
 pub use model::*;
 pub use optimizer::OptimizerConfig;
 pub use precision::{Precision, PrecisionConfig};

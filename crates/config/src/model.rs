@@ -6,7 +6,9 @@
 use engram_address::{AddressConfig, AddressError, Arithmetic, Boundary, assign_primes};
 use serde::{Deserialize, Serialize};
 
-use crate::error::ConfigError;
+use crate::attention::AttentionConfig;
+use crate::error::{ConfigError, positive};
+use crate::feed_forward::{Activation, ExpertsConfig, FeedForwardConfig};
 
 /// A language model: backbone, experts and memory.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,6 +28,13 @@ pub struct ModelConfig {
     /// Whether the output head is the transposed embedding.
     #[serde(default)]
     pub tied_head: bool,
+    /// What embeddings are multiplied by before the first block.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embedding_scale: Option<f32>,
+    /// Whether what attention and feed-forward compute is normalised before it is added to the residual (Gemma 2,
+    /// arXiv 2408.00118, section 2).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub post_norms: bool,
     /// Attention of every block.
     pub attention: AttentionConfig,
     /// Feed-forward of the blocks without experts.
@@ -39,126 +48,6 @@ pub struct ModelConfig {
     /// Conditional memory; none: the plain backbone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryConfig>,
-}
-
-/// How tokens look at earlier tokens.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, tag = "kind", rename_all = "snake_case")]
-pub enum AttentionConfig {
-    /// Multi-head latent attention with decoupled rotary dimensions (DeepSeek-V2, arXiv 2405.04434, section 2.1).
-    Latent {
-        /// Attention heads.
-        heads: usize,
-        /// Rank of the query's latent; none: queries are projected directly.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        query_rank: Option<usize>,
-        /// Rank of the joint key-value latent, which is all that is cached at inference.
-        latent_rank: usize,
-        /// Width of a head's content part, which carries no position.
-        content_width: usize,
-        /// Width of a head's rotary part, whose key all heads share.
-        rotary_width: usize,
-        /// Width of a head's values.
-        value_width: usize,
-        /// Base of the rotary frequencies.
-        #[serde(default = "default_rotary_base")]
-        rotary_base: f32,
-        /// Stretches the rotary positions to a context longer than the one trained on.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        yarn: Option<YarnConfig>,
-    },
-    /// Plain multi-head attention with rotary positions over whole heads.
-    Plain {
-        /// Attention heads.
-        heads: usize,
-        /// Heads of keys and values, each shared by as many successive heads as there are for one (grouped queries,
-        /// arXiv 2305.13245); none: every head has its own.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        key_heads: Option<usize>,
-        /// Width of a head.
-        head_width: usize,
-        /// Base of the rotary frequencies.
-        #[serde(default = "default_rotary_base")]
-        rotary_base: f32,
-    },
-}
-
-/// How rotary positions are stretched (YaRN, arXiv 2309.00071). The defaults are those of the paper's extension to
-/// 32k.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct YarnConfig {
-    /// How many times longer the context becomes; 1 changes nothing.
-    #[serde(default = "default_yarn_scale")]
-    pub scale: f32,
-    /// The context that the model was trained on before.
-    pub original_context: usize,
-    /// Pairs with fewer turns over the original context are stretched fully.
-    #[serde(default = "default_yarn_alpha")]
-    pub alpha: f32,
-    /// Pairs with more turns stay as they are.
-    #[serde(default = "default_yarn_beta")]
-    pub beta: f32,
-    /// Scores are multiplied by (0.1·factor·ln scale + 1)².
-    #[serde(default = "default_yarn_factor")]
-    pub factor: f32,
-}
-
-impl YarnConfig {
-    /// What scores are multiplied by.
-    pub fn inverse_temperature(&self) -> f32 {
-        (0.1 * self.factor * self.scale.ln() + 1.0).powi(2)
-    }
-
-    fn validate(&self) -> Result<(), ConfigError> {
-        positive("model.attention.yarn.original_context", self.original_context)?;
-        let checks = [
-            ("model.attention.yarn.scale", self.scale >= 1.0 && self.scale.is_finite(), "must be at least 1"),
-            ("model.attention.yarn.alpha", self.alpha >= 0.0, "must be at least 0"),
-            (
-                "model.attention.yarn.beta",
-                self.beta > self.alpha && self.beta.is_finite(),
-                "must be above `alpha`",
-            ),
-            (
-                "model.attention.yarn.factor",
-                self.factor >= 0.0 && self.factor.is_finite(),
-                "must be at least 0",
-            ),
-        ];
-        match checks.iter().find(|(_, right, _)| !right) {
-            Some((key, _, reason)) => Err(ConfigError::new(*key, *reason)),
-            None => Ok(()),
-        }
-    }
-}
-
-/// A SwiGLU feed-forward.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FeedForwardConfig {
-    /// Hidden width.
-    pub width: usize,
-}
-
-/// Fine-grained routed experts beside shared ones (DeepSeekMoE, arXiv 2401.06066) with sigmoid scores and
-/// loss-free balancing (arXiv 2408.15664). No token is ever dropped.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ExpertsConfig {
-    /// The first block, counted from 0, that has experts; those before it are dense.
-    pub first_block: usize,
-    /// Routed experts.
-    pub routed: usize,
-    /// Routed experts that see a token.
-    pub active: usize,
-    /// Hidden width of one routed expert.
-    pub width: usize,
-    /// Hidden width of the shared expert (shared experts lie side by side: two of 128 are one of 256).
-    pub shared_width: usize,
-    /// Step of the balancing bias, by the sign of an expert's load error.
-    #[serde(default = "default_balance_rate")]
-    pub balance_rate: f32,
 }
 
 /// Hyper-connections whose residual mixing is doubly stochastic (arXiv 2512.24880).
@@ -284,26 +173,11 @@ pub struct MemoryConfig {
     pub row_init: f32,
 }
 
+fn is_false(value: &bool) -> bool {
+    !value
+}
 fn default_epsilon() -> f32 {
     1e-6
-}
-fn default_rotary_base() -> f32 {
-    10_000.0
-}
-fn default_yarn_scale() -> f32 {
-    10.0
-}
-fn default_yarn_alpha() -> f32 {
-    1.0
-}
-fn default_yarn_beta() -> f32 {
-    32.0
-}
-fn default_yarn_factor() -> f32 {
-    0.707
-}
-fn default_balance_rate() -> f32 {
-    1e-3
 }
 fn default_sinkhorn_iterations() -> usize {
     20
@@ -342,7 +216,20 @@ impl ModelConfig {
 
     /// The experts of block `block`, if it has any.
     pub fn experts_of(&self, block: usize) -> Option<&ExpertsConfig> {
-        self.experts.as_ref().filter(|experts| block >= experts.first_block)
+        self.experts.as_ref().filter(|experts| experts.are_in(block))
+    }
+
+    /// The first key by which this model departs from those that are trained here, if one does. Such models come from
+    /// outside: they are decoded, evaluated and served.
+    pub fn untrainable(&self) -> Option<&'static str> {
+        let departures = [
+            (self.embedding_scale.is_some(), "model.embedding_scale"),
+            (self.post_norms, "model.post_norms"),
+            (self.feed_forward.activation != Activation::Swiglu, "model.feed_forward.activation"),
+        ];
+        let here = departures.into_iter().find_map(|(departs, key)| departs.then_some(key));
+        here.or_else(|| self.attention.untrainable())
+            .or_else(|| self.experts.as_ref().and_then(ExpertsConfig::untrainable))
     }
 
     /// Refuses what no model could have.
@@ -358,7 +245,10 @@ impl ModelConfig {
         if !(self.norm_epsilon > 0.0 && self.norm_epsilon.is_finite()) {
             return Err(ConfigError::new("model.norm_epsilon", "must be above 0"));
         }
-        self.attention.validate()?;
+        if self.embedding_scale.is_some_and(|scale| !(scale > 0.0 && scale.is_finite())) {
+            return Err(ConfigError::new("model.embedding_scale", "must be above 0"));
+        }
+        self.attention.validate(self.blocks)?;
         if let Some(yarn) = self.attention.yarn()
             && self.context as f32 > yarn.scale * yarn.original_context as f32
         {
@@ -376,123 +266,6 @@ impl ModelConfig {
         }
         if let Some(memory) = &self.memory {
             memory.validate(self)?;
-        }
-        Ok(())
-    }
-}
-
-impl AttentionConfig {
-    /// Attention heads.
-    pub fn heads(&self) -> usize {
-        match *self {
-            Self::Latent { heads, .. } | Self::Plain { heads, .. } => heads,
-        }
-    }
-
-    /// Heads of keys and values: as many as heads, unless they are shared.
-    pub fn key_heads(&self) -> usize {
-        match *self {
-            Self::Plain { heads, key_heads, .. } => key_heads.unwrap_or(heads),
-            Self::Latent { heads, .. } => heads,
-        }
-    }
-
-    /// Width of one head's queries and keys, and of its values.
-    pub fn head_widths(&self) -> (usize, usize) {
-        match *self {
-            Self::Latent { content_width, rotary_width, value_width, .. } => {
-                (content_width + rotary_width, value_width)
-            }
-            Self::Plain { head_width, .. } => (head_width, head_width),
-        }
-    }
-
-    /// Width of the rotary part of a head and the base of its frequencies.
-    pub fn rotary(&self) -> (usize, f32) {
-        match *self {
-            Self::Latent { rotary_width, rotary_base, .. } => (rotary_width, rotary_base),
-            Self::Plain { head_width, rotary_base, .. } => (head_width, rotary_base),
-        }
-    }
-
-    /// How its rotary positions are stretched, if they are.
-    pub fn yarn(&self) -> Option<&YarnConfig> {
-        match self {
-            Self::Latent { yarn, .. } => yarn.as_ref(),
-            Self::Plain { .. } => None,
-        }
-    }
-
-    /// The same attention with its positions stretched so; plain attention stays as it is.
-    pub fn with_yarn(mut self, stretched: Option<YarnConfig>) -> Self {
-        if let Self::Latent { yarn, .. } = &mut self {
-            *yarn = stretched;
-        }
-        self
-    }
-
-    fn validate(&self) -> Result<(), ConfigError> {
-        positive("model.attention.heads", self.heads())?;
-        let (heads, key_heads) = (self.heads(), self.key_heads());
-        positive("model.attention.key_heads", key_heads)?;
-        if !heads.is_multiple_of(key_heads) {
-            return Err(ConfigError::new(
-                "model.attention.key_heads",
-                format!("is {key_heads}, which does not divide the {heads} heads into equal groups"),
-            ));
-        }
-        if let Some(yarn) = self.yarn() {
-            yarn.validate()?;
-        }
-        let (rotary_width, base) = self.rotary();
-        let rotary_key = match *self {
-            Self::Latent { query_rank, latent_rank, content_width, value_width, .. } => {
-                if let Some(rank) = query_rank {
-                    positive("model.attention.query_rank", rank)?;
-                }
-                positive("model.attention.latent_rank", latent_rank)?;
-                positive("model.attention.content_width", content_width)?;
-                positive("model.attention.value_width", value_width)?;
-                "model.attention.rotary_width"
-            }
-            Self::Plain { .. } => "model.attention.head_width",
-        };
-        positive(rotary_key, rotary_width)?;
-        if !rotary_width.is_multiple_of(2) {
-            return Err(ConfigError::new(
-                rotary_key,
-                format!("is {rotary_width}, but rotary dimensions come in pairs: take an even number"),
-            ));
-        }
-        if !(base > 1.0 && base.is_finite()) {
-            return Err(ConfigError::new("model.attention.rotary_base", "must be above 1"));
-        }
-        Ok(())
-    }
-}
-
-impl ExpertsConfig {
-    fn validate(&self, blocks: usize) -> Result<(), ConfigError> {
-        positive("model.experts.routed", self.routed)?;
-        positive("model.experts.active", self.active)?;
-        positive("model.experts.width", self.width)?;
-        if self.active > self.routed {
-            return Err(ConfigError::new(
-                "model.experts.active",
-                format!("is {}, more than the {} routed experts", self.active, self.routed),
-            ));
-        }
-        if self.first_block >= blocks {
-            return Err(ConfigError::new(
-                "model.experts.first_block",
-                format!(
-                    "is {}, but the {blocks} blocks count from 0: leave `experts` out for a dense model",
-                    self.first_block
-                ),
-            ));
-        }
-        if !(self.balance_rate >= 0.0 && self.balance_rate.is_finite()) {
-            return Err(ConfigError::new("model.experts.balance_rate", "must be 0 or above"));
         }
         Ok(())
     }
@@ -660,6 +433,181 @@ impl MemoryConfig {
     }
 }
 
-fn positive(key: &str, value: usize) -> Result<(), ConfigError> {
-    if value == 0 { Err(ConfigError::new(key, "is 0: must be at least 1")) } else { Ok(()) }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: &str = r#"
+        vocabulary = 64
+        width = 16
+        blocks = 4
+        context = 32
+        attention = { kind = "plain", heads = 2, head_width = 8 }
+        feed_forward = { width = 32 }
+    "#;
+
+    /// A pretrained model that uses every key of plain attention.
+    const PRETRAINED: &str = r#"
+        vocabulary = 64
+        width = 16
+        blocks = 4
+        context = 32
+        embedding_scale = 4.0
+        post_norms = true
+        feed_forward = { width = 32, activation = "geglu" }
+        [attention]
+        kind = "plain"
+        heads = 4
+        key_heads = 2
+        head_width = 8
+        rotary_width = 4
+        query_key_norm = true
+        bias = true
+        output_bias = true
+        scale = 0.25
+        window = 8
+        local_blocks = [0, 2]
+        local_rotary_base = 100.0
+        unrotated_blocks = [3]
+        rotary_scaling = { kind = "linear", factor = 8.0 }
+        [experts]
+        first_block = 1
+        dense_blocks = [2]
+        routed = 8
+        active = 2
+        width = 4
+        shared_width = 0
+        score = "softmax"
+        normalise = false
+        scaling = 2.5
+        groups = { count = 4, active = 2, score = "best" }
+    "#;
+
+    fn read(text: &str) -> ModelConfig {
+        toml::from_str(text).unwrap()
+    }
+
+    fn refused(text: &str, from: &str, to: &str) -> String {
+        assert!(text.contains(from), "{from}");
+        read(&text.replace(from, to)).validate().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_not_given_is_not_written() {
+        let plain = read(PLAIN);
+        plain.validate().unwrap();
+        assert_eq!(plain.untrainable(), None);
+        let written = toml::to_string(&plain).unwrap();
+        for key in ["embedding_scale", "post_norms", "activation", "bias", "window", "unrotated", "scaling"] {
+            assert!(!written.contains(key), "{key} in {written}");
+        }
+    }
+
+    #[test]
+    fn a_pretrained_model_is_read_back_and_never_trained() {
+        let model = read(PRETRAINED);
+        model.validate().unwrap();
+        assert_eq!(read(&toml::to_string_pretty(&model).unwrap()), model);
+        assert_eq!(model.untrainable(), Some("model.embedding_scale"));
+        let blocks: Vec<bool> = (0..4).map(|block| model.experts_of(block).is_some()).collect();
+        assert_eq!(blocks, [false, true, false, true]);
+        assert_eq!(
+            (0..4).map(|block| model.attention.window_of(block)).collect::<Vec<_>>(),
+            [Some(8), None, Some(8), None]
+        );
+        // Local blocks have a base of their own and are not stretched; the last block knows no positions.
+        let frequencies = |block: usize| model.attention.rotary_of(block).map(|rotary| rotary.frequencies);
+        assert_eq!(frequencies(0), Some(vec![1.0, 0.1]));
+        assert_eq!(frequencies(1), Some(vec![0.125, 0.00125]));
+        assert_eq!(frequencies(3), None);
+        assert_eq!(model.attention.scale(), 0.25);
+    }
+
+    #[test]
+    fn every_key_of_its_own_makes_a_model_untrainable() {
+        for (section, key, value) in [
+            ("attention", "bias", "true"),
+            ("attention", "query_key_norm", "true"),
+            ("attention", "window", "4"),
+            ("attention", "unrotated_blocks", "[0]"),
+            ("attention", "scale", "0.5"),
+            ("attention", "rotary_scaling", "{ kind = \"linear\", factor = 2.0 }"),
+            ("feed_forward", "activation", "\"geglu\""),
+        ] {
+            let (from, to) = (format!("{section} = {{"), format!("{section} = {{ {key} = {value},"));
+            let model = read(&PLAIN.replace(&from, &to));
+            model.validate().unwrap();
+            assert_eq!(model.untrainable(), Some(format!("model.{section}.{key}").as_str()));
+        }
+    }
+
+    #[test]
+    fn what_no_model_could_have_is_refused_by_its_key() {
+        for (from, to, key) in [
+            ("rotary_width = 4", "rotary_width = 10", "model.attention.rotary_width"),
+            ("rotary_width = 4", "rotary_width = 3", "model.attention.rotary_width"),
+            ("window = 8", "", "model.attention.local_blocks"),
+            ("window = 8", "window = 0", "model.attention.window"),
+            ("local_blocks = [0, 2]", "local_blocks = [2, 0]", "model.attention.local_blocks"),
+            ("local_blocks = [0, 2]", "local_blocks = [4]", "model.attention.local_blocks"),
+            ("unrotated_blocks = [3]", "unrotated_blocks = [4]", "model.attention.unrotated_blocks"),
+            ("scale = 0.25", "scale = 0.0", "model.attention.scale"),
+            ("factor = 8.0", "factor = 0.0", "model.attention.rotary_scaling.factor"),
+            ("embedding_scale = 4.0", "embedding_scale = -1.0", "model.embedding_scale"),
+            ("dense_blocks = [2]", "dense_blocks = [0]", "model.experts.dense_blocks"),
+            ("scaling = 2.5", "scaling = 0.0", "model.experts.scaling"),
+            ("count = 4", "count = 3", "model.experts.groups.count"),
+            ("active = 2, score", "active = 5, score", "model.experts.groups.active"),
+        ] {
+            let error = refused(PRETRAINED, from, to);
+            assert!(error.starts_with(&format!("`{key}`: ")), "{to}: {error}");
+        }
+        assert!(toml::from_str::<ModelConfig>(&PLAIN.replace("heads = 2", "heads = 2, tails = 3")).is_err());
+    }
+
+    #[test]
+    fn operations_of_a_window_are_fewer() {
+        let whole = crate::Account::of(&read(PLAIN), &[]);
+        let local = |window: usize| {
+            let from = "head_width = 8";
+            let config = read(&PLAIN.replace(from, &format!("head_width = 8, window = {window}")));
+            crate::Account::of(&config, &[])
+        };
+        assert_eq!(local(32), whole);
+        assert_eq!(local(100), whole);
+        // By hand: 32 tokens see 1, 2, 3, 4, 4, … instead of 1 to 32; 2 heads, keys and values of 8, 4 blocks.
+        let (seen, all) = (10 + 28 * 4, 32 * 33 / 2);
+        assert_eq!(whole.forward_flops - local(4).forward_flops, 4 * 2 * 2 * 16 * (all - seen) / 32);
+        assert_eq!(local(4).total, whole.total);
+    }
+
+    #[test]
+    fn parameters_of_a_pretrained_model() {
+        let account = crate::Account::of(&read(PRETRAINED), &[]);
+        let attention = 2 * 16 * (4 + 2) * 8 + (4 + 2 * 2) * 8 + 16 + 2 * 8;
+        let expert = 3 * 16 * 4;
+        let blocks = 4 * (attention + 4 * 16) + 2 * 3 * 16 * 32 + 2 * (8 * expert + 16 * 8);
+        assert_eq!(account.total, 2 * 64 * 16 + 16 + blocks);
+        assert_eq!(account.experts, 2 * 8 * expert);
+    }
+
+    #[test]
+    fn yarn_by_the_index_of_a_pair() {
+        // DeepSeek's: 16 dimensions, base 10000, 64 positions before; ends of the ramp by hand:
+        // 16·ln(64/(32·2π))/(2·ln 10000) < 0, and 16·ln(64/2π)/(2·ln 10000) = 2.02.
+        let yarn = crate::RotaryScaling::Yarn {
+            factor: 8.0,
+            original_context: 64,
+            fast: 32.0,
+            slow: 1.0,
+            truncate: true,
+            amplitude: 1.0,
+        };
+        let plain: Vec<f64> = (0..8).map(|i| 10_000_f64.powf(-2.0 * f64::from(i) / 16.0)).collect();
+        for (index, (found, plain)) in yarn.frequencies(16, 10_000.0).iter().zip(plain).enumerate() {
+            let stretched = (index as f64 / 3.0).min(1.0);
+            let expected = plain / 8.0 * stretched + plain * (1.0 - stretched);
+            assert!((found - expected).abs() < 1e-12 * plain, "{index}: {found}, not {expected}");
+        }
+    }
 }

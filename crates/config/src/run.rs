@@ -181,6 +181,10 @@ impl RunConfig {
     /// The first offending key.
     pub fn validate(&self) -> std::result::Result<(), ConfigError> {
         self.model.validate()?;
+        if let Some(key) = self.model.untrainable() {
+            let reason = "describes a pretrained model of a kind that is not trained here: leave it out";
+            return Err(ConfigError::new(key, reason));
+        }
         let train = &self.train;
         let at_least_one = [
             ("train.steps", train.steps),

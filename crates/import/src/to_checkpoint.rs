@@ -3,7 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+<<<<<<< HEAD
 use engram_config::{AttentionConfig, CheckpointConfig, FeedForwardConfig, ModelConfig};
+=======
+use engram_config::CheckpointConfig;
+use engram_config::{Activation, AttentionConfig, FeedForwardConfig, ModelConfig, PlainConfig};
+>>>>>>> models
 
 use crate::checkpoint::CheckpointWriter;
 use crate::error::{Error, Result};
@@ -63,13 +68,14 @@ fn model_config(llama: &Llama) -> ModelConfig {
         context,
         norm_epsilon,
         tied_head: llama.tied_head,
-        attention: AttentionConfig::Plain {
-            heads,
+        embedding_scale: None,
+        post_norms: false,
+        attention: AttentionConfig::Plain(PlainConfig {
             key_heads: (key_heads != heads).then_some(key_heads),
-            head_width,
             rotary_base: rotary_base as f32,
-        },
-        feed_forward: FeedForwardConfig { width: feed_forward },
+            ..PlainConfig::new(heads, head_width)
+        }),
+        feed_forward: FeedForwardConfig { width: feed_forward, activation: Activation::Swiglu },
         experts: None,
         hyper_connections: None,
         memory: None,

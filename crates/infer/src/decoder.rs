@@ -7,7 +7,7 @@
 //! Every sum of a position runs in an order of its own: its logits have the same bits whatever is computed beside
 //! it, and however its sequence is cut into chunks and pages.
 
-use engram_config::{AttentionConfig, MemoryConfig, ModelConfig, YarnConfig};
+use engram_config::{AttentionConfig, LatentConfig, MemoryConfig, ModelConfig, YarnConfig};
 use engram_kernels::{
     CachedAttentionShape, HyperShape, HyperWeights, PackedMatrix, Seen, WeightFormat, cached_attention,
     embedding, head_products, hyper_coefficients_of_product, hyper_read, hyper_write, rms_norm,
@@ -317,7 +317,7 @@ impl AttentionDecoder {
 
     fn latent(attention: &LatentAttention, config: &ModelConfig, format: WeightFormat) -> Self {
         // Every field is named: one that is added changes what has to be computed here.
-        let AttentionConfig::Latent {
+        let AttentionConfig::Latent(LatentConfig {
             heads,
             query_rank: _,
             latent_rank,
@@ -325,7 +325,7 @@ impl AttentionDecoder {
             rotary_width,
             value_width,
             ..
-        } = config.attention
+        }) = config.attention
         else {
             unreachable!("the model was built from this configuration")
         };

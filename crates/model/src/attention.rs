@@ -11,7 +11,7 @@ use crate::rotary::Rotary;
 use crate::sequences::{Run, Sequences};
 use crate::softmax::causal_softmax;
 use crate::training::{DeclareTraining, Matrices, TrainingPlan};
-use engram_config::{AttentionConfig, ModelConfig, Precision};
+use engram_config::{AttentionConfig, LatentConfig, ModelConfig, Precision};
 
 /// Attention of one block.
 #[derive(Module, Debug)]
@@ -89,7 +89,7 @@ pub struct LatentAttention {
 
 impl LatentAttention {
     fn new(config: &ModelConfig, init: &Init, precision: Precision) -> Self {
-        let AttentionConfig::Latent {
+        let AttentionConfig::Latent(LatentConfig {
             heads,
             query_rank,
             latent_rank,
@@ -97,7 +97,7 @@ impl LatentAttention {
             rotary_width: rotary,
             value_width: value,
             ..
-        } = config.attention
+        }) = config.attention
         else {
             unreachable!("built from a latent configuration only")
         };

@@ -26,14 +26,7 @@ impl Rotary {
     /// scale; one that turns more than β times stays; between the two, in proportion. Scores are divided by a
     /// temperature, too. With a scale of 1 this is [`new`](Self::new), bit for bit.
     pub fn stretched(width: usize, base: f32, time: usize, yarn: &YarnConfig) -> Self {
-        let turn = |frequency: f64| {
-            let turns = yarn.original_context as f64 * frequency / std::f64::consts::TAU;
-            let (alpha, beta) = (f64::from(yarn.alpha), f64::from(yarn.beta));
-            let kept = ((turns - alpha) / (beta - alpha)).clamp(0.0, 1.0);
-            frequency + (1.0 - kept) * (frequency / f64::from(yarn.scale) - frequency)
-        };
-        let frequencies = frequencies(width, base).into_iter().map(turn).collect();
-        Self::of(width, frequencies, time, yarn.inverse_temperature())
+        Self::of(width, yarn.frequencies(width, base), time, yarn.inverse_temperature())
     }
 
     /// Those of a model, over its whole context.

@@ -82,6 +82,10 @@ impl LanguageModel {
         precision: Precision,
     ) -> Result<Self, ConfigError> {
         config.validate()?;
+        if let Some(key) = config.untrainable() {
+            let reason = "describes a pretrained model of a kind that is decoded, but not trained here";
+            return Err(ConfigError::new(key, reason));
+        }
         let init = Init::new(device, seed);
         let (width, vocabulary) = (config.width, config.vocabulary);
         Ok(Self {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use burn::tensor::{Tensor, TensorData};
 use common::{Batch, Options, PAPER, PLAIN, changed, combinations, device, values, weights};
 use engram_config::{
-    Account, AttentionConfig, Gate, Lookup, MemoryConfig, MemoryForm, ModelConfig, Precision,
+    Account, AttentionConfig, Gate, Lookup, MemoryConfig, MemoryForm, ModelConfig, PlainConfig, Precision,
 };
 use engram_model::{BlockFeedForward, LanguageModel, MemoryRows, Projection, Sequences, Tokens, Trace};
 use proptest::prelude::*;
@@ -332,7 +332,7 @@ fn impossible_forms_are_refused() {
 fn heads_that_share_keys_are_heads_with_the_same_keys() {
     let options = Options { grouped: true, ..PLAIN };
     let (grouped, config) = (options.model(11), options.config());
-    let attention = AttentionConfig::Plain { heads: 4, key_heads: None, head_width: 6, rotary_base: 100.0 };
+    let attention = AttentionConfig::Plain(PlainConfig { rotary_base: 100.0, ..PlainConfig::new(4, 6) });
     let own = ModelConfig { attention, ..config.clone() };
     let batch = Batch::random(&config, 2, 9, 4);
     let logits = |model: &LanguageModel| model.next_logits(batch.tokens(), &mut Trace::default());
@@ -356,12 +356,11 @@ fn heads_that_share_keys_are_heads_with_the_same_keys() {
 #[test]
 fn key_heads_divide_the_heads_and_are_written_only_where_they_are_fewer() {
     let refused = |key_heads: usize| {
-        let attention = AttentionConfig::Plain {
-            heads: 4,
+        let attention = AttentionConfig::Plain(PlainConfig {
             key_heads: Some(key_heads),
-            head_width: 6,
             rotary_base: 100.0,
-        };
+            ..PlainConfig::new(4, 6)
+        });
         ModelConfig { attention, ..PLAIN.config() }.validate().unwrap_err().to_string()
     };
     assert!(refused(3).starts_with("`model.attention.key_heads`: is 3, which does not divide the 4 heads"));

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use engram_config::{
-    AttentionConfig, Compression, ExpertsConfig, FeedForwardConfig, Gate, HyperConnectionConfig, Lookup,
-    MemoryConfig, MemoryForm, ModelConfig, Precision,
+    Activation, AttentionConfig, Compression, ExpertScore, ExpertsConfig, FeedForwardConfig, Gate,
+    HyperConnectionConfig, LatentConfig, Lookup, MemoryConfig, MemoryForm, ModelConfig, PlainConfig,
+    Precision,
 };
 use engram_model::{LanguageModel, MemoryRows, Sequences, Tokens, Trace};
 use rand::{RngExt, SeedableRng};
@@ -99,8 +100,10 @@ impl Options {
             context: 16,
             norm_epsilon: 1e-6,
             tied_head: self.tied,
+            embedding_scale: None,
+            post_norms: false,
             attention: if self.latent {
-                AttentionConfig::Latent {
+                AttentionConfig::Latent(LatentConfig {
                     heads: 3,
                     query_rank: self.query_rank.then_some(10),
                     latent_rank: 9,
@@ -109,12 +112,18 @@ impl Options {
                     value_width: 7,
                     rotary_base: 100.0,
                     yarn: None,
-                }
+                    scale: None,
+                    rotary_scaling: None,
+                })
             } else {
                 let (heads, key_heads) = if self.grouped { (4, Some(2)) } else { (3, None) };
-                AttentionConfig::Plain { heads, key_heads, head_width: 6, rotary_base: 100.0 }
+                AttentionConfig::Plain(PlainConfig {
+                    key_heads,
+                    rotary_base: 100.0,
+                    ..PlainConfig::new(heads, 6)
+                })
             },
-            feed_forward: FeedForwardConfig { width: 11 },
+            feed_forward: FeedForwardConfig { width: 11, activation: Activation::Swiglu },
             experts: self.experts.then_some(ExpertsConfig {
                 first_block: 1,
                 routed: 5,
@@ -122,6 +131,11 @@ impl Options {
                 width: 6,
                 shared_width: if self.shared { 7 } else { 0 },
                 balance_rate: 0.01,
+                dense_blocks: Vec::new(),
+                score: ExpertScore::Sigmoid,
+                normalise: true,
+                scaling: 1.0,
+                groups: None,
             }),
             hyper_connections: (self.streams > 1)
                 .then_some(HyperConnectionConfig { streams: self.streams, sinkhorn_iterations: 20 }),

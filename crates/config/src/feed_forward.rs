@@ -1,0 +1,216 @@
+//! What follows attention in a block: a feed-forward layer, or experts.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{ConfigError, positive};
+
+/// A gated feed-forward.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FeedForwardConfig {
+    /// Hidden width.
+    pub width: usize,
+    /// The gate's nonlinearity, in experts too.
+    #[serde(default, skip_serializing_if = "Activation::is_default")]
+    pub activation: Activation,
+}
+
+/// The nonlinearity of a gated feed-forward (arXiv 2002.05202).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// SiLU.
+    #[default]
+    Swiglu,
+    /// GELU, by its approximation with tanh (Gemma).
+    Geglu,
+}
+
+/// Fine-grained routed experts beside shared ones (DeepSeekMoE, arXiv 2401.06066). What is trained here has sigmoid
+/// scores and loss-free balancing (arXiv 2408.15664). No token is ever dropped.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpertsConfig {
+    /// The first block, counted from 0, that has experts; those before it are dense.
+    pub first_block: usize,
+    /// Later blocks that are dense nevertheless.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dense_blocks: Vec<usize>,
+    /// Routed experts.
+    pub routed: usize,
+    /// Routed experts that see a token.
+    pub active: usize,
+    /// Hidden width of one routed expert.
+    pub width: usize,
+    /// Hidden width of the shared expert (shared experts lie side by side: two of 128 are one of 256).
+    pub shared_width: usize,
+    /// How the router's logits become scores.
+    #[serde(default, skip_serializing_if = "ExpertScore::is_default")]
+    pub score: ExpertScore,
+    /// Whether the scores of a token's experts are divided by their sum.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub normalise: bool,
+    /// What the experts' weights are multiplied by after that.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub scaling: f32,
+    /// Restricts a token's experts to its best groups; none: they come from anywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<ExpertGroups>,
+    /// Step of the balancing bias, by the sign of an expert's load error.
+    #[serde(default = "default_balance_rate")]
+    pub balance_rate: f32,
+}
+
+/// How the router's logits become scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExpertScore {
+    /// Each by itself. A balancing bias, `balance`, is added for the choice alone.
+    #[default]
+    Sigmoid,
+    /// Over all routed experts.
+    Softmax,
+}
+
+/// Group-limited routing (DeepSeek-V2, arXiv 2405.04434, section 2.2.2): successive experts form groups of equal size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpertGroups {
+    /// Groups.
+    pub count: usize,
+    /// Groups whose experts may see a token.
+    pub active: usize,
+    /// What a group is chosen by.
+    pub score: GroupScore,
+}
+
+/// What a group of experts is chosen by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupScore {
+    /// Its best expert (DeepSeek V2).
+    Best,
+    /// The sum of its two best, balancing bias included (DeepSeek V3).
+    TwoBest,
+}
+
+fn yes() -> bool {
+    true
+}
+fn is_yes(value: &bool) -> bool {
+    *value
+}
+fn one() -> f32 {
+    1.0
+}
+fn is_one(value: &f32) -> bool {
+    *value == 1.0
+}
+fn default_balance_rate() -> f32 {
+    1e-3
+}
+
+impl Activation {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl ExpertScore {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl ExpertsConfig {
+    /// Whether block `block` has experts.
+    pub(crate) fn are_in(&self, block: usize) -> bool {
+        block >= self.first_block && !self.dense_blocks.contains(&block)
+    }
+
+    /// The first key that only models from outside have, if there is one.
+    pub(crate) fn untrainable(&self) -> Option<&'static str> {
+        let departures = [
+            (!self.dense_blocks.is_empty(), "model.experts.dense_blocks"),
+            (!self.score.is_default(), "model.experts.score"),
+            (!self.normalise, "model.experts.normalise"),
+            (!is_one(&self.scaling), "model.experts.scaling"),
+            (self.groups.is_some(), "model.experts.groups"),
+        ];
+        departures.into_iter().find_map(|(departs, key)| departs.then_some(key))
+    }
+
+    pub(crate) fn validate(&self, blocks: usize) -> Result<(), ConfigError> {
+        positive("model.experts.routed", self.routed)?;
+        positive("model.experts.active", self.active)?;
+        positive("model.experts.width", self.width)?;
+        if self.active > self.routed {
+            return Err(ConfigError::new(
+                "model.experts.active",
+                format!("is {}, more than the {} routed experts", self.active, self.routed),
+            ));
+        }
+        if self.first_block >= blocks {
+            return Err(ConfigError::new(
+                "model.experts.first_block",
+                format!(
+                    "is {}, but the {blocks} blocks count from 0: leave `experts` out for a dense model",
+                    self.first_block
+                ),
+            ));
+        }
+        let dense = "model.experts.dense_blocks";
+        if let Some(block) =
+            self.dense_blocks.iter().find(|&&block| block < self.first_block || block >= blocks)
+        {
+            let (first, last) = (self.first_block, blocks - 1);
+            let reason =
+                format!("names block {block}: name blocks from {first}, the first with experts, to {last}");
+            return Err(ConfigError::new(dense, reason));
+        }
+        if !self.dense_blocks.is_sorted_by(|a, b| a < b) {
+            return Err(ConfigError::new(dense, "must ascend without repeats"));
+        }
+        if !(self.scaling > 0.0 && self.scaling.is_finite()) {
+            return Err(ConfigError::new("model.experts.scaling", "must be above 0"));
+        }
+        if let Some(groups) = &self.groups {
+            groups.validate(self)?;
+        }
+        if !(self.balance_rate >= 0.0 && self.balance_rate.is_finite()) {
+            return Err(ConfigError::new("model.experts.balance_rate", "must be 0 or above"));
+        }
+        Ok(())
+    }
+}
+
+impl ExpertGroups {
+    fn validate(&self, experts: &ExpertsConfig) -> Result<(), ConfigError> {
+        let (count, routed) = (self.count, experts.routed);
+        positive("model.experts.groups.count", count)?;
+        positive("model.experts.groups.active", self.active)?;
+        if !routed.is_multiple_of(count) {
+            let reason =
+                format!("is {count}, which does not divide the {routed} routed experts into equal groups");
+            return Err(ConfigError::new("model.experts.groups.count", reason));
+        }
+        if self.active > count {
+            let reason = format!("is {}, more than the {count} groups", self.active);
+            return Err(ConfigError::new("model.experts.groups.active", reason));
+        }
+        let (size, active) = (routed / count, experts.active);
+        if self.active * size < active {
+            let reason = format!(
+                "is {}: groups of {size} then hold fewer than the {active} active experts",
+                self.active
+            );
+            return Err(ConfigError::new("model.experts.groups.active", reason));
+        }
+        if self.score == GroupScore::TwoBest && size < 2 {
+            let reason =
+                format!("adds the two best of a group, but the groups of {count} have one expert each");
+            return Err(ConfigError::new("model.experts.groups.score", reason));
+        }
+        Ok(())
+    }
+}
