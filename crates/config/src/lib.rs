@@ -41,7 +41,7 @@ pub use feed_forward::{Activation, ExpertGroups, ExpertScore, ExpertsConfig, Fee
 pub use model::*;
 pub use optimizer::OptimizerConfig;
 pub use precision::{Precision, PrecisionConfig};
-pub use rows::{RowOptimizerKind, RowStorage, RowTraining};
+pub use rows::{BiasCorrection, RowOptimizerKind, RowStorage, RowTraining};
 pub use run::{CheckpointConfig, DataConfig, RunConfig, TrainConfig, load_model_config};
 pub use schedule::{Decay, Schedule, StepDown, WsdShape};
 pub use text::{BeginConfig, TextConfig};

@@ -209,9 +209,7 @@ impl RunConfig {
             let reason = format!("is more than the batch of {}: leave it out to compute all at once", train.batch);
             return Err(ConfigError::new("train.micro_batch", reason));
         }
-        if !(train.memory.rate_factor > 0.0 && train.memory.rate_factor.is_finite()) {
-            return Err(ConfigError::new("train.memory.rate_factor", "must be above 0"));
-        }
+        train.memory.validate()?;
         let rows = self.model.memory.as_ref().map(|memory| memory.row_init);
         if train.memory.optimizer == RowOptimizerKind::Frozen && rows == Some(0.0) {
             let reason =

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use engram_address::{Addressing, Vocabulary};
-use engram_config::{Compression, MemoryConfig, RowOptimizerKind, RowStorage, RowTraining};
+use engram_config::{BiasCorrection, Compression, MemoryConfig, RowOptimizerKind, RowStorage, RowTraining};
 use engram_model::{MemoryRows, Sequences};
 use engram_store::{
     DistinctRows, RowInit, RowOptimizer, RowSource, Storage, Table, TableHeader, TableOrigin, TrainableTable,
@@ -15,13 +15,19 @@ use tokenizers::Tokenizer;
 use crate::error::{Error, Result};
 use crate::lookup::RowPlaces;
 
-/// The store's optimiser of that kind.
-fn row_optimizer(kind: RowOptimizerKind) -> RowOptimizer {
-    match kind {
-        RowOptimizerKind::Adam => RowOptimizer::adam(),
-        RowOptimizerKind::RowWiseAdam => RowOptimizer::row_wise_adam(),
-        RowOptimizerKind::BalancedMomentum => RowOptimizer::balanced_momentum(),
-        RowOptimizerKind::Frozen => RowOptimizer::Frozen,
+/// The store's optimiser for rows that train so.
+fn row_optimizer(training: &RowTraining) -> RowOptimizer {
+    let beta1 = training.beta1.unwrap_or(0.9);
+    let beta2 = training.beta2.unwrap_or(0.999);
+    let epsilon = training.epsilon.unwrap_or(1e-8);
+    match (training.optimizer, training.bias_correction) {
+        (RowOptimizerKind::Adam, Some(BiasCorrection::Row)) => RowOptimizer::AdamByRow { beta1, beta2, epsilon },
+        (RowOptimizerKind::Adam, Some(BiasCorrection::Table) | None) => {
+            RowOptimizer::Adam { beta1, beta2, epsilon }
+        }
+        (RowOptimizerKind::RowWiseAdam, _) => RowOptimizer::RowWiseAdam { beta2, epsilon },
+        (RowOptimizerKind::BalancedMomentum, _) => RowOptimizer::balanced_momentum(),
+        (RowOptimizerKind::Frozen, _) => RowOptimizer::Frozen,
     }
 }
 
@@ -254,7 +260,7 @@ impl MemoryTables {
         seed: u64,
         folder: &Path,
     ) -> Result<Self> {
-        let optimizer = row_optimizer(training.optimizer);
+        let optimizer = row_optimizer(training);
         let storage = storage(training, folder);
         let table = |layer: &engram_address::LayerAddress| {
             let init = match memory.row_init {
@@ -283,10 +289,10 @@ impl MemoryTables {
         let table = |layer: &engram_address::LayerAddress| {
             let path = folder.join(file_name(layer.layer()));
             let table = TrainableTable::load(&path, &origin(&addressing, layer), &storage)?;
-            if table.optimizer() != row_optimizer(training.optimizer) {
+            if table.optimizer() != row_optimizer(training) {
                 return Err(Error::Mismatch(format!(
-                    "{}: its rows have the state of another optimiser than `train.memory.optimizer`; keep the one \
-                     that the run began with, or begin another run",
+                    "{}: its rows have the state of another optimiser, or of other settings, than `[train.memory]` \
+                     names; keep those that the run began with, or begin another run",
                     path.display()
                 )));
             }
@@ -480,6 +486,55 @@ mod tests {
             assert_eq!(*apart, [first, second].concat());
         }
         assert_ne!(apart, alone(&tokens));
+    }
+
+    /// Rows follow PyTorch's optimisers for twenty steps; see `tests/golden/trajectories.py`.
+    #[test]
+    fn rows_follow_pytorch() {
+        let golden: serde_json::Value =
+            serde_json::from_str(include_str!("../tests/golden/trajectories.json")).unwrap();
+        let of = |optimizer, bias_correction| RowTraining { optimizer, bias_correction, ..RowTraining::default() };
+        follow(&golden["rows"]["adam"], of(RowOptimizerKind::Adam, None));
+        follow(&golden["rows"]["adam_by_row"], of(RowOptimizerKind::Adam, Some(BiasCorrection::Row)));
+        follow(&golden["rows"]["row_wise_adam"], of(RowOptimizerKind::RowWiseAdam, None));
+    }
+
+    #[track_caller]
+    fn follow(golden: &serde_json::Value, training: RowTraining) {
+        let config: MemoryConfig = toml::from_str(
+            "layers = [0]\nmax_order = 2\nheads = 1\nrow_width = 3\nrows_per_head = [9]",
+        )
+        .unwrap();
+        let addressing = Addressing::new(&config.addressing(), Vocabulary::identity(20)).unwrap();
+        let mut tables = MemoryTables::new(&config, &training, addressing, 0, Path::new(".")).unwrap();
+        let numbers = |value: &serde_json::Value| -> Vec<f64> {
+            value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
+        };
+        for (step, expected) in (1..).zip(golden.as_array().unwrap()) {
+            let ids: Vec<u64> = numbers(&expected["ids"]).into_iter().map(|id| id as u64).collect();
+            let scale = 2.0_f32.powi((step as i32 * 3) % 7 - 7);
+            let gradient = ids.iter().flat_map(|&id| (1..4).map(move |place| unit(id, step, place) * scale));
+            let gradients = RowGradients { layers: vec![gradient.collect()] };
+            let distinct = DistinctRows::of(&ids);
+            let rows = vec![0.0; 3 * ids.len()];
+            let fetched = Fetched { layers: vec![FetchedLayer { width: 3, distinct, rows }] };
+            tables.update(&fetched, &gradients, 0.05 / training.rate_factor).unwrap();
+            let mut found = vec![0.0; 27];
+            tables.tables[0].gather(&(0..9).collect::<Vec<_>>(), &mut found).unwrap();
+            for (place, (found, expected)) in found.iter().zip(numbers(&expected["rows"])).enumerate() {
+                let difference = (f64::from(*found) - expected).abs();
+                assert!(difference < 5e-6, "step {step}, value {place}: {found}, but PyTorch has {expected}");
+            }
+        }
+    }
+
+    /// A number in [−1, 1) for a place of a row at a step, as the script has it.
+    fn unit(row: u64, step: u64, place: u64) -> f32 {
+        let mut x = (row * 1_000_003 + step * 7919 + place * 104_729 + 12_345) as u32;
+        for (shift, factor) in [(16, 0x7feb_352d_u32), (15, 0x846c_a68b)] {
+            x = (x ^ (x >> shift)).wrapping_mul(factor);
+        }
+        ((x ^ (x >> 16)) >> 16) as f32 / 32768.0 - 1.0
     }
 
     proptest! {
