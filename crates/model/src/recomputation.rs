@@ -11,7 +11,7 @@ use std::sync::Arc;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor};
 
-use crate::memory::MemoryRows;
+use crate::memory_rows::MemoryRows;
 use crate::transformer::{LanguageModel, Tokens, Trace};
 
 impl LanguageModel {

@@ -6,12 +6,10 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 
 use crate::block::{Block, BlockFeedForward};
-use crate::cross_entropy::{TargetScore, cross_entropy, target_scores, token_losses};
-use crate::embedding::embed;
-use crate::experts::values;
+use crate::host::values;
 use crate::init::Init;
-use crate::linear::rows_product;
-use crate::memory::MemoryRows;
+use crate::memory_rows::MemoryRows;
+use crate::ops::{TargetScore, cross_entropy, embed, rows_product, target_scores, token_losses};
 use crate::rms_norm::RmsNorm;
 use crate::rotary::Rotary;
 use crate::sequences::Sequences;
@@ -133,8 +131,8 @@ impl LanguageModel {
         trace: &mut Trace,
     ) -> Tensor<2> {
         let block = &self.blocks[index];
-        if let (Some(module), Some(rows), Some(gates)) = (&block.memory, rows, &mut trace.gates) {
-            gates.push((index, module.gates(x.clone(), rows)));
+        if let (Some(memory), Some(rows), Some(gates)) = (&block.memory, rows, &mut trace.gates) {
+            gates.extend(memory.gates(x.clone(), rows).map(|of_memory| (index, of_memory)));
         }
         let x = block.remember(x, sequences, rows);
         let (x, choice) = block.forward(x, sequences, &self.rotary, rows);

@@ -11,7 +11,7 @@ use burn::tensor::Tensor;
 use common::{Batch, Options, PAPER, PLAIN, assert_close, changed, combinations, normal, values, weights};
 use engram_config::{Gate, MemoryForm, YarnConfig};
 use engram_model::{
-    Attention, Block, BlockFeedForward, LanguageModel, MemoryRows, Rotary, Sequences, Trace, composed,
+    Attention, Block, BlockFeedForward, BlockMemory, LanguageModel, MemoryRows, Rotary, Sequences, Trace, composed,
     cross_entropy, embed,
 };
 
@@ -158,7 +158,8 @@ fn memory_gate_and_short_convolution() {
                 (two, true, if streams > 1 { Gate::Shared } else { Gate::PerStream }),
                 (several, true, Gate::PerStream),
             ] {
-                let memory = block(Options { memory: Some(form), gate, streams, ..PAPER }).memory.unwrap();
+                let block = block(Options { memory: Some(form), gate, streams, ..PAPER });
+                let Some(BlockMemory::Gated(memory)) = block.memory else { panic!("a gated form") };
                 let x = [normal([TOKENS, streams * 16], 8), normal([9, 3], 9)];
                 let index: Arc<[u32]> = (0..TOKENS as u32 * 4).map(|slot| slot * 5 % 9).collect();
                 let dead: Option<Arc<[bool]>> = dead.then(|| (0..TOKENS).map(|t| t % 3 == 1).collect());

@@ -11,7 +11,7 @@ use common::{Batch, Options, PAPER, PLAIN, changed, combinations, device, values
 use engram_config::{
     Account, AttentionConfig, Gate, Lookup, MemoryConfig, MemoryForm, ModelConfig, PlainConfig, Precision,
 };
-use engram_model::{BlockFeedForward, LanguageModel, MemoryRows, Projection, Sequences, Tokens, Trace};
+use engram_model::{BlockFeedForward, BlockMemory, LanguageModel, MemoryRows, Projection, Sequences, Tokens, Trace};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -222,7 +222,9 @@ fn rows_without_gates_are_added_by_their_forms_formula() {
         (MemoryForm::AttentionValues, 2),
     ] {
         let options = Options { memory: Some(form), streams, ..PAPER };
-        let module = options.model(6).blocks.remove(0).ngrams.unwrap();
+        let Some(BlockMemory::Added(module)) = options.model(6).blocks.remove(0).memory else {
+            panic!("a form without gates")
+        };
         let rows = Batch::random(&options.config(), 1, 9, 1).memory.remove(0);
         let width = rows.rows.dims()[1];
         let of_token = |token: usize| -> Vec<f32> {
