@@ -171,6 +171,29 @@ impl History {
         Ok(NewTokens { scheme: &self.scheme, positions: &self.positions, first })
     }
 
+    /// One token of the sequence once more, to be addressed again; none where it, or what it sees, is kept no longer.
+    ///
+    /// ```
+    /// # use engram_address::{AddressConfig, Addressing, Arithmetic, Boundary, Vocabulary};
+    /// # let config = AddressConfig { seed: 0, layers: vec![1], max_order: 3, heads: 2, base_rows: vec![100, 100],
+    /// #     pad_id: 2, boundary: Boundary::None, arithmetic: Arithmetic::Exact };
+    /// # let addressing = Addressing::new(&config, Vocabulary::identity(50))?;
+    /// let mut history = addressing.history();
+    /// let (mut ids, mut again) = (Vec::new(), Vec::new());
+    /// history.extend(&[7, 8, 9])?.row_ids(0, &mut ids)?;
+    /// history.token(1).expect("it is kept").row_ids(0, &mut again)?;
+    /// let slots = addressing.layers()[0].slots();
+    /// assert_eq!(again, ids[slots..2 * slots]);
+    /// assert!(history.token(3).is_none());
+    /// # Ok::<(), engram_address::AddressError>(())
+    /// ```
+    pub fn token(&self, position: usize) -> Option<NewTokens<'_>> {
+        let index = position.checked_sub(self.dropped)?;
+        let whole = self.dropped == 0 || index >= self.sight();
+        let positions = self.positions.get(..=index).filter(|_| whole)?;
+        Some(NewTokens { parts: &self.parts, positions, first: index })
+    }
+
     /// Takes back the newest tokens.
     ///
     /// # Errors

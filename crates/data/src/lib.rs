@@ -31,6 +31,7 @@ mod corpus;
 mod error;
 mod files;
 mod packing;
+mod permuted;
 mod sampler;
 mod shards;
 mod text_bounds;
@@ -40,6 +41,7 @@ pub use corpus::{Corpus, Documents};
 pub use error::Error;
 pub use files::{folder_of, permissions, sync_folder, write_file};
 pub use packing::Packing;
+pub use permuted::PermutedPlaces;
 pub use sampler::{Batch, Sampler, SamplerState, mix, validation_windows};
 pub use shards::{
     DataIdentity, PrepareOptions, PrepareProgress, PrepareSummary, ShardDocument, SplitSummary, TokenShards,

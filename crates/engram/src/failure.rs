@@ -12,7 +12,6 @@ use std::io;
 use engram_address::AddressError;
 
 use engram_data::Error as DataError;
-use engram_infer::UnpublishedMemory;
 use engram_store::StoreError;
 
 /// Something was asked for that cannot be.
@@ -41,7 +40,7 @@ pub(crate) fn status(error: &anyhow::Error) -> u8 {
         if cause.is::<Interrupted>() {
             return 130;
         }
-        if cause.is::<Refused>() || cause.is::<AddressError>() || cause.is::<UnpublishedMemory>() {
+        if cause.is::<Refused>() || cause.is::<AddressError>() {
             return 2;
         }
         if let Some(error) = cause.downcast_ref::<engram_study::Error>() {

@@ -1,7 +1,7 @@
 //! How fast the engine answers, and what a memory that lives elsewhere costs.
 //!
-//!     cargo bench -p engram-serve --bench serving -- decode [FORMAT]
-//!     cargo bench -p engram-serve --bench serving -- offload FOLDER [SEQUENCES [GIB]]
+//!     cargo bench -p engram-infer --bench serving -- decode [FORMAT]
+//!     cargo bench -p engram-infer --bench serving -- offload FOLDER [SEQUENCES [GIB]]
 //!
 //! `decode`: a model of the shape of SmolLM2-135M in f32, bf16, int8 or all three; `benches/pytorch/decode.py` does the same in PyTorch.
 //! `offload`: a dense backbone whose memory has more than ten times its parameters; FOLDER gets the file of a table of
@@ -16,8 +16,7 @@ use std::time::{Duration, Instant};
 use burn::tensor::Device;
 use engram_address::{Addressing, Vocabulary};
 use engram_config::{ModelConfig, Precision};
-use engram_infer::{Decoder, Engine, EngineOptions, Event, Model, Request, RowTiers, Sampling};
-use engram_kernels::WeightFormat;
+use engram_infer::{Decoder, Dtype, Engine, EngineOptions, Event, Model, Request, RowTiers, Sampling};
 use engram_model::LanguageModel;
 use engram_store::{
     DirectOptions, DirectTable, PrefetchOptions, RowFormat, RowSource, Storage, Table, TableOrigin,
@@ -27,15 +26,20 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tokio::sync::mpsc::UnboundedReceiver;
 
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+use common::weights;
+
 fn main() {
     // `cargo bench` and `cargo test` add options of their own.
     let arguments: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["decode"] => decode(&[WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8]),
-        ["decode", "f32"] => decode(&[WeightFormat::F32]),
-        ["decode", "bf16"] => decode(&[WeightFormat::Bf16]),
-        ["decode", "int8"] => decode(&[WeightFormat::Int8]),
+        ["decode"] => decode(&[Dtype::F32, Dtype::Bf16, Dtype::Int8]),
+        ["decode", "f32"] => decode(&[Dtype::F32]),
+        ["decode", "bf16"] => decode(&[Dtype::Bf16]),
+        ["decode", "int8"] => decode(&[Dtype::Int8]),
         ["offload", folder, sequences @ ..] => {
             let number =
                 |index: usize, default| sequences.get(index).map_or(default, |it| it.parse().unwrap());
@@ -56,11 +60,11 @@ const SMALL: &str = r#"
     feed_forward = { width = 1536 }
 "#;
 
-fn decode(formats: &[WeightFormat]) {
+fn decode(formats: &[Dtype]) {
     let config: ModelConfig = toml::from_str(SMALL).unwrap();
     let model = LanguageModel::new(&config, &Device::flex(), 1, Precision::F32).unwrap();
     for &format in formats {
-        let decoder = Decoder::new(&model, &config, format).unwrap();
+        let decoder = Decoder::new(&config, &weights(&model), format).unwrap();
         let bytes = decoder.bytes();
         let model = Model { decoder, rows: None, token_bytes: Vec::new() };
         let options =
@@ -249,7 +253,7 @@ fn engine(rows_per_head: u64, source: Arc<dyn RowSource>, on_demand: bool) -> En
     let model = LanguageModel::new(&config, &Device::flex(), 1, Precision::F32).unwrap();
     let tiers = RowTiers::new(addressing(&config), vec![source], &PrefetchOptions::default()).unwrap();
     let rows = Some(if on_demand { tiers.on_demand() } else { tiers });
-    let decoder = Decoder::new(&model, &config, WeightFormat::F32).unwrap();
+    let decoder = Decoder::new(&config, &weights(&model), Dtype::F32).unwrap();
     let options = EngineOptions { running: AT_ONCE, waiting: 1000, drafts: 0, ..EngineOptions::default() };
     Engine::start(Model { decoder, rows, token_bytes: Vec::new() }, options).unwrap()
 }

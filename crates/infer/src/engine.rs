@@ -17,12 +17,13 @@ use engram_address::History;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::cache::{Cache, Sequence};
-use crate::decoder::{Chunk, Decoder, StepOutput};
+use crate::decoder::{Decoder, StepOutput};
 use crate::metrics::Metrics;
 use crate::prompt_lookup;
 use crate::request::{Event, Failure, Finish, GeneratedToken, PositionGates, Refusal, Request, Summary};
 use crate::row_fetch::{Needed, RowFetch, RowIds, RowTiers};
 use crate::sampling::{Sampler, TokenLogprob};
+use crate::step_rows::Chunk;
 use crate::stop_strings::StopStrings;
 use crate::text_stream::TextStream;
 
@@ -534,7 +535,7 @@ impl Worker {
             let mut tokens = running.tokens[running.sequence.len()..].to_vec();
             tokens.extend_from_slice(prompt_lookup::draft(&running.tokens, most));
             if let (Some(tiers), Some(history)) = (&self.model.rows, &mut running.history) {
-                if let Err(error) = ids.add(history, &tokens, tiers.addressing()) {
+                if let Err(error) = ids.add(history, &tokens, tiers) {
                     running.fail(error);
                     continue;
                 }
@@ -604,7 +605,8 @@ impl Worker {
             .map(|part| {
                 let running = &self.running[part.running];
                 let memory = running.history.is_some();
-                Chunk { sequence: &running.sequence, tokens: &part.tokens, memory, logits: part.logits }
+                let (tokens, logits) = (&part.tokens[..], part.logits);
+                Chunk { sequence: &running.sequence, tokens, memory, logits, targets: &[] }
             })
             .collect();
         let output = self.model.decoder.step(&mut self.cache, &chunks, rows);
@@ -672,7 +674,7 @@ impl Running {
         let rows = match (tiers, &mut self.history) {
             (Some(tiers), Some(history)) => {
                 let mut ids = RowIds::default();
-                let added = ids.add(history, &self.tokens[chunk], tiers.addressing());
+                let added = ids.add(history, &self.tokens[chunk], tiers);
                 let fetched = added.map_err(|error| error.to_string());
                 match fetched
                     .and_then(|()| tiers.fetch(ids, Needed::Later).map_err(|error| error.to_string()))

@@ -3,8 +3,8 @@
 //! Which memory rows a token reads depends on tokens alone, so that a table may live in RAM, on disk or in a cluster
 //! and its rows be on their way before the model needs them. This crate is the model in use, built around that.
 //!
-//! * [`Decoder`]: a model one chunk of each sequence at a time. Of latent attention it keeps the latents alone, with
-//!   the projections to keys and values absorbed. Every sum of a position has an order of its own: **logits have the
+//! * [`Decoder`]: a model one chunk of each sequence at a time, from [`Weights`] of our checkpoints or of files from
+//!   elsewhere. Of latent attention it keeps the latents alone, with the projections to keys and values absorbed. Every sum of a position has an order of its own: **logits have the
 //!   same bits alone, in any batch, and for any division into chunks and pages.**
 //! * [`Cache`]: what is kept of positions, in pages that sequences with a common beginning share. The memory's short
 //!   convolution keeps its past there, too, so that taking tokens back is forgetting positions.
@@ -14,22 +14,42 @@
 //!   Whoever stops listening frees the place.
 //!
 //! ```
-//! use burn::tensor::Device;
-//! use engram_kernels::WeightFormat;
-//! use engram_model::LanguageModel;
-//! use engram_config::{ModelConfig, Precision};
-//! use engram_infer::{Decoder, Engine, EngineOptions, Event, Model, Request};
+//! use std::collections::BTreeMap;
+//!
+//! use engram_config::ModelConfig;
+//! use engram_import::HostTensor;
+//! use engram_infer::{Decoder, Dtype, Engine, EngineOptions, Event, Model, Request};
 //!
 //! let config: ModelConfig = toml::from_str(r#"
 //!     vocabulary = 64
 //!     width = 16
-//!     blocks = 2
+//!     blocks = 1
 //!     context = 32
-//!     attention = { kind = "latent", heads = 2, latent_rank = 8, content_width = 8, rotary_width = 4, value_width = 8 }
+//!     tied_head = true
+//!     attention = { kind = "plain", heads = 2, head_width = 8 }
 //!     feed_forward = { width = 32 }
 //! "#)?;
-//! let model = LanguageModel::new(&config, &Device::flex(), 42, Precision::F32)?;
-//! let decoder = Decoder::new(&model, &config, WeightFormat::F32)?;
+//! // Weights come by name from a checkpoint or a file from elsewhere. Here they are made up.
+//! let shapes: [(&str, &[usize]); 10] = [
+//!     ("embedding", &[64, 16]),
+//!     ("norm.weight", &[16]),
+//!     ("blocks.0.attention_norm.weight", &[16]),
+//!     ("blocks.0.attention.query.weight", &[16, 16]),
+//!     ("blocks.0.attention.key.weight", &[16, 16]),
+//!     ("blocks.0.attention.value.weight", &[16, 16]),
+//!     ("blocks.0.attention.output.weight", &[16, 16]),
+//!     ("blocks.0.feed_forward_norm.weight", &[16]),
+//!     ("blocks.0.feed_forward.input.weight", &[16, 64]),
+//!     ("blocks.0.feed_forward.output.weight", &[32, 16]),
+//! ];
+//! let weights: BTreeMap<String, HostTensor> = shapes
+//!     .into_iter()
+//!     .map(|(name, shape)| {
+//!         let values = (0..shape.iter().product()).map(|i: usize| (i as f32).sin()).collect();
+//!         (name.to_owned(), HostTensor { shape: shape.to_vec(), values })
+//!     })
+//!     .collect();
+//! let decoder = Decoder::new(&config, &weights, Dtype::F32)?;
 //! // Without a memory there are no rows to fetch. Every token stands for one letter here.
 //! let token_bytes = (b'@'..).take(64).map(|letter| vec![letter]).collect();
 //! let options = EngineOptions { cache_bytes: 1 << 20, ..EngineOptions::default() };
@@ -50,29 +70,43 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod block;
 mod cache;
+mod cached_heads;
 mod chat_template;
 mod decoder;
 mod engine;
 mod experts;
 mod feed_forward;
-mod memory_decoder;
+mod gated_memory;
+mod latent_attention;
 mod metrics;
+mod ngram_embedding;
+mod norm;
+mod plain_attention;
 mod prompt_lookup;
 mod request;
+mod rotary;
 mod row_fetch;
 mod sampling;
+mod step_rows;
 mod stop_strings;
+mod streams;
 mod text_codec;
 mod text_stream;
+mod token_embedding;
+mod token_score;
 mod weights;
 
 pub use cache::{Cache, CacheFull, CacheLayout, Root, Sequence};
 pub use chat_template::{ChatTemplate, Message, TemplateError};
-pub use decoder::{Chunk, Decoder, StepOutput, UnpublishedMemory};
+pub use decoder::{Decoder, StepOutput};
 pub use engine::{Engine, EngineError, EngineOptions, Model};
 pub use metrics::Metrics;
 pub use request::{Event, Failure, Finish, GeneratedToken, PositionGates, Refusal, Request, Summary};
 pub use row_fetch::{Needed, RowFetch, RowIds, RowTiers, TierError};
 pub use sampling::{BadParameter, Sampling, TokenLogprob};
+pub use step_rows::{Chunk, Target};
 pub use text_codec::{CodecError, Opening, TextCodec};
+pub use token_score::TokenScore;
+pub use weights::{Dtype, Values, Weight, WeightError, Weights};

@@ -11,7 +11,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engram_address::{Addressing, History};
+use engram_address::{AddressError, Addressing, History};
+use engram_data::PermutedPlaces;
 use engram_store::{DistinctRows, PrefetchOptions, Prefetcher, RowSource, StoreError, Ticket};
 
 /// Addressing, and for each memory layer the tier that its rows are fetched from.
@@ -21,6 +22,8 @@ pub struct RowTiers {
     layers: Vec<Tier>,
     /// Whether rows are asked for only where a layer needs them.
     on_demand: bool,
+    /// None: every position reads the rows of its own n-grams.
+    permuted: Option<PermutedPlaces>,
 }
 
 #[derive(Debug)]
@@ -99,12 +102,17 @@ impl RowTiers {
             Ok(Tier { due: Arc::new(Prefetcher::new(source, options)?), ahead, width })
         });
         let layers = layers.collect::<Result<_, _>>()?;
-        Ok(Self { addressing, layers, on_demand: false })
+        Ok(Self { addressing, layers, on_demand: false, permuted: None })
     }
 
     /// Asks for rows only where a layer needs them: to measure what asking early is worth.
     pub fn on_demand(self) -> Self {
         Self { on_demand: true, ..self }
+    }
+
+    /// Reads the rows of other positions' n-grams: the control that a memory is compared with.
+    pub fn permuted(self, permuted: Option<PermutedPlaces>) -> Self {
+        Self { permuted, ..self }
     }
 
     /// The addressing.
@@ -150,15 +158,42 @@ impl RowIds {
         &mut self,
         history: &mut History,
         tokens: &[u32],
-        addressing: &Addressing,
-    ) -> Result<(), engram_address::AddressError> {
-        self.layers.resize(addressing.layers().len(), Vec::new());
+        tiers: &RowTiers,
+    ) -> Result<(), AddressError> {
+        let layers = tiers.addressing.layers().len();
+        self.layers.resize(layers, Vec::new());
+        let first = history.len();
         let new = history.extend(tokens)?;
         let mut of_layer = Vec::new();
+        if let Some(permuted) = tiers.permuted {
+            return self.add_permuted(history, first, permuted, &tiers.addressing);
+        }
         for (layer, ids) in self.layers.iter_mut().enumerate() {
-            of_layer.clear();
             new.row_ids(layer, &mut of_layer)?;
             ids.extend_from_slice(&of_layer);
+        }
+        Ok(())
+    }
+
+    /// Adds those that the tokens from `first` on read instead of their own.
+    fn add_permuted(
+        &mut self,
+        history: &History,
+        first: usize,
+        permuted: PermutedPlaces,
+        addressing: &Addressing,
+    ) -> Result<(), AddressError> {
+        let mut of_token = Vec::new();
+        for position in first..history.len() {
+            let source = permuted.source(position).and_then(|source| history.token(source));
+            for (layer, ids) in self.layers.iter_mut().enumerate() {
+                of_token.clear();
+                match source {
+                    Some(token) => token.row_ids(layer, &mut of_token)?,
+                    None => addressing.row_ids(layer, &[permuted.padding()], &mut of_token)?,
+                }
+                ids.extend_from_slice(&of_token);
+            }
         }
         Ok(())
     }

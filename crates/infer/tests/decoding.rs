@@ -5,8 +5,9 @@ mod common;
 
 use common::{EVERYTHING, Fixture, PLAIN, WITHOUT_MEMORY, assert_close, random_tokens};
 use engram_address::History;
-use engram_infer::{Cache, Chunk, Decoder, Needed, Root, RowIds, RowTiers, Sequence, StepOutput};
-use engram_kernels::WeightFormat;
+use engram_infer::{
+    Cache, Chunk, Decoder, Dtype, Needed, Root, RowIds, RowTiers, Sequence, StepOutput,
+};
 use proptest::prelude::*;
 
 /// One sequence and what was computed of it.
@@ -27,11 +28,11 @@ struct Bench {
 
 impl Bench {
     fn new(fixture: &Fixture, page: usize) -> Self {
-        Self::of(fixture, page, WeightFormat::F32)
+        Self::of(fixture, page, Dtype::F32)
     }
 
-    fn of(fixture: &Fixture, page: usize, format: WeightFormat) -> Self {
-        let decoder = fixture.decoder_of(format);
+    fn of(fixture: &Fixture, page: usize, dtype: Dtype) -> Self {
+        let decoder = fixture.decoder_of(dtype);
         let cache = Cache::new(decoder.cache_layout(page), 400);
         Self { tiers: fixture.tiers(), decoder, cache }
     }
@@ -54,7 +55,7 @@ impl Bench {
             let start = line.sequence.len();
             let tokens = line.tokens[start..start + count].to_vec();
             if let (Some(tiers), Some(history)) = (&self.tiers, &mut line.history) {
-                ids.add(history, &tokens, tiers.addressing()).unwrap();
+                ids.add(history, &tokens, tiers).unwrap();
             }
             self.cache.reserve(&mut line.sequence, count).unwrap();
             next.push(tokens);
@@ -70,7 +71,7 @@ impl Bench {
         let chunks: Vec<Chunk<'_>> = chunks
             .map(|(line, tokens)| {
                 let memory = line.memory && line.history.is_some();
-                Chunk { sequence: &line.sequence, tokens, memory, logits: tokens.len() }
+                Chunk { sequence: &line.sequence, tokens, memory, logits: tokens.len(), targets: &[] }
             })
             .collect();
         let output = self.decoder.step(&mut self.cache, &chunks, &mut rows).unwrap();
@@ -125,7 +126,7 @@ fn rounded_weights_change_logits_by_little() {
         let tokens = random_tokens(40, 1);
         let exact = Bench::new(&fixture, 4).whole(&tokens).logits;
         let size = |values: &[f32]| values.iter().map(|value| value * value).sum::<f32>().sqrt();
-        for (format, most) in [(WeightFormat::Bf16, 0.05), (WeightFormat::Int8, 0.15)] {
+        for (format, most) in [(Dtype::Bf16, 0.05), (Dtype::Int8, 0.15)] {
             let found = Bench::of(&fixture, 4, format).whole(&tokens).logits;
             let errors: Vec<f32> = found.iter().zip(&exact).map(|(found, exact)| found - exact).collect();
             let share = size(&errors) / size(&exact);
@@ -213,7 +214,7 @@ proptest! {
     #[test]
     fn neither_batch_nor_chunks_nor_pages_change_a_bit(
         config in prop_oneof![Just(EVERYTHING), Just(PLAIN), Just(WITHOUT_MEMORY)],
-        format in prop_oneof![Just(WeightFormat::F32), Just(WeightFormat::Bf16), Just(WeightFormat::Int8)],
+        format in prop_oneof![Just(Dtype::F32), Just(Dtype::Bf16), Just(Dtype::Int8)],
         page in 1_usize..20,
         lengths in prop::collection::vec(1_usize..60, 1..7),
         shared in 0_usize..40,

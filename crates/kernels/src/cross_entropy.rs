@@ -263,6 +263,20 @@ fn token_loss(logits: &mut [f32], target: usize, share: Option<f32>) -> f32 {
     max + sum.ln() - of_target
 }
 
+/// The logarithm of the sum of the exponentials of `logits`: what log-probabilities are less than logits. NaN where one
+/// is, −∞ where there are none.
+pub fn log_sum_exp(logits: &[f32]) -> f32 {
+    vectorized(
+        #[inline(always)]
+        || {
+            let max = simd::max(logits);
+            // Where nothing is likely, nothing is to be subtracted from.
+            let shift = if max == f32::NEG_INFINITY { 0.0 } else { max };
+            shift + simd::sum(logits.len(), |i| simd::exp(logits[i] - shift)).ln()
+        },
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -287,6 +301,19 @@ mod tests {
 
     fn targets(tokens: usize, vocabulary: usize, seed: u64) -> Vec<u32> {
         random(tokens, seed).iter().map(|v| ((v + 1.0) / 2.0 * vocabulary as f32) as u32).collect()
+    }
+
+    #[test]
+    fn log_sum_exp_is_that_of_f64() {
+        for len in [1, 7, 16, 100, 50_000] {
+            let logits: Vec<f32> = random(len, 5).iter().map(|v| 20.0 * v + 3.0).collect();
+            let expected = logits.iter().map(|&l| f64::from(l).exp()).sum::<f64>().ln();
+            let found = f64::from(log_sum_exp(&logits));
+            assert!((found - expected).abs() < 3e-6 * (1.0 + expected.abs()), "{len}: {found}, not {expected}");
+        }
+        assert_eq!(log_sum_exp(&[]), f32::NEG_INFINITY);
+        assert_eq!(log_sum_exp(&[f32::NEG_INFINITY, 2.0]), 2.0);
+        assert!(log_sum_exp(&[1.0, f32::NAN]).is_nan());
     }
 
     fn mean(losses: &[f32]) -> f64 {

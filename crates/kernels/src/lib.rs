@@ -71,6 +71,7 @@ pub use block_format::{BlockError, BlockFormat};
 pub use cached_attention::{CachedAttentionShape, Seen, cached_attention};
 pub use cross_entropy::{
     LinearCrossEntropy, LinearCrossEntropyGradients, TargetScore, linear_cross_entropy, linear_target_scores,
+    log_sum_exp,
 };
 pub use embedding::{embedding, embedding_backward};
 pub use experts::{

@@ -1,14 +1,15 @@
 //! Small models with everything that a model can have, weights at random, and their rows.
 #![allow(dead_code, clippy::unwrap_used, reason = "each test file uses its part; a panic is a failure")]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use burn::module::{Module, ModuleMapper, Param};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use engram_address::{Addressing, Vocabulary};
 use engram_config::{ModelConfig, Precision};
-use engram_infer::{Decoder, Model, RowTiers};
-use engram_kernels::WeightFormat;
+use engram_import::HostTensor;
+use engram_infer::{Decoder, Dtype, Model, RowTiers};
 use engram_model::{LanguageModel, MemoryRows, Sequences, Tokens, Trace};
 use engram_store::{PrefetchOptions, RowFormat, RowSource, Storage, Table, TableOrigin};
 use rand::{RngExt, SeedableRng};
@@ -87,11 +88,11 @@ impl Fixture {
     }
 
     pub(crate) fn decoder(&self) -> Decoder {
-        self.decoder_of(WeightFormat::F32)
+        self.decoder_of(Dtype::F32)
     }
 
-    pub(crate) fn decoder_of(&self, format: WeightFormat) -> Decoder {
-        Decoder::new(&self.model, &self.config, format).unwrap()
+    pub(crate) fn decoder_of(&self, dtype: Dtype) -> Decoder {
+        Decoder::new(&self.config, &weights(&self.model), dtype).unwrap()
     }
 
     pub(crate) fn tiers(&self) -> Option<RowTiers> {
@@ -189,5 +190,40 @@ impl ModuleMapper for Noise {
             values.iter_mut().for_each(|value| *value += self.0.random_range(-0.3..0.3));
             Tensor::from_data(TensorData::new(values, shape), &device)
         })
+    }
+}
+
+/// The weights of a model by name, as a checkpoint has them.
+pub(crate) fn weights(model: &LanguageModel) -> BTreeMap<String, HostTensor> {
+    let mut named = Named::default();
+    model.visit(&mut named);
+    named.weights
+}
+
+#[derive(Default)]
+struct Named {
+    path: Vec<String>,
+    weights: BTreeMap<String, HostTensor>,
+}
+
+impl ModuleVisitor for Named {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let tensor = param.val();
+        let shape = tensor.dims().to_vec();
+        let values = tensor.into_data().try_into_vec().unwrap();
+        self.weights.insert(self.path.join("."), HostTensor { shape, values });
+    }
+
+    fn enter_module(&mut self, name: &str, container: &str) {
+        // Which variant of an enum holds a weight does not show.
+        if !container.starts_with("Enum:") {
+            self.path.push(name.to_owned());
+        }
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        if !container.starts_with("Enum:") {
+            self.path.pop();
+        }
     }
 }

@@ -1,0 +1,239 @@
+//! The Engram module (arXiv 2601.07372, section 2.3), for decoding.
+//!
+//! The short convolution looks a few positions back. What it sees there, the normalised u of every stream, is the
+//! value that all streams share times one number of each stream, and so that is what the cache keeps: a stream's
+//! width and a few numbers, not as much as all streams.
+
+use engram_config::{Gate, MemoryConfig, MemoryForm, ModelConfig};
+use engram_kernels::{MemoryGateInput, PackedMatrix, memory_gate};
+
+use crate::cache::{Cache, Place};
+use crate::step_rows::StepRows;
+use crate::weights::{Loader, WeightError};
+
+/// Reads one layer's memory into the residual streams.
+#[derive(Debug)]
+pub(crate) struct GatedMemory {
+    /// Keys, where there are gates.
+    gates: Option<Gates>,
+    /// `[d_mem, width]`
+    value: PackedMatrix,
+    /// `[width]`; zeros in V4.1's form.
+    value_bias: Vec<f32>,
+    convolution: Option<Convolution>,
+    streams: usize,
+    width: usize,
+}
+
+/// What decides how far the memory is read: G gates, one for each stream or one for all.
+#[derive(Debug)]
+struct Gates {
+    count: usize,
+    /// `[d_mem, G · width]`
+    key: PackedMatrix,
+    /// `[G · width]`; zeros in V4.1's form.
+    key_bias: Vec<f32>,
+    /// `[G, width]`
+    query_norm: Vec<f32>,
+    key_norm: Vec<f32>,
+    epsilon: f32,
+}
+
+/// The short convolution over time.
+#[derive(Debug)]
+struct Convolution {
+    /// Filter times norm weight, `[kernel, streams, width]`, the oldest position first.
+    taps: Vec<f32>,
+    kernel: usize,
+    dilation: usize,
+    /// Part of the cache that keeps a position's value `[width]` and its factors `[streams]`.
+    part: usize,
+}
+
+/// f32 machine epsilon, in the gate's norms of the demonstration code.
+const PAPER_EPSILON: f32 = f32::EPSILON;
+/// Epsilon of the gate's norms in V4.1.
+const V41_EPSILON: f32 = 1e-20;
+/// Epsilon of the norm before the convolution.
+const CONVOLUTION_EPSILON: f32 = 1e-5;
+
+impl GatedMemory {
+    /// `part` is where in the cache the convolution's past is kept, if there is one.
+    pub(crate) fn load(
+        loader: &Loader<'_>,
+        memory: &MemoryConfig,
+        model: &ModelConfig,
+        part: usize,
+    ) -> Result<Self, WeightError> {
+        let (streams, width, inputs) = (model.streams(), model.width, memory.width());
+        let count = match memory.gate {
+            Gate::PerStream => streams,
+            Gate::Shared => 1,
+            Gate::None => 0,
+        };
+        let keys = count * width;
+        let paper = memory.form == MemoryForm::Paper;
+        let projection = loader.child("projection");
+        let (key, value, [key_bias, value_bias]) = if paper {
+            let key = (count > 0).then(|| projection.matrix("key", inputs, keys)).transpose()?;
+            let key_bias =
+                if count > 0 { projection.vector("key_bias", keys)? } else { Vec::new() };
+            let value = projection.matrix("value", inputs, width)?;
+            (key, value, [key_bias, projection.vector("value_bias", width)?])
+        } else {
+            let both = loader.values("projection", &[inputs, keys + width])?;
+            let columns = |first: usize, count: usize| -> Vec<f32> {
+                both.chunks_exact(keys + width).flat_map(|row| &row[first..first + count]).copied().collect()
+            };
+            let key = (count > 0).then(|| loader.computed(&columns(0, keys), inputs, keys));
+            let value = loader.computed(&columns(keys, width), inputs, width);
+            (key, value, [vec![0.0; keys], vec![0.0; width]])
+        };
+        let norms = loader.child("norms");
+        let gates = key.map(|key| {
+            let query_norm = norms.values("query", &[count, width])?;
+            // V4.1 keeps only the product of both.
+            let key_norm = if paper { norms.values("key", &[count, width])? } else { vec![1.0; keys] };
+            let epsilon = if paper { PAPER_EPSILON } else { V41_EPSILON };
+            Ok(Gates { count, key, key_bias, query_norm, key_norm, epsilon })
+        });
+        let convolution = memory.has_convolution().then(|| {
+            Convolution::load(&loader.child("convolution"), memory, [streams, width], part)
+        });
+        Ok(Self {
+            gates: gates.transpose()?,
+            value,
+            value_bias,
+            convolution: convolution.transpose()?,
+            streams,
+            width,
+        })
+    }
+
+    /// Values kept of a position, if any are.
+    pub(crate) fn entry(&self) -> Option<usize> {
+        self.convolution.as_ref().map(|_| self.width + self.streams)
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.value.bytes() + self.gates.as_ref().map_or(0, |gates| gates.key.bytes())
+    }
+
+    /// Adds to the streams `x` `[rows, streams · width]`, at the rows whose memory is on, what it has for them: `e`
+    /// `[on, d_mem]` are their memory rows. Gives all rows' gates `[rows, streams]`: 1 where the memory has none, and 0 at
+    /// the other rows.
+    pub(crate) fn add(&self, x: &mut [f32], e: &[f32], rows: &StepRows<'_>, cache: &mut Cache) -> Vec<f32> {
+        let all = self.streams * self.width;
+        let mut of_rows = vec![0.0; rows.places.len() * self.streams];
+        if rows.on.is_empty() {
+            return of_rows;
+        }
+        let value = biased(self.value.product(e), &self.value_bias);
+        let (gates, mut y) = self.gated(x, e, &value, &rows.on);
+        if let Some(convolution) = &self.convolution {
+            for (index, &row) in rows.on.iter().enumerate() {
+                let value = &value[index * self.width..][..self.width];
+                let gates = &gates[index * self.streams..][..self.streams];
+                convolution.keep(rows.places[row], value, gates, cache);
+            }
+            for (y, &row) in y.chunks_exact_mut(all).zip(&rows.on) {
+                convolution.add(y, rows.places[row], self.width, cache);
+            }
+        }
+        let on = rows.on.iter().zip(y.chunks_exact(all)).zip(gates.chunks_exact(self.streams));
+        for ((&row, y), gates) in on {
+            x[row * all..][..all].iter_mut().zip(y).for_each(|(x, y)| *x += y);
+            of_rows[row * self.streams..][..self.streams].copy_from_slice(gates);
+        }
+        of_rows
+    }
+
+    /// The gate of every stream `[on, streams]`, and the value times it `[on, streams · width]`.
+    fn gated(&self, x: &[f32], e: &[f32], value: &[f32], on: &[usize]) -> (Vec<f32>, Vec<f32>) {
+        let (streams, width, all) = (self.streams, self.width, self.streams * self.width);
+        let Some(gates) = &self.gates else {
+            let y = value.chunks_exact(width).flat_map(|value| value.repeat(streams)).collect();
+            return (vec![1.0; on.len() * streams], y);
+        };
+        let hidden = on.iter().map(|&row| &x[row * all..][..all]);
+        let hidden: Vec<f32> = if gates.count == streams {
+            hidden.flatten().copied().collect()
+        } else {
+            hidden.flat_map(|row| mean_of_streams(row, streams)).collect()
+        };
+        let gated = memory_gate(&MemoryGateInput {
+            hidden: &hidden,
+            key: &biased(gates.key.product(e), &gates.key_bias),
+            value,
+            query_weight: &gates.query_norm,
+            key_weight: &gates.key_norm,
+            streams: gates.count,
+            epsilon: gates.epsilon,
+        });
+        let each = streams / gates.count;
+        if each == 1 {
+            return (gated.gates, gated.output);
+        }
+        let y = gated.output.chunks_exact(width).flat_map(|y| y.repeat(each)).collect();
+        (gated.gates.iter().flat_map(|&gate| std::iter::repeat_n(gate, each)).collect(), y)
+    }
+}
+
+impl Convolution {
+    fn load(
+        loader: &Loader<'_>,
+        memory: &MemoryConfig,
+        [streams, width]: [usize; 2],
+        part: usize,
+    ) -> Result<Self, WeightError> {
+        let kernel = memory.kernel;
+        let norm = loader.values("norm", &[streams, width])?;
+        let filter = loader.values("weight", &[streams, width, kernel])?;
+        let taps = (0..kernel).flat_map(|tap| {
+            norm.iter().zip(filter.iter().skip(tap).step_by(kernel)).map(|(norm, weight)| norm * weight)
+        });
+        Ok(Self { taps: taps.collect(), kernel, dilation: memory.max_order, part })
+    }
+
+    /// Keeps a position's value v, and for each stream a/rms(a·v).
+    fn keep(&self, place: Place<'_>, value: &[f32], gates: &[f32], cache: &mut Cache) {
+        let square = value.iter().map(|v| v * v).sum::<f32>() / value.len() as f32;
+        let entry = cache.position_mut(place.pages, self.part, place.position);
+        let (kept, factors) = entry.split_at_mut(value.len());
+        kept.copy_from_slice(value);
+        for (factor, gate) in factors.iter_mut().zip(gates) {
+            *factor = gate / (gate * gate * square + CONVOLUTION_EPSILON).sqrt();
+        }
+    }
+
+    /// Adds the silu of the convolution at `place` to `y` `[streams, width]`.
+    fn add(&self, y: &mut [f32], place: Place<'_>, width: usize, cache: &Cache) {
+        let mut sums = vec![0.0; y.len()];
+        for (tap, weights) in self.taps.chunks_exact(y.len()).enumerate() {
+            let back = (self.kernel - 1 - tap) * self.dilation;
+            let Some(position) = place.position.checked_sub(back) else { continue };
+            let (value, factors) = cache.position(place.pages, self.part, position).split_at(width);
+            let streams = sums.chunks_exact_mut(width).zip(weights.chunks_exact(width)).zip(factors);
+            for ((sums, weights), factor) in streams {
+                for ((sum, weight), value) in sums.iter_mut().zip(weights).zip(value) {
+                    *sum += weight * (factor * value);
+                }
+            }
+        }
+        y.iter_mut().zip(&sums).for_each(|(y, sum)| *y += sum / (1.0 + (-sum).exp()));
+    }
+}
+
+/// The mean of a row's streams `[streams, width]`.
+fn mean_of_streams(row: &[f32], streams: usize) -> Vec<f32> {
+    let width = row.len() / streams;
+    (0..width).map(|i| row.iter().skip(i).step_by(width).sum::<f32>() / streams as f32).collect()
+}
+
+/// Adds `bias` to every row.
+fn biased(mut rows: Vec<f32>, bias: &[f32]) -> Vec<f32> {
+    for row in rows.chunks_exact_mut(bias.len()) {
+        row.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
+    }
+    rows
+}

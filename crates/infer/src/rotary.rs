@@ -1,0 +1,54 @@
+//! Rotary positions (RoPE, arXiv 2104.09864), for decoding: the angles of the rows of a step.
+//!
+//! Angles are computed when they are needed. A table of a long context would take more memory than a small model.
+
+use engram_config::BlockRotary;
+use engram_kernels::Angles;
+
+use crate::cache::Place;
+
+/// Cosines and sines of rows, `[rows, width/2]`.
+#[derive(Debug)]
+pub(crate) struct RowAngles {
+    width: usize,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl RowAngles {
+    /// Of the rows that stand at `places`.
+    pub(crate) fn new(rotary: &BlockRotary, places: &[Place<'_>]) -> Self {
+        let amplitude = f64::from(rotary.amplitude);
+        let angles = places.iter().flat_map(|place| {
+            rotary.frequencies.iter().map(move |frequency| place.position as f64 * frequency)
+        });
+        let turned = |angle: f64| ((amplitude * angle.cos()) as f32, (amplitude * angle.sin()) as f32);
+        let (cos, sin) = angles.map(turned).unzip();
+        Self { width: rotary.width, cos, sin }
+    }
+
+    /// Writes the vector `input` of row `row` to `output`, its first values turned.
+    pub(crate) fn turn(&self, row: usize, input: &[f32], output: &mut [f32]) {
+        let (turned, rest) = input.split_at(self.width);
+        let (output, output_rest) = output.split_at_mut(self.width);
+        Angles { cos: &self.cos, sin: &self.sin }.turn(row, turned, output);
+        output_rest.copy_from_slice(rest);
+    }
+
+    /// Turns all heads of `x` `[rows, heads, head width]`.
+    pub(crate) fn turn_heads(&self, x: &mut [f32], heads: usize) {
+        let rows = 2 * self.cos.len() / self.width;
+        if rows == 0 {
+            return;
+        }
+        let head_width = x.len() / rows / heads;
+        let mut turned = vec![0.0; self.width];
+        for (row, heads) in x.chunks_exact_mut(heads * head_width).enumerate() {
+            for head in heads.chunks_exact_mut(head_width) {
+                let head = &mut head[..self.width];
+                self.turn(row, head, &mut turned);
+                head.copy_from_slice(&turned);
+            }
+        }
+    }
+}
