@@ -17,6 +17,7 @@ mod size;
 mod table;
 mod ticket;
 mod trainable;
+mod weights;
 
 /// The compiled part of `engram_lm`, which re-exports what is for use.
 #[pyo3::pymodule]
@@ -39,4 +40,6 @@ mod _core {
     use crate::ticket::Ticket;
     #[pymodule_export]
     use crate::trainable::TrainableTable;
+    #[pymodule_export]
+    use crate::weights::{blake3_of, blake3_of_file, initial_values};
 }

@@ -3,12 +3,16 @@
 //! | name ends in | documents |
 //! |---|---|
 //! | `.txt` | the file is one document |
-//! | `.jsonl`, `.ndjson` | one JSON object a line, the text in its field `text`; blank lines are skipped |
+//! | `.jsonl`, `.ndjson` | one JSON object a line, the text in its field `text`; blank lines are skipped, lines end in LF, CRLF or CR |
 //! | the above with `.zst` or `.gz` after it | the same, compressed |
 //! | `.parquet` | one row, the text in its column `text` |
 //!
 //! A folder stands for the files in it and in its sub-folders, in the order of their paths, so that a corpus
-//! is the same sequence of documents on every machine.
+//! is the same sequence of documents on every machine. Names in it that begin with a dot are left out: systems and
+//! programs keep notes of their own under them.
+//!
+//! Texts are UTF-8. A byte order mark before a file's text or a JSON record is left out. What to do with records that
+//! cannot be read is [`OnDamage`]'s; by default the first is an error that names its place.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -26,7 +30,9 @@ use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::file::reader::{ChunkReader, FileReader, SerializedFileReader};
 
+use crate::damage::{self, DamageReport, OnDamage};
 use crate::error::{Error, Result};
+use crate::json_text::{JsonProblem, JsonText, text_of};
 
 /// The files of a corpus, and where in a record its text stands.
 #[derive(Debug, Clone)]
@@ -34,6 +40,7 @@ pub struct Corpus {
     files: Vec<Source>,
     skipped: Vec<PathBuf>,
     field: String,
+    on_damage: OnDamage,
 }
 
 /// One file: its name, which tells its format, and its bytes if they are in the program itself.
@@ -66,7 +73,7 @@ impl Corpus {
     /// A path that does not exist, a named file of unknown format, or nothing to read at all. Files of
     /// unknown format inside a folder are left out and listed by [`skipped`](Self::skipped).
     pub fn open<P: AsRef<Path>>(paths: &[P]) -> Result<Self> {
-        let mut corpus = Self { files: Vec::new(), skipped: Vec::new(), field: "text".to_owned() };
+        let mut corpus = Self::of(Vec::new());
         for path in paths {
             let path = path.as_ref();
             let kind = std::fs::metadata(path).map_err(Error::read(path))?;
@@ -94,7 +101,18 @@ impl Corpus {
         let path = PathBuf::from(name);
         let format = Format::of(&path).ok_or_else(|| Error::UnknownFormat { path: path.clone() })?;
         let source = Source { path, format, size: bytes.len() as u64, embedded: Some(bytes) };
-        Ok(Self { files: vec![source], skipped: Vec::new(), field: "text".to_owned() })
+        Ok(Self::of(vec![source]))
+    }
+
+    fn of(files: Vec<Source>) -> Self {
+        Self { files, skipped: Vec::new(), field: "text".to_owned(), on_damage: OnDamage::default() }
+    }
+
+    /// Goes on after records that cannot be read, in the way that `on_damage` says.
+    #[must_use]
+    pub fn with_damage(mut self, on_damage: OnDamage) -> Self {
+        self.on_damage = on_damage;
+        self
     }
 
     /// Takes the text of a JSON object or of a Parquet row from this field instead of `text`.
@@ -121,7 +139,14 @@ impl Corpus {
 
     /// The documents, from the first. Only one is in memory at a time.
     pub fn documents(&self) -> Documents<'_> {
-        Documents { corpus: self, next: 0, current: None, done: 0, read: Arc::new(AtomicU64::new(0)) }
+        Documents {
+            corpus: self,
+            next: 0,
+            current: None,
+            done: 0,
+            read: Arc::new(AtomicU64::new(0)),
+            damage: DamageReport::default(),
+        }
     }
 
     /// Bytes of text in all documents, by reading them once.
@@ -129,16 +154,20 @@ impl Corpus {
     /// # Errors
     /// Those of [`Documents`], and a corpus without any text.
     pub fn text_bytes(&self) -> Result<u64> {
-        let bytes = self.documents().try_fold(0, |sum, text| text.map(|text| sum + text.len() as u64))?;
-        if bytes == 0 { Err(self.empty()) } else { Ok(bytes) }
+        let mut documents = self.documents();
+        let bytes = documents.try_fold(0, |sum, text| text.map(|text| sum + text.len() as u64))?;
+        if bytes == 0 { Err(self.empty(documents.damage())) } else { Ok(bytes) }
     }
 
-    pub(crate) fn empty(&self) -> Error {
+    pub(crate) fn empty(&self, damage: &DamageReport) -> Error {
         let names: Vec<_> = self.files().take(3).map(|path| path.display().to_string()).collect();
         let more = if self.files.len() > 3 { ", …" } else { "" };
-        Error::EmptyCorpus {
-            what: format!("no text in {} file(s): {}{more}", self.files.len(), names.join(", ")),
-        }
+        let skipped = match damage.first.first() {
+            Some(first) => format!("; {} records were left out, the first for: {first}", damage.skipped),
+            None => String::new(),
+        };
+        let files = self.files.len();
+        Error::EmptyCorpus { what: format!("no text in {files} file(s): {}{more}{skipped}", names.join(", ")) }
     }
 
     fn add_file(&mut self, path: &Path, format: Format, size: u64) {
@@ -157,6 +186,10 @@ impl Corpus {
         let mut entries = entries.map_err(Error::read(folder))?;
         entries.sort();
         for path in entries {
+            if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")) {
+                self.skipped.push(path);
+                continue;
+            }
             let kind = std::fs::metadata(&path).map_err(Error::read(&path))?;
             match Format::of(&path) {
                 _ if kind.is_dir() => self.add_folder(&path, above)?,
@@ -171,7 +204,8 @@ impl Corpus {
 
 impl Format {
     fn of(path: &Path) -> Option<Self> {
-        let name = path.file_name()?.to_str()?.to_ascii_lowercase();
+        // The ending is ASCII, whatever stands before it.
+        let name = path.file_name()?.to_string_lossy().to_ascii_lowercase();
         let (stem, compression) = match name.rsplit_once('.')? {
             (stem, "zst") => (stem, Compression::Zstd),
             (stem, "gz") => (stem, Compression::Gzip),
@@ -195,6 +229,7 @@ pub struct Documents<'a> {
     done: u64,
     /// Stored bytes read of the current file.
     read: Arc<AtomicU64>,
+    damage: DamageReport,
 }
 
 enum Reader {
@@ -209,13 +244,28 @@ impl Documents<'_> {
         self.done + self.read.load(Relaxed)
     }
 
+    /// The records so far that could not be read as they stood.
+    pub fn damage(&self) -> &DamageReport {
+        &self.damage
+    }
+
     fn step(&mut self) -> Result<Option<String>> {
+        loop {
+            match self.read() {
+                Err(error) if self.corpus.on_damage.skip && error.is_of_one_record() => self.damage.skip(&error),
+                other => return other,
+            }
+        }
+    }
+
+    fn read(&mut self) -> Result<Option<String>> {
+        let (field, on_damage) = (&self.corpus.field, self.corpus.on_damage);
         loop {
             let found = match &mut self.current {
                 None => None,
-                Some(Reader::Text(reader)) => reader.next()?,
-                Some(Reader::JsonLines(reader)) => reader.next(&self.corpus.field)?,
-                Some(Reader::Parquet(reader)) => reader.next(&self.read)?,
+                Some(Reader::Text(reader)) => reader.next(on_damage, &mut self.damage)?,
+                Some(Reader::JsonLines(reader)) => reader.next(field, on_damage, &mut self.damage)?,
+                Some(Reader::Parquet(reader)) => reader.next(&self.read, on_damage, &mut self.damage)?,
             };
             if found.is_some() {
                 return Ok(found);
@@ -226,7 +276,7 @@ impl Documents<'_> {
             }
             let Some(source) = self.corpus.files.get(self.next) else { return Ok(None) };
             self.next += 1;
-            self.current = Some(Reader::open(source, &self.corpus.field, &self.read)?);
+            self.current = Some(Reader::open(source, field, &self.read)?);
         }
     }
 }
@@ -323,22 +373,43 @@ impl Stream {
     }
 }
 
+/// Most bytes of text in a document: with its tokens it must fit memory.
+const LONGEST: u64 = 4 << 30;
+
+/// What some programs write before UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// Refuses text in UTF-16, which would be invalid UTF-8 at byte 0.
+fn refuse_utf16(path: &Path, bytes: &[u8]) -> Result<()> {
+    match bytes {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Err(Error::Utf16 { path: path.to_owned() }),
+        _ => Ok(()),
+    }
+}
+
 /// One file, one document.
 struct TextReader {
     stream: Option<Stream>,
 }
 
 impl TextReader {
-    fn next(&mut self) -> Result<Option<String>> {
+    fn next(&mut self, on_damage: OnDamage, report: &mut DamageReport) -> Result<Option<String>> {
         let Some(mut stream) = self.stream.take() else { return Ok(None) };
         let mut bytes = Vec::new();
-        stream.read(|reader, to| reader.read_to_end(to), &mut bytes)?;
-        let text = String::from_utf8(bytes).map_err(|error| Error::InvalidUtf8 {
-            offset: error.utf8_error().valid_up_to() as u64,
-            path: stream.path,
-            place: String::new(),
-        })?;
-        Ok(Some(text))
+        stream.read(|reader, to| reader.take(LONGEST + 1).read_to_end(to), &mut bytes)?;
+        let path = stream.path;
+        if bytes.len() as u64 > LONGEST {
+            return Err(Error::LongDocument { path, place: String::new(), limit: LONGEST });
+        }
+        refuse_utf16(&path, &bytes)?;
+        let mut start = 0;
+        if bytes.starts_with(BYTE_ORDER_MARK) {
+            start = BYTE_ORDER_MARK.len();
+            bytes.drain(..start);
+        }
+        let invalid =
+            |offset| Error::InvalidUtf8 { offset: start as u64 + offset, path, place: String::new() };
+        damage::text(bytes, on_damage, report, invalid).map(Some)
     }
 }
 
@@ -350,62 +421,88 @@ struct LineReader {
 }
 
 impl LineReader {
-    fn next(&mut self, field: &str) -> Result<Option<String>> {
+    fn next(
+        &mut self,
+        field: &str,
+        on_damage: OnDamage,
+        report: &mut DamageReport,
+    ) -> Result<Option<String>> {
         loop {
             let start = self.stream.offset;
-            if self.stream.read(|reader, to| reader.read_until(b'\n', to), &mut self.buffer)? == 0 {
+            if self.stream.read(read_line, &mut self.buffer)? == 0 {
                 return Ok(None);
             }
             self.line += 1;
-            if !self.buffer.iter().all(u8::is_ascii_whitespace) {
-                return self.text(field, start).map(Some);
+            if self.line == 1 {
+                refuse_utf16(&self.stream.path, &self.buffer)?;
+            }
+            if self.buffer.len() as u64 > LONGEST {
+                let place = format!("line {}: ", self.line);
+                return Err(Error::LongDocument { path: self.stream.path.clone(), place, limit: LONGEST });
+            }
+            // Also within a file: files that are put together keep the marks that they began with.
+            let mark = if self.buffer.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
+            if !self.buffer[mark..].iter().all(u8::is_ascii_whitespace) {
+                let line = self.buffer.split_off(mark);
+                return self.text(line, start + mark as u64, field, on_damage, report).map(Some);
             }
         }
     }
 
-    /// The text of the line in the buffer, which starts at byte `start` of the file's text.
-    fn text(&self, field: &str, start: u64) -> Result<String> {
-        let (path, line) = (&self.stream.path, self.line);
-        let json = std::str::from_utf8(&self.buffer).map_err(|error| Error::InvalidUtf8 {
-            path: path.clone(),
-            place: format!("line {line}: "),
-            offset: start + error.valid_up_to() as u64,
+    /// The text of a line that starts at byte `start` of the file's text.
+    fn text(
+        &self,
+        line: Vec<u8>,
+        start: u64,
+        field: &str,
+        on_damage: OnDamage,
+        report: &mut DamageReport,
+    ) -> Result<String> {
+        let (path, number) = (|| self.stream.path.clone(), self.line);
+        let mut damaged = DamageReport::default();
+        let json = damage::text(line, on_damage, &mut damaged, |offset| Error::InvalidUtf8 {
+            path: path(),
+            place: format!("line {number}: "),
+            offset: start + offset,
         })?;
-        let missing =
-            |reason| Error::MissingText { path: path.clone(), place: format!("line {line}"), reason };
-        match serde_json::from_str::<serde_json::Value>(json.trim_end()) {
-            Err(error) => Err(Error::MalformedJson { path: path.clone(), line, reason: json_reason(&error) }),
-            Ok(serde_json::Value::Object(mut record)) => match record.remove(field) {
-                Some(serde_json::Value::String(text)) => Ok(text),
-                Some(other) => Err(missing(format!("field {field:?} holds {}, not a string", kind(&other)))),
-                None => {
-                    let names: Vec<_> = record.keys().map(String::as_str).collect();
-                    Err(missing(format!("no field {field:?}; the fields are [{}]", names.join(", "))))
-                }
-            },
-            Ok(other) => {
-                Err(missing(format!("{} in place of an object with a field {field:?}", kind(&other))))
+        let text = match text_of(json.trim_ascii_end(), field) {
+            Ok(JsonText::Text(text)) => text,
+            Ok(JsonText::Halves(bytes)) => damage::text(bytes, on_damage, &mut damaged, |_| {
+                Error::HalfPair { path: path(), line: number }
+            })?,
+            Err(JsonProblem::Malformed(reason)) => {
+                return Err(Error::MalformedJson { path: path(), line: number, reason });
             }
-        }
+            Err(JsonProblem::Missing(reason)) => {
+                return Err(Error::MissingText { path: path(), place: format!("line {number}"), reason });
+            }
+        };
+        report.replace(damaged);
+        Ok(text)
     }
 }
 
-/// serde_json counts lines within the record, which is one line: only its column says something.
-fn json_reason(error: &serde_json::Error) -> String {
-    let message = error.to_string();
-    let reason = message.rsplit_once(" at line ").map_or(message.as_str(), |(reason, _)| reason);
-    format!("{reason} at column {}", error.column())
-}
-
-fn kind(value: &serde_json::Value) -> &'static str {
-    match value {
-        serde_json::Value::Null => "null",
-        serde_json::Value::Bool(_) => "a boolean",
-        serde_json::Value::Number(_) => "a number",
-        serde_json::Value::String(_) => "a string",
-        serde_json::Value::Array(_) => "an array",
-        serde_json::Value::Object(_) => "an object",
+/// Reads a line with its end: LF, CRLF or CR. In JSON, neither stands inside a string. More than the longest document
+/// is not read.
+fn read_line(reader: &mut dyn BufRead, to: &mut Vec<u8>) -> std::io::Result<usize> {
+    let mut ended = false;
+    while !ended && to.len() as u64 <= LONGEST {
+        let ready = match reader.fill_buf() {
+            Ok(ready) => ready,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        let end = memchr::memchr2(b'\n', b'\r', ready);
+        let take = end.map_or(ready.len(), |end| end + 1);
+        to.extend_from_slice(&ready[..take]);
+        ended = end.is_some() || ready.is_empty();
+        reader.consume(take);
     }
+    if to.ends_with(b"\r") && reader.fill_buf()?.first() == Some(&b'\n') {
+        to.push(b'\n');
+        reader.consume(1);
+    }
+    Ok(to.len())
 }
 
 /// One row, one document. Reads the text column alone, a few rows at a time.
@@ -442,8 +539,7 @@ impl ParquetReader {
             Error::MalformedParquet { path: path.to_owned(), place: "footer".to_owned(), reason }
         })?;
         let columns = file.metadata().file_metadata().schema_descr().columns();
-        let missing =
-            |reason| Error::MissingText { path: path.to_owned(), place: "schema".to_owned(), reason };
+        let missing = |reason| Error::MissingColumn { path: path.to_owned(), reason };
         let Some(column) = columns.iter().position(|column| column.path().parts() == [field]) else {
             let names: Vec<_> = columns.iter().map(|column| column.path().string()).collect();
             return Err(missing(format!("no column {field:?}; the columns are [{}]", names.join(", "))));
@@ -467,12 +563,17 @@ impl ParquetReader {
         })
     }
 
-    fn next(&mut self, read: &AtomicU64) -> Result<Option<String>> {
+    fn next(
+        &mut self,
+        read: &AtomicU64,
+        on_damage: OnDamage,
+        report: &mut DamageReport,
+    ) -> Result<Option<String>> {
         loop {
             if let Some(value) = self.ready.next() {
-                let text = self.text(value)?;
+                let text = self.text(value, on_damage, report);
                 self.row += 1;
-                return Ok(Some(text));
+                return text.map(Some);
             }
             if !self.fill()? && !self.open_group(read)? {
                 return Ok(None);
@@ -480,19 +581,21 @@ impl ParquetReader {
         }
     }
 
-    fn text(&self, value: Option<ByteArray>) -> Result<String> {
+    fn text(
+        &self,
+        value: Option<ByteArray>,
+        on_damage: OnDamage,
+        report: &mut DamageReport,
+    ) -> Result<String> {
         let Some(value) = value else {
             let reason = format!("column {:?} is null", self.field);
             return Err(Error::MissingText { path: self.path.clone(), place: self.place(), reason });
         };
-        match std::str::from_utf8(value.data()) {
-            Ok(text) => Ok(text.to_owned()),
-            Err(error) => Err(Error::InvalidUtf8 {
-                path: self.path.clone(),
-                place: format!("{}: ", self.place()),
-                offset: error.valid_up_to() as u64,
-            }),
-        }
+        damage::text(value.data().to_vec(), on_damage, report, |offset| Error::InvalidUtf8 {
+            path: self.path.clone(),
+            place: format!("{}: ", self.place()),
+            offset,
+        })
     }
 
     /// Opens the next row group; false if there is none.
@@ -562,6 +665,7 @@ mod tests {
     use parquet::file::properties::WriterProperties;
     use parquet::file::writer::SerializedFileWriter;
     use parquet::schema::parser::parse_message_type;
+    use proptest::prelude::*;
     use tempfile::TempDir;
 
     use super::*;
@@ -749,7 +853,7 @@ mod tests {
         );
         assert_eq!(json("{\"text\": null}"), "a.jsonl: line 2: field \"text\" holds null, not a string");
         assert_eq!(json("[1]"), "a.jsonl: line 2: an array in place of an object with a field \"text\"");
-        assert!(json("{\"text\": \"\\ud800\"}").starts_with("a.jsonl: line 2: malformed JSON: "));
+        assert!(json("{\"text\": \"\\ud800\"}").starts_with("a.jsonl: line 2: the text holds half of a UTF-16 pair"));
     }
 
     #[test]
@@ -764,6 +868,127 @@ mod tests {
             failure("a.parquet", &table),
             "a.parquet: row group 1, row 1: invalid UTF-8 at byte 2; convert the text to UTF-8"
         );
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_left_out() {
+        let marked = |text: &[u8]| [BYTE_ORDER_MARK, text].concat();
+        let lines = [marked(b"{\"text\": \"a\"}\r\n"), marked(b"{\"text\": \"b\"}\n"), marked(b"\n")].concat();
+        for (name, bytes) in
+            [("a.jsonl", lines.clone()), ("a.jsonl.zst", zst(&lines)), ("a.jsonl.gz", gzip(&lines))]
+        {
+            assert_eq!(read_one(name, &bytes).unwrap(), ["a", "b"], "{name}");
+        }
+        assert_eq!(read_one("a.txt", &marked("é".as_bytes())).unwrap(), ["é"]);
+        assert!(failure("a.txt", &marked(b"abc\xff")).contains("at byte 6"), "offsets are those of the file");
+        assert!(failure("a.jsonl", &marked(b"{\"text\": \"\xff\"}")).contains("at byte 13"));
+        for mark in [b"\xff\xfeh\0", b"\xfe\xff\0h"] {
+            assert!(failure("a.txt", mark).contains("UTF-16"));
+            assert!(failure("a.jsonl.gz", &gzip(mark)).contains("iconv -f UTF-16"));
+        }
+    }
+
+    #[test]
+    fn lines_end_in_any_of_the_usual_ways() {
+        for end in ["\n", "\r\n", "\r"] {
+            let lines = ["{\"text\": \"a\"}", "", "{\"text\": \"b\\r\\n\"}", "  ", ""].join(end);
+            assert_eq!(read_one("a.jsonl", lines.as_bytes()).unwrap(), ["a", "b\r\n"], "{end:?}");
+            assert!(failure("a.jsonl", (lines + end + "{").as_bytes()).contains("line 6: malformed"), "{end:?}");
+        }
+        // An end that lies across two reads.
+        let mut text = std::io::BufReader::with_capacity(1, &b"a\r\nb\r\rc"[..]);
+        let mut line = |expected: &[u8]| {
+            let mut bytes = Vec::new();
+            assert_eq!(read_line(&mut text, &mut bytes).unwrap(), expected.len());
+            assert_eq!(bytes, expected);
+        };
+        [&b"a\r\n"[..], b"b\r", b"\r", b"c", b""].into_iter().for_each(&mut line);
+    }
+
+    #[test]
+    fn notes_of_systems_in_a_folder_are_left_out() {
+        let folder =
+            folder(&[("a.jsonl", b"{\"text\":\"1\"}"), ("._a.jsonl", b"\0\x05\x16\x07"), (".git/b.txt", b"2")]);
+        let corpus = Corpus::open(&[folder.path()]).unwrap();
+        assert_eq!(read(&corpus).unwrap(), ["1"]);
+        assert_eq!(corpus.skipped(), [folder.path().join("._a.jsonl"), folder.path().join(".git")]);
+        assert_eq!(read_one(".hidden.txt", b"2").unwrap(), ["2"], "but not where they are named");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_name_that_is_not_utf8_is_a_name() {
+        use std::os::unix::ffi::OsStrExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(std::ffi::OsStr::from_bytes(b"caf\xe9.txt"));
+        std::fs::write(path, "x").unwrap();
+        assert_eq!(read(&Corpus::open(&[folder.path()]).unwrap()).unwrap(), ["x"]);
+    }
+
+    #[test]
+    fn damaged_records_are_left_out_or_mended_and_counted() {
+        let lines = b"{\"text\": \"a\"}\n{\"text\": \"\\ud83d!\"}\n{\n{\"text\": \"\xff?\xff\"}\n{\"text\": null}\n\xef{\"text\": \"b\"}";
+        let table = parquet(SCHEMA, &[&[Some(b"a"), None, Some(b"\xff?")], &[Some(b"b")]]);
+        let run = |name: &str, bytes: &[u8], replace, skip| {
+            let folder = folder(&[(name, bytes)]);
+            let corpus = Corpus::open(&[folder.path()]).unwrap().with_damage(OnDamage { replace, skip });
+            let mut documents = corpus.documents();
+            let texts = documents.by_ref().collect::<Result<Vec<_>>>().map_err(|error| error.to_string());
+            let DamageReport { skipped, replaced, first } = documents.damage();
+            assert_eq!(first.len() as u64, skipped + replaced);
+            assert!(first.iter().all(|message| message.contains(name)), "{first:?}");
+            (texts, *skipped, *replaced)
+        };
+        let texts = |texts: &[&str]| Ok(texts.iter().map(|&text| text.to_owned()).collect());
+        assert_eq!(run("a.jsonl", lines, false, true), (texts(&["a"]), 5, 0));
+        let mended = texts(&["a", "\u{fffd}!", "\u{fffd}?\u{fffd}"]);
+        assert_eq!(run("a.jsonl", lines, true, true), (mended, 3, 2));
+        let (refused, ..) = run("a.jsonl", lines, true, false);
+        assert!(refused.unwrap_err().contains("line 3: malformed JSON"));
+        assert_eq!(run("a.parquet", &table, false, true), (texts(&["a", "b"]), 2, 0));
+        assert_eq!(run("a.parquet", &table, true, true), (texts(&["a", "\u{fffd}?", "b"]), 1, 1));
+        assert_eq!(run("a.txt", b"a\xff", true, false), (texts(&["a\u{fffd}"]), 0, 1));
+        // Files are not records: what cannot be read of them ends the reading.
+        assert!(run("a.jsonl.gz", &gzip(lines)[..30], true, true).0.is_err());
+        assert!(run("b.txt", b"\xff\xfea\0", true, true).0.is_err());
+        let skipped = Corpus::embedded("a.jsonl", b"{\"body\": 1}\n").unwrap();
+        let nothing = skipped.with_damage(OnDamage { replace: false, skip: true }).text_bytes();
+        let message = nothing.unwrap_err().to_string();
+        assert!(message.contains("1 records were left out, the first for: a.jsonl: line 1: no field"), "{message}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_texts_come_back_in_any_packing(
+            texts in proptest::collection::vec(".{0,40}", 1..12),
+            end in prop_oneof![Just("\n"), Just("\r\n"), Just("\r"), Just("\n\n")],
+            mark: bool,
+            split in 0..200usize,
+        ) {
+            let lines: Vec<_> = texts.iter().map(|text| serde_json::json!({"id": 1, "text": text}).to_string()).collect();
+            let mut bytes = if mark { BYTE_ORDER_MARK.to_vec() } else { Vec::new() };
+            bytes.extend((lines.join(end) + end).into_bytes());
+            let (one, other) = bytes.split_at(split.min(bytes.len()));
+            prop_assert_eq!(&read_one("a.jsonl", &bytes).unwrap(), &texts);
+            prop_assert_eq!(&read_one("a.jsonl.gz", &[gzip(one), gzip(other)].concat()).unwrap(), &texts);
+            prop_assert_eq!(&read_one("a.jsonl.zst", &[zst(one), zst(other)].concat()).unwrap(), &texts);
+        }
+
+        #[test]
+        fn a_damaged_byte_costs_one_record_at_most(at in 0..2000usize, to: u8) {
+            let texts: Vec<_> = (0..40).map(|number| format!("text né {number}")).collect();
+            let mut lines: Vec<u8> =
+                texts.iter().flat_map(|text| format!("{{\"text\": \"{text}\"}}\n").into_bytes()).collect();
+            let at = at % lines.len();
+            prop_assume!(lines[at] != b'\n' && !b"\n\r".contains(&to));
+            lines[at] = to;
+            let corpus = Corpus::embedded("a.jsonl", lines.leak()).unwrap();
+            let corpus = corpus.with_damage(OnDamage { replace: false, skip: true });
+            let mut documents = corpus.documents();
+            let read = documents.by_ref().collect::<Result<Vec<_>>>().unwrap();
+            prop_assert_eq!(read.len() as u64 + documents.damage().skipped, 40);
+            prop_assert!(read.iter().filter(|text| texts.contains(text)).count() >= 39);
+        }
     }
 
     #[test]

@@ -62,6 +62,48 @@ pub enum Error {
         /// row.
         offset: u64,
     },
+    /// A file in UTF-16.
+    #[error(
+        "{}: the text is UTF-16, by the mark it begins with; convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW",
+        path.display()
+    )]
+    Utf16 {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Half of a UTF-16 pair in the text of a JSON record: no character.
+    #[error(
+        "{}: line {line}: the text holds half of a UTF-16 pair, an escape such as \\ud83d without its other half; write \
+         the file with whole characters",
+        path.display()
+    )]
+    HalfPair {
+        /// The file.
+        path: PathBuf,
+        /// Line, counted from 1.
+        line: u64,
+    },
+    /// A document that does not fit memory together with its tokens.
+    #[error(
+        "{}: {place}more than {limit} bytes of text in one document; split it into documents, one a line of JSON",
+        path.display()
+    )]
+    LongDocument {
+        /// The file.
+        path: PathBuf,
+        /// "line 3: "; empty when the document is the file.
+        place: String,
+        /// Most bytes of a document.
+        limit: u64,
+    },
+    /// A Parquet file without a column of text under the name asked for.
+    #[error("{}: schema: {reason}", path.display())]
+    MissingColumn {
+        /// The file.
+        path: PathBuf,
+        /// What was found instead.
+        reason: String,
+    },
     /// A line that is not JSON.
     #[error("{}: line {line}: malformed JSON: {reason}", path.display())]
     MalformedJson {
@@ -77,7 +119,7 @@ pub enum Error {
     MissingText {
         /// The file.
         path: PathBuf,
-        /// "line 3", "row group 0, row 7" or "schema".
+        /// "line 3" or "row group 0, row 7".
         place: String,
         /// What was found in place of the text.
         reason: String,
@@ -160,14 +202,40 @@ pub enum Error {
     },
 }
 
+/// Whether the system refused because a name leads to nothing that can be used as asked: the name is at fault, not
+/// the machine.
+fn names_nothing(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{
+        AlreadyExists, DirectoryNotEmpty, InvalidFilename, IsADirectory, NotADirectory, NotFound, PermissionDenied,
+        ReadOnlyFilesystem,
+    };
+    matches!(
+        error.kind(),
+        NotFound
+            | NotADirectory
+            | IsADirectory
+            | PermissionDenied
+            | ReadOnlyFilesystem
+            | InvalidFilename
+            | AlreadyExists
+            | DirectoryNotEmpty
+    )
+}
+
 impl Error {
     /// Whether the cause is in what was given (usage, configuration, input), not in the machine.
     pub fn is_input(&self) -> bool {
         match self {
-            Self::Write { .. } | Self::Interrupted => false,
-            Self::Read { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+            Self::Interrupted => false,
+            Self::Read { source, .. } | Self::Write { source, .. } => names_nothing(source),
             _ => true,
         }
+    }
+
+    /// Whether one record is at fault, so that those after it can still be read.
+    pub(crate) fn is_of_one_record(&self) -> bool {
+        use Error::{HalfPair, InvalidUtf8, MalformedJson, MissingText};
+        matches!(self, InvalidUtf8 { .. } | HalfPair { .. } | MalformedJson { .. } | MissingText { .. })
     }
 
     pub(crate) fn read(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {

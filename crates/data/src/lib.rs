@@ -28,18 +28,23 @@
 //! ```
 
 mod corpus;
+mod cut;
+mod damage;
 mod error;
 mod files;
+mod json_text;
 mod packing;
 mod permuted;
 mod sampler;
 mod shards;
 mod text_bounds;
 mod tokenizer;
+mod work_folder;
 
 pub use corpus::{Corpus, Documents};
+pub use damage::{DamageReport, OnDamage};
 pub use error::Error;
-pub use files::{folder_of, permissions, sync_folder, write_file};
+pub use files::{folder_of, new_file, new_folder, sync_folder, write_file};
 pub use packing::Packing;
 pub use permuted::PermutedPlaces;
 pub use sampler::{Batch, Sampler, SamplerState, mix, validation_windows};

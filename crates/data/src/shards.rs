@@ -40,12 +40,13 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use tempfile::TempDir;
 
-use crate::corpus::Corpus;
+use crate::corpus::{Corpus, Documents};
+use crate::damage::DamageReport;
 use crate::error::{Error, Result};
-use crate::files::{folder_of, permissions, sync_folder};
-use crate::tokenizer::{Tokenizer, TokenizerHash, pieces};
+use crate::files::sync_folder;
+use crate::tokenizer::{Tokenizer, TokenizerHash};
+use crate::work_folder::WorkFolder;
 
 const MAGIC: [u8; 8] = *b"ENGRTOKS";
 const VERSION: u32 = 1;
@@ -449,7 +450,7 @@ impl Header {
 pub struct PrepareOptions {
     /// Share of the documents held out for validation, 0 ≤ share < 1. Whether a document is among them
     /// depends on its text alone, so two copies are never on both sides, and a corpus that grows keeps its
-    /// sides.
+    /// sides. A share above 0 that none of a few documents falls into holds out the nearest to it.
     pub hold_out: f64,
     /// A shard ends with the document that brings it to this many tokens.
     pub shard_tokens: u64,
@@ -483,6 +484,11 @@ pub struct PrepareSummary {
     pub valid: SplitSummary,
     /// Documents without text, which were left out.
     pub empty_documents: u64,
+    /// Records that could not be read as they stood.
+    pub damage: DamageReport,
+    /// Whether the share to hold out fell between the documents, so that the document nearest to it was held out; or
+    /// none, where all are the same.
+    pub share_missed: bool,
 }
 
 /// What a preparation wrote into one split.
@@ -503,11 +509,11 @@ pub struct SplitSummary {
 ///
 /// Documents keep their order; their tokens are made by all threads of rayon's pool, and are the same at any
 /// number of threads. Memory holds the documents of one round (a few MiB, or one document that is longer) and
-/// their tokens. A document longer than 256 KiB is turned into tokens in stretches that end at a line end
-/// before a letter.
+/// their tokens. A document longer than 256 KiB is turned into tokens in pieces where its tokenizer is known to
+/// give the same tokens then.
 ///
 /// # Errors
-/// An `out` that exists, a share outside [0, 1), a split that would be empty, the errors of the corpus and of
+/// An `out` that exists, a share outside [0, 1) or that leaves nothing to train on, the errors of the corpus and of
 /// writing, and [`Error::Interrupted`] if `progress` breaks. After an error nothing is left.
 pub fn prepare(
     corpus: &Corpus,
@@ -520,29 +526,21 @@ pub fn prepare(
     if out.symlink_metadata().is_ok() {
         return Err(Error::Exists { path: out.to_owned() });
     }
-    let folder = folder_of(out);
-    std::fs::create_dir_all(folder).map_err(Error::write(folder))?;
-    let work = tempfile::Builder::new()
-        .prefix(".preparing-")
-        .permissions(permissions(0o777))
-        .tempdir_in(folder)
-        .map_err(Error::write(out))?;
-
-    let mut preparation = Preparation {
-        tokenizer,
-        train: SplitWriter::new(&work, "train", tokenizer, options)?,
-        valid: SplitWriter::new(&work, "valid", tokenizer, options)?,
-        hold_out: options.hold_out,
-        empty_documents: 0,
+    let work = WorkFolder::new(out)?;
+    let mut first = Preparation::new(&work, tokenizer, options, options.hold_out)?;
+    first.run(corpus, progress)?;
+    let preparation = match first.share_of_one() {
+        None => first,
+        // Few documents, of which none fell into the share. Another reading holds out the nearest to it.
+        Some(share) => {
+            first.discard()?;
+            let mut second = Preparation::new(&work, tokenizer, options, share)?;
+            second.run(corpus, progress)?;
+            second
+        }
     };
-    preparation.run(corpus, progress)?;
-    let summary = preparation.finish(corpus)?;
-
-    sync_folder(work.path())?;
-    std::fs::rename(work.path(), out).map_err(Error::write(out))?;
-    // The folder has its own name now: there is nothing left to remove.
-    let _ = work.keep();
-    sync_folder(folder)?;
+    let summary = preparation.finish(corpus, options.hold_out)?;
+    work.stand()?;
     Ok(summary)
 }
 
@@ -564,84 +562,161 @@ struct Preparation<'a> {
     valid: SplitWriter,
     hold_out: f64,
     empty_documents: u64,
+    damage: DamageReport,
+    /// The documents' least and greatest place in the order that shares are taken from.
+    places: Option<(f64, f64)>,
 }
 
-impl Preparation<'_> {
-    /// Text of the documents that are turned into tokens in one round.
-    const ROUND: usize = 4 << 20;
+/// Documents that are turned into tokens at once.
+struct Round {
+    documents: Vec<String>,
+    empty_documents: u64,
+    /// Stored bytes of the corpus read up to its end.
+    bytes_read: u64,
+}
 
+impl Round {
+    /// Text of a round.
+    const BYTES: usize = 4 << 20;
+
+    /// The next documents; none at the end.
+    fn read(documents: &mut Documents<'_>) -> Result<Option<Self>> {
+        let mut round = Self { documents: Vec::new(), empty_documents: 0, bytes_read: 0 };
+        let mut bytes = 0;
+        while bytes < Self::BYTES
+            && let Some(document) = documents.next().transpose()?
+        {
+            bytes += document.len();
+            match document.is_empty() {
+                true => round.empty_documents += 1,
+                false => round.documents.push(document),
+            }
+        }
+        round.bytes_read = documents.bytes_read();
+        Ok((bytes > 0 || round.empty_documents > 0).then_some(round))
+    }
+}
+
+impl<'a> Preparation<'a> {
+    fn new(
+        work: &WorkFolder,
+        tokenizer: &'a Tokenizer,
+        options: &PrepareOptions,
+        hold_out: f64,
+    ) -> Result<Self> {
+        Ok(Self {
+            tokenizer,
+            train: SplitWriter::new(work, "train", tokenizer, options)?,
+            valid: SplitWriter::new(work, "valid", tokenizer, options)?,
+            hold_out,
+            empty_documents: 0,
+            damage: DamageReport::default(),
+            places: None,
+        })
+    }
+
+    /// Reads on a thread of its own, so that all cores have documents to turn into tokens all the time.
     fn run(
         &mut self,
         corpus: &Corpus,
         progress: &mut dyn FnMut(PrepareProgress) -> ControlFlow<()>,
     ) -> Result<()> {
-        let mut documents = corpus.documents();
-        loop {
-            let (mut round, mut bytes) = (Vec::new(), 0);
-            while bytes < Self::ROUND
-                && let Some(document) = documents.next().transpose()?
-            {
-                bytes += document.len();
-                if document.is_empty() {
-                    self.empty_documents += 1;
-                } else {
-                    round.push(document);
+        std::thread::scope(|scope| {
+            let (rounds, read) = std::sync::mpsc::sync_channel(1);
+            let reader = scope.spawn(move || -> Result<DamageReport> {
+                let mut documents = corpus.documents();
+                while let Some(round) = Round::read(&mut documents)? {
+                    if rounds.send(round).is_err() {
+                        // Whoever writes has failed, and says why.
+                        break;
+                    }
+                }
+                Ok(documents.damage().clone())
+            });
+            for round in read {
+                self.write(&round.documents)?;
+                self.empty_documents += round.empty_documents;
+                let (train, valid) = (&self.train.summary, &self.valid.summary);
+                let reached = PrepareProgress {
+                    done: round.bytes_read,
+                    total: corpus.bytes(),
+                    text_bytes: train.text_bytes + valid.text_bytes,
+                    tokens: train.tokens + valid.tokens,
+                };
+                if progress(reached).is_break() {
+                    return Err(Error::Interrupted);
                 }
             }
-            if bytes == 0 {
-                return Ok(());
-            }
-            self.write(&round)?;
-            let (train, valid) = (&self.train.summary, &self.valid.summary);
-            let reached = PrepareProgress {
-                done: documents.bytes_read(),
-                total: corpus.bytes(),
-                text_bytes: train.text_bytes + valid.text_bytes,
-                tokens: train.tokens + valid.tokens,
+            self.damage = match reader.join() {
+                Ok(damage) => damage?,
+                Err(panic) => std::panic::resume_unwind(panic),
             };
-            if progress(reached).is_break() {
-                return Err(Error::Interrupted);
-            }
-        }
+            Ok(())
+        })
+    }
+
+    /// The share that holds out the document nearest to it, where some share was asked for and holds out none. None
+    /// where another is not needed, or would leave nothing to train on.
+    fn share_of_one(&self) -> Option<f64> {
+        let (least, greatest) = self.places?;
+        let none_held_out = self.hold_out > 0.0 && self.valid.summary.documents == 0;
+        (none_held_out && least < greatest).then(|| least.next_up())
+    }
+
+    /// Removes what was written.
+    fn discard(self) -> Result<()> {
+        let folder = self.train.folder.clone();
+        drop(self);
+        std::fs::remove_dir_all(&folder).map_err(Error::write(&folder))
     }
 
     fn write(&mut self, round: &[String]) -> Result<()> {
         let stretches: Vec<(usize, &str)> = round
             .iter()
             .enumerate()
-            .flat_map(|(index, document)| pieces(document).map(move |piece| (index, piece)))
+            .flat_map(|(index, document)| self.tokenizer.pieces(document).map(move |piece| (index, piece)))
             .collect();
         let encode = |(index, piece): &(usize, &str)| Ok((*index, self.tokenizer.encode(piece)?));
         let tokens = stretches.par_iter().map(encode).collect::<Result<Vec<_>>>()?;
         for stretches in tokens.chunk_by(|(one, _), (other, _)| one == other) {
             let document = &round[stretches[0].0];
-            let split = if held_out(document, self.hold_out) { &mut self.valid } else { &mut self.train };
+            let place = place(document);
+            let (least, greatest) = self.places.unwrap_or((place, place));
+            self.places = Some((least.min(place), greatest.max(place)));
+            let split = if place < self.hold_out { &mut self.valid } else { &mut self.train };
             split.write(document.len() as u64, stretches.iter().map(|(_, tokens)| tokens.as_slice()))?;
         }
         Ok(())
     }
 
-    fn finish(self, corpus: &Corpus) -> Result<PrepareSummary> {
+    /// `asked` is the share that was asked for.
+    fn finish(self, corpus: &Corpus, asked: f64) -> Result<PrepareSummary> {
         let (train, valid) = (self.train.finish()?, self.valid.finish()?);
-        if train.documents + valid.documents == 0 {
-            return Err(corpus.empty());
-        }
         let all = train.documents + valid.documents;
-        let empty = if train.documents == 0 { "training" } else { "validation" };
-        if train.documents == 0 || (valid.documents == 0 && self.hold_out > 0.0) {
+        if all == 0 {
+            return Err(corpus.empty(&self.damage));
+        }
+        if train.documents == 0 {
             let reason =
-                format!("leaves nothing for {empty} of the corpus's {all} documents; choose another share");
+                format!("leaves nothing for training of the corpus's {all} documents; choose another share");
             return Err(Error::option("hold_out", self.hold_out, reason));
         }
-        Ok(PrepareSummary { train, valid, empty_documents: self.empty_documents })
+        let share_missed = asked > 0.0 && (valid.documents == 0 || asked != self.hold_out);
+        Ok(PrepareSummary {
+            train,
+            valid,
+            empty_documents: self.empty_documents,
+            damage: self.damage,
+            share_missed,
+        })
     }
 }
 
-/// Whether the document's hash, as a number in [0, 1), is below the share.
-fn held_out(document: &str, share: f64) -> bool {
+/// The document's hash as a number in [0, 1): it is held out where that is below the share.
+fn place(document: &str) -> f64 {
     let hash = number(blake3::hash(document.as_bytes()).as_bytes(), 0);
     // The upper 53 bits are a double's: the division is exact, and the quotient below 1.
-    ((hash >> 11) as f64) / ((1u64 << 53) as f64) < share
+    (hash >> 11) as f64 / (1u64 << 53) as f64
 }
 
 /// The shards of one split: files of tokens whose headers are written last, when the number of shards is
@@ -666,7 +741,7 @@ struct ShardWriter {
 }
 
 impl SplitWriter {
-    fn new(work: &TempDir, name: &str, tokenizer: &Tokenizer, options: &PrepareOptions) -> Result<Self> {
+    fn new(work: &WorkFolder, name: &str, tokenizer: &Tokenizer, options: &PrepareOptions) -> Result<Self> {
         let blank = Header {
             width: if tokenizer.vocabulary() <= 1 << 16 { 2 } else { 4 },
             shard: 0,
@@ -885,13 +960,11 @@ mod tests {
         let (_folder, out, summary) = prepared(&options);
         assert_eq!(summary.train.documents + summary.valid.documents, 60);
         assert!((8..28).contains(&summary.valid.documents), "{}", summary.valid.documents);
-        let (held, kept): (Vec<_>, Vec<_>) = texts().into_iter().partition(|text| held_out(text, 0.3));
+        let (held, kept): (Vec<_>, Vec<_>) = texts().into_iter().partition(|text| place(text) < 0.3);
         for (name, texts) in [("train", kept), ("valid", held)] {
             let shards = TokenShards::open(&out.join(name)).unwrap();
             assert_eq!(shards.tokens(0..shards.len()).unwrap(), expected(tokenizer(), &texts));
         }
-        // What a smaller share holds out, a larger one holds out too.
-        assert!(texts().iter().all(|text| !held_out(text, 0.1) || held_out(text, 0.3)));
     }
 
     #[test]
@@ -907,7 +980,7 @@ mod tests {
     #[test]
     fn a_document_longer_than_a_piece_has_the_tokens_of_the_whole() {
         let text = texts().concat().repeat(100);
-        assert!(text.len() > 2 * crate::tokenizer::PIECE);
+        assert!(text.len() > 2 * crate::cut::PIECE);
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("data");
         let documents = [text, "short".to_owned()];
@@ -955,12 +1028,48 @@ mod tests {
             run(&one, &hold_out(0.999999))
                 .contains("leaves nothing for training of the corpus's 1 documents")
         );
-        assert!(run(&one, &hold_out(1e-9)).contains("leaves nothing for validation"));
         let none = PrepareOptions { shard_tokens: 0, ..Default::default() };
         assert!(run(&one, &none).starts_with("shard_tokens = 0: "));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         std::fs::create_dir(&out).unwrap();
         assert!(run(&one, &usual).contains("already exists; remove it"));
+    }
+
+    #[test]
+    fn a_share_between_the_documents_holds_out_the_nearest() {
+        let small = PrepareOptions { hold_out: 1e-9, ..Default::default() };
+        let (_folder, out, summary) = prepared(&small);
+        assert_eq!((summary.train.documents, summary.valid.documents), (59, 1));
+        assert!(summary.share_missed);
+        let mut sorted = texts();
+        sorted.sort_by(|one, other| place(one).total_cmp(&place(other)));
+        let valid = TokenShards::open(&out.join("valid")).unwrap();
+        assert_eq!(valid.tokens(0..valid.len()).unwrap(), expected(tokenizer(), &sorted[..1]));
+        // With one document, or none but copies of it, all are needed for training.
+        let folder = tempfile::tempdir().unwrap();
+        let copies = corpus(&[texts()[0].clone(), texts()[0].clone()]);
+        let out = folder.path().join("data");
+        let summary = prepare(&copies, tokenizer(), &out, &small, &mut go_on).unwrap();
+        assert_eq!((summary.train.documents, summary.valid.documents, summary.share_missed), (2, 0, true));
+        assert!(!out.join("valid").exists());
+    }
+
+    #[test]
+    fn damaged_records_are_counted() {
+        let lines = b"{\"text\": \"one\"}\n{\"text\": null}\n{\"text\": \"t\xffwo\"}\n{\"text\": \"three\"}\n";
+        let corpus = Corpus::embedded("a.jsonl", lines).unwrap();
+        let run = |replace, skip| {
+            let folder = tempfile::tempdir().unwrap();
+            let corpus = corpus.clone().with_damage(crate::OnDamage { replace, skip });
+            prepare(&corpus, tokenizer(), &folder.path().join("data"), &Default::default(), &mut go_on)
+        };
+        let counts = |replace, skip| {
+            let summary = run(replace, skip).unwrap();
+            (summary.train.documents, summary.damage.skipped, summary.damage.replaced)
+        };
+        assert_eq!(counts(false, true), (2, 2, 0));
+        assert_eq!(counts(true, true), (3, 1, 1));
+        assert!(run(true, false).is_err() && run(false, false).is_err());
     }
 
     #[test]

@@ -19,6 +19,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, DecoderWrapper, SplitDelimiterBehavior};
 
 use crate::corpus::{Corpus, Documents};
+use crate::cut::{Cut, PIECE};
 use crate::error::{Error, Result};
 use crate::files::write_file;
 
@@ -38,10 +39,6 @@ const SPLIT: &str = concat!(
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 );
 
-/// Longest stretch of text, in bytes, that is turned into tokens at once: it bounds memory, and a longer
-/// document keeps all cores busy. See [`pieces`].
-pub(crate) const PIECE: usize = 1 << 18;
-
 /// A loaded or trained tokenizer, with the bytes that each of its tokens stands for.
 #[derive(Clone)]
 pub struct Tokenizer {
@@ -51,6 +48,7 @@ pub struct Tokenizer {
     end_of_text: u32,
     pad: Option<u32>,
     bytes: TokenBytes,
+    cut: Cut,
 }
 
 /// blake3 of a `tokenizer.json`: token shards and checkpoints carry it.
@@ -106,6 +104,7 @@ impl Tokenizer {
         let mut trainer = TrainerWrapper::BpeTrainer(trainer(options.vocabulary));
         let words = Sample {
             documents: corpus.documents(),
+            cut: Cut::of(&untrained),
             budget: options.byte_budget,
             total,
             seen: 0,
@@ -171,8 +170,8 @@ impl Tokenizer {
             })?,
         };
         let pad = id_of(&PAD_NAMES);
-        let bytes = TokenBytes::of(&inner);
-        Ok(Self { json: json.into(), hash: TokenizerHash::of(json), end_of_text, pad, bytes, inner })
+        let (bytes, cut) = (TokenBytes::of(&inner), Cut::of(&inner));
+        Ok(Self { json: json.into(), hash: TokenizerHash::of(json), end_of_text, pad, bytes, cut, inner })
     }
 
     /// Writes the `tokenizer.json`, whole or not at all.
@@ -215,6 +214,12 @@ impl Tokenizer {
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, false).map_err(tokenize)?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// A text in pieces whose tokens, one after another, are those of the text. A tokenizer that is not known to allow
+    /// that has one piece.
+    pub(crate) fn pieces<'a>(&self, text: &'a str) -> impl Iterator<Item = &'a str> + use<'a> {
+        self.cut.pieces(text, PIECE)
     }
 
     /// The text of tokens, special tokens left out. Bytes that are not UTF-8, as where a character is cut in
@@ -293,6 +298,7 @@ impl fmt::Debug for TokenizerHash {
 /// Texts to learn from: of every stretch of the corpus the same share, so that the budget is met at its end.
 struct Sample<'a> {
     documents: Documents<'a>,
+    cut: Cut,
     budget: u64,
     total: u64,
     seen: u64,
@@ -320,7 +326,7 @@ impl Iterator for Sample<'_> {
             }
         };
         let mut taken = Vec::new();
-        for piece in pieces(&document) {
+        for piece in self.cut.pieces(&document, PIECE) {
             let bytes = piece.len() as u64;
             self.seen += bytes;
             let due = u128::from(self.budget) * u128::from(self.seen) / u128::from(self.total);
@@ -336,32 +342,6 @@ impl Iterator for Sample<'_> {
         }
         Some(taken)
     }
-}
-
-/// A text in stretches of at most [`PIECE`] bytes, each ending where a line ends and a letter follows: there,
-/// the split rules in use (ours, GPT-2's, GPT-4's) end a word too, so the tokens are those of the whole. A
-/// stretch without such a place ends where it must, at a character.
-pub(crate) fn pieces(text: &str) -> impl Iterator<Item = &str> {
-    let mut rest = text;
-    std::iter::from_fn(move || {
-        if rest.is_empty() {
-            return None;
-        }
-        let (piece, after) = rest.split_at(piece_end(rest, PIECE));
-        rest = after;
-        Some(piece)
-    })
-}
-
-fn piece_end(text: &str, limit: usize) -> usize {
-    if text.len() <= limit {
-        return text.len();
-    }
-    let bytes = text.as_bytes();
-    (1..=limit)
-        .rev()
-        .find(|&end| bytes[end - 1] == b'\n' && bytes[end].is_ascii_alphabetic())
-        .unwrap_or_else(|| text.floor_char_boundary(limit).max(text.ceil_char_boundary(1)))
 }
 
 /// The bytes of all tokens, one after another.
@@ -648,19 +628,6 @@ mod tests {
         assert_eq!(sentencepiece_bytes("<0xZZ>"), b"<0xZZ>");
     }
 
-    #[test]
-    fn a_long_text_is_cut_where_a_line_ends_before_a_letter() {
-        let text = "abc def.\n  two\n1\nabc\n\nxyz";
-        assert_eq!(piece_end(text, 100), text.len());
-        assert_eq!(piece_end(text, 24), 22);
-        assert_eq!(piece_end(text, 21), 17);
-        assert_eq!(piece_end(text, 16), 16, "no place to cut before");
-        assert_eq!(piece_end("ééé", 3), 2);
-        let long = "No end. ".repeat(PIECE / 4);
-        assert_eq!(pieces(&long).collect::<String>(), long);
-        assert_eq!(pieces("").count(), 0);
-    }
-
     proptest! {
         #[test]
         fn any_text_comes_back_from_its_tokens(
@@ -673,25 +640,6 @@ mod tests {
             let lengths = tokenizer().byte_lengths();
             let sum: u32 = tokens.iter().map(|id| lengths[*id as usize]).sum();
             prop_assert_eq!(sum as usize, text.len());
-        }
-
-        #[test]
-        fn tokens_of_pieces_are_tokens_of_the_whole(
-            text in "([a-zé0-9.,' \r\t-]{0,9}\n)*",
-            limit in 1..40usize,
-        ) {
-            let whole = tokenizer().encode(&text).unwrap();
-            let (mut rest, mut tokens) = (text.as_str(), Vec::new());
-            while !rest.is_empty() {
-                let end = piece_end(rest, limit);
-                // A cut where there is no such place is not promised to keep the tokens.
-                let (before, after) = rest.split_at(end);
-                let kept = before.ends_with('\n') && after.starts_with(char::is_alphabetic);
-                let end = if kept { end } else { rest.len() };
-                tokens.extend(tokenizer().encode(&rest[..end]).unwrap());
-                rest = &rest[end..];
-            }
-            prop_assert_eq!(tokens, whole);
         }
     }
 }

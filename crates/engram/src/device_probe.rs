@@ -1,20 +1,32 @@
 //! What the disk under a file can do: random reads past the page cache.
 
 use std::fs::File;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+#[cfg(target_os = "linux")]
+use std::time::Instant;
 
 use anyhow::Context;
 
+#[cfg(target_os = "linux")]
 use crate::random::Random;
 
 /// Bytes of a read, and of what its place and its memory must be a multiple of.
+#[cfg(any(target_os = "linux", test))]
 const PAGE: usize = 4096;
 
 /// Random reads of 4096 bytes a second over the file at `path`, from `depth` threads of one read each,
-/// measured for `time`. None where the file system does not read past its cache.
+/// measured for `time`. None where the system or the file system does not read past its cache.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn random_reads(_path: &Path, _depth: usize, _time: Duration) -> anyhow::Result<Option<f64>> {
+    Ok(None)
+}
+
+/// Random reads of 4096 bytes a second over the file at `path`, from `depth` threads of one read each,
+/// measured for `time`. None where the system or the file system does not read past its cache.
+#[cfg(target_os = "linux")]
 pub(crate) fn random_reads(path: &Path, depth: usize, time: Duration) -> anyhow::Result<Option<f64>> {
+    use std::os::unix::fs::OpenOptionsExt;
     let Ok(file) = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path) else {
         return Ok(None);
     };
@@ -39,7 +51,9 @@ pub(crate) fn random_reads(path: &Path, depth: usize, time: Duration) -> anyhow:
     Ok(reads.map(|reads| reads as f64 / begun.elapsed().as_secs_f64()))
 }
 
+#[cfg(target_os = "linux")]
 fn read_page(file: &File, page: &mut [u8], number: u64) -> std::io::Result<()> {
+    use std::os::unix::fs::FileExt;
     // A table's last page is whole; nothing short is counted.
     file.read_exact_at(page, number * PAGE as u64)
 }
@@ -52,12 +66,15 @@ pub(crate) fn bytes_read() -> Option<u64> {
 }
 
 /// Asks the system to forget what it keeps of the file at `path` in memory; what is still to be written is
-/// flushed first. Whether it agreed.
+/// flushed first. Whether it agreed; only Linux does.
 pub(crate) fn forget(path: &Path) -> anyhow::Result<bool> {
     let failed = || format!("cannot read {}", path.display());
     let file = File::open(path).with_context(failed)?;
     file.sync_all().with_context(failed)?;
-    Ok(rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).is_ok())
+    #[cfg(target_os = "linux")]
+    return Ok(rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).is_ok());
+    #[cfg(not(target_os = "linux"))]
+    Ok(false)
 }
 
 #[cfg(test)]
@@ -69,7 +86,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         std::fs::write(&path, vec![7; 64 * PAGE + 100]).unwrap();
-        assert!(forget(&path).unwrap());
+        assert_eq!(forget(&path).unwrap(), cfg!(target_os = "linux"));
         let reads = random_reads(&path, 2, Duration::from_millis(30)).unwrap();
         // Some file systems, such as tmpfs of older kernels, have no such reads.
         assert!(reads.is_none_or(|reads| reads > 0.0));

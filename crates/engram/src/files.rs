@@ -1,12 +1,11 @@
 //! Files that appear whole or not at all.
 
-use std::fs::Permissions;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::Context;
 use engram_eval::figure::png;
+use engram_data::{folder_of, new_file as hidden};
 use tempfile::NamedTempFile;
 
 use crate::failure::refuse;
@@ -51,8 +50,7 @@ fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
         // A device or a pipe has nothing to be replaced.
         return std::fs::write(path, bytes);
     }
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = hidden(folder, "")?;
+    let mut file = hidden(folder_of(path), "")?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
     file.persist(path).map(|_| ()).map_err(|error| error.error)
@@ -61,13 +59,6 @@ fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 /// A file in `folder` that goes away unless it is given a name.
 pub(crate) fn new_file(folder: &Path, ending: &str) -> anyhow::Result<NamedTempFile> {
     hidden(folder, ending).with_context(|| format!("cannot write to {}", folder.display()))
-}
-
-fn hidden(folder: &Path, ending: &str) -> std::io::Result<NamedTempFile> {
-    // As for any new file, the umask takes its part away.
-    let permissions = Permissions::from_mode(0o666);
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".writing-").suffix(ending).permissions(permissions).tempfile_in(folder)
 }
 
 /// Refuses an output that exists, or whose folder does not, before work is done for it.

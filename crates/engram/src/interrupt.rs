@@ -16,6 +16,30 @@ pub(crate) fn listen() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Ends at the first Ctrl-C or termination signal, of which it hears from this call on: for a server, which answers
+/// what it has taken before it ends.
+///
+/// # Errors
+/// When the system gives no notice of signals.
+pub(crate) fn asked_to_stop() -> std::io::Result<impl Future<Output = ()>> {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let (mut end, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        Ok(async move {
+            tokio::select! {
+                _ = end.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        })
+    }
+    #[cfg(windows)]
+    {
+        let mut interrupt = tokio::signal::windows::ctrl_c()?;
+        Ok(async move { _ = interrupt.recv().await })
+    }
+}
+
 /// Whether an orderly end was asked for.
 pub(crate) fn asked() -> bool {
     ASKED.load(Ordering::SeqCst)

@@ -329,12 +329,19 @@ fn sum(path: &Path) -> Result<FileSum> {
 
 fn sum_and_flush(path: &Path) -> Result<FileSum> {
     let sum = sum(path)?;
-    File::open(path).and_then(|file| file.sync_all()).map_err(Error::file("flush", path))?;
+    // Windows flushes only what is open for writing.
+    let file = File::options().read(true).write(true).open(path);
+    file.and_then(|file| file.sync_all()).map_err(Error::file("flush", path))?;
     Ok(sum)
 }
 
+/// Makes the names in a folder durable. Only Unix lets a folder be flushed; elsewhere nothing is done.
 fn flush_folder(folder: &Path) -> Result<()> {
-    File::open(folder).and_then(|file| file.sync_all()).map_err(Error::file("flush", folder))
+    #[cfg(unix)]
+    File::open(folder).and_then(|file| file.sync_all()).map_err(Error::file("flush", folder))?;
+    #[cfg(not(unix))]
+    let _ = folder;
+    Ok(())
 }
 
 #[cfg(test)]

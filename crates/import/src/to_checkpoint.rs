@@ -3,12 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-<<<<<<< HEAD
-use engram_config::{AttentionConfig, CheckpointConfig, FeedForwardConfig, ModelConfig};
-=======
-use engram_config::CheckpointConfig;
-use engram_config::{Activation, AttentionConfig, FeedForwardConfig, ModelConfig, PlainConfig};
->>>>>>> models
+use engram_config::{
+    Activation, AttentionConfig, CheckpointConfig, FeedForwardConfig, ModelConfig, PlainConfig,
+};
 
 use crate::checkpoint::CheckpointWriter;
 use crate::error::{Error, Result};

@@ -404,7 +404,7 @@ mod tests {
         ) {
             match format.dequantize(&bytes) {
                 Ok(values) => prop_assert_eq!(format.bytes(values.len()), Ok(bytes.len())),
-                Err(error) => prop_assert!(matches!(error, BlockError::Partial { .. })),
+                Err(error) => prop_assert_eq!(error, BlockError::Partial { format, found: bytes.len() }),
             }
         }
     }

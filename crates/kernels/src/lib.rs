@@ -42,6 +42,7 @@ mod adam;
 mod attention;
 mod block_format;
 mod cached_attention;
+mod columns;
 mod cross_entropy;
 mod embedding;
 mod experts;
@@ -85,7 +86,7 @@ pub use hyper_connection::{
 pub use linear::{linear, linear_add, linear_backward_input, linear_backward_weight};
 pub use memory_gate::{MemoryGate, MemoryGateGradients, MemoryGateInput, memory_gate, memory_gate_backward};
 pub use newton_schulz::newton_schulz;
-pub use packed::{PackedMatrix, WeightFormat, head_products};
+pub use packed::{Activations, BlockPacker, PackedMatrix, WeightFormat, head_products};
 pub use rms_norm::{RmsNorm, RmsNormGradients, rms_norm, rms_norm_backward};
 pub use rotary::{Angles, rotary, rotary_backward};
 pub use segment_attention::{GroupedShape, Segment, segment_attention};

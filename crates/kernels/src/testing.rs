@@ -57,3 +57,28 @@ pub(crate) fn assert_gradient(name: &str, point: &[f32], gradient: &[f32], loss:
         );
     }
 }
+
+/// `count` blocks of a quantised format with any numbers and scales of a usual size (a tenth, or less of super-blocks).
+pub(crate) fn blocks(format: crate::BlockFormat, count: usize, seed: u64) -> Vec<u8> {
+    use crate::BlockFormat::*;
+    let bytes = count * format.block_bytes();
+    let mut data: Vec<u8> =
+        random(bytes, seed).into_iter().map(|value| (value * 128.0).floor() as i8 as u8).collect();
+    let scales = random(2 * count, seed ^ 1);
+    for (block, scale) in data.chunks_exact_mut(format.block_bytes()).zip(scales.chunks_exact(2)) {
+        let (places, size) = match format {
+            F32 | F16 | BF16 => panic!("{} has no scales", format.name()),
+            Q4_0 | Q5_0 | Q8_0 | IQ4_NL => ([0, 0], 0.1),
+            Q4_1 | Q5_1 => ([0, 2], 0.1),
+            Q2_K => ([80, 82], 0.01),
+            Q3_K => ([108, 108], 0.003),
+            Q4_K | Q5_K => ([0, 2], 0.003),
+            Q6_K => ([208, 208], 0.001),
+            IQ4_XS => ([0, 0], 0.003),
+        };
+        for (at, scale) in places.into_iter().zip(scale) {
+            block[at..at + 2].copy_from_slice(&half::f16::from_f32(scale * size).to_le_bytes());
+        }
+    }
+    data
+}

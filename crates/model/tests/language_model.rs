@@ -11,7 +11,7 @@ use common::{Batch, Options, PAPER, PLAIN, changed, combinations, device, values
 use engram_config::{
     Account, AttentionConfig, Gate, Lookup, MemoryConfig, MemoryForm, ModelConfig, PlainConfig, Precision,
 };
-use engram_model::{BlockFeedForward, BlockMemory, LanguageModel, MemoryRows, Projection, Sequences, Tokens, Trace};
+use engram_model::{BlockFeedForward, BlockMemory, LanguageModel, Memory, MemoryRows, Projection, Sequences, Tokens, Trace};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -135,7 +135,7 @@ fn gradients_are_the_slopes_of_the_loss() {
 /// The model with values of zero behind its gates.
 fn with_silent_memory(mut model: LanguageModel, width: usize) -> LanguageModel {
     for block in &mut model.blocks {
-        let memory = block.memory.as_mut().unwrap();
+        let Some(BlockMemory::Gated(memory)) = &mut block.memory else { panic!("a gated form") };
         match &mut memory.projection {
             Projection::Value(only) => {
                 only.value = only.value.clone().map(|value| value.zeros_like());
@@ -182,12 +182,20 @@ fn memory_that_says_nothing_changes_nothing() {
     }
 }
 
+/// The memory of a gated form in a model of `options`.
+fn gated(options: Options) -> Memory {
+    match options.model(6).blocks.remove(0).memory {
+        Some(BlockMemory::Gated(memory)) => memory,
+        _ => panic!("a gated form"),
+    }
+}
+
 /// One gate for all streams is the gate of one stream that is their mean.
 #[test]
 fn a_shared_gate_is_that_of_the_mean_of_the_streams() {
     let shared = Options { gate: Gate::Shared, ..PAPER };
-    let memory = shared.model(6).blocks.remove(0).memory.unwrap();
-    let mut alone = Options { streams: 1, ..PAPER }.model(6).blocks.remove(0).memory.unwrap();
+    let memory = gated(shared);
+    let mut alone = gated(Options { streams: 1, ..PAPER });
     let rows = Batch::random(&shared.config(), 1, 9, 1).memory.remove(0);
     let h = common::normal([9, 4 * 16], 2);
     let mean = h.clone().reshape([9, 4, 16]).mean_dim(1).reshape([9, 16]);
@@ -203,7 +211,7 @@ fn a_shared_gate_is_that_of_the_mean_of_the_streams() {
 fn without_a_gate_the_streams_decide_nothing() {
     for form in [MemoryForm::Paper, MemoryForm::V41] {
         let options = Options { gate: Gate::None, memory: Some(form), ..PAPER };
-        let memory = options.model(6).blocks.remove(0).memory.unwrap();
+        let memory = gated(options);
         let rows = Batch::random(&options.config(), 1, 9, 1).memory.remove(0);
         let added = |seed| memory.forward(common::normal([9, 4 * 16], seed), &Sequences::equal(1, 9), &rows);
         assert_eq!(bits(added(1)), bits(added(2)));

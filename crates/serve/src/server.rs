@@ -129,7 +129,9 @@ impl Server {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 continue;
             };
-            // What a client leaves unread for so long is thrown away with its connection.
+            // A connection whose client reads nothing for so long is closed. Only these systems have the option;
+            // elsewhere such a connection ends with the server.
+            #[cfg(any(target_os = "linux", target_os = "android", target_os = "fuchsia"))]
             let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(patience));
             let _ = stream.set_nodelay(true);
             let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service.clone()));

@@ -5,12 +5,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use quick_cache::unsync::Cache;
 use quick_cache::{DefaultHashBuilder, Lifecycle, UnitWeighter};
+use rayon::prelude::*;
 
+use crate::cache_line::prefetch;
 use crate::distinct_rows::DistinctRows;
 use crate::error::{Result, StoreError, check_rows};
 use crate::memory::{Buffer, Region, Storage};
 use crate::row_format::RowFormat;
-use crate::row_source::{RowSource, check_read};
+use crate::row_source::{BYTES_PER_TASK, RowSource, check_read, worth_sharing};
 
 /// Caches that work side by side, so that threads seldom wait for one another.
 const SHARDS: usize = 16;
@@ -136,21 +138,97 @@ impl<S: RowSource> Cached<S> {
         self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads what a batch lacks: ids, and their positions in the batch.
-    fn fetch(&self, ids: &[u64], positions: &[u32], out: &mut [u8]) -> Result<()> {
+    /// Copies the rows of `ids` that are kept to their places in `out` \[ids, bytes per row\]; gives the others.
+    fn find(&self, ids: &[u64], out: &mut [u8]) -> Missing {
         let row_bytes = self.bytes_per_row();
-        let distinct = DistinctRows::of(ids);
+        let order = ByShard::of(ids);
+        let (mut missing, mut found) = (Missing::default(), Vec::with_capacity(ROWS_AT_A_TIME));
+        // Threads that share a batch begin at different shards.
+        let first = rayon::current_thread_index().unwrap_or(0);
+        for number in (first..first + SHARDS).map(|number| number % SHARDS) {
+            let positions = order.positions(number);
+            if positions.is_empty() {
+                continue;
+            }
+            let shard = self.lock(number);
+            for positions in positions.chunks(ROWS_AT_A_TIME) {
+                // All are looked up and asked for before the first is copied: many cache misses are then in flight at once.
+                for &position in positions {
+                    let id = ids[position as usize];
+                    if let Some(&place) = shard.places.get(&id) {
+                        let start = place as usize * row_bytes;
+                        prefetch(shard.rows.address(start), row_bytes);
+                        found.push((position, start));
+                    } else {
+                        missing.ids.push(id);
+                        missing.positions.push(position);
+                    }
+                }
+                for (position, start) in found.drain(..) {
+                    shard.rows.copy(start, &mut out[position as usize * row_bytes..][..row_bytes]);
+                }
+            }
+        }
+        missing
+    }
+
+    /// Reads what a batch lacks.
+    fn fetch(&self, missing: &Missing, out: &mut [u8]) -> Result<()> {
+        let row_bytes = self.bytes_per_row();
+        let distinct = DistinctRows::of(&missing.ids);
         let mut rows = vec![0; distinct.len() * row_bytes];
         self.source.read(distinct.ids(), &mut rows)?;
         self.fetched.fetch_add(distinct.len() as u64, Ordering::Relaxed);
-        for ((place, &id), row) in distinct.ids().iter().enumerate().zip(rows.chunks_exact(row_bytes)) {
+        let row = |place: usize| &rows[place * row_bytes..][..row_bytes];
+        for place in 0..distinct.len() {
             for &occurrence in distinct.occurrences(place) {
-                let position = positions[occurrence as usize] as usize;
-                out[position * row_bytes..][..row_bytes].copy_from_slice(row);
+                let position = missing.positions[occurrence as usize] as usize;
+                out[position * row_bytes..][..row_bytes].copy_from_slice(row(place));
             }
-            self.lock(shard_of(id)).keep(id, row);
+        }
+        let order = ByShard::of(distinct.ids());
+        for number in (0..SHARDS).filter(|&number| !order.positions(number).is_empty()) {
+            let mut shard = self.lock(number);
+            for &place in order.positions(number) {
+                shard.keep(distinct.ids()[place as usize], row(place as usize));
+            }
         }
         Ok(())
+    }
+}
+
+/// Rows that are looked up and asked for before the first of them is copied.
+const ROWS_AT_A_TIME: usize = 64;
+
+/// What a batch lacks: ids, and their positions in the batch.
+#[derive(Debug, Default)]
+struct Missing {
+    ids: Vec<u64>,
+    positions: Vec<u32>,
+}
+
+/// A batch's positions by the shard of their ids, in batch order within each: every shard is locked once.
+struct ByShard {
+    positions: Vec<u32>,
+    starts: [usize; SHARDS + 1],
+}
+
+impl ByShard {
+    fn of(ids: &[u64]) -> Self {
+        let mut starts = [0; SHARDS + 1];
+        ids.iter().for_each(|&id| starts[shard_of(id) + 1] += 1);
+        (0..SHARDS).for_each(|shard| starts[shard + 1] += starts[shard]);
+        let (mut next, mut positions) = (starts, vec![0; ids.len()]);
+        for (position, &id) in (0..).zip(ids) {
+            let place = &mut next[shard_of(id)];
+            positions[*place] = position;
+            *place += 1;
+        }
+        Self { positions, starts }
+    }
+
+    fn positions(&self, shard: usize) -> &[u32] {
+        &self.positions[self.starts[shard]..self.starts[shard + 1]]
     }
 }
 
@@ -204,23 +282,33 @@ impl<S: RowSource> RowSource for Cached<S> {
         // Positions are counted in 32 bits.
         const AT_A_TIME: usize = 1 << 20;
         for (ids, out) in ids.chunks(AT_A_TIME).zip(out.chunks_mut(AT_A_TIME * row_bytes)) {
-            let (mut missing, mut positions) = (Vec::new(), Vec::new());
-            for ((position, &id), out) in (0..).zip(ids).zip(out.chunks_exact_mut(row_bytes)) {
-                let shard = self.lock(shard_of(id));
-                if let Some(&place) = shard.places.get(&id) {
-                    shard.rows.copy(place as usize * row_bytes, out);
-                } else {
-                    missing.push(id);
-                    positions.push(position);
-                }
-            }
-            self.hits.fetch_add((ids.len() - missing.len()) as u64, Ordering::Relaxed);
-            self.misses.fetch_add(missing.len() as u64, Ordering::Relaxed);
-            if !missing.is_empty() {
-                self.fetch(&missing, &positions, out)?;
+            let missing = if worth_sharing(ids.len() * row_bytes) {
+                let rows = (BYTES_PER_TASK / row_bytes).max(1);
+                let parts = ids.par_chunks(rows).zip(out.par_chunks_mut(rows * row_bytes));
+                let parts: Vec<Missing> = parts.map(|(ids, out)| self.find(ids, out)).collect();
+                Missing::joined(&parts, rows)
+            } else {
+                self.find(ids, out)
+            };
+            self.hits.fetch_add((ids.len() - missing.ids.len()) as u64, Ordering::Relaxed);
+            self.misses.fetch_add(missing.ids.len() as u64, Ordering::Relaxed);
+            if !missing.ids.is_empty() {
+                self.fetch(&missing, out)?;
             }
         }
         Ok(())
+    }
+}
+
+impl Missing {
+    /// What the parts of a batch lack, each of `rows` ids but the last.
+    fn joined(parts: &[Self], rows: usize) -> Self {
+        let mut all = Self::default();
+        for (number, part) in parts.iter().enumerate() {
+            all.ids.extend(&part.ids);
+            all.positions.extend(part.positions.iter().map(|position| position + (number * rows) as u32));
+        }
+        all
     }
 }
 

@@ -116,6 +116,8 @@ mod redis_cluster;
 mod redis_connection;
 #[cfg(feature = "redis")]
 mod redis_table;
+#[cfg(all(unix, feature = "mapped"))]
+mod resident;
 mod reuse_distances;
 mod row_format;
 mod row_init;

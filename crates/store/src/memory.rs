@@ -260,7 +260,7 @@ impl<'a> Stretch<'a> {
     ///
     /// # Panics
     /// If there are fewer.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn change<R>(
         &mut self,
         at: usize,

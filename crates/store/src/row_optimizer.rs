@@ -5,6 +5,8 @@ use crate::balanced_momentum::BalancedStep;
 use crate::error::{Result, StoreError};
 #[cfg(feature = "train")]
 use crate::records::{RecordsMut, VALUES_PER_TASK};
+#[cfg(feature = "train")]
+use crate::simd::vectorized;
 
 /// How a row learns from its gradient. State exists per row; rows without a gradient keep values *and* state
 /// as they are, and there is no weight decay (it would touch every row). The rate is given with each update.
@@ -238,61 +240,95 @@ impl RowStep {
     }
 
     fn apply_here(self, rows: RecordsMut<'_>, ids: &[u64], grads: &[f32]) {
-        let [width, first_width, _] = rows.widths;
-        rows.for_each_here(ids, grads.chunks_exact(width), |record, grad| {
-            let (value, state) = record.split_at_mut(width);
-            let (state1, state2) = state.split_at_mut(first_width);
-            match self {
-                Self::Adam { .. } => self.adam(value, state1, state2, grad),
-                Self::AdamByRow { .. } => self.adam_by_row(value, state1, state2, grad),
-                Self::RowWise { .. } => self.row_wise(value, &mut state1[0], grad),
-                Self::Balanced(_) | Self::Rest => {}
-            }
-        });
-    }
-
-    #[inline]
-    fn adam(self, values: &mut [f32], first: &mut [f32], second: &mut [f32], grads: &[f32]) {
-        let Self::Adam { take1, take2, epsilon, size } = self else { return };
-        for (((p, m), v), &g) in values.iter_mut().zip(first).zip(second).zip(grads) {
-            *m += take1 * (g - *m);
-            *v += take2 * (g * g - *v);
-            *p -= size * (*m / (v.sqrt() + epsilon));
+        let width = rows.widths[0];
+        // One loop for each kind, compiled for the machine's vectors as a whole. Multiplying and adding are not fused, so
+        // that every machine rounds alike.
+        match self {
+            Self::Adam { take1, take2, epsilon, size } => vectorized(
+                #[inline(always)]
+                || {
+                    rows.for_each_here(
+                        ids,
+                        grads.chunks_exact(width),
+                        #[inline(always)]
+                        |record, grads| adam([take1, take2, epsilon, size], record, grads),
+                    );
+                },
+            ),
+            Self::AdamByRow { beta1, beta2, epsilon, rate } => vectorized(
+                #[inline(always)]
+                || {
+                    rows.for_each_here(
+                        ids,
+                        grads.chunks_exact(width),
+                        #[inline(always)]
+                        |record, grads| adam_by_row([beta1, beta2], [epsilon, rate], record, grads),
+                    );
+                },
+            ),
+            Self::RowWise { take2, epsilon, rate } => vectorized(
+                #[inline(always)]
+                || {
+                    rows.for_each_here(
+                        ids,
+                        grads.chunks_exact(width),
+                        #[inline(always)]
+                        |record, grads| row_wise([take2, epsilon, rate], record, grads),
+                    );
+                },
+            ),
+            Self::Balanced(_) | Self::Rest => {}
         }
     }
+}
 
-    /// Adam's step number `count` of this row.
-    #[inline]
-    fn adam_by_row(self, values: &mut [f32], first: &mut [f32], second: &mut [f32], grads: &[f32]) {
-        let Self::AdamByRow { beta1, beta2, epsilon, rate } = self else { return };
-        let Some((count, second)) = second.split_last_mut() else { return };
-        *count += 1.0;
-        let correction = |beta: f64| 1.0 - beta.powf(f64::from(*count));
-        let root = correction(beta2).sqrt();
-        let step = Self::Adam {
-            take1: (1.0 - beta1) as f32,
-            take2: (1.0 - beta2) as f32,
-            // PyTorch's Adam adds ε to the corrected root, its SparseAdam to the root as it is.
-            epsilon: epsilon * root as f32,
-            size: (f64::from(rate) * root / correction(beta1)) as f32,
-        };
-        step.adam(values, first, second, grads);
+/// Steps a record: values, first and second moments, each as wide as `grads`.
+#[cfg(feature = "train")]
+#[inline(always)]
+fn adam([take1, take2, epsilon, size]: [f32; 4], record: &mut [f32], grads: &[f32]) {
+    let width = grads.len();
+    let (values, state) = record.split_at_mut(width);
+    let (first, second) = state.split_at_mut(width);
+    // Slices whose equal length the compiler sees.
+    let (values, first, second) = (&mut values[..width], &mut first[..width], &mut second[..width]);
+    for i in 0..width {
+        let (g, m, v) = (grads[i], first[i], second[i]);
+        let (m, v) = (m + take1 * (g - m), v + take2 * (g * g - v));
+        (first[i], second[i]) = (m, v);
+        values[i] -= size * (m / (v.sqrt() + epsilon));
     }
+}
 
-    #[inline]
-    fn row_wise(self, values: &mut [f32], second: &mut f32, grads: &[f32]) {
-        let Self::RowWise { take2, epsilon, rate } = self else { return };
-        let mean = sum_of_squares(grads) / grads.len() as f32;
-        *second = if *second == 0.0 { mean } else { *second + take2 * (mean - *second) };
-        let factor = rate / (second.sqrt() + epsilon);
-        for (p, &g) in values.iter_mut().zip(grads) {
-            *p -= factor * g;
-        }
+/// As [`adam`], for a record behind whose moments stands the count of its updates.
+#[cfg(feature = "train")]
+#[inline(always)]
+fn adam_by_row([beta1, beta2]: [f64; 2], [epsilon, rate]: [f32; 2], record: &mut [f32], grads: &[f32]) {
+    let Some((count, record)) = record.split_last_mut() else { return };
+    *count += 1.0;
+    let correction = |beta: f64| 1.0 - beta.powf(f64::from(*count));
+    let (root, first) = (correction(beta2).sqrt(), correction(beta1));
+    // PyTorch's Adam adds ε to the corrected root, its SparseAdam to the root as it is.
+    let (epsilon, size) = (epsilon * root as f32, (f64::from(rate) * root / first) as f32);
+    adam([(1.0 - beta1) as f32, (1.0 - beta2) as f32, epsilon, size], record, grads);
+}
+
+/// Steps a record: values as wide as `grads`, and one second moment.
+#[cfg(feature = "train")]
+#[inline(always)]
+fn row_wise([take2, epsilon, rate]: [f32; 3], record: &mut [f32], grads: &[f32]) {
+    let (values, state) = record.split_at_mut(grads.len());
+    let second = &mut state[0];
+    let mean = sum_of_squares(grads) / grads.len() as f32;
+    *second = if *second == 0.0 { mean } else { *second + take2 * (mean - *second) };
+    let factor = rate / (second.sqrt() + epsilon);
+    for (p, &g) in values.iter_mut().zip(grads) {
+        *p -= factor * g;
     }
 }
 
 /// In eight fixed partial sums, so that it runs in vector registers and always rounds the same.
 #[cfg(feature = "train")]
+#[inline(always)]
 fn sum_of_squares(values: &[f32]) -> f32 {
     let mut partial = [0.0f32; 8];
     let chunks = values.chunks_exact(8);

@@ -10,6 +10,8 @@ use crate::copy_rows::copy_rows;
 use crate::error::{Result, StoreError, check_rows};
 use crate::memory::{Region, Storage, page_bytes};
 use crate::origin::TableOrigin;
+#[cfg(all(unix, feature = "mapped"))]
+use crate::resident::ResidentPages;
 use crate::row_format::{DecodeLoop, RowFormat};
 use crate::row_source::{BYTES_PER_TASK, RowSource, check_gather, check_read, with_scratch, worth_sharing};
 use crate::table_file::{BLOCK_BYTES, TableFile, TableHeader};
@@ -32,6 +34,9 @@ pub struct Table {
     file: Option<TableFile>,
     /// Which blocks have been checked, if rows are to be checked when they are first read.
     checked: Option<CheckedBlocks>,
+    /// Which pages of the mapped file are in memory, if there is a limit.
+    #[cfg(all(unix, feature = "mapped"))]
+    resident: Option<ResidentPages>,
 }
 
 impl Table {
@@ -63,7 +68,7 @@ impl Table {
             Ok(())
         })?;
         region.check()?;
-        Ok(Self { header, region, start: 0, file: None, checked: None })
+        Ok(Self::new(header, region, 0, None))
     }
 
     /// Maps the table file at `path`, a trained table's too, without reading its rows: memory is used only
@@ -85,7 +90,7 @@ impl Table {
         let region = Region::map(&file.file, &file.path)?;
         let header = TableHeader { training: None, ..file.header.clone() };
         let start = file.sections[0].offset as usize;
-        Ok(Self { header, region, start, file: Some(file), checked: None })
+        Ok(Self::new(header, region, start, Some(file)))
     }
 
     /// As [`open`](Self::open); and whenever a row is looked up in a block of which none was before, that block
@@ -99,6 +104,99 @@ impl Table {
         let table = Self::open(path, expected)?;
         let checked = table.file.as_ref().map(CheckedBlocks::none);
         Ok(Self { checked, ..table })
+    }
+
+    /// As it is, with about `bytes` of the mapped file in memory at most: pages that were not used lately are given back to
+    /// the system, as its own page cache does when memory is short, and read again when they are needed. Without a limit
+    /// a table that is looked up in for long comes to be in memory whole, as far as there is room.
+    ///
+    /// # Errors
+    /// If `bytes` is less than 1 MiB, or the table is not mapped.
+    #[cfg(all(unix, feature = "mapped"))]
+    pub fn with_resident_limit(self, bytes: u64) -> Result<Self> {
+        if bytes < 1 << 20 {
+            return Err(StoreError::setting("resident bytes", bytes, "at least 1 MiB"));
+        }
+        if !matches!(self.region, Region::File(_)) {
+            return Err(StoreError::setting(
+                "resident bytes",
+                bytes,
+                "left out: the table is not mapped from its file",
+            ));
+        }
+        let resident = Some(ResidentPages::at_most(bytes, self.region.len(), page_bytes()));
+        Ok(Self { resident, ..self })
+    }
+
+    /// Bytes of the mapped file in memory, as far as this table brought them there; `None` without a limit.
+    #[cfg(all(unix, feature = "mapped"))]
+    pub fn resident_bytes(&self) -> Option<u64> {
+        self.resident.as_ref().map(ResidentPages::bytes)
+    }
+
+    fn new(header: TableHeader, region: Region, start: usize, file: Option<TableFile>) -> Self {
+        Self {
+            header,
+            region,
+            start,
+            file,
+            checked: None,
+            #[cfg(all(unix, feature = "mapped"))]
+            resident: None,
+        }
+    }
+
+    /// Notes that the rows `ids`, all inside the table, are about to be touched.
+    fn touch(&self, ids: &[u64]) {
+        #[cfg(all(unix, feature = "mapped"))]
+        if let Some(resident) = &self.resident {
+            let row_bytes = self.bytes_per_row();
+            for &id in ids {
+                let row = self.start + id as usize * row_bytes;
+                resident.touch(row..row + row_bytes);
+            }
+        }
+        #[cfg(not(all(unix, feature = "mapped")))]
+        let _ = ids;
+    }
+
+    /// Gives pages back, if too many are in memory.
+    fn trim(&self) {
+        #[cfg(all(unix, feature = "mapped"))]
+        if let (Some(resident), Some(file), Region::File(map)) = (&self.resident, &self.file, &self.region) {
+            resident.trim(map.map(), &file.file);
+        }
+    }
+
+    /// Lets `work` touch the rows `ids` for their parts of `out` \[ids, per id\], in pieces that the limit on pages in memory
+    /// holds.
+    fn within_limit<T>(
+        &self,
+        ids: &[u64],
+        out: &mut [T],
+        per_id: usize,
+        mut work: impl FnMut(&[u64], &mut [T]),
+    ) {
+        let Some(most) = self.ids_at_a_time() else { return work(ids, out) };
+        let mut rest = out;
+        for ids in ids.chunks(most) {
+            let (out, later) = rest.split_at_mut(ids.len() * per_id);
+            self.touch(ids);
+            work(ids, out);
+            self.trim();
+            rest = later;
+        }
+    }
+
+    /// Rows that are touched before pages are given back: those of an eighth of the limit; `None` without a limit.
+    fn ids_at_a_time(&self) -> Option<usize> {
+        #[cfg(all(unix, feature = "mapped"))]
+        return self.resident.as_ref().map(|resident| {
+            let row = self.bytes_per_row() + 2 * page_bytes();
+            (resident.limit() / 8 / row).max(1)
+        });
+        #[cfg(not(all(unix, feature = "mapped")))]
+        None
     }
 
     /// Reads the rows of the table file at `path`, a trained table's too, into `storage`, from several threads, checking
@@ -116,7 +214,7 @@ impl Table {
         })?;
         region.check()?;
         let header = TableHeader { training: None, ..file.header };
-        Ok(Self { header, region, start: 0, file: None, checked: None })
+        Ok(Self::new(header, region, 0, None))
     }
 
     /// Writes the table to `path`: streamed, checksummed, and put in place in one step when complete.
@@ -214,20 +312,22 @@ impl RowSource for Table {
     fn read(&self, ids: &[u64], out: &mut [u8]) -> Result<()> {
         check_read(self, ids, out)?;
         self.check_blocks(ids)?;
-        self.stored().read(ids, out);
+        let row_bytes = self.bytes_per_row();
+        self.within_limit(ids, out, row_bytes, |ids, out| self.stored().read(ids, out));
         self.check()
     }
 
     fn gather(&self, ids: &[u64], out: &mut [f32]) -> Result<()> {
         check_gather(self, ids, out)?;
         self.check_blocks(ids)?;
-        self.stored().gather(self.format(), self.width(), ids, out);
+        let (format, width) = (self.format(), self.width());
+        self.within_limit(ids, out, width, |ids, out| self.stored().gather(format, width, ids, out));
         self.check()
     }
 
     fn prefetch(&self, ids: &[u64]) -> Result<()> {
         check_rows(ids, self.rows())?;
-        self.stored().prefetch(ids);
+        self.within_limit(ids, &mut [(); 0], 0, |ids, _| self.stored().prefetch(ids));
         Ok(())
     }
 }

@@ -210,3 +210,56 @@ fn a_disk_without_room_for_a_mapped_table_is_an_error() {
     assert!(matches!(&refused, StoreError::Memory { .. }), "{refused}");
     assert!(refused.to_string().contains(folder.path().to_str().unwrap()), "{refused}");
 }
+
+/// Bytes of the file at `path` that this process has mapped and in memory.
+#[cfg(target_os = "linux")]
+fn resident(path: &std::path::Path) -> u64 {
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let name = path.to_str().unwrap();
+    let mut lines = maps.lines().skip_while(|line| !line.ends_with(name));
+    let line = lines.find(|line| line.starts_with("Rss:")).expect("the file is mapped");
+    1024 * line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_mapped_table_stays_within_its_limit_and_gives_the_same_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("table");
+    let (rows, width) = (120_000, 66);
+    let fill = |id: u64, row: &mut [f32]| {
+        row.iter_mut().enumerate().for_each(|(i, v)| *v = (id * 66) as f32 + i as f32)
+    };
+    Table::from_fn(rows, width, RowFormat::F32, origin(), &Storage::Ram, fill).unwrap().save(&path).unwrap();
+    let free = Table::open(&path, &origin()).unwrap();
+    assert_eq!(free.resident_bytes(), None);
+    const LIMIT: u64 = 4 << 20;
+    let table = Table::open(&path, &origin()).unwrap().with_resident_limit(LIMIT).unwrap();
+    let mut state = 1u64;
+    let mut ids = |count: usize| -> Vec<u64> {
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % rows
+        };
+        (0..count).map(|_| next()).collect()
+    };
+    drop(free);
+    for count in [1, 100, 3000, 20_000, 7, 60_000] {
+        let ids = ids(count);
+        table.prefetch(&ids[..count / 2]).unwrap();
+        let mut found = vec![0.0; count * width];
+        table.gather(&ids, &mut found).unwrap();
+        for (&id, row) in ids.iter().zip(found.chunks(width)) {
+            assert!(row[0] == (id * 66) as f32 && row[65] == (id * 66) as f32 + 65.0, "row {id}");
+        }
+        let (known, real) = (table.resident_bytes().unwrap(), resident(&path));
+        // Faults can map a few pages around that are in the system's memory anyway.
+        assert!(known <= LIMIT && real <= LIMIT + (LIMIT / 2), "{count} rows: {known} and {real} bytes");
+    }
+    let too_little =
+        Table::open(&path, &origin()).unwrap().with_resident_limit(4096).unwrap_err().to_string();
+    assert!(too_little.contains("at least 1 MiB"), "{too_little}");
+    let in_ram =
+        Table::read(&path, &origin(), &Storage::Ram).unwrap().with_resident_limit(LIMIT).unwrap_err();
+    assert!(in_ram.to_string().contains("not mapped"), "{in_ram}");
+}

@@ -100,12 +100,8 @@ impl StudyFolder {
         let path = self.path.join(name);
         let folder = path.parent().unwrap_or(&self.path);
         let write = || -> std::io::Result<()> {
-            use std::os::unix::fs::PermissionsExt;
             fs::create_dir_all(folder)?;
-            let mut file = tempfile::Builder::new()
-                .prefix(".writing-")
-                .permissions(fs::Permissions::from_mode(0o666))
-                .tempfile_in(folder)?;
+            let mut file = engram_data::new_file(folder, "")?;
             file.write_all(bytes)?;
             file.as_file().sync_all()?;
             file.persist(&path)?;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use burn::module::Param;
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use engram_address::{Addressing, Tokens, Vocabulary, assign_primes, draw_multipliers};
-use engram_config::{Compression, Gate, Lookup, MemoryConfig, MemoryForm, Precision};
+use engram_config::{Compression, Gate as GateCount, Lookup, MemoryConfig, MemoryForm, Precision};
 use engram_model::{
     Gate, Init, Memory, MemoryRows, Projection, SeparateProjection, Sequences, composed,
 };

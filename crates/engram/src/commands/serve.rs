@@ -7,7 +7,6 @@ use clap::Args;
 use engram_infer::{Engine, EngineOptions};
 use engram_serve::{Server, ServerOptions};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::chat::TemplateOption;
 use super::print;
@@ -126,13 +125,10 @@ async fn listen(server: Server, host: IpAddr, port: u16) -> anyhow::Result<()> {
     let listener = TcpListener::bind((host, port)).await;
     let listener = listener.with_context(|| format!("cannot listen at {host} port {port}"))?;
     let address = listener.local_addr()?;
-    let (mut end, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let asked = interrupt::asked_to_stop()?;
     print(format!("listening at http://{address}\n"))?;
     let stop = async {
-        tokio::select! {
-            _ = end.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        asked.await;
         eprintln!("stopping: answering what was taken");
     };
     server.run(listener, stop).await.context("cannot accept connections")

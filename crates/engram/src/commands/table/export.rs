@@ -1,5 +1,3 @@
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -119,12 +117,8 @@ struct NewFolder {
 
 impl NewFolder {
     fn create(path: &Path) -> anyhow::Result<Self> {
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // As for any new folder, the umask takes its part away.
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".writing-").permissions(Permissions::from_mode(0o777));
-        let temporary =
-            builder.tempdir_in(parent).with_context(|| format!("cannot write {}", path.display()))?;
+        let temporary = engram_data::new_folder(engram_data::folder_of(path), ".writing-")
+            .with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Self { path: path.to_owned(), temporary })
     }
 

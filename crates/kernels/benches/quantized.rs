@@ -1,0 +1,99 @@
+//! Products with a GGUF file's blocks: bytes of weights a second for one row, beside a plain read of as many bytes, and
+//! operations a second for a prompt.
+//!
+//! `cargo bench -p engram-kernels --bench quantized -- [threads] [format …]`; each number is the best of some rounds,
+//! in which kernels and the plain read take turns.
+
+use engram_kernels::{Activations, BlockFormat, PackedMatrix, WeightFormat};
+use std::hint::black_box;
+use std::time::Instant;
+
+/// Of each matrix: those of a small model's feed-forward layers.
+const INPUTS: usize = 1536;
+const OUTPUTS: usize = 1536;
+/// Bytes that one row passes through: more than the caches of most machines.
+const BYTES: usize = 128 << 20;
+const PROMPT: usize = 512;
+const ROUNDS: usize = 7;
+
+/// `count` blocks with small scales and numbers of every size.
+fn blocks(format: BlockFormat, count: usize) -> Vec<u8> {
+    let mut state = 1_u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8 & 0x1f // as f16: at most 2^-8
+    };
+    (0..count * format.block_bytes()).map(|_| next()).collect()
+}
+
+fn seconds(work: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    work();
+    start.elapsed().as_secs_f64()
+}
+
+/// Adds up all words, each thread those of its part.
+fn read(bytes: &[u64]) -> u64 {
+    let threads = rayon::current_num_threads();
+    let parts = bytes.chunks(bytes.len().div_ceil(threads));
+    let sum = |part: &[u64]| part.iter().fold(0_u64, |sum, word| sum.wrapping_add(*word));
+    let mut sums = vec![0; threads];
+    rayon::scope(|scope| {
+        for (target, part) in sums.iter_mut().zip(parts) {
+            scope.spawn(move |_| *target = sum(part));
+        }
+    });
+    sums.into_iter().fold(0, u64::wrapping_add)
+}
+
+fn measure(name: &str, matrices: &[PackedMatrix], memory: &[u64]) {
+    let x: Vec<f32> = (0..PROMPT * INPUTS).map(|i| (i as f32 * 0.37).sin()).collect();
+    let bytes: usize = matrices.iter().map(PackedMatrix::bytes).sum();
+    let mut y = vec![0.0; PROMPT * OUTPUTS];
+    let (mut decoding, mut plain, mut prompt) = (f64::MAX, f64::MAX, f64::MAX);
+    for _ in 0..ROUNDS {
+        plain = plain.min(seconds(|| {
+            black_box(read(black_box(memory)));
+        }));
+        decoding = decoding.min(seconds(|| {
+            for matrix in matrices {
+                matrix.product_into(black_box(&x[..INPUTS]), &mut y[..OUTPUTS]);
+            }
+        }));
+        prompt = prompt.min(seconds(|| {
+            for matrix in matrices.iter().take(3) {
+                matrix.product_into(black_box(&x), &mut y);
+            }
+        }));
+    }
+    let decoding = bytes as f64 / decoding / 1e9;
+    let plain = size_of_val(memory) as f64 / plain / 1e9;
+    let prompt = 2.0 * (PROMPT * INPUTS * OUTPUTS * matrices.len().min(3)) as f64 / prompt / 1e9;
+    println!(
+        "{name:8} one row {decoding:6.1} GB/s (plain read {plain:6.1})   {PROMPT} rows {prompt:7.1} GFLOP/s"
+    );
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let threads = arguments.first().and_then(|count| count.parse().ok()).unwrap_or(2);
+    let wanted = |name: &str| arguments.len() < 2 || arguments[1..].iter().any(|wanted| wanted == name);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads can be started");
+    pool.install(|| {
+        let memory = vec![1_u64; BYTES / 8];
+        for format in
+            BlockFormat::ALL.into_iter().filter(|format| format.is_quantized() && wanted(format.name()))
+        {
+            let data = blocks(format, INPUTS * OUTPUTS / format.block_values());
+            let pack = |activations| PackedMatrix::from_blocks(format, &data, INPUTS, OUTPUTS, activations);
+            let matrix = pack(Activations::Rounded).expect("whole blocks");
+            let count = BYTES / matrix.bytes();
+            measure(format.name(), &vec![matrix; count], &memory);
+        }
+        if wanted("int8") {
+            let matrix = PackedMatrix::new(&vec![0.5; INPUTS * OUTPUTS], INPUTS, OUTPUTS, WeightFormat::Int8);
+            let count = BYTES / matrix.bytes();
+            measure("int8", &vec![matrix; count], &memory);
+        }
+    });
+}
