@@ -191,7 +191,7 @@ impl History {
         let index = position.checked_sub(self.dropped)?;
         let whole = self.dropped == 0 || index >= self.sight();
         let positions = self.positions.get(..=index).filter(|_| whole)?;
-        Some(NewTokens { parts: &self.parts, positions, first: index })
+        Some(NewTokens { scheme: &self.scheme, positions, first: index })
     }
 
     /// Takes back the newest tokens.

@@ -861,6 +861,7 @@ mod tests {
     use std::sync::OnceLock;
 
     use proptest::prelude::*;
+    use tempfile::TempDir;
 
     use super::*;
     use crate::tokenizer::TokenizerTraining;

@@ -8,10 +8,11 @@ use std::time::Duration;
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use engram_data::Begin;
+use engram_import::Checkpoint;
 use engram_infer::{
+    Dtype,
     ChatTemplate, Decoder, Engine, EngineOptions, Event, Model, Opening, Request, RowTiers, TextCodec,
 };
-use engram_kernels::WeightFormat;
 use engram_serve::Facts;
 use engram_store::{PrefetchOptions, RowSource, TableHeader};
 use engram_train::Trained;
@@ -48,11 +49,11 @@ pub(crate) enum Weights {
 }
 
 impl Weights {
-    fn format(self) -> WeightFormat {
+    fn format(self) -> Dtype {
         match self {
-            Self::F32 => WeightFormat::F32,
-            Self::Bf16 => WeightFormat::Bf16,
-            Self::Int8 => WeightFormat::Int8,
+            Self::F32 => Dtype::F32,
+            Self::Bf16 => Dtype::Bf16,
+            Self::Int8 => Dtype::Int8,
         }
     }
 }
@@ -97,10 +98,10 @@ impl Served {
         for path in trained.table_files() {
             tiers.push(OpenTier::mapped(path, &TableHeader::read(path)?)?);
         }
-        Self::of(trained, tiers, WeightFormat::F32)
+        Self::of(trained, tiers, Dtype::F32)
     }
 
-    fn of(trained: &Trained, tiers: Vec<OpenTier>, format: WeightFormat) -> anyhow::Result<Self> {
+    fn of(trained: &Trained, tiers: Vec<OpenTier>, format: Dtype) -> anyhow::Result<Self> {
         let config = &trained.config().model;
         let tokenizer = trained.tokenizer();
         let token_bytes: Vec<Vec<u8>> =
@@ -120,7 +121,8 @@ impl Served {
             }
             None => None,
         };
-        let decoder = Decoder::new(trained.model(), config, format)?;
+        let weights = Checkpoint::open(trained.folder())?.tensors("model.safetensors")?;
+        let decoder = Decoder::new(config, &weights, format)?;
         let memory_layers = config.memory.as_ref().map_or(Vec::new(), |memory| memory.layers.clone());
         let layers = memory_layers.clone();
         let facts = Facts {

@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use super::chat::TemplateOption;
 use super::print;
 use crate::failure::refuse;
+use crate::interrupt;
 use crate::served::{ModelOptions, Served};
 
 /// Answer over HTTP, in the form of OpenAI's API, with a page to try it at `/`.
