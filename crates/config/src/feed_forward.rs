@@ -134,7 +134,6 @@ impl ExpertsConfig {
             (!self.dense_blocks.is_empty(), "model.experts.dense_blocks"),
             (!self.score.is_default(), "model.experts.score"),
             (!self.normalise, "model.experts.normalise"),
-            (!is_one(&self.scaling), "model.experts.scaling"),
             (self.groups.is_some(), "model.experts.groups"),
         ];
         departures.into_iter().find_map(|(departs, key)| departs.then_some(key))

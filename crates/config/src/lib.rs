@@ -16,7 +16,7 @@
 //!     feed_forward = { width = 32 }
 //! "#)?;
 //! config.validate()?;
-//! assert!(Account::new(&config, &[]).total() > 0);
+//! assert!(Account::of(&config, &[]).total > 0);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 #![forbid(unsafe_code)]
@@ -25,6 +25,7 @@ mod accounting;
 mod attention;
 mod error;
 mod feed_forward;
+mod init;
 mod model;
 mod optimizer;
 mod precision;
@@ -37,6 +38,7 @@ mod toml_file;
 pub use accounting::Account;
 pub use attention::{AttentionConfig, BlockRotary, LatentConfig, PlainConfig, RotaryScaling, YarnConfig};
 pub use error::{ConfigError, Error, Result};
+pub use init::InitConfig;
 pub use feed_forward::{Activation, ExpertGroups, ExpertScore, ExpertsConfig, FeedForwardConfig, GroupScore};
 pub use model::*;
 pub use optimizer::OptimizerConfig;
@@ -45,4 +47,4 @@ pub use rows::{BiasCorrection, RowOptimizerKind, RowStorage, RowTraining};
 pub use run::{CheckpointConfig, DataConfig, RunConfig, TrainConfig, load_model_config};
 pub use schedule::{Decay, Schedule, StepDown, WsdShape};
 pub use text::{BeginConfig, TextConfig};
-pub use toml_file::{load_toml, locate};
+pub use toml_file::{Source, load_toml, locate};

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attention::AttentionConfig;
 use crate::error::{ConfigError, positive};
+use crate::init::InitConfig;
 use crate::feed_forward::{Activation, ExpertsConfig, FeedForwardConfig};
 
 /// A language model: backbone, experts and memory.
@@ -35,6 +36,9 @@ pub struct ModelConfig {
     /// arXiv 2408.00118, section 2).
     #[serde(default, skip_serializing_if = "is_false")]
     pub post_norms: bool,
+    /// How large weights are at the start.
+    #[serde(default, skip_serializing_if = "InitConfig::is_default")]
+    pub init: InitConfig,
     /// Attention of every block.
     pub attention: AttentionConfig,
     /// Feed-forward of the blocks without experts.
@@ -208,10 +212,10 @@ impl ModelConfig {
         Ok(primes.iter().map(|orders| orders.iter().flatten().sum()).collect())
     }
 
-    /// Scale of the weights that write to the residual: each block writes twice, and their sum should not grow with
-    /// depth.
+    /// Scale of the weights that write to the residual at the start: each block writes twice, and their sum should not
+    /// grow with depth.
     pub fn output_scale(&self) -> f32 {
-        (2.0 * self.blocks as f32).sqrt().recip()
+        self.init.output.unwrap_or_else(|| (2.0 * self.blocks as f32).sqrt().recip())
     }
 
     /// The experts of block `block`, if it has any.
@@ -248,6 +252,7 @@ impl ModelConfig {
         if self.embedding_scale.is_some_and(|scale| !(scale > 0.0 && scale.is_finite())) {
             return Err(ConfigError::new("model.embedding_scale", "must be above 0"));
         }
+        self.init.validate()?;
         self.attention.validate(self.blocks)?;
         if let Some(yarn) = self.attention.yarn()
             && self.context as f32 > yarn.scale * yarn.original_context as f32

@@ -157,10 +157,10 @@ impl RunConfig {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn load_saved(path: &Path) -> Result<Self> {
-        let (text, mut config) = load_toml::<Self>(path)?;
+        let (source, mut config) = load_toml::<Self>(path)?;
         config.data.resolve(path);
         config.train.modernise();
-        config.validate().map_err(|error| locate(&text, path, &error))?;
+        config.validate().map_err(|error| locate(&source, &error))?;
         Ok(config)
     }
 
@@ -169,9 +169,9 @@ impl RunConfig {
     /// # Errors
     /// When the file cannot be read, or a key or value in it cannot be used: named with its line.
     pub fn load(path: &Path) -> Result<Self> {
-        let (text, mut config) = load_toml::<Self>(path)?;
+        let (source, mut config) = load_toml::<Self>(path)?;
         config.data.resolve(path);
-        config.validate().map_err(|error| locate(&text, path, &error))?;
+        config.validate().map_err(|error| locate(&source, &error))?;
         Ok(config)
     }
 
@@ -232,9 +232,9 @@ impl CheckpointConfig {
     /// # Errors
     /// When the file cannot be read, or describes no model: named with its line.
     pub fn load(path: &Path) -> Result<Self> {
-        let (text, mut config) = load_toml::<Self>(path)?;
+        let (source, mut config) = load_toml::<Self>(path)?;
         config.train.iter_mut().for_each(TrainConfig::modernise);
-        config.model.validate().map_err(|error| locate(&text, path, &error))?;
+        config.model.validate().map_err(|error| locate(&source, &error))?;
         Ok(config)
     }
 
@@ -258,7 +258,7 @@ pub fn load_model_config(path: &Path) -> Result<ModelConfig> {
     struct ModelOnly {
         model: ModelConfig,
     }
-    let (text, ModelOnly { model }) = load_toml(path)?;
-    model.validate().map_err(|error| locate(&text, path, &error))?;
+    let (source, ModelOnly { model }) = load_toml(path)?;
+    model.validate().map_err(|error| locate(&source, &error))?;
     Ok(model)
 }

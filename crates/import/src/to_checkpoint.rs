@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use engram_config::{
-    Activation, AttentionConfig, CheckpointConfig, FeedForwardConfig, ModelConfig, PlainConfig,
+    Activation, AttentionConfig, CheckpointConfig, FeedForwardConfig, InitConfig, ModelConfig, PlainConfig,
 };
 
 use crate::checkpoint::CheckpointWriter;
@@ -67,6 +67,7 @@ fn model_config(llama: &Llama) -> ModelConfig {
         tied_head: llama.tied_head,
         embedding_scale: None,
         post_norms: false,
+        init: InitConfig::default(),
         attention: AttentionConfig::Plain(PlainConfig {
             key_heads: (key_heads != heads).then_some(key_heads),
             rotary_base: rotary_base as f32,

@@ -106,12 +106,12 @@ impl LatentAttention {
         };
         let queries = heads * (content + rotary);
         Self {
-            query_down: query_rank.map(|rank| linear("query_down", [width, rank], 1.0)),
+            query_down: query_rank.map(|rank| linear("query_down", [width, rank], config.init.projection)),
             query_norm: query_rank.map(|rank| RmsNorm::new(init, rank, config.norm_epsilon)),
-            query_up: linear("query_up", [query_rank.unwrap_or(width), queries], 1.0),
-            latent_down: linear("latent_down", [width, latent_rank + rotary], 1.0),
+            query_up: linear("query_up", [query_rank.unwrap_or(width), queries], config.init.projection),
+            latent_down: linear("latent_down", [width, latent_rank + rotary], config.init.projection),
             latent_norm: RmsNorm::new(init, latent_rank, config.norm_epsilon),
-            latent_up: linear("latent_up", [latent_rank, heads * (content + value)], 1.0),
+            latent_up: linear("latent_up", [latent_rank, heads * (content + value)], config.init.projection),
             output: linear("output", [heads * value, width], config.output_scale()),
             heads,
             content,
@@ -210,9 +210,9 @@ impl PlainAttention {
             Linear::new(&init.child(name), shape, scale, precision)
         };
         Self {
-            query: linear("query", [width, inner], 1.0),
-            key: linear("key", [width, shared], 1.0),
-            value: linear("value", [width, shared], 1.0),
+            query: linear("query", [width, inner], config.init.projection),
+            key: linear("key", [width, shared], config.init.projection),
+            value: linear("value", [width, shared], config.init.projection),
             output: linear("output", [inner, width], config.output_scale()),
             heads,
             key_heads,

@@ -63,9 +63,8 @@ impl Block {
             )),
             None => BlockFeedForward::Dense(FeedForward::new(
                 &init.child("feed_forward"),
-                width,
+                config,
                 config.feed_forward.width,
-                config.output_scale(),
                 precision,
             )),
         };

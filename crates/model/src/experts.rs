@@ -28,6 +28,8 @@ pub struct Experts {
     /// Seen by every token.
     pub shared: Option<FeedForward>,
     active: usize,
+    /// Factor on the weights of the routed experts.
+    scaling: f32,
     bf16: bool,
 }
 
@@ -41,16 +43,17 @@ impl Experts {
         let (width, hidden, scale) = (config.width, experts.width, config.output_scale());
         let deviation = |fan_in: usize, scale: f32| scale / (fan_in as f32).sqrt();
         let shared = (experts.shared_width > 0)
-            .then(|| FeedForward::new(&init.child("shared"), width, experts.shared_width, scale, precision));
+            .then(|| FeedForward::new(&init.child("shared"), config, experts.shared_width, precision));
         let balance = init.constant([experts.routed], 0.0).set_require_grad(false);
         Self {
             // The router stays in f32: near ties decide which expert a token sees.
-            router: Linear::new(&init.child("router"), [width, experts.routed], 1.0, Precision::F32),
+            router: Linear::new(&init.child("router"), [width, experts.routed], config.init.projection, Precision::F32),
             balance,
-            input: init.normal("input", [experts.routed, width, 2 * hidden], deviation(width, 1.0)),
+            input: init.normal("input", [experts.routed, width, 2 * hidden], deviation(width, config.init.projection)),
             output: init.normal("output", [experts.routed, hidden, width], deviation(hidden, scale)),
             shared,
             active: experts.active,
+            scaling: experts.scaling,
             bf16: precision == Precision::Bf16,
         }
     }
@@ -60,6 +63,8 @@ impl Experts {
         let logits = self.router.forward(x.clone());
         let choice = self.choose(&logits);
         let gates = ops::expert_gates(logits, &choice);
+        // Times one is the same to the bit, and one pass more.
+        let gates = if self.scaling == 1.0 { gates } else { gates.mul_scalar(self.scaling) };
         let routed = ops::experts(x.clone(), gates, self.input.val(), self.output.val(), &choice, self.bf16);
         match &self.shared {
             Some(shared) => (routed + shared.forward(x), choice),

@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use engram_config::Precision;
+use engram_config::{ModelConfig, Precision};
 
 use crate::init::Init;
 use crate::linear::Linear;
@@ -19,10 +19,12 @@ pub struct FeedForward {
 }
 
 impl FeedForward {
-    pub(crate) fn new(init: &Init, width: usize, hidden: usize, scale: f32, precision: Precision) -> Self {
+    /// A feed-forward of the model `config`, `hidden` wide inside.
+    pub(crate) fn new(init: &Init, config: &ModelConfig, hidden: usize, precision: Precision) -> Self {
+        let (width, scale) = (config.width, config.init.projection);
         Self {
-            input: Linear::new(&init.child("input"), [width, 2 * hidden], 1.0, precision),
-            output: Linear::new(&init.child("output"), [hidden, width], scale, precision),
+            input: Linear::new(&init.child("input"), [width, 2 * hidden], scale, precision),
+            output: Linear::new(&init.child("output"), [hidden, width], config.output_scale(), precision),
         }
     }
 

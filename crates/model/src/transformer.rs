@@ -87,12 +87,12 @@ impl LanguageModel {
         let init = Init::new(device, seed);
         let (width, vocabulary) = (config.width, config.vocabulary);
         Ok(Self {
-            embedding: init.normal("embedding", [vocabulary, width], 0.02),
+            embedding: init.normal("embedding", [vocabulary, width], config.init.embedding),
             blocks: (0..config.blocks)
                 .map(|index| Block::new(config, index, &init.child("blocks").child(index), precision))
                 .collect(),
             norm: RmsNorm::new(&init, width, config.norm_epsilon),
-            head: (!config.tied_head).then(|| init.normal("head", [width, vocabulary], 0.02)),
+            head: (!config.tied_head).then(|| init.normal("head", [width, vocabulary], config.init.head)),
             rotary: Rotary::of_model(config),
             streams: config.streams(),
             width,

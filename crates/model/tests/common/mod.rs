@@ -8,7 +8,7 @@ use std::sync::Arc;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use engram_config::{
-    Activation, AttentionConfig, Compression, ExpertScore, ExpertsConfig, FeedForwardConfig, Gate,
+    InitConfig,    Activation, AttentionConfig, Compression, ExpertScore, ExpertsConfig, FeedForwardConfig, Gate,
     HyperConnectionConfig, LatentConfig, Lookup, MemoryConfig, MemoryForm, ModelConfig, PlainConfig,
     Precision,
 };
@@ -100,6 +100,7 @@ impl Options {
             context: 16,
             norm_epsilon: 1e-6,
             tied_head: self.tied,
+            init: InitConfig::default(),
             embedding_scale: None,
             post_norms: false,
             attention: if self.latent {
