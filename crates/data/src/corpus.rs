@@ -167,7 +167,9 @@ impl Corpus {
             None => String::new(),
         };
         let files = self.files.len();
-        Error::EmptyCorpus { what: format!("no text in {files} file(s): {}{more}{skipped}", names.join(", ")) }
+        Error::EmptyCorpus {
+            what: format!("no text in {files} file(s): {}{more}{skipped}", names.join(", ")),
+        }
     }
 
     fn add_file(&mut self, path: &Path, format: Format, size: u64) {
@@ -252,7 +254,9 @@ impl Documents<'_> {
     fn step(&mut self) -> Result<Option<String>> {
         loop {
             match self.read() {
-                Err(error) if self.corpus.on_damage.skip && error.is_of_one_record() => self.damage.skip(&error),
+                Err(error) if self.corpus.on_damage.skip && error.is_of_one_record() => {
+                    self.damage.skip(&error)
+                }
                 other => return other,
             }
         }
@@ -853,7 +857,10 @@ mod tests {
         );
         assert_eq!(json("{\"text\": null}"), "a.jsonl: line 2: field \"text\" holds null, not a string");
         assert_eq!(json("[1]"), "a.jsonl: line 2: an array in place of an object with a field \"text\"");
-        assert!(json("{\"text\": \"\\ud800\"}").starts_with("a.jsonl: line 2: the text holds half of a UTF-16 pair"));
+        assert!(
+            json("{\"text\": \"\\ud800\"}")
+                .starts_with("a.jsonl: line 2: the text holds half of a UTF-16 pair")
+        );
     }
 
     #[test]
@@ -873,7 +880,8 @@ mod tests {
     #[test]
     fn a_byte_order_mark_is_left_out() {
         let marked = |text: &[u8]| [BYTE_ORDER_MARK, text].concat();
-        let lines = [marked(b"{\"text\": \"a\"}\r\n"), marked(b"{\"text\": \"b\"}\n"), marked(b"\n")].concat();
+        let lines =
+            [marked(b"{\"text\": \"a\"}\r\n"), marked(b"{\"text\": \"b\"}\n"), marked(b"\n")].concat();
         for (name, bytes) in
             [("a.jsonl", lines.clone()), ("a.jsonl.zst", zst(&lines)), ("a.jsonl.gz", gzip(&lines))]
         {
@@ -893,7 +901,10 @@ mod tests {
         for end in ["\n", "\r\n", "\r"] {
             let lines = ["{\"text\": \"a\"}", "", "{\"text\": \"b\\r\\n\"}", "  ", ""].join(end);
             assert_eq!(read_one("a.jsonl", lines.as_bytes()).unwrap(), ["a", "b\r\n"], "{end:?}");
-            assert!(failure("a.jsonl", (lines + end + "{").as_bytes()).contains("line 6: malformed"), "{end:?}");
+            assert!(
+                failure("a.jsonl", (lines + end + "{").as_bytes()).contains("line 6: malformed"),
+                "{end:?}"
+            );
         }
         // An end that lies across two reads.
         let mut text = std::io::BufReader::with_capacity(1, &b"a\r\nb\r\rc"[..]);
@@ -907,8 +918,11 @@ mod tests {
 
     #[test]
     fn notes_of_systems_in_a_folder_are_left_out() {
-        let folder =
-            folder(&[("a.jsonl", b"{\"text\":\"1\"}"), ("._a.jsonl", b"\0\x05\x16\x07"), (".git/b.txt", b"2")]);
+        let folder = folder(&[
+            ("a.jsonl", b"{\"text\":\"1\"}"),
+            ("._a.jsonl", b"\0\x05\x16\x07"),
+            (".git/b.txt", b"2"),
+        ]);
         let corpus = Corpus::open(&[folder.path()]).unwrap();
         assert_eq!(read(&corpus).unwrap(), ["1"]);
         assert_eq!(corpus.skipped(), [folder.path().join("._a.jsonl"), folder.path().join(".git")]);
@@ -954,7 +968,10 @@ mod tests {
         let skipped = Corpus::embedded("a.jsonl", b"{\"body\": 1}\n").unwrap();
         let nothing = skipped.with_damage(OnDamage { replace: false, skip: true }).text_bytes();
         let message = nothing.unwrap_err().to_string();
-        assert!(message.contains("1 records were left out, the first for: a.jsonl: line 1: no field"), "{message}");
+        assert!(
+            message.contains("1 records were left out, the first for: a.jsonl: line 1: no field"),
+            "{message}"
+        );
     }
 
     proptest! {

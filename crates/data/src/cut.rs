@@ -117,9 +117,7 @@ fn is_known(pattern: &SplitPattern) -> bool {
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     );
     let digits = pattern.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
-    digits.is_some_and(|digits| {
-        [r"\p{N}", r"\p{N}+", r"\p{N}{1,2}", r"\p{N}{1,3}"].contains(&digits)
-    })
+    digits.is_some_and(|digits| [r"\p{N}", r"\p{N}+", r"\p{N}{1,2}", r"\p{N}{1,3}"].contains(&digits))
 }
 
 #[cfg(test)]
@@ -132,12 +130,22 @@ mod tests {
     /// A BPE tokenizer over bytes, some merges over words, blanks and line ends among them.
     fn tokenizer(pre_tokenizer: Value, normalizer: Value, added: Value) -> Tokenizer {
         let names: Vec<char> = {
-            let mut names: Vec<char> = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().collect();
+            let mut names: Vec<char> =
+                tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().collect();
             names.extend(['▁']);
             names.sort_unstable();
             names
         };
-        let merges = [["a", "b"], ["Ġ", "a"], ["Ċ", "Ċ"], ["Ġ", "Ċ"], ["Ġa", "b"], ["ĊĊ", "Ċ"], ["▁", "a"], ["b", "▁a"]];
+        let merges = [
+            ["a", "b"],
+            ["Ġ", "a"],
+            ["Ċ", "Ċ"],
+            ["Ġ", "Ċ"],
+            ["Ġa", "b"],
+            ["ĊĊ", "Ċ"],
+            ["▁", "a"],
+            ["b", "▁a"],
+        ];
         let merged = merges.iter().map(|[one, two]| format!("{one}{two}"));
         let vocabulary: serde_json::Map<String, Value> = names
             .iter()
@@ -189,7 +197,8 @@ mod tests {
         let never = |splitter: Value, normalizer: Value, added: Value| {
             assert_eq!(Cut::of(&tokenizer(splitter, normalizer, added)), Cut::Never);
         };
-        let metaspace = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": false});
+        let metaspace =
+            json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": false});
         never(metaspace, Value::Null, json!([]));
         never(Value::Null, json!({"type": "Prepend", "prepend": "▁"}), json!([]));
         never(bytes(true), json!({"type": "NFC"}), json!([]));

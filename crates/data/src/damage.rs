@@ -45,7 +45,8 @@ impl DamageReport {
     pub(crate) fn replace(&mut self, record: Self) {
         if record.replaced > 0 {
             self.replaced += 1;
-            self.first.extend(record.first.into_iter().take(1).take(Self::FIRST.saturating_sub(self.first.len())));
+            self.first
+                .extend(record.first.into_iter().take(1).take(Self::FIRST.saturating_sub(self.first.len())));
         }
     }
 

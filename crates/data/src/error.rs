@@ -206,8 +206,8 @@ pub enum Error {
 /// the machine.
 fn names_nothing(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{
-        AlreadyExists, DirectoryNotEmpty, InvalidFilename, IsADirectory, NotADirectory, NotFound, PermissionDenied,
-        ReadOnlyFilesystem,
+        AlreadyExists, DirectoryNotEmpty, InvalidFilename, IsADirectory, NotADirectory, NotFound,
+        PermissionDenied, ReadOnlyFilesystem,
     };
     matches!(
         error.kind(),

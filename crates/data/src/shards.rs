@@ -1057,7 +1057,8 @@ mod tests {
 
     #[test]
     fn damaged_records_are_counted() {
-        let lines = b"{\"text\": \"one\"}\n{\"text\": null}\n{\"text\": \"t\xffwo\"}\n{\"text\": \"three\"}\n";
+        let lines =
+            b"{\"text\": \"one\"}\n{\"text\": null}\n{\"text\": \"t\xffwo\"}\n{\"text\": \"three\"}\n";
         let corpus = Corpus::embedded("a.jsonl", lines).unwrap();
         let run = |replace, skip| {
             let folder = tempfile::tempdir().unwrap();

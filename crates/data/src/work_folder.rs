@@ -65,9 +65,12 @@ impl WorkFolder {
 fn remove_abandoned(parent: &Path) {
     let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
     for path in entries.map(|entry| entry.path()) {
-        let named = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(WorkFolder::PREFIX));
+        let named =
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(WorkFolder::PREFIX));
         // A folder without a lock was made this moment, or by another program.
-        let Some(lock) = named.then(|| File::open(path.join(WorkFolder::LOCK)).ok()).flatten() else { continue };
+        let Some(lock) = named.then(|| File::open(path.join(WorkFolder::LOCK)).ok()).flatten() else {
+            continue;
+        };
         match lock.try_lock() {
             Ok(()) => _ = std::fs::remove_dir_all(&path),
             Err(TryLockError::WouldBlock | TryLockError::Error(_)) => {}
@@ -93,7 +96,10 @@ mod tests {
         let work = WorkFolder::new(&place).unwrap();
         std::fs::write(work.path().join("a"), "1").unwrap();
         work.stand().unwrap();
-        assert_eq!((names(place.parent().unwrap()), names(&place)), (vec!["data".to_owned()], vec!["a".to_owned()]));
+        assert_eq!(
+            (names(place.parent().unwrap()), names(&place)),
+            (vec!["data".to_owned()], vec!["a".to_owned()])
+        );
 
         let other = WorkFolder::new(&place).unwrap();
         assert!(matches!(other.stand(), Err(Error::Exists { .. })));

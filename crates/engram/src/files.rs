@@ -4,8 +4,8 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
-use engram_eval::figure::png;
 use engram_data::{folder_of, new_file as hidden};
+use engram_eval::figure::png;
 use tempfile::NamedTempFile;
 
 use crate::failure::refuse;

@@ -10,8 +10,7 @@ use clap::{Args, ValueEnum};
 use engram_data::Begin;
 use engram_import::Checkpoint;
 use engram_infer::{
-    Dtype,
-    ChatTemplate, Decoder, Engine, EngineOptions, Event, Model, Opening, Request, RowTiers, TextCodec,
+    ChatTemplate, Decoder, Dtype, Engine, EngineOptions, Event, Model, Opening, Request, RowTiers, TextCodec,
 };
 use engram_serve::Facts;
 use engram_store::{PrefetchOptions, RowSource, TableHeader};

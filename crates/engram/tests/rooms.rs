@@ -62,7 +62,8 @@ fn paths(code: &str) -> Vec<Vec<String>> {
     let mut found = Vec::new();
     for root in ["crate::", "super::"] {
         for (at, _) in code.match_indices(root) {
-            let inside_a_path = code[..at].ends_with(|before: char| before.is_alphanumeric() || before == ':');
+            let inside_a_path =
+                code[..at].ends_with(|before: char| before.is_alphanumeric() || before == ':');
             if !inside_a_path {
                 spell_out(&code[at..], &[], &mut found);
             }

@@ -77,9 +77,7 @@ impl Block {
         };
         let of_feed_forward = loader.child("feed_forward");
         let feed_forward = match config.experts_of(index) {
-            Some(experts) => {
-                FeedForward::Experts(ExpertsDecoder::load(&of_feed_forward, experts, config)?)
-            }
+            Some(experts) => FeedForward::Experts(ExpertsDecoder::load(&of_feed_forward, experts, config)?),
             None => {
                 let (hidden, activation) = (config.feed_forward.width, config.feed_forward.activation);
                 let dense = FeedForwardDecoder::load(&of_feed_forward, config.width, hidden, activation);
@@ -128,7 +126,8 @@ impl Block {
             FeedForward::Experts(experts) => experts.bytes(),
         };
         let around = [&self.around_attention, &self.around_feed_forward];
-        let streams: usize = around.iter().filter_map(|around| around.streams.as_ref()).map(Streams::bytes).sum();
+        let streams: usize =
+            around.iter().filter_map(|around| around.streams.as_ref()).map(Streams::bytes).sum();
         memory + attention + feed_forward + streams
     }
 

@@ -34,7 +34,8 @@ impl CachedHeads {
             .iter()
             .map(|(pages, _)| pages.iter().map(|&page| cache.part(page, self.part)).collect())
             .collect();
-        let of_row = rows.chunks.iter().zip(&pages).flat_map(|((_, count), pages)| (0..*count).map(move |_| pages));
+        let of_row =
+            rows.chunks.iter().zip(&pages).flat_map(|((_, count), pages)| (0..*count).map(move |_| pages));
         let seen: Vec<Seen<'_>> = rows
             .places
             .iter()

@@ -85,7 +85,10 @@ impl Decoder {
     /// of each short convolution.
     pub fn cache_layout(&self, page: usize) -> CacheLayout {
         let attention = self.blocks.iter().map(Block::attention_entry);
-        CacheLayout { page, parts: attention.chain(self.blocks.iter().filter_map(Block::convolution_entry)).collect() }
+        CacheLayout {
+            page,
+            parts: attention.chain(self.blocks.iter().filter_map(Block::convolution_entry)).collect(),
+        }
     }
 
     /// Bytes of the packed weights, and of the embedding.

@@ -76,8 +76,7 @@ impl GatedMemory {
         let projection = loader.child("projection");
         let (key, value, [key_bias, value_bias]) = if paper {
             let key = (count > 0).then(|| projection.matrix("key", inputs, keys)).transpose()?;
-            let key_bias =
-                if count > 0 { projection.vector("key_bias", keys)? } else { Vec::new() };
+            let key_bias = if count > 0 { projection.vector("key_bias", keys)? } else { Vec::new() };
             let value = projection.matrix("value", inputs, width)?;
             (key, value, [key_bias, projection.vector("value_bias", width)?])
         } else {
@@ -97,9 +96,9 @@ impl GatedMemory {
             let epsilon = if paper { PAPER_EPSILON } else { V41_EPSILON };
             Ok(Gates { count, key, key_bias, query_norm, key_norm, epsilon })
         });
-        let convolution = memory.has_convolution().then(|| {
-            Convolution::load(&loader.child("convolution"), memory, [streams, width], part)
-        });
+        let convolution = memory
+            .has_convolution()
+            .then(|| Convolution::load(&loader.child("convolution"), memory, [streams, width], part));
         Ok(Self {
             gates: gates.transpose()?,
             value,

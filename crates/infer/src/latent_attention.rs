@@ -51,7 +51,9 @@ impl LatentAttention {
         block: usize,
         adding: bool,
     ) -> Result<Self, WeightError> {
-        let &LatentConfig { heads, query_rank, latent_rank, content_width, rotary_width, value_width, .. } = latent;
+        let &LatentConfig {
+            heads, query_rank, latent_rank, content_width, rotary_width, value_width, ..
+        } = latent;
         let width = config.width;
         let norm = |name: &str, width: usize| Norm::load(loader, name, width, config.norm_epsilon);
         let linear =
@@ -119,7 +121,9 @@ impl LatentAttention {
         added: Option<&[f32]>,
         cache: &mut Cache,
     ) -> Vec<f32> {
-        let Some(angles) = angles else { unreachable!("latent attention has rotary positions in every block") };
+        let Some(angles) = angles else {
+            unreachable!("latent attention has rotary positions in every block")
+        };
         let queries = match &self.query_down {
             Some((down, norm)) => self.query_up.product(&norm.apply(&down.product(h))),
             None => self.query_up.product(h),

@@ -99,9 +99,7 @@ impl NgramEmbedding {
         let width = self.width;
         let tokens = e.chunks_exact(self.slots * width);
         let mean = |rows: &[f32]| -> Vec<f32> {
-            (0..width)
-                .map(|i| rows.iter().skip(i).step_by(width).sum::<f32>() / self.slots as f32)
-                .collect()
+            (0..width).map(|i| rows.iter().skip(i).step_by(width).sum::<f32>() / self.slots as f32).collect()
         };
         tokens.flat_map(mean).collect()
     }

@@ -59,7 +59,8 @@ impl PlainAttention {
     ) -> Result<Self, WeightError> {
         let (width, head) = (config.width, plain.head_width);
         let (heads, key_heads) = (config.attention.heads(), config.attention.key_heads());
-        let projection = |name: &str, shape: [usize; 2], bias: bool| Projection::load(loader, name, shape, bias);
+        let projection =
+            |name: &str, shape: [usize; 2], bias: bool| Projection::load(loader, name, shape, bias);
         let norm = |name: &str| Norm::load(loader, name, head, config.norm_epsilon);
         let norms = plain.query_key_norm.then(|| Ok([norm("query_norm")?, norm("key_norm")?]));
         Ok(Self {
@@ -90,7 +91,10 @@ impl PlainAttention {
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        [&self.query, &self.key, &self.value, &self.output].map(|projection| projection.weight.bytes()).iter().sum()
+        [&self.query, &self.key, &self.value, &self.output]
+            .map(|projection| projection.weight.bytes())
+            .iter()
+            .sum()
     }
 
     /// `[rows, width]` to the same. `added` `[rows, key_heads · head width]` goes to the values.

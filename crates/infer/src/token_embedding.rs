@@ -28,7 +28,9 @@ impl TokenEmbedding {
         let values = loader.table("embedding", vocabulary, width)?;
         let head = match (config.tied_head, values) {
             (false, _) => loader.matrix("head", width, vocabulary)?,
-            (true, Values::F32(values)) => loader.computed(&transpose(values, vocabulary, width), width, vocabulary),
+            (true, Values::F32(values)) => {
+                loader.computed(&transpose(values, vocabulary, width), width, vocabulary)
+            }
             (true, blocks) => loader.pack("embedding", blocks, width, vocabulary)?,
         };
         let table = match values {

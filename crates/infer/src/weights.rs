@@ -204,7 +204,12 @@ impl<'a> Loader<'a> {
     }
 
     /// A matrix `[inputs, outputs]`, packed.
-    pub(crate) fn matrix(&self, name: &str, inputs: usize, outputs: usize) -> Result<PackedMatrix, WeightError> {
+    pub(crate) fn matrix(
+        &self,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+    ) -> Result<PackedMatrix, WeightError> {
         let weight = self.take(name, &[inputs, outputs])?;
         self.pack(name, weight.values, inputs, outputs)
     }
@@ -233,7 +238,12 @@ impl<'a> Loader<'a> {
     }
 
     /// A matrix `[inputs, outputs]` that is never rounded.
-    pub(crate) fn exact(&self, name: &str, inputs: usize, outputs: usize) -> Result<PackedMatrix, WeightError> {
+    pub(crate) fn exact(
+        &self,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+    ) -> Result<PackedMatrix, WeightError> {
         let values = self.values(name, &[inputs, outputs])?;
         Ok(PackedMatrix::new(&values, inputs, outputs, WeightFormat::F32))
     }

@@ -5,9 +5,7 @@ mod common;
 
 use common::{EVERYTHING, Fixture, PLAIN, WITHOUT_MEMORY, assert_close, random_tokens};
 use engram_address::History;
-use engram_infer::{
-    Cache, Chunk, Decoder, Dtype, Needed, Root, RowIds, RowTiers, Sequence, StepOutput,
-};
+use engram_infer::{Cache, Chunk, Decoder, Dtype, Needed, Root, RowIds, RowTiers, Sequence, StepOutput};
 use proptest::prelude::*;
 
 /// One sequence and what was computed of it.

@@ -309,7 +309,10 @@ mod tests {
             let logits: Vec<f32> = random(len, 5).iter().map(|v| 20.0 * v + 3.0).collect();
             let expected = logits.iter().map(|&l| f64::from(l).exp()).sum::<f64>().ln();
             let found = f64::from(log_sum_exp(&logits));
-            assert!((found - expected).abs() < 3e-6 * (1.0 + expected.abs()), "{len}: {found}, not {expected}");
+            assert!(
+                (found - expected).abs() < 3e-6 * (1.0 + expected.abs()),
+                "{len}: {found}, not {expected}"
+            );
         }
         assert_eq!(log_sum_exp(&[]), f32::NEG_INFINITY);
         assert_eq!(log_sum_exp(&[f32::NEG_INFINITY, 2.0]), 2.0);
