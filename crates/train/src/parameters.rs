@@ -71,6 +71,7 @@ pub fn import<M: Module>(module: M, tensors: BTreeMap<String, HostTensor>, sourc
             self.path.exit(container);
         }
     }
+    let tensors = tensors.into_iter().map(|(name, tensor)| (name_of_today(name), tensor)).collect();
     let mut import = Import { path: Path::default(), tensors, source, error: None };
     let module = module.map(&mut import);
     if let Some(error) = import.error {
@@ -119,6 +120,12 @@ pub(crate) fn take_gradients<M: Module>(
     let mut take = Take { path: Path::default(), gradients, taken: BTreeMap::new() };
     module.visit(&mut take);
     take.taken
+}
+
+/// The name of a weight, or of its state, that a checkpoint may have under a name of before.
+pub(crate) fn name_of_today(name: String) -> String {
+    // Forms of memory without gates were a field of their own.
+    name.replace(".ngrams.", ".memory.")
 }
 
 /// A weight that is not looked at, but named.
