@@ -34,17 +34,23 @@ mod run;
 mod schedule;
 mod text;
 mod toml_file;
+mod training_memory;
 
 pub use accounting::Account;
-pub use attention::{AttentionConfig, BlockRotary, LatentConfig, PlainConfig, RotaryScaling, YarnConfig};
+pub use attention::{
+    AttentionConfig, BlockRotary, LatentConfig, PlainConfig, RotaryScaling, YarnConfig, YarnRamp,
+};
 pub use error::{ConfigError, Error, Result};
-pub use init::InitConfig;
 pub use feed_forward::{Activation, ExpertGroups, ExpertScore, ExpertsConfig, FeedForwardConfig, GroupScore};
+pub use init::InitConfig;
 pub use model::*;
 pub use optimizer::OptimizerConfig;
 pub use precision::{Precision, PrecisionConfig};
 pub use rows::{BiasCorrection, RowOptimizerKind, RowStorage, RowTraining};
-pub use run::{CheckpointConfig, DataConfig, RunConfig, TrainConfig, load_model_config};
+pub use run::{
+    CheckpointConfig, DataConfig, RunConfig, TrainConfig, load_model_and_training, load_model_config,
+};
 pub use schedule::{Decay, Schedule, StepDown, WsdShape};
 pub use text::{BeginConfig, TextConfig};
 pub use toml_file::{Source, load_toml, locate};
+pub use training_memory::TrainingMemory;

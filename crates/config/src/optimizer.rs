@@ -108,7 +108,9 @@ impl OptimizerConfig {
         if !positive(self.epsilon) {
             return refuse("epsilon", "must be above 0");
         }
-        for (key, decay) in [("weight_decay", self.weight_decay), ("adam_weight_decay", self.adam_weight_decay)] {
+        for (key, decay) in
+            [("weight_decay", self.weight_decay), ("adam_weight_decay", self.adam_weight_decay)]
+        {
             if !(decay >= 0.0 && decay.is_finite()) {
                 return refuse(key, "must be 0 or above");
             }

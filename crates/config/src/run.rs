@@ -206,7 +206,8 @@ impl RunConfig {
             return Err(ConfigError::new("train.accumulation", reason));
         }
         if train.windows_at_once() > train.batch {
-            let reason = format!("is more than the batch of {}: leave it out to compute all at once", train.batch);
+            let reason =
+                format!("is more than the batch of {}: leave it out to compute all at once", train.batch);
             return Err(ConfigError::new("train.micro_batch", reason));
         }
         train.memory.validate()?;
@@ -247,6 +248,22 @@ impl CheckpointConfig {
     pub fn to_toml(&self) -> String {
         toml::to_string_pretty(self).expect("a configuration is representable as TOML")
     }
+}
+
+/// Reads a model's configuration and, where the file has a `[train]` table, how it is trained.
+///
+/// # Errors
+/// As [`RunConfig::load`].
+pub fn load_model_and_training(path: &Path) -> Result<(ModelConfig, Option<TrainConfig>)> {
+    #[derive(Deserialize)]
+    struct Both {
+        model: ModelConfig,
+        train: Option<TrainConfig>,
+    }
+    let (source, Both { model, mut train }) = load_toml(path)?;
+    train.iter_mut().for_each(TrainConfig::modernise);
+    model.validate().map_err(|error| locate(&source, &error))?;
+    Ok((model, train))
 }
 
 /// Reads a model's configuration alone: a file with a `[model]` table, whatever else it holds.

@@ -40,7 +40,9 @@ struct File {
 /// When a file cannot be read, is based on itself, or they do not hold a `T`: with the file and line.
 pub fn load_toml<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<(Source, T)> {
     let (source, merged) = read(path)?;
-    let [asked, bases @ ..] = &source.files[..] else { unreachable!("a source has the file that was asked for") };
+    let [asked, bases @ ..] = &source.files[..] else {
+        unreachable!("a source has the file that was asked for")
+    };
     if bases.is_empty() {
         let parsed = toml::from_str(&asked.text).map_err(|error| asked.refuse_toml(&error))?;
         return Ok((source, parsed));
@@ -135,7 +137,9 @@ fn take_base(file: &File, table: &mut Table) -> Result<(Option<String>, Vec<Stri
     };
     match remove {
         Some(remove) => Ok((Some(base), remove)),
-        None => Err(file.refuse("remove", "`remove`: must be a list of dotted keys, such as [\"model.memory\"]")),
+        None => {
+            Err(file.refuse("remove", "`remove`: must be a list of dotted keys, such as [\"model.memory\"]"))
+        }
     }
 }
 
@@ -161,7 +165,9 @@ fn take(table: &mut Table, key: &str) -> bool {
 fn merge(table: &mut Table, over: Table) {
     for (key, value) in over {
         match (table.get_mut(&key), value) {
-            (Some(Value::Table(below)), Value::Table(value)) if is_same_kind(below, &value) => merge(below, value),
+            (Some(Value::Table(below)), Value::Table(value)) if is_same_kind(below, &value) => {
+                merge(below, value)
+            }
             (_, value) => {
                 table.insert(key, value);
             }
@@ -256,7 +262,8 @@ mod tests {
         }
     }
 
-    const ROUND: &str = "name = \"a\"\nlist = [1, 2]\n\n[part]\nkind = \"round\"\nradius = 1.0\ncolour = \"red\"\n";
+    const ROUND: &str =
+        "name = \"a\"\nlist = [1, 2]\n\n[part]\nkind = \"round\"\nradius = 1.0\ncolour = \"red\"\n";
 
     #[test]
     fn a_file_states_what_differs_from_its_base() {
@@ -285,12 +292,17 @@ mod tests {
             ("number.toml", "base = 3\n"),
         ]);
         assert!(folder.refused("own.toml").starts_with("own.toml:"), "{}", folder.refused("own.toml"));
-        assert!(folder.refused("theirs.toml").starts_with("wrong.toml:"), "{}", folder.refused("theirs.toml"));
+        assert!(
+            folder.refused("theirs.toml").starts_with("wrong.toml:"),
+            "{}",
+            folder.refused("theirs.toml")
+        );
         let unknown = folder.refused("unknown.toml");
         assert!(unknown.starts_with("unknown.toml:4: ") && unknown.contains("nmae"), "{unknown}");
         assert_eq!(folder.refused("gone.toml"), "gone.toml:2: `remove`: the base has no key `part.size`");
         assert_eq!(folder.refused("number.toml"), "number.toml:1: `base`: must be the path of a file");
-        let (source, _) = load_toml::<Config>(&folder.0.path().join("own.toml").with_file_name("a.toml")).unwrap();
+        let (source, _) =
+            load_toml::<Config>(&folder.0.path().join("own.toml").with_file_name("a.toml")).unwrap();
         let error = locate(&source, &ConfigError::new("part.radius", "must be above 0")).to_string();
         assert!(error.ends_with("a.toml:6: `part.radius`: must be above 0"), "{error}");
     }

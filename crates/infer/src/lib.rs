@@ -89,6 +89,7 @@ mod request;
 mod rotary;
 mod row_fetch;
 mod sampling;
+mod sigmoid_gate;
 mod step_rows;
 mod stop_strings;
 mod streams;

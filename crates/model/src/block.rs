@@ -102,32 +102,42 @@ impl Block {
         }
     }
 
-    /// Attention and feed-forward over streams `[tokens, n·width]`; which experts saw which token, too.
+    /// Attention and feed-forward over streams `[tokens, n·width]`; what the routing gives, too.
     pub(crate) fn forward(
         &self,
         x: Tensor<2>,
         sequences: &Sequences,
         rotary: &Rotary,
         rows: Option<&MemoryRows>,
-    ) -> (Tensor<2>, Option<Choice>) {
+    ) -> (Tensor<2>, Option<Routing>) {
         let values = self.memory.as_ref().and_then(|memory| memory.values(rows));
         let x = around(x, self.attention_streams.as_ref(), |h| {
             self.attention.forward_adding(self.attention_norm.forward(h), sequences, rotary, values)
         });
-        let mut choice = None;
+        let mut routing = None;
         let x = around(x, self.feed_forward_streams.as_ref(), |h| {
             let h = self.feed_forward_norm.forward(h);
             match &self.feed_forward {
                 BlockFeedForward::Dense(dense) => dense.forward(h),
                 BlockFeedForward::Experts(experts) => {
-                    let (y, chosen) = experts.forward(h);
-                    choice = Some(chosen);
+                    let (logits, choice) = experts.route(h.clone());
+                    let balance = experts.balance_loss(&logits, &choice, sequences);
+                    let y = experts.apply(h, logits, &choice);
+                    routing = Some(Routing { choice, balance });
                     y
                 }
             }
         });
-        (x, choice)
+        (x, routing)
     }
+}
+
+/// What the routing of a block with experts gives.
+pub(crate) struct Routing {
+    /// Which experts saw which token.
+    pub(crate) choice: Choice,
+    /// The loss that balances the experts within each sequence, if there is one.
+    pub(crate) balance: Option<Tensor<1>>,
 }
 
 impl DeclareTraining for Block {

@@ -6,6 +6,7 @@ use burn::tensor::{Device, Int, Tensor};
 use rayon::prelude::*;
 
 use crate::host::int;
+use crate::sequences::Sequences;
 
 /// The experts chosen for each token, `[tokens, active]`, best first.
 #[derive(Debug, Clone)]
@@ -44,6 +45,25 @@ impl Choice {
             loads[expert as usize] += 1;
         }
         loads
+    }
+
+    /// f_i / (T·S) for every token and expert, `[tokens, routed]`: T is the length of the token's sequence, S the number
+    /// of sequences, and f_i the tokens of the sequence that see expert i, in units of the number that each expert would
+    /// see if all saw as many.
+    pub(crate) fn sequence_factors(&self, sequences: &Sequences) -> Vec<f32> {
+        let mut factors = Vec::with_capacity(self.experts.len() / self.active * self.routed);
+        let mut rest = &self.experts[..];
+        for time in sequences.lengths() {
+            let (chosen, later) = rest.split_at(time * self.active);
+            let mut loads = vec![0.0_f32; self.routed];
+            chosen.iter().for_each(|&expert| loads[expert as usize] += 1.0);
+            let mean = chosen.len() as f32 / self.routed as f32;
+            let share = 1.0 / (mean * (time * sequences.len()) as f32);
+            loads.iter_mut().for_each(|load| *load *= share);
+            (0..time).for_each(|_| factors.extend_from_slice(&loads));
+            rest = later;
+        }
+        factors
     }
 
     /// Tokens take the places of their experts in order.

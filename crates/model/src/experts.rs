@@ -11,6 +11,7 @@ use crate::host::{InnerOrSelf, values};
 use crate::init::Init;
 use crate::linear::Linear;
 use crate::ops;
+use crate::sequences::Sequences;
 use crate::training::{DeclareTraining, Matrices, TrainingPlan};
 use engram_config::{ExpertsConfig, ModelConfig, Precision};
 
@@ -30,6 +31,8 @@ pub struct Experts {
     active: usize,
     /// Factor on the weights of the routed experts.
     scaling: f32,
+    /// α of the loss that balances the experts within each sequence.
+    sequence_balance: f32,
     bf16: bool,
 }
 
@@ -47,28 +50,77 @@ impl Experts {
         let balance = init.constant([experts.routed], 0.0).set_require_grad(false);
         Self {
             // The router stays in f32: near ties decide which expert a token sees.
-            router: Linear::new(&init.child("router"), [width, experts.routed], config.init.projection, Precision::F32),
+            router: Linear::new(
+                &init.child("router"),
+                [width, experts.routed],
+                config.init.projection,
+                Precision::F32,
+            ),
             balance,
-            input: init.normal("input", [experts.routed, width, 2 * hidden], deviation(width, config.init.projection)),
+            input: init.normal(
+                "input",
+                [experts.routed, width, 2 * hidden],
+                deviation(width, config.init.projection),
+            ),
             output: init.normal("output", [experts.routed, hidden, width], deviation(hidden, scale)),
             shared,
             active: experts.active,
             scaling: experts.scaling,
+            sequence_balance: experts.sequence_balance,
             bf16: precision == Precision::Bf16,
         }
     }
 
     /// `[tokens, width]` to the same, and which experts saw which token.
     pub fn forward(&self, x: Tensor<2>) -> (Tensor<2>, Choice) {
-        let logits = self.router.forward(x.clone());
+        let (logits, choice) = self.route(x.clone());
+        (self.apply(x, logits, &choice), choice)
+    }
+
+    /// The router's logits, `[tokens, routed]`, and the choice that follows from them.
+    pub(crate) fn route(&self, x: Tensor<2>) -> (Tensor<2>, Choice) {
+        let logits = self.router.forward(x);
         let choice = self.choose(&logits);
-        let gates = ops::expert_gates(logits, &choice);
+        (logits, choice)
+    }
+
+    /// The router's logits of `x`, `[tokens, routed]`, and the loss that balances the experts within each of `sequences`.
+    pub fn balance(&self, x: Tensor<2>, sequences: &Sequences) -> (Tensor<2>, Option<Tensor<1>>) {
+        let (logits, choice) = self.route(x);
+        let loss = self.balance_loss(&logits, &choice, sequences);
+        (logits, loss)
+    }
+
+    /// The loss that balances the experts within each sequence; none where it has no weight or nothing is
+    /// differentiated. With s' the scores of a token divided by their sum, it is the mean over the sequences of
+    /// α·Σ_i f_i·P_i: P_i is the mean of s'_i, and f_i the number of tokens that see expert i, in units of the number
+    /// that each would see if all saw as many (DeepSeek-V3, arXiv 2412.19437, equations 17 to 20).
+    pub(crate) fn balance_loss(
+        &self,
+        logits: &Tensor<2>,
+        choice: &Choice,
+        sequences: &Sequences,
+    ) -> Option<Tensor<1>> {
+        if self.sequence_balance == 0.0 || !logits.is_autodiff() {
+            return None;
+        }
+        let factors = choice.sequence_factors(sequences).into_iter();
+        let factors: Vec<f32> = factors.map(|factor| self.sequence_balance * factor).collect();
+        let factors = Tensor::from_data(TensorData::new(factors, logits.dims()), &logits.device());
+        let scores = sigmoid(logits.clone());
+        let shares = scores.clone() / scores.sum_dim(1);
+        Some((shares * factors).sum())
+    }
+
+    /// What the chosen experts and the shared one make of `x`, `[tokens, width]`.
+    pub(crate) fn apply(&self, x: Tensor<2>, logits: Tensor<2>, choice: &Choice) -> Tensor<2> {
+        let gates = ops::expert_gates(logits, choice);
         // Times one is the same to the bit, and one pass more.
         let gates = if self.scaling == 1.0 { gates } else { gates.mul_scalar(self.scaling) };
-        let routed = ops::experts(x.clone(), gates, self.input.val(), self.output.val(), &choice, self.bf16);
+        let routed = ops::experts(x.clone(), gates, self.input.val(), self.output.val(), choice, self.bf16);
         match &self.shared {
-            Some(shared) => (routed + shared.forward(x), choice),
-            None => (routed, choice),
+            Some(shared) => routed + shared.forward(x),
+            None => routed,
         }
     }
 

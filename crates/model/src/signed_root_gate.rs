@@ -4,7 +4,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
-use crate::gate_form::GateForm;
+use crate::compute_gate::ComputeGate;
 use crate::host::like;
 use crate::init::Init;
 use crate::ops;
@@ -38,7 +38,7 @@ impl SignedRootGate {
     }
 }
 
-impl GateForm for SignedRootGate {
+impl ComputeGate for SignedRootGate {
     fn gate(&self, h: Tensor<2>, keys: Tensor<2>) -> Tensor<3> {
         let weight = |weight: &Param<Tensor<2>>| like(&h, weight.val());
         let norms = (weight(&self.query), self.key.as_ref().map(weight));

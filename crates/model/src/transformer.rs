@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 
-use crate::block::{Block, BlockFeedForward};
+use crate::block::{Block, BlockFeedForward, Routing};
 use crate::host::values;
 use crate::init::Init;
 use crate::memory_rows::MemoryRows;
@@ -39,6 +39,9 @@ pub struct LanguageModel {
 pub struct Trace {
     /// Tokens that each expert saw, by block with experts.
     pub loads: Vec<(usize, Vec<u64>)>,
+    /// Losses that balance experts within each sequence, one for each block that has such a loss. They are not part of
+    /// what [`LanguageModel::loss`] gives.
+    pub balance: Vec<Tensor<1>>,
     /// Gates `[tokens, gates]` by memory layer, when asked for.
     pub gates: Option<Vec<(usize, Vec<f32>)>>,
     /// Mean of the streams after every block, `[tokens, width]`, when asked for.
@@ -135,12 +138,13 @@ impl LanguageModel {
             gates.extend(memory.gates(x.clone(), rows).map(|of_memory| (index, of_memory)));
         }
         let x = block.remember(x, sequences, rows);
-        let (x, choice) = block.forward(x, sequences, &self.rotary, rows);
+        let (x, routing) = block.forward(x, sequences, &self.rotary, rows);
         if let Some(states) = &mut trace.states {
             states.push(self.merge(x.clone()));
         }
-        if let Some(choice) = choice {
+        if let Some(Routing { choice, balance }) = routing {
             trace.loads.push((index, choice.loads()));
+            trace.balance.extend(balance);
         }
         x
     }

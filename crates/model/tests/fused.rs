@@ -9,10 +9,10 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use common::{Batch, Options, PAPER, PLAIN, assert_close, changed, combinations, normal, values, weights};
-use engram_config::{Gate, MemoryForm, YarnConfig};
+use engram_config::{Gate, MemoryForm, YarnConfig, YarnRamp};
 use engram_model::{
-    Attention, Block, BlockFeedForward, BlockMemory, LanguageModel, MemoryRows, Rotary, Sequences, Trace, composed,
-    cross_entropy, embed,
+    Attention, Block, BlockFeedForward, BlockMemory, LanguageModel, MemoryRows, Rotary, Sequences, Trace,
+    composed, cross_entropy, embed,
 };
 
 const TOKENS: usize = 14;
@@ -81,7 +81,14 @@ fn swiglu() {
 fn latent_attention() {
     for query_rank in [true, false] {
         let attention = block(Options { query_rank, ..PAPER }).attention;
-        let yarn = YarnConfig { scale: 4.0, original_context: 8, alpha: 0.1, beta: 1.0, factor: 0.707 };
+        let yarn = YarnConfig {
+            scale: 4.0,
+            original_context: 8,
+            alpha: 0.1,
+            beta: 1.0,
+            factor: 0.707,
+            ramp: YarnRamp::Turns,
+        };
         for rotary in [Rotary::new(4, 100.0, TOKENS), Rotary::stretched(4, 100.0, TOKENS, &yarn)] {
             for sequences in divisions() {
                 let forward = |attention: &Attention, x: &[Tensor<2>]| {

@@ -42,7 +42,14 @@ struct Reference {
 impl Reference {
     fn of(table: &TrainableTable) -> Self {
         let p: Vec<f64> = values(table).into_iter().map(f64::from).collect();
-        Self { width: table.width(), m: vec![0.0; p.len()], v: vec![0.0; p.len()], counts: vec![0; p.len()], p, step: 0 }
+        Self {
+            width: table.width(),
+            m: vec![0.0; p.len()],
+            v: vec![0.0; p.len()],
+            counts: vec![0; p.len()],
+            p,
+            step: 0,
+        }
     }
 
     fn update(&mut self, optimizer: RowOptimizer, ids: &[u64], grads: &[f32], rate: f64) {

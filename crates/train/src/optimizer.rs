@@ -202,7 +202,9 @@ impl Optimizer {
         self.step = step;
         self.state = state
             .into_iter()
-            .map(|(name, tensor)| (parameters::name_of_today(name), device_tensor(tensor.values, &self.device)))
+            .map(|(name, tensor)| {
+                (parameters::name_of_today(name), device_tensor(tensor.values, &self.device))
+            })
             .collect();
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use burn::module::Module;
 use burn::tensor::Device;
 use engram_config::ModelConfig;
-use engram_model::{LanguageModel, MemoryRows, Sequences, Tokens, Trace};
+use engram_model::{LanguageModel, Sequences, Tokens, Trace};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -331,7 +331,11 @@ impl Trainer {
             self.state.skipped_in_a_row = 0;
             self.learn(gradients, gradient_norm, &loads, schedule);
             if let Some(memory) = &mut self.memory {
-                memory.update(&batch.rows, &row_gradients, schedule * self.config.train.optimizer.adam_rate)?;
+                memory.update(
+                    &batch.rows,
+                    &row_gradients,
+                    schedule * self.config.train.optimizer.adam_rate,
+                )?;
                 memory.refresh(&mut next.rows, &batch.rows)?;
             }
         }
@@ -480,7 +484,8 @@ impl Trainer {
             return self.model().loss_recomputing(tokens, targets, share, trace);
         }
         let loss = self.model().loss(tokens, targets, trace);
-        let gradients = loss.clone().mul_scalar(share).backward();
+        let balanced = trace.balance.drain(..).fold(loss.clone(), |sum, balance| sum + balance);
+        let gradients = balanced.mul_scalar(share).backward();
         // Read last: reading waits for the device.
         (loss.inner().into_scalar(), gradients)
     }

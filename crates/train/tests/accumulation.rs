@@ -11,15 +11,18 @@ fn steps(trainer: &mut Trainer, count: usize) -> Vec<StepReport> {
     (0..count).map(|_| trainer.step().unwrap()).collect()
 }
 
-/// 1, 4 and 64 micro-batches, and 7 of which the last is smaller.
+/// 1, 4 and 64 micro-batches, and 7 of which the last is smaller. Sums in another order differ in their last bit, and
+/// both optimisers divide by what is small: at these rates that stays far below the bound for 20 steps. There are no
+/// experts, because a token whose two experts are nearly equal may change them for a last bit.
 #[test]
 fn losses_do_not_depend_on_the_micro_batch() {
-    let workshop = Workshop::new();
-    let whole = steps(&mut workshop.trainer("whole", "", ""), 20);
-    assert!(whole[19].loss < whole[0].loss - 0.3, "it learns: {} to {}", whole[0].loss, whole[19].loss);
+    let workshop = Workshop::without_experts();
+    let rates = "\n[train.optimizer]\nmuon_rate = 1e-3\nadam_rate = 1e-3\n";
+    let whole = steps(&mut workshop.trainer("whole", "", rates), 20);
+    assert!(whole[19].loss < whole[0].loss - 0.02, "it learns: {} to {}", whole[0].loss, whole[19].loss);
     for micro_batch in [64, 16, 10, 1] {
         let lines = format!("micro_batch = {micro_batch}");
-        let parts = steps(&mut workshop.trainer(&format!("run-{micro_batch}"), &lines, ""), 20);
+        let parts = steps(&mut workshop.trainer(&format!("run-{micro_batch}"), &lines, rates), 20);
         for (parts, whole) in parts.iter().zip(&whole) {
             let difference = (parts.loss - whole.loss).abs();
             assert!(

@@ -8,10 +8,8 @@ use anyhow::{Context, Result, ensure};
 use burn::module::Param;
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use engram_address::{Addressing, Tokens, Vocabulary, assign_primes, draw_multipliers};
-use engram_config::{Compression, Gate as GateCount, Lookup, MemoryConfig, MemoryForm, Precision};
-use engram_model::{
-    Gate, Init, Memory, MemoryRows, Projection, SeparateProjection, Sequences, composed,
-};
+use engram_config::{Compression, Gate as GateCount, GateForm, Lookup, MemoryConfig, MemoryForm, Precision};
+use engram_model::{Gate, Init, Memory, MemoryRows, Projection, SeparateProjection, Sequences, composed};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
@@ -125,7 +123,8 @@ impl Shape {
         );
         let config = MemoryConfig {
             form: MemoryForm::Paper,
-            gate: Gate::PerStream,
+            gate: GateCount::PerStream,
+            gate_form: GateForm::SignedRoot,
             convolution: None,
             layers: address.layers,
             max_order: address.max_order,

@@ -72,7 +72,7 @@ impl Workshop {
             let whom = pick(&["the far islands", "a mill", "the harbour", "his garden"], 13);
             format!("{who} {what} {whom}, and {n} others did. ")
         };
-        std::fs::write(&text, (0..900).map(sentence).collect::<String>()).unwrap();
+        std::fs::write(&text, (0..2400).map(sentence).collect::<String>()).unwrap();
         let corpus = Corpus::open(&[&text]).unwrap();
         let training = TokenizerTraining { vocabulary: 290, ..Default::default() };
         let tokenizer = Tokenizer::train(&corpus, &training, &mut |_| Continue(())).unwrap();
@@ -82,6 +82,17 @@ impl Workshop {
         let config = CONFIG.replace("vocabulary = 0", &format!("vocabulary = {}", tokenizer.vocabulary()));
         std::fs::write(folder.path().join("base.toml"), config).unwrap();
         Self(folder)
+    }
+
+    /// As [`new`](Self::new), for a model whose feed-forwards are all dense.
+    pub fn without_experts() -> Self {
+        let workshop = Self::new();
+        let path = workshop.path().join("base.toml");
+        let base = std::fs::read_to_string(&path).unwrap();
+        let (before, experts) = base.split_once("[model.experts]").unwrap();
+        let (_, after) = experts.split_once("[model.hyper_connections]").unwrap();
+        std::fs::write(&path, format!("{before}[model.hyper_connections]{after}")).unwrap();
+        workshop
     }
 
     pub fn path(&self) -> &Path {

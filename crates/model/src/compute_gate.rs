@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 /// A gate decides how far a memory is read: for each of G queries and keys a number between 0 and 1.
-pub(crate) trait GateForm {
+pub(crate) trait ComputeGate {
     /// a, `[tokens, G, 1]`, from queries and keys `[tokens, G·width]`; without a graph where these have none.
     fn gate(&self, h: Tensor<2>, keys: Tensor<2>) -> Tensor<3>;
 
