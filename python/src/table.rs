@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::addressing::Addressing;
-use crate::array::{Array, Dtype, new_array};
+use crate::array::{Array, Dtype, ValuesMut, new_array};
 use crate::error::store;
 use crate::overlay::OverlayWriter;
 use crate::process::{Owned, claim};
@@ -155,6 +155,31 @@ impl Table {
         let list = array.row_ids()?.to_vec();
         let ticket = py.detach(|| self.prefetcher()?.submit(list).map_err(store))?;
         Ok(Ticket::new(ticket, array.shape.clone(), self.header.width, self.header.format))
+    }
+
+    /// Seconds that Rust itself takes for each of `repeats` gathers of `ids` into `out` (float32): what a bench compares
+    /// `gather` with.
+    fn _gather_seconds(
+        &self,
+        py: Python<'_>,
+        ids: &Bound<'_, PyAny>,
+        out: &Bound<'_, PyAny>,
+        repeats: usize,
+    ) -> PyResult<Vec<f64>> {
+        claim()?;
+        let (ids, mut out) = (Array::of("ids", ids)?, Array::of("out", out)?);
+        let list = ids.row_ids()?;
+        let ValuesMut::F32(values) = out.values_mut(Dtype::F32)? else {
+            return Err(PyValueError::new_err("`out` must hold float32"));
+        };
+        py.detach(|| {
+            let mut once = || {
+                let start = std::time::Instant::now();
+                self.parts.source.gather(list, values).map_err(store)?;
+                Ok(start.elapsed().as_secs_f64())
+            };
+            (0..repeats).map(|_| once()).collect()
+        })
     }
 
     /// Begins an overlay on top of this table and its overlays.

@@ -27,7 +27,8 @@ pub(crate) fn initial_values(
     let ValuesMut::F32(values) = array.values_mut(Dtype::F32)? else {
         return Err(PyValueError::new_err("`out` must hold float32"));
     };
-    let wrong = || PyValueError::new_err(format!("`deviation` is {deviation}, but must be finite and above 0"));
+    let wrong =
+        || PyValueError::new_err(format!("`deviation` is {deviation}, but must be finite and above 0"));
     if !(deviation > 0.0 && deviation.is_finite()) {
         return Err(wrong());
     }
@@ -64,6 +65,7 @@ pub(crate) fn blake3_of_file(py: Python<'_>, path: PathBuf) -> PyResult<String> 
             };
         }
     };
-    let found = py.detach(hash).map_err(|error| PyOSError::new_err(format!("{}: {error}", path.display())))?;
+    let found =
+        py.detach(hash).map_err(|error| PyOSError::new_err(format!("{}: {error}", path.display())))?;
     Ok(found.to_hex().to_string())
 }

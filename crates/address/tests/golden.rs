@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use engram_address::{AddressConfig, Addressing, Arithmetic, Boundary, Tokens, Vocabulary};
+use engram_address::{
+    AddressConfig, Addressing, Arithmetic, Boundary, StoredAddressing, Tokens, Vocabulary, assign_primes,
+};
 use serde_json::Value;
 
 #[test]
@@ -78,19 +80,50 @@ fn qwen_sizes() {
     assert_eq!(sizes[0][1][5..], [20_000_159, 20_000_161, 20_000_171]);
 }
 
-/// The 129,280 ids of the DeepSeek tokenizer. Needs the tokenizer and the full map; without them it only
-/// says so.
+/// Qwen3.8-Flash-Next's arithmetic: products that wrap around as signed 64-bit integers, floored remainders, and an
+/// end-of-sequence token that ends its document and stands for what is beyond. The ids are those of a program in numpy,
+/// whose `int64` products wrap and whose `mod` is floored.
 #[test]
+fn qwen_rows_of_raw_ids() {
+    let golden: Value = serde_json::from_str(include_str!("golden/addressing_qwen.json")).unwrap();
+    let (vocabulary, eos) = (of::<usize>(&golden["vocabulary"]), of::<u32>(&golden["eos"]));
+    let primes: Vec<Vec<u64>> = of(&golden["primes"]);
+    assert_eq!(assign_primes(1, &[20_000_000, 20_000_000], 8).unwrap(), [primes.clone()]);
+    let stored = serde_json::json!({
+        "layers": [{ "layer": 1, "multipliers": golden["multipliers"], "primes": primes }],
+        "pad_id": eos, "boundary": { "after": eos }, "arithmetic": "wrapping",
+    });
+    let stored: StoredAddressing = serde_json::from_value(stored).unwrap();
+    assert!(stored.layers[0].multipliers.iter().any(|&multiplier| multiplier < 0));
+    let addressing = Addressing::from_stored(stored, Vocabulary::identity(vocabulary)).unwrap();
+    for case in golden["cases"].as_array().unwrap() {
+        let (tokens, rows): (Vec<u32>, Vec<Vec<u64>>) = (of(&case["tokens"]), of(&case["rows"]));
+        let mut ids = Vec::new();
+        addressing.row_ids(0, &tokens, &mut ids).unwrap();
+        assert_eq!(ids, rows.concat(), "{}", case["name"]);
+    }
+}
+
+/// The 129,280 ids of the DeepSeek tokenizer. Needs the tokenizer; without it it only says so.
+#[test]
+#[cfg(feature = "tokenizers")]
 fn deepseek_classes() {
-    let (Some(tokenizer), Some(golden)) = (
-        from_environment("ENGRAM_DEEPSEEK_TOKENIZER", "the DeepSeek tokenizer.json"),
-        from_environment("ENGRAM_GOLDEN", "the folder with deepseek_compression.npy"),
-    ) else {
+    let Some(tokenizer) = from_environment("ENGRAM_DEEPSEEK_TOKENIZER", "the DeepSeek tokenizer.json") else {
         return;
     };
     let vocabulary = Vocabulary::from_tokenizer_file(tokenizer).unwrap();
+    assert!(vocabulary.as_slice() == deepseek_vocabulary().as_slice());
+}
+
+/// Tables of the published models carry these identities when they are imported.
+#[test]
+fn identities_of_the_published_models() {
+    let vocabulary = deepseek_vocabulary();
     assert_eq!((vocabulary.len(), vocabulary.classes()), (129_280, DEEPSEEK_CLASSES));
-    assert!(vocabulary.as_slice() == npy_i32(&golden.join("deepseek_compression.npy")));
+    assert_eq!(v4_1(vocabulary.clone()).identity().to_string(), V41_IDENTITY);
+    let demo: Value = serde_json::from_str(include_str!("golden/addressing_demo_config.json")).unwrap();
+    let demo = Addressing::new(&config_of(&demo["config"]), vocabulary).unwrap();
+    assert_eq!(demo.identity().to_string(), DEMO_IDENTITY);
 }
 
 /// Token ids of the module files, through the tokenizer's classes, to their row ids and head ids.
@@ -99,7 +132,7 @@ fn module_files_from_token_ids() {
     let Some(golden) = from_environment("ENGRAM_GOLDEN", "the folder with module_*.safetensors") else {
         return;
     };
-    let vocabulary = Vocabulary::from_classes(npy_i32(&golden.join("deepseek_compression.npy"))).unwrap();
+    let vocabulary = deepseek_vocabulary();
     for name in ["module_n3_conv", "module_n3_conv_zero", "module_n4_seed7"] {
         let bytes = std::fs::read(golden.join(format!("{name}.safetensors"))).unwrap();
         let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
@@ -130,6 +163,9 @@ fn module_files_from_token_ids() {
 
 /// Vocabulary classes of the DeepSeek tokenizer.
 const DEEPSEEK_CLASSES: usize = 99_092;
+
+const V41_IDENTITY: &str = "f9acf548a34ee1a5b2ad8892c35403d3442140f14a9f96e905efd4f0120b12e5";
+const DEMO_IDENTITY: &str = "50fc032ce59688d52158a2ad19281634692cff3df0f9a73ab3f9c5856b8144a3";
 
 fn v4_1(vocabulary: Vocabulary) -> Addressing {
     let config = AddressConfig {
@@ -200,10 +236,18 @@ fn from_environment(variable: &str, what: &str) -> Option<PathBuf> {
     path
 }
 
-/// A one-dimensional little-endian int32 array in numpy's format, version 1.
-fn npy_i32(path: &Path) -> Vec<u32> {
-    let bytes = std::fs::read(path).unwrap();
-    let header = 10 + u16::from_le_bytes([bytes[8], bytes[9]]) as usize;
-    assert!(String::from_utf8_lossy(&bytes[..header]).contains("'<i4'"));
-    bytes[header..].chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect()
+/// The published classes of the DeepSeek tokenizer's ids. The file has a number for each id: 0 for a class of its own, else
+/// one more than the class of an id before.
+fn deepseek_vocabulary() -> Vocabulary {
+    let packed = include_bytes!("golden/deepseek_classes.u32.zst");
+    let bytes = zstd::decode_all(&packed[..]).unwrap();
+    let mut classes = 0;
+    let class = |word: &[u8]| match u32::from_le_bytes(word.try_into().unwrap()) {
+        0 => {
+            classes += 1;
+            classes - 1
+        }
+        earlier => earlier - 1,
+    };
+    Vocabulary::from_classes(bytes.chunks_exact(4).map(class).collect()).unwrap()
 }

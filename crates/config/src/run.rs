@@ -52,8 +52,9 @@ pub struct CheckpointConfig {
 pub struct DataConfig {
     /// Shards to train on.
     pub train: PathBuf,
-    /// Held-out shards.
-    pub valid: PathBuf,
+    /// Held-out shards; none: no held-out losses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid: Option<PathBuf>,
     /// The tokenizer, a Hugging Face `tokenizer.json`.
     pub tokenizer: PathBuf,
 }
@@ -62,9 +63,21 @@ impl DataConfig {
     /// Takes relative paths from the folder of the file at `path`, which they were read from.
     pub fn resolve(&mut self, path: &Path) {
         let folder = path.parent().unwrap_or(Path::new(""));
-        for data in [&mut self.train, &mut self.valid, &mut self.tokenizer] {
-            *data = folder.join(&data);
-        }
+        self.paths_mut().for_each(|data| *data = folder.join(&data));
+    }
+
+    /// All paths.
+    pub fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        [&mut self.train, &mut self.tokenizer].into_iter().chain(&mut self.valid)
+    }
+
+    /// The held-out shards, for what needs some.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn held_out(&self) -> std::result::Result<&Path, ConfigError> {
+        let reason = "is missing: name held-out shards (`engram data prepare --hold-out`)";
+        self.valid.as_deref().ok_or_else(|| ConfigError::new("data.valid", reason))
     }
 }
 
@@ -112,7 +125,7 @@ pub struct TrainConfig {
     /// Steps between held-out losses.
     #[serde(default = "every")]
     pub evaluate_every: u64,
-    /// Held-out tokens per evaluation at most; none: all.
+    /// Held-out tokens per evaluation at most, in whole windows spread evenly over the text; none: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluate_tokens: Option<usize>,
     /// Steps between checkpoints.
@@ -196,6 +209,13 @@ impl RunConfig {
         ];
         if let Some((key, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
             return Err(ConfigError::new(*key, "is 0: must be at least 1"));
+        }
+        if i64::try_from(train.seed).is_err() {
+            let reason = format!("is {}: at most {}, the largest number of TOML", train.seed, i64::MAX);
+            return Err(ConfigError::new("train.seed", reason));
+        }
+        if train.evaluate_tokens == Some(0) {
+            return Err(ConfigError::new("train.evaluate_tokens", "is 0: must be at least 1"));
         }
         if let Some(parts) = train.accumulation {
             let micro_batch = train.batch.div_ceil(parts.max(1));

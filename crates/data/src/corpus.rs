@@ -154,9 +154,15 @@ impl Corpus {
     /// # Errors
     /// Those of [`Documents`], and a corpus without any text.
     pub fn text_bytes(&self) -> Result<u64> {
+        self.measured().map(|(bytes, _)| bytes)
+    }
+
+    /// Bytes of text in all documents, and the records that could not be read as they stood.
+    pub(crate) fn measured(&self) -> Result<(u64, DamageReport)> {
         let mut documents = self.documents();
         let bytes = documents.try_fold(0, |sum, text| text.map(|text| sum + text.len() as u64))?;
-        if bytes == 0 { Err(self.empty(documents.damage())) } else { Ok(bytes) }
+        let damage = documents.damage;
+        if bytes == 0 { Err(self.empty(&damage)) } else { Ok((bytes, damage)) }
     }
 
     pub(crate) fn empty(&self, damage: &DamageReport) -> Error {

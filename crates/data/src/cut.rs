@@ -5,9 +5,10 @@
 //! few: those with the split rules of GPT-2, GPT-4 and their successors, without normalisation. SentencePiece's kind
 //! writes `▁` before each text, merges over blanks or normalises over neighbours: its texts are never cut.
 
+use tokenizers::Tokenizer;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::pre_tokenizers::split::SplitPattern;
-use tokenizers::{SplitDelimiterBehavior, Tokenizer};
+
+use crate::split_rule::SplitRule;
 
 /// Bytes that a piece has at most, where there are places to cut.
 pub(crate) const PIECE: usize = 1 << 18;
@@ -86,19 +87,12 @@ fn of_splitters(splitter: &PreTokenizerWrapper) -> Cut {
     };
     let mut places = Cut::Never;
     for splitter in splitters {
-        let of_this = match splitter {
+        let of_this = match (splitter, SplitRule::of(splitter)) {
+            (_, Some(SplitRule::Gpt2)) => Cut::AfterSingleLines,
+            (_, Some(SplitRule::Lines { .. })) => Cut::AfterLines,
             // Digits are no line ends, and part from them in either case.
-            PreTokenizerWrapper::Digits(_) => continue,
-            PreTokenizerWrapper::ByteLevel(bytes) if bytes.add_prefix_space => return Cut::Never,
-            PreTokenizerWrapper::ByteLevel(bytes) if !bytes.use_regex => continue,
-            PreTokenizerWrapper::ByteLevel(_) => Cut::AfterSingleLines,
-            PreTokenizerWrapper::Split(split)
-                if is_known(&split.pattern)
-                    && split.behavior == SplitDelimiterBehavior::Isolated
-                    && !split.invert =>
-            {
-                Cut::AfterLines
-            }
+            (PreTokenizerWrapper::Digits(_), None) => continue,
+            (PreTokenizerWrapper::ByteLevel(bytes), None) if !bytes.add_prefix_space => continue,
             _ => return Cut::Never,
         };
         if places == Cut::Never {
@@ -108,92 +102,19 @@ fn of_splitters(splitter: &PreTokenizerWrapper) -> Cut {
     places
 }
 
-/// Whether it is the rule of GPT-4, Llama 3, Qwen 2 or of a tokenizer trained here, which differ in how many digits
-/// stand together.
-fn is_known(pattern: &SplitPattern) -> bool {
-    let SplitPattern::Regex(pattern) = pattern else { return false };
-    let (before, after) = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|",
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    );
-    let digits = pattern.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
-    digits.is_some_and(|digits| [r"\p{N}", r"\p{N}+", r"\p{N}{1,2}", r"\p{N}{1,3}"].contains(&digits))
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
     use super::*;
-
-    /// A BPE tokenizer over bytes, some merges over words, blanks and line ends among them.
-    fn tokenizer(pre_tokenizer: Value, normalizer: Value, added: Value) -> Tokenizer {
-        let names: Vec<char> = {
-            let mut names: Vec<char> =
-                tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().collect();
-            names.extend(['▁']);
-            names.sort_unstable();
-            names
-        };
-        let merges = [
-            ["a", "b"],
-            ["Ġ", "a"],
-            ["Ċ", "Ċ"],
-            ["Ġ", "Ċ"],
-            ["Ġa", "b"],
-            ["ĊĊ", "Ċ"],
-            ["▁", "a"],
-            ["b", "▁a"],
-        ];
-        let merged = merges.iter().map(|[one, two]| format!("{one}{two}"));
-        let vocabulary: serde_json::Map<String, Value> = names
-            .iter()
-            .map(char::to_string)
-            .chain(merged)
-            .enumerate()
-            .map(|(id, name)| (name, Value::from(id)))
-            .collect();
-        let file = json!({
-            "version": "1.0", "added_tokens": added, "normalizer": normalizer, "pre_tokenizer": pre_tokenizer,
-            "model": {"type": "BPE", "vocab": vocabulary, "merges": merges},
-        });
-        let mut tokenizer = Tokenizer::from_bytes(file.to_string()).unwrap();
-        tokenizer.set_encode_special_tokens(true);
-        tokenizer
-    }
-
-    fn split(digits: &str) -> Value {
-        let pattern = format!(
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-        );
-        json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false})
-    }
-
-    fn bytes(use_regex: bool) -> Value {
-        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex})
-    }
-
-    fn sequence(splitters: Value) -> Value {
-        json!({"type": "Sequence", "pretokenizers": splitters})
-    }
-
-    fn kinds() -> Vec<(Tokenizer, Cut)> {
-        let digits = json!({"type": "Digits", "individual_digits": true});
-        let of = |splitter, cut| (tokenizer(splitter, Value::Null, json!([])), cut);
-        vec![
-            of(bytes(true), Cut::AfterSingleLines),
-            of(sequence(json!([digits, bytes(true)])), Cut::AfterSingleLines),
-            of(sequence(json!([split(r"\p{N}"), bytes(false)])), Cut::AfterLines),
-            of(sequence(json!([split(r"\p{N}{1,3}"), bytes(false)])), Cut::AfterLines),
-        ]
-    }
+    use crate::split_rule::testing::{byte_level, kinds, sequence, split, tokenizer};
 
     #[test]
     fn places_are_known_of_few_tokenizers() {
-        for (tokenizer, cut) in kinds() {
-            assert_eq!(Cut::of(&tokenizer), cut);
-        }
+        let places: Vec<_> = kinds().iter().map(Cut::of).collect();
+        let (lines, single) = (Cut::AfterLines, Cut::AfterSingleLines);
+        assert_eq!(places, [single, single, lines, lines, lines]);
         let never = |splitter: Value, normalizer: Value, added: Value| {
             assert_eq!(Cut::of(&tokenizer(splitter, normalizer, added)), Cut::Never);
         };
@@ -201,18 +122,18 @@ mod tests {
             json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": false});
         never(metaspace, Value::Null, json!([]));
         never(Value::Null, json!({"type": "Prepend", "prepend": "▁"}), json!([]));
-        never(bytes(true), json!({"type": "NFC"}), json!([]));
-        never(sequence(json!([split(r"\d+"), bytes(false)])), Value::Null, json!([]));
-        let mut prefixed = bytes(true);
+        never(byte_level(true), json!({"type": "NFC"}), json!([]));
+        never(sequence(json!([split(r"\d+"), byte_level(false)])), Value::Null, json!([]));
+        let mut prefixed = byte_level(true);
         prefixed["add_prefix_space"] = true.into();
         never(prefixed, Value::Null, json!([]));
         let token = |content: &str, special: bool, lstrip: bool| {
             json!([{"id": 300, "content": content, "single_word": false, "lstrip": lstrip, "rstrip": false,
                     "normalized": false, "special": special}])
         };
-        never(bytes(true), Value::Null, token("a\nb", false, false));
-        never(bytes(true), Value::Null, token("ab", false, true));
-        let harmless = tokenizer(bytes(true), Value::Null, token("a\nb", true, false));
+        never(byte_level(true), Value::Null, token("a\nb", false, false));
+        never(byte_level(true), Value::Null, token("ab", false, true));
+        let harmless = tokenizer(byte_level(true), Value::Null, token("a\nb", true, false));
         assert_eq!(Cut::of(&harmless), Cut::AfterSingleLines);
     }
 
@@ -232,7 +153,8 @@ mod tests {
     proptest! {
         #[test]
         fn tokens_of_pieces_are_tokens_of_the_whole(text in "([ab1é.,'!\u{a0} \r\t\n-]|\n[ab]){0,60}", most in 1..20usize) {
-            for (tokenizer, cut) in kinds() {
+            for tokenizer in kinds() {
+                let cut = Cut::of(&tokenizer);
                 let ids = |text: &str| tokenizer.encode_fast(text, false).unwrap().get_ids().to_vec();
                 let pieces: Vec<&str> = cut.pieces(&text, most).collect();
                 prop_assert_eq!(pieces.concat(), text.as_str());

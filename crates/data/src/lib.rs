@@ -37,8 +37,10 @@ mod packing;
 mod permuted;
 mod sampler;
 mod shards;
+mod split_rule;
 mod text_bounds;
 mod tokenizer;
+mod word_encoder;
 mod work_folder;
 
 pub use corpus::{Corpus, Documents};

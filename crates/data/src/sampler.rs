@@ -30,7 +30,7 @@ pub struct SamplerState {
 ///
 /// let resumed = Sampler::new(7, 128, 4, 1_000_000)?.at(sampler.state())?;
 /// assert_eq!(resumed.clone().next_starts(), sampler.next_starts());
-/// # Ok::<(), engram_train::Error>(())
+/// # Ok::<(), engram_data::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampler {
@@ -88,6 +88,12 @@ impl Sampler {
     /// Number of windows of an epoch; it differs by at most one between epochs, with their offsets.
     pub fn windows(&self, epoch: u64) -> u64 {
         (self.tokens - 1 - self.offset(epoch)) / self.context
+    }
+
+    /// How often the data have been used: whole epochs, and the share of this one.
+    pub fn epochs(&self) -> f64 {
+        let SamplerState { epoch, position } = self.state;
+        epoch as f64 + position as f64 / self.windows(epoch) as f64
     }
 
     /// Positions of the first tokens of the next batch's windows. A batch may end one epoch and begin the
@@ -229,7 +235,9 @@ mod tests {
         let starts = |seed| Sampler::new(seed, 8, 100, 1000).unwrap().next_starts();
         assert_ne!(starts(1), starts(2));
         let mut sampler = Sampler::new(1, 8, sampler_windows(1, 8, 1000), 1000).unwrap();
+        assert_eq!(sampler.epochs(), 0.0);
         let (mut one, mut two) = (sampler.next_starts(), sampler.next_starts());
+        assert!((sampler.epochs() - 2.0).abs() < 0.02, "{}", sampler.epochs());
         assert_ne!(one, two);
         one.sort();
         two.sort();

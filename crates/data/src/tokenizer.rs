@@ -20,8 +20,10 @@ use tokenizers::{AddedToken, DecoderWrapper, SplitDelimiterBehavior};
 
 use crate::corpus::{Corpus, Documents};
 use crate::cut::{Cut, PIECE};
+use crate::damage::DamageReport;
 use crate::error::{Error, Result};
 use crate::files::write_file;
+use crate::word_encoder::WordEncoder;
 
 /// The token after every document of a tokenizer trained here; its id is 0.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
@@ -49,6 +51,7 @@ pub struct Tokenizer {
     pad: Option<u32>,
     bytes: TokenBytes,
     cut: Cut,
+    words: Option<Arc<WordEncoder>>,
 }
 
 /// blake3 of a `tokenizer.json`: token shards and checkpoints carry it.
@@ -97,8 +100,20 @@ impl Tokenizer {
         options: &TokenizerTraining,
         progress: &mut (dyn FnMut(TokenizerProgress) -> ControlFlow<()> + Send),
     ) -> Result<Self> {
+        Self::train_reporting(corpus, options, progress).map(|(tokenizer, _)| tokenizer)
+    }
+
+    /// As [`train`](Self::train), with the records of the corpus that could not be read as they stood.
+    ///
+    /// # Errors
+    /// As [`train`](Self::train).
+    pub fn train_reporting(
+        corpus: &Corpus,
+        options: &TokenizerTraining,
+        progress: &mut (dyn FnMut(TokenizerProgress) -> ControlFlow<()> + Send),
+    ) -> Result<(Self, DamageReport)> {
         options.validate()?;
-        let total = corpus.text_bytes()?;
+        let (total, damage) = corpus.measured()?;
         let mut outcome = Ok(());
         let mut untrained = untrained();
         let mut trainer = TrainerWrapper::BpeTrainer(trainer(options.vocabulary));
@@ -124,7 +139,7 @@ impl Tokenizer {
             return Err(Error::option("vocabulary", options.vocabulary, reason));
         }
         let json = untrained.to_string(true).map_err(tokenize)?;
-        Self::from_json(json.as_bytes(), "the trained tokenizer", None)
+        Ok((Self::from_json(json.as_bytes(), "the trained tokenizer", None)?, damage))
     }
 
     /// Loads a `tokenizer.json` whose end-of-text token has one of the usual names.
@@ -171,7 +186,17 @@ impl Tokenizer {
         };
         let pad = id_of(&PAD_NAMES);
         let (bytes, cut) = (TokenBytes::of(&inner), Cut::of(&inner));
-        Ok(Self { json: json.into(), hash: TokenizerHash::of(json), end_of_text, pad, bytes, cut, inner })
+        let words = WordEncoder::of(&inner).map(Arc::new);
+        Ok(Self {
+            json: json.into(),
+            hash: TokenizerHash::of(json),
+            end_of_text,
+            pad,
+            bytes,
+            cut,
+            words,
+            inner,
+        })
     }
 
     /// Writes the `tokenizer.json`, whole or not at all.
@@ -212,6 +237,9 @@ impl Tokenizer {
     /// # Errors
     /// A tokenizer that has no token for some of the text and no token for the unknown.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        if let Some(words) = &self.words {
+            return words.encode(&self.inner, text).map_err(tokenize);
+        }
         let encoding = self.inner.encode_fast(text, false).map_err(tokenize)?;
         Ok(encoding.get_ids().to_vec())
     }

@@ -74,7 +74,7 @@ fn of_tasks(error: &engram_eval::tasks::Error) -> u8 {
         Error::Interrupted => 130,
         Error::File { source, .. } => of_input(names_no_input(source)),
         Error::Model(error) => of_training(error),
-        Error::Line { .. } | Error::Mismatch(_) => 2,
+        Error::Line { .. } | Error::Mismatch(_) | Error::Length(_) => 2,
         Error::Answers(_) => 1,
     }
 }
@@ -82,7 +82,9 @@ fn of_tasks(error: &engram_eval::tasks::Error) -> u8 {
 fn of_import(error: &engram_import::Error) -> u8 {
     use engram_import::Error;
     match error {
+        Error::Interrupted => 130,
         Error::Read { source, .. } | Error::File { source, .. } => of_input(names_no_input(source)),
+        Error::Hub { is_input, .. } => of_input(*is_input),
         Error::Config(error) => of_config(error),
         Error::Tokenizer(error) => of_data(error),
         _ => 2,
@@ -93,7 +95,7 @@ fn of_training(error: &engram_train::Error) -> u8 {
     use engram_train::Error;
     match error {
         Error::Interrupted => 130,
-        Error::Diverged { .. } => 1,
+        Error::Diverged { .. } | Error::NotFinite(_) => 1,
         Error::File { source, .. } => of_input(names_no_input(source)),
         Error::Data(error) => of_data(error),
         Error::Store(error) => of_store(error),
@@ -143,8 +145,22 @@ fn of_input(input: bool) -> u8 {
 
 /// Whether the system refused because a name leads to nothing, or to something that cannot be read as asked.
 fn names_no_input(error: &io::Error) -> bool {
-    use io::ErrorKind::{InvalidData, IsADirectory, NotADirectory, NotFound};
-    matches!(error.kind(), NotFound | NotADirectory | IsADirectory | InvalidData)
+    use io::ErrorKind::{
+        AlreadyExists, DirectoryNotEmpty, InvalidData, InvalidFilename, IsADirectory, NotADirectory,
+        NotFound, PermissionDenied, ReadOnlyFilesystem,
+    };
+    matches!(
+        error.kind(),
+        NotFound
+            | NotADirectory
+            | IsADirectory
+            | InvalidData
+            | InvalidFilename
+            | AlreadyExists
+            | DirectoryNotEmpty
+            | PermissionDenied
+            | ReadOnlyFilesystem
+    )
 }
 
 /// The message of `error`: what happened, then each cause that the text before it does not already tell.

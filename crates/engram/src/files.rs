@@ -9,6 +9,7 @@ use engram_eval::figure::png;
 use tempfile::NamedTempFile;
 
 use crate::failure::refuse;
+use crate::note::note;
 
 /// Writes `text` under another name beside `path`, then gives it its own.
 pub(crate) fn write_file(path: &Path, text: &str) -> anyhow::Result<()> {
@@ -22,7 +23,7 @@ pub(crate) fn write_figure(folder: &Path, name: &str, svg: &str) -> anyhow::Resu
     for (ending, bytes) in [("svg", svg.as_bytes()), ("png", &picture)] {
         let path = folder.join(format!("{name}.{ending}"));
         write_bytes(&path, bytes)?;
-        eprintln!("wrote {}", path.display());
+        note(format_args!("wrote {}", path.display()));
     }
     Ok(())
 }

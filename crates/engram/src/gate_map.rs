@@ -1,11 +1,11 @@
 //! Heat maps of gates on a terminal, or in plain text.
 
 use std::fmt::Write;
-use std::io::IsTerminal;
 
 use unicode_width::UnicodeWidthStr;
 
 use crate::gate_text::{GateLayer, GateText, Scale, visible};
+use crate::terminal;
 
 /// How a map is drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,12 +17,11 @@ pub(crate) struct Canvas {
 }
 
 impl Canvas {
-    /// What standard output can show. `NO_COLOR` is respected (<https://no-color.org>).
+    /// What standard output can show.
     pub(crate) fn of_stdout() -> Self {
-        let terminal = std::io::stdout().is_terminal();
-        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let colour = terminal::takes_colour(&std::io::stdout());
         let width = terminal_size::terminal_size_of(std::io::stdout()).map(|(width, _)| usize::from(width.0));
-        Self { width: width.unwrap_or(100).max(20), colour: terminal && !refused }
+        Self { width: width.unwrap_or(100).max(20), colour }
     }
 }
 

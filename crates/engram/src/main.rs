@@ -4,8 +4,8 @@
 //! errors to standard error.
 
 mod commands;
+mod corpus_options;
 mod corpus_rows;
-mod decoded;
 mod device;
 mod device_probe;
 mod failure;
@@ -16,16 +16,20 @@ mod gate_text;
 mod hit_rate_chart;
 mod hub;
 mod interrupt;
+mod json;
 mod loss_chart;
 mod machine_memory;
 mod metrics;
+mod note;
 mod number;
 mod progress;
 mod provenance;
 mod random;
 mod run;
 mod served;
+mod shell;
 mod table;
+mod terminal;
 
 use std::process::ExitCode;
 
@@ -50,7 +54,7 @@ fn main() -> ExitCode {
         Err(error) => {
             let status = failure::status(&error);
             if status != 0 {
-                eprintln!("error: {}", failure::message(&error));
+                note::note(format_args!("error: {}", failure::message(&error)));
             }
             ExitCode::from(status)
         }

@@ -99,9 +99,9 @@ mod tests {
     use super::*;
 
     fn step(step: u64) -> Metric {
-        let (loss, gradient_norm, schedule, tokens, seconds) = (4.5, 1.0, 0.5, 128 * step, 0.01);
+        let (loss, gradient_norm, schedule, tokens, epoch, seconds) = (4.5, 1.0, 0.5, 128 * step, 0.25, 0.01);
         let skipped = false;
-        Metric::Step(StepReport { step, loss, gradient_norm, schedule, tokens, seconds, skipped })
+        Metric::Step(StepReport { step, loss, gradient_norm, schedule, tokens, epoch, seconds })
     }
 
     #[test]

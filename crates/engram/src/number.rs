@@ -25,6 +25,19 @@ fn three_digits(value: f64) -> String {
     format!("{value:.digits$}")
 }
 
+/// All digits, in groups of three: `129,280`.
+pub(crate) fn grouped(count: u64) -> String {
+    let digits = count.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 /// Bytes in the largest binary unit that they fill: `1.50 GiB`, `264 B`.
 pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [(u32, &str); 4] = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
@@ -49,6 +62,15 @@ pub(crate) fn duration(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn digits_in_groups() {
+        for (count, text) in
+            [(0, "0"), (999, "999"), (1000, "1,000"), (129_280, "129,280"), (1_234_567, "1,234,567")]
+        {
+            assert_eq!(grouped(count), text);
+        }
+    }
 
     #[test]
     fn three_digits_and_a_suffix() {

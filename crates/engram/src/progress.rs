@@ -1,6 +1,5 @@
 //! Progress on standard error: a bar on a terminal, now and then a line elsewhere.
 
-use std::io::IsTerminal;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -8,7 +7,9 @@ use engram_train::Pace;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::interrupt;
+use crate::note::note;
 use crate::number::{bytes, duration, short};
+use crate::terminal;
 
 /// Time between lines where there is no terminal.
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
@@ -24,7 +25,7 @@ pub(crate) struct Progress {
 impl Progress {
     /// A job of `total` units.
     pub(crate) fn new(total: u64) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let bar = terminal::takes_controls(&std::io::stderr()).then(|| {
             let style = ProgressStyle::with_template("{bar:16.cyan/black.bright} {percent:>3}%  {wide_msg}")
                 .expect("a valid template")
                 .progress_chars("━━─");
@@ -42,7 +43,7 @@ impl Progress {
                 bar.set_message(message());
             }
             None if self.last_line.is_none_or(|last| last.elapsed() >= BETWEEN_LINES) => {
-                eprintln!("{}", message());
+                note(message());
                 self.last_line = Some(Instant::now());
             }
             None => {}
@@ -52,8 +53,8 @@ impl Progress {
     /// Writes a line that stays.
     pub(crate) fn line(&mut self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| note(text)),
+            None => note(text),
         }
     }
 }

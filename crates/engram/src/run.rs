@@ -7,9 +7,10 @@ use std::time::Duration;
 use anyhow::Context;
 use burn::tensor::Device;
 use engram_config::RunConfig;
-use engram_train::{HeldOut, NewContext, Pace, StepReport, Trainer};
+use engram_train::{HeldOut, NewContext, Pace, Resumption, StepReport, Trainer};
 
 use crate::metrics::{Metric, MetricsLog};
+use crate::note::note;
 use crate::number::{duration, short};
 
 /// A run that goes on step by step.
@@ -45,9 +46,16 @@ impl Run {
         Self::begun(Trainer::from_checkpoint(config, from, context, folder, device)?, folder)
     }
 
-    /// Goes on from the newest checkpoint in `folder`.
-    pub(crate) fn resume(config: RunConfig, folder: &Path, device: &Device) -> anyhow::Result<Self> {
-        Self::of(Trainer::resume(Some(config), folder, device)?, folder)
+    /// Continues from the newest checkpoint in `folder`; the settings whose keys are in `changes` may differ from its.
+    pub(crate) fn resume(
+        config: RunConfig,
+        changes: &[String],
+        folder: &Path,
+        device: &Device,
+    ) -> anyhow::Result<Self> {
+        let (trainer, resumption) = Trainer::resume_changing(Some(config), changes, folder, device)?;
+        tell(&resumption, trainer.step_count());
+        Self::of(trainer, folder)
     }
 
     /// A run that has not taken a step, with a checkpoint of its beginning.
@@ -61,6 +69,24 @@ impl Run {
         let step = trainer.step_count();
         let metrics = MetricsLog::open(folder, step)?;
         let pace = Pace::new(step);
+        let train = &trainer.config().train;
+        let (seen, there) = (
+            train.steps.saturating_mul((train.batch * trainer.config().model.context) as u64),
+            trainer.training_tokens(),
+        );
+        if seen > there {
+            let times = seen as f64 / there as f64;
+            note(format_args!(
+                "the data repeat: {} steps read {} tokens, {times:.1} times the {} of {}",
+                train.steps,
+                short(seen),
+                short(there),
+                trainer.config().data.train.display()
+            ));
+        }
+        if trainer.config().data.valid.is_none() {
+            note("no `data.valid`: no held-out losses");
+        }
         Ok(Self { trainer, metrics, pace, recent: VecDeque::new(), held_out: None, saved: step })
     }
 
@@ -93,8 +119,7 @@ impl Run {
         let due = |every: u64| step.is_multiple_of(every) || step == train.steps;
         let (evaluate, save) = (due(train.evaluate_every), due(train.checkpoint_every));
         let mut held_out = None;
-        if evaluate {
-            let loss = self.trainer.evaluate()?;
+        if evaluate && let Some(loss) = self.trainer.evaluate()? {
             self.metrics.add(Metric::HeldOut { step, loss })?;
             held_out = Some(loss);
             self.held_out = held_out;
@@ -142,6 +167,11 @@ impl Run {
             0 => {}
             skipped => status += &format!("  {skipped} skipped"),
         }
+        if let Some(report) = self.recent.back()
+            && report.epoch > 1.0
+        {
+            status += &format!("  epoch {:.1}", report.epoch);
+        }
         if let Some(held_out) = &self.held_out {
             status += &format!("  held-out {:.3} bits/byte", held_out.bits_per_byte);
         }
@@ -151,6 +181,22 @@ impl Run {
     fn mean(&self, value: impl Fn(&StepReport) -> f64) -> Option<f64> {
         let sum: f64 = self.recent.iter().map(value).sum();
         (!self.recent.is_empty()).then(|| sum / self.recent.len() as f64)
+    }
+}
+
+/// Tells what a resumed run does otherwise than before.
+fn tell(resumption: &Resumption, step: u64) {
+    for change in &resumption.changes {
+        note(format_args!("resumed with another setting: {change}"));
+    }
+    let [before, after] = resumption.schedule;
+    if before != after {
+        note(format_args!(
+            "the schedule's rate at step {step} is {after:.3} of the peak; as the run was, it would be {before:.3}"
+        ));
+    }
+    if resumption.new_data {
+        note("resumed with other training data, from their beginning");
     }
 }
 

@@ -1,58 +1,60 @@
-//! A checkpoint made ready to answer: weights laid out for decoding, and each memory layer's rows in a tier.
+//! A model made ready to answer: weights laid out for decoding, and each memory layer's rows in a tier.
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use burn::tensor::Device;
+use anyhow::Context;
 use clap::{Args, ValueEnum};
-use engram_data::Begin;
-use engram_import::Checkpoint;
+use engram_data::{Begin, PermutedPlaces};
 use engram_infer::{
-    ChatTemplate, Decoder, Dtype, Engine, EngineOptions, Event, Model, Opening, Request, RowTiers, TextCodec,
+    ChatTemplate, Decoder, Dtype, Engine, EngineOptions, Event, MemoryTables, Model, Opening, Request,
+    RowTiers, TextCodec,
 };
 use engram_serve::Facts;
 use engram_store::{PrefetchOptions, RowSource, TableHeader};
-use engram_train::Trained;
 
-use crate::commands::chat;
 use crate::commands::table::tier::{Counts, OpenTier, TierOptions};
 use crate::failure::{Interrupted, refuse};
 use crate::interrupt;
+use crate::note::note;
 
-/// Which checkpoint answers, and where its memory lives.
+/// Which model answers, and where its memory lives.
 #[derive(Debug, Args)]
 pub(crate) struct ModelOptions {
-    /// A checkpoint, or a run's folder, whose newest is taken.
+    /// A checkpoint, a run's folder, whose newest is taken, a GGUF file, or a folder with config.json.
     checkpoint: PathBuf,
     /// Read a memory layer's rows from this table file instead of the checkpoint's; the file says which layer's.
     #[arg(long = "table", value_name = "FILE")]
     tables: Vec<PathBuf>,
     /// Numbers that weights are kept in.
-    #[arg(long, value_enum, default_value = "f32")]
-    weights: Weights,
+    #[arg(long, visible_alias = "weights", value_enum, default_value = "file")]
+    dtype: Numbers,
     #[command(flatten)]
     tier: TierOptions,
 }
 
 /// Numbers that weights are kept in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Weights {
-    /// As they were trained.
+pub(crate) enum Numbers {
+    /// As they are, multiplied with activations as they are.
     F32,
-    /// Rounded to bf16, in half the memory; products and sums stay f32.
+    /// Rounded to bf16, in half the memory of f32; products and sums stay f32.
     Bf16,
-    /// Eight bits and a scale per 32, in a quarter of the memory; what they are multiplied with is rounded alike.
+    /// Eight bits and a scale per 32, in a quarter of the memory of f32; activations are rounded alike.
     Int8,
+    /// As the file has them; where they are quantised, activations are rounded to eight bits.
+    File,
 }
 
-impl Weights {
-    fn format(self) -> Dtype {
+impl Numbers {
+    fn dtype(self) -> Dtype {
         match self {
             Self::F32 => Dtype::F32,
             Self::Bf16 => Dtype::Bf16,
             Self::Int8 => Dtype::Int8,
+            Self::File => Dtype::File,
         }
     }
 }
@@ -69,18 +71,21 @@ pub(crate) struct Served {
 impl ModelOptions {
     /// Opens the model.
     pub(crate) fn open(&self) -> anyhow::Result<Served> {
-        let mut trained = Trained::open(&self.checkpoint, &Device::flex())?;
-        for table in &self.tables {
-            trained.replace_table(table)?;
+        let model = open(&self.checkpoint)?;
+        let mut tables = tables(&model)?;
+        for path in &self.tables {
+            match &mut tables {
+                Some(tables) => tables.replace(path)?,
+                None => return refuse("this model has no memory, and so no tables"),
+            }
         }
-        let mut tiers = Vec::new();
-        for path in trained.table_files() {
-            tiers.push(self.tier.open(path, &TableHeader::read(path)?)?);
-        }
-        Served::of(&trained, tiers, self.weights.format())
+        let files = tables.as_ref().map_or(&[][..], MemoryTables::files);
+        let tiers = files.iter().map(|path| self.tier.open(path, &TableHeader::read(path)?));
+        let tiers = tiers.collect::<anyhow::Result<_>>()?;
+        Served::of(&model, tables, tiers, self.dtype.dtype())
     }
 
-    /// The name of the checkpoint's folder.
+    /// The name of the checkpoint's folder, or of the file.
     pub(crate) fn name(&self) -> String {
         let path = self.checkpoint.canonicalize().unwrap_or_else(|_| self.checkpoint.clone());
         path.file_name().map_or_else(|| "engram".into(), |name| name.to_string_lossy().into_owned())
@@ -90,38 +95,60 @@ impl ModelOptions {
 /// How long a step waits for memory rows before its requests fail.
 const ROW_LIMIT: Duration = Duration::from_secs(15);
 
+/// Opens the model at `path`, and says what the user should know of it.
+pub(crate) fn open(path: &Path) -> anyhow::Result<engram_import::Model> {
+    let model = engram_import::Model::open(path)?;
+    model.notes().iter().for_each(|of_model| note(format_args!("note: {}: {of_model}", path.display())));
+    Ok(model)
+}
+
+/// The tables of a model's memory, if it has one.
+fn tables(model: &engram_import::Model) -> anyhow::Result<Option<MemoryTables>> {
+    let Some(memory) = &model.config().model.memory else { return Ok(None) };
+    let Some(checkpoint) = model.checkpoint() else {
+        return refuse(format!("{}: its memory has no tables", model.path().display()));
+    };
+    Ok(Some(MemoryTables::open(memory, model.tokenizer().inner(), checkpoint.folder())?))
+}
+
 impl Served {
-    /// `trained` as it is, its rows mapped from the checkpoint.
-    pub(crate) fn mapped(trained: &Trained) -> anyhow::Result<Self> {
-        let mut tiers = Vec::new();
-        for path in trained.table_files() {
-            tiers.push(OpenTier::mapped(path, &TableHeader::read(path)?)?);
-        }
-        Self::of(trained, tiers, Dtype::F32)
+    /// `model` with its rows mapped from the checkpoint.
+    pub(crate) fn mapped(model: &engram_import::Model, dtype: Dtype) -> anyhow::Result<Self> {
+        let tables = tables(model)?;
+        let files = tables.as_ref().map_or(&[][..], MemoryTables::files);
+        let tiers = files.iter().map(|path| OpenTier::mapped(path, &TableHeader::read(path)?));
+        let tiers = tiers.collect::<anyhow::Result<_>>()?;
+        Self::of(model, tables, tiers, dtype)
     }
 
-    fn of(trained: &Trained, tiers: Vec<OpenTier>, format: Dtype) -> anyhow::Result<Self> {
-        let config = &trained.config().model;
-        let tokenizer = trained.tokenizer();
+    fn of(
+        model: &engram_import::Model,
+        tables: Option<MemoryTables>,
+        tiers: Vec<OpenTier>,
+        dtype: Dtype,
+    ) -> anyhow::Result<Self> {
+        let config = &model.config().model;
+        let tokenizer = model.tokenizer();
         let token_bytes: Vec<Vec<u8>> =
             (0..tokenizer.vocabulary() as u32).map(|token| tokenizer.token_bytes(token).to_vec()).collect();
         let codec = TextCodec::new(tokenizer.inner(), token_bytes.clone(), tokenizer.end_of_text()).opening(
-            match trained.begin() {
+            match model.begin() {
                 Begin::Always(token) => Opening::Always(token),
                 Begin::IfEmpty(token) => Opening::IfEmpty(token),
             },
         );
         let (sources, counts): (Vec<Arc<dyn RowSource>>, Vec<_>) =
             tiers.into_iter().map(OpenTier::into_shared).unzip();
-        let rows = match trained.addressing() {
-            Some(addressing) => {
+        let rows = match tables {
+            Some(tables) => {
                 let options = PrefetchOptions { time_limit: ROW_LIMIT, ..PrefetchOptions::default() };
-                Some(RowTiers::new(addressing.clone(), sources, &options)?)
+                let tiers = RowTiers::new(tables.addressing().clone(), sources, &options)?;
+                Some(tiers.permuted(config.memory.as_ref().and_then(PermutedPlaces::of)))
             }
             None => None,
         };
-        let weights = Checkpoint::open(trained.folder())?.tensors("model.safetensors")?;
-        let decoder = Decoder::new(config, &weights, format)?;
+        let decoder = Decoder::new(config, model.weights(), dtype)
+            .with_context(|| model.path().display().to_string())?;
         let memory_layers = config.memory.as_ref().map_or(Vec::new(), |memory| memory.layers.clone());
         let layers = memory_layers.clone();
         let facts = Facts {
@@ -130,8 +157,11 @@ impl Served {
             memory_layers,
             metrics: Some(Box::new(move || row_metrics(&layers, &counts))),
         };
-        let path = trained.folder().join("tokenizer_config.json");
-        let template = if path.is_file() { chat::read(&path)? } else { None };
+        let template = match model.chat_template() {
+            Some(text) => ChatTemplate::from_tokenizer_config(text)
+                .with_context(|| format!("{}: chat template", model.path().display()))?,
+            None => None,
+        };
         Ok(Self { model: Model { decoder, rows, token_bytes }, codec, facts, template })
     }
 

@@ -71,7 +71,14 @@ fn the_checkpoint_answers_as_the_model_did() {
     assert_eq!((&made["checkpoint"], &made["chat_template"]), (&json!("imported"), &json!(true)));
     assert_eq!(made["model"]["attention"]["key_heads"], 2);
     assert_eq!(made["text"], json!({"begin": {"if_empty": "<|pad|>"}, "end": "<|endoftext|>"}));
-    let files = ["manifest.json", "model.safetensors", "run.toml", "tokenizer.json", "tokenizer_config.json"];
+    let files = [
+        "generation_config.json",
+        "manifest.json",
+        "model.safetensors",
+        "run.toml",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ];
     assert_eq!(workshop.list("imported"), files);
     let mode = |name: &str| {
         let metadata = std::fs::metadata(workshop.path("imported").join(name)).unwrap();
@@ -167,12 +174,12 @@ fn a_checkpoint_continues_texts() {
 #[test]
 fn what_cannot_become_a_checkpoint_is_refused() {
     let workshop = Workshop::prepared();
-    workshop.fails("import tokenizer.json --out imported", INPUT, &["neither a .gguf file nor a folder"]);
+    workshop.fails("import tokenizer.json --out imported", INPUT, &["tokenizer.json: not a GGUF file"]);
     workshop.fails("import nowhere.gguf --out imported", INPUT, &["nowhere.gguf: cannot read"]);
     write_model(&workshop, (4, 2), |config| config["attention_bias"] = true.into());
-    workshop.fails("import model --out imported", INPUT, &["config.json: biases are not known"]);
+    workshop.fails("import model --out imported", INPUT, &["config.json: `attention_bias` is true"]);
     write_model(&workshop, (4, 2), |config| config["rope_scaling"] = json!({"rope_type": "llama3"}));
-    workshop.fails("import model --out imported", INPUT, &["config.json: `rope_scaling`"]);
+    workshop.fails("import model --out imported", INPUT, &["config.json: `rope_scaling.factor` is missing"]);
     write_model(&workshop, (4, 2), |_| ());
     workshop.write("model/tokenizer_config.json", "{\"chat_template\": \"{% for %}\"}");
     workshop.fails("import model --out imported", INPUT, &["model: chat template: "]);
@@ -181,4 +188,32 @@ fn what_cannot_become_a_checkpoint_is_refused() {
     workshop.ok("import model --out imported");
     workshop.fails("import model --out imported", INPUT, &["imported already exists"]);
     assert!(workshop.list(".").iter().all(|name| !name.contains("unfinished")));
+}
+
+#[test]
+fn a_run_without_a_memory_is_exported_and_read_back() {
+    let workshop = Workshop::prepared();
+    write_model(&workshop, (4, 2), |_| ());
+    workshop.ok("import model --out imported");
+    workshop.ok("export imported --to hf --out exported");
+    let files = [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ];
+    assert_eq!(workshop.list("exported"), files);
+    workshop.ok("import exported --out again");
+    let said =
+        |model: &str| workshop.ok(&format!("generate {model} --prompt Ada --temperature 0 --tokens 8"));
+    assert_eq!(said("again"), said("imported"));
+    workshop.fails("export imported --to hf --out exported", INPUT, &["exported already exists"]);
+    workshop.fails("export nowhere --to hf --out other", INPUT, &["nowhere"]);
+}
+
+#[test]
+fn a_run_with_a_memory_is_not_exported() {
+    let workshop = Workshop::trained();
+    workshop.fails("export run --to hf --out exported", INPUT, &["`model.", "has no place"]);
 }

@@ -65,17 +65,9 @@ fn every_variant_trains_and_goes_on_as_if_nothing_had_happened() {
             loss["nats_per_token"].as_f64().unwrap()
         };
         assert_ne!(loss(""), loss("--without-memory"), "{memory} {training}: its memory is heard");
-        let generate = format!("generate whole-{index} --prompt Ada --tokens 5");
-        let set = |key: &str| memory.lines().any(|line| line.starts_with(key));
-        let departs = set("gate") || set("convolution") || set("lookup") || set("form");
-        // Tasks have texts continued all the same: where there is no decoder, by the whole model.
         workshop.ok(&format!("eval tasks whole-{index} say.toml --limit 1"));
         workshop.ok(&format!("eval tasks whole-{index} say.toml --limit 1 --without-memory"));
-        if departs {
-            workshop.fails(&generate, 2, &["published forms", "`model.memory."]);
-        } else {
-            workshop.ok(&generate);
-        }
+        workshop.ok(&format!("generate whole-{index} --prompt Ada --tokens 5"));
         losses.push(loss(""));
     }
     losses.sort_by(f64::total_cmp);

@@ -1,65 +1,40 @@
 //! Logits after the last token of each prompt, as a numpy file: to be set beside another implementation.
 //!
-//!     cargo run --release -p engram-eval --example logits -- MODEL.gguf LAMBADA.jsonl 50 logits.npy
-//!     cargo run --release -p engram-eval --example logits -- CHECKPOINT LAMBADA.jsonl 50 logits.npy
+//!     cargo run --release -p engram-eval --example logits -- MODEL LAMBADA.jsonl 50 logits.npy
+//!
+//! MODEL is a checkpoint without a memory, a GGUF file, or a folder with config.json.
 
 use std::error::Error;
 use std::io::Write;
 use std::path::Path;
 
-use burn::tensor::Device;
-use engram_import::{LlamaState, OutsideModel, PrefixRows};
-use engram_train::Trained;
+use engram_import::Model;
+use engram_infer::{Cache, Chunk, Decoder, Dtype, Root};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [model, prompts, count, out] = &arguments[..] else {
         return Err("give MODEL PROMPTS.jsonl COUNT OUT.npy".into());
     };
-    let model = open(Path::new(model))?;
+    let model = Model::open(Path::new(model))?;
+    let decoder = Decoder::new(&model.config().model, model.weights(), Dtype::F32)?;
     let mut rows = Vec::new();
     for line in std::fs::read_to_string(prompts)?.lines().take(count.parse()?) {
         let record: serde_json::Value = serde_json::from_str(line)?;
         let text = record["context"].as_str().ok_or("a record without `context`")?;
-        rows.extend(model.last_logits(text)?);
+        rows.extend(last_logits(&decoder, &model.tokenizer().encode(text)?)?);
     }
-    write_npy(Path::new(out), &rows, model.vocabulary())
+    write_npy(Path::new(out), &rows, decoder.config().vocabulary)
 }
 
-/// A model from outside, or a checkpoint.
-enum Model {
-    Outside(Box<OutsideModel>),
-    Trained(Box<Trained>),
-}
-
-fn open(path: &Path) -> Result<Model, Box<dyn Error>> {
-    Ok(match OutsideModel::is_one(path) {
-        true => Model::Outside(OutsideModel::open(path)?.into()),
-        false => Model::Trained(Trained::open(path, &Device::flex())?.into()),
-    })
-}
-
-impl Model {
-    fn vocabulary(&self) -> usize {
-        match self {
-            Self::Outside(model) => model.llama().config().vocabulary,
-            Self::Trained(model) => model.config().model.vocabulary,
-        }
-    }
-
-    fn last_logits(&self, text: &str) -> Result<Vec<f32>, Box<dyn Error>> {
-        Ok(match self {
-            Self::Outside(model) => last_logits(model, &model.tokenizer().encode(text)?),
-            Self::Trained(model) => model.next_logits(&model.tokenizer().encode(text)?)?,
-        })
-    }
-}
-
-fn last_logits(model: &OutsideModel, tokens: &[u32]) -> Vec<f32> {
-    let rows = PrefixRows::of(&[tokens]);
-    let llama = model.llama();
-    let hidden = llama.hidden(&rows.tokens, &rows.positions, &rows.segments, &mut LlamaState::default());
-    llama.logits(&hidden[hidden.len() - llama.config().width..])
+fn last_logits(decoder: &Decoder, tokens: &[u32]) -> Result<Vec<f32>, Box<dyn Error>> {
+    let layout = decoder.cache_layout(16);
+    let pages = layout.pages_for(tokens.len()).max(1);
+    let mut cache = Cache::new(layout, pages);
+    let mut sequence = cache.begin(Root::NoMemory, &[]);
+    cache.reserve(&mut sequence, tokens.len())?;
+    let chunk = Chunk { sequence: &sequence, tokens, memory: false, logits: 1, targets: &[] };
+    Ok(decoder.step(&mut cache, &[chunk], &mut [])?.logits)
 }
 
 /// A matrix of f32 in numpy's format, version 1.

@@ -3,13 +3,15 @@
 
 use std::ops::ControlFlow::Continue;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use burn::tensor::Device;
 use engram_config::RunConfig;
 use engram_data::{Corpus, PrepareOptions, Tokenizer, TokenizerTraining, prepare};
-use engram_eval::tasks::{Likelihood, Request, Scorer};
-use engram_model::TargetScore;
+use engram_eval::tasks::{Likelihood, ModelScorer, Request, Scorer, TargetScore};
+use engram_import::Model;
+use engram_infer::{Decoder, Dtype, MemoryTables, Offline, RowTiers};
+use engram_store::{PrefetchOptions, RowSource, Table, TableHeader};
 use engram_train::{Trained, Trainer};
 use proptest::prelude::*;
 
@@ -91,6 +93,23 @@ fn model() -> &'static Trained {
     MODEL.get_or_init(|| train(tempfile::tempdir().unwrap().keep().as_path()))
 }
 
+/// The checkpoint as a scorer.
+fn scorer() -> ModelScorer {
+    let checkpoint = Model::open(model().folder()).unwrap();
+    let config = &checkpoint.config().model;
+    let decoder = Decoder::new(config, checkpoint.weights(), Dtype::F32).unwrap();
+    let memory = config.memory.as_ref().unwrap();
+    let tables = MemoryTables::open(memory, checkpoint.tokenizer().inner(), model().folder()).unwrap();
+    let table = |path: &std::path::PathBuf| -> Arc<dyn RowSource> {
+        Arc::new(Table::open(path, &TableHeader::read(path).unwrap().origin).unwrap())
+    };
+    let sources = tables.files().iter().map(table).collect();
+    let rows = RowTiers::new(tables.addressing().clone(), sources, &PrefetchOptions::default()).unwrap();
+    let offline = Offline::new(decoder, Some(rows), 1 << 20, 2).unwrap();
+    let identity = checkpoint.identity().unwrap();
+    ModelScorer::new(offline, checkpoint.tokenizer().clone(), checkpoint.begin(), identity)
+}
+
 /// The likelihood by its definition: logits after every context, one at a time.
 fn by_definition(context: &[u32], continuation: &[u32]) -> Likelihood {
     let token = |index: usize| {
@@ -119,7 +138,7 @@ proptest! {
             texts.push((context, vec![7]));
         }
         let requests: Vec<Request> = texts.iter().map(|(c, e)| Request::new(c, e).unwrap()).collect();
-        let scores = model().score(&requests.iter().collect::<Vec<_>>()).unwrap();
+        let scores = scorer().score(&requests.iter().collect::<Vec<_>>()).unwrap();
         for ((context, continuation), found) in texts.iter().zip(scores) {
             let (found, expected) = (Likelihood::of(&found), by_definition(context, continuation));
             prop_assert!((found.log_probability - expected.log_probability).abs() < 1e-4, "{found:?} {expected:?}");
@@ -130,9 +149,11 @@ proptest! {
 
 #[test]
 fn continuations_are_the_likeliest_tokens() {
-    let prompts = [model().encode("Some of").unwrap(), model().encode("letters").unwrap()];
+    let scorer = scorer();
+    assert_eq!(scorer.identity(), model().identity());
+    let prompts = [scorer.encode("Some of").unwrap(), scorer.encode("letters").unwrap()];
     let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-    let texts = model().proceed(&prompts, 4, &mut |_, _| false).unwrap();
+    let texts = scorer.proceed(&prompts, 4, &mut |_, _| false).unwrap();
     for (prompt, text) in prompts.iter().zip(texts) {
         assert!(text.is_empty() || by_definition(prompt, &text).greedy);
     }

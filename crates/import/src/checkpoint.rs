@@ -160,6 +160,21 @@ impl CheckpointWriter {
         self.stand()
     }
 
+    /// As [`place`](Self::place), for a folder of another kind: without the list of its files.
+    ///
+    /// # Errors
+    /// As [`place`](Self::place).
+    pub(crate) fn place_bare(self) -> Result<PathBuf> {
+        if self.target.symlink_metadata().is_ok() {
+            return Err(Error::file("put a folder in place", &self.target)(ErrorKind::AlreadyExists.into()));
+        }
+        for path in entries(&self.folder)? {
+            sum_and_flush(&path)?;
+        }
+        flush_folder(&self.folder)?;
+        self.stand()
+    }
+
     /// Hashes and flushes every file, and lists them.
     fn seal(&self) -> Result<()> {
         let mut files = BTreeMap::new();

@@ -55,6 +55,19 @@ pub enum Error {
         /// Where.
         path: PathBuf,
     },
+    /// The hub cannot be reached, or refuses.
+    #[error("{url}: {problem}")]
+    Hub {
+        /// What was asked for.
+        url: String,
+        /// Why it does not come.
+        problem: String,
+        /// Whether the cause is in what was asked for.
+        is_input: bool,
+    },
+    /// Writing was interrupted.
+    #[error("interrupted")]
+    Interrupted,
     /// A configuration file that cannot be used.
     #[error(transparent)]
     Config(#[from] engram_config::Error),
@@ -68,6 +81,8 @@ impl Error {
     pub fn is_input(&self) -> bool {
         match self {
             Self::Read { source, .. } | Self::File { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            Self::Interrupted => false,
+            Self::Hub { is_input, .. } => *is_input,
             Self::Config(error) => error.is_input(),
             Self::Tokenizer(error) => error.is_input(),
             _ => true,

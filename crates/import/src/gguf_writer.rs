@@ -50,6 +50,17 @@ impl Writer {
         self.pair(key, 9, &bytes)
     }
 
+    pub fn bytes_list(&mut self, key: &str, values: &[u8]) -> &mut Self {
+        let count = (values.len() as u64).to_le_bytes();
+        self.pair(key, 9, &[&0_u32.to_le_bytes()[..], &count, values].concat())
+    }
+
+    pub fn floats(&mut self, key: &str, values: &[f32]) -> &mut Self {
+        let mut bytes = [&6_u32.to_le_bytes()[..], &(values.len() as u64).to_le_bytes()].concat();
+        values.iter().for_each(|value| bytes.extend(value.to_le_bytes()));
+        self.pair(key, 9, &bytes)
+    }
+
     /// A tensor of ggml type `kind`; `shape` outermost first.
     pub fn tensor(&mut self, name: &str, shape: &[usize], kind: u32, data: &[u8]) -> &mut Self {
         self.infos.extend([&text(name)[..], &(shape.len() as u32).to_le_bytes()].concat());

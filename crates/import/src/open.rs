@@ -66,7 +66,7 @@ impl OutsideModel {
     }
 
     fn from_gguf(gguf: &Gguf) -> Result<Self> {
-        let (tokenizer, begin) = crate::vocabulary::read(gguf)?;
+        let (tokenizer, begin) = crate::gguf_tokenizer::read(gguf)?;
         let config = gguf_config(gguf)?;
         let (heads, key_heads) = (config.heads, config.key_heads);
         let get = |name: &str| {
@@ -82,7 +82,7 @@ impl OutsideModel {
         let there = gguf.names().into_iter().map(str::to_owned).collect();
         let source = Source { path: gguf.path(), get: &get, rename: gguf_name, there, tied };
         let identity = blake3::hash(gguf.bytes()).to_hex().to_string();
-        let chat_template = crate::vocabulary::chat_template(gguf)?;
+        let chat_template = crate::gguf_tokenizer::chat_template(gguf)?;
         Self::of(source, config, (tokenizer, begin), identity, chat_template)
     }
 

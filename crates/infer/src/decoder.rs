@@ -16,7 +16,7 @@ use crate::row_fetch::RowFetch;
 use crate::step_rows::{Chunk, StepRows, Target};
 use crate::token_embedding::TokenEmbedding;
 use crate::token_score::{self, TokenScore};
-use crate::weights::{All, Dtype, WeightError, Weights};
+use crate::weights::{All, Dtype, WeightError, WeightSource};
 
 /// A model's weights, laid out for decoding.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl Decoder {
     ///
     /// # Errors
     /// When a weight is missing, of another shape, or has no place in the model.
-    pub fn new(config: &ModelConfig, weights: &dyn Weights, dtype: Dtype) -> Result<Self, WeightError> {
+    pub fn new(config: &ModelConfig, weights: &dyn WeightSource, dtype: Dtype) -> Result<Self, WeightError> {
         let all = All::new(weights, dtype);
         let loader = all.loader();
         let mut convolutions = config.blocks;

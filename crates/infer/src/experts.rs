@@ -61,7 +61,7 @@ impl ExpertsDecoder {
                 normalise: experts.normalise,
                 scaling: experts.scaling,
             },
-            routed: FeedForwardDecoder::load_stacked(loader, shape, activation)?,
+            routed: FeedForwardDecoder::load_experts(loader, shape, activation)?,
             shared: shared.transpose()?,
         })
     }

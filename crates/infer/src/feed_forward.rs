@@ -38,47 +38,48 @@ impl FeedForwardDecoder {
         Ok(Self { input, output: loader.matrix("output.weight", hidden, width)?, activation })
     }
 
-    /// Routed experts, whose weights are stacked.
-    pub(crate) fn load_stacked(
+    /// Routed experts, whose weights are stacked in our checkpoints, and apart in files from elsewhere.
+    pub(crate) fn load_experts(
         loader: &Loader<'_>,
         [count, width, hidden]: [usize; 3],
         activation: Activation,
     ) -> Result<Vec<Self>, WeightError> {
-        let input: Vec<Input> = if loader.has("input") {
-            let joint = loader.matrices("input", [count, width, 2 * hidden])?;
-            joint.into_iter().map(Input::Joint).collect()
-        } else {
-            let gate = loader.matrices("gate", [count, width, hidden])?;
-            let up = loader.matrices("up", [count, width, hidden])?;
-            gate.into_iter().zip(up).map(|(gate, up)| Input::Apart(gate, up)).collect()
-        };
+        if !loader.has("input") {
+            let experts = loader.child("experts");
+            return (0..count).map(|index| Self::load(&experts.child(index), width, hidden, activation)).collect();
+        }
+        let input = loader.matrices("input", [count, width, 2 * hidden])?.into_iter().map(Input::Joint);
         let output = loader.matrices("output", [count, hidden, width])?;
-        Ok(input.into_iter().zip(output).map(|(input, output)| Self { input, output, activation }).collect())
+        Ok(input.zip(output).map(|(input, output)| Self { input, output, activation }).collect())
     }
 
     /// `[rows, width]` to the same.
     pub(crate) fn forward(&self, x: &[f32]) -> Vec<f32> {
-        self.output.product(&self.hidden(x, PackedMatrix::product))
+        let gate_up = match &self.input {
+            Input::Joint(joint) => joint.product(x),
+            Input::Apart(gate, up) => {
+                let size = x.len() / gate.inputs() * gate.outputs();
+                let (mut gates, mut ups) = (vec![0.0; size], vec![0.0; size]);
+                PackedMatrix::products_into(x, &mut [(gate, &mut gates), (up, &mut ups)]);
+                side_by_side(&gates, &ups, gate.outputs())
+            }
+        };
+        self.output.product(&self.activate(&gate_up))
     }
 
     /// As [`forward`](Self::forward), on the calling thread.
     pub(crate) fn forward_here(&self, x: &[f32]) -> Vec<f32> {
-        self.output.product_here(&self.hidden(x, PackedMatrix::product_here))
+        let gate_up = match &self.input {
+            Input::Joint(joint) => joint.product_here(x),
+            Input::Apart(gate, up) => side_by_side(&gate.product_here(x), &up.product_here(x), gate.outputs()),
+        };
+        self.output.product_here(&self.activate(&gate_up))
     }
 
-    fn hidden(&self, x: &[f32], product: impl Fn(&PackedMatrix, &[f32]) -> Vec<f32>) -> Vec<f32> {
-        let width = self.output.inputs();
-        let gate_up = match &self.input {
-            Input::Joint(joint) => product(joint, x),
-            Input::Apart(gate, up) => {
-                let (gate, up) = (product(gate, x), product(up, x));
-                let rows = gate.chunks_exact(width).zip(up.chunks_exact(width));
-                rows.flat_map(|(gate, up)| [gate, up]).flatten().copied().collect()
-            }
-        };
+    fn activate(&self, gate_up: &[f32]) -> Vec<f32> {
         match self.activation {
-            Activation::Swiglu => swiglu(&gate_up, width),
-            Activation::Geglu => geglu(&gate_up, width),
+            Activation::Swiglu => swiglu(gate_up, self.output.inputs()),
+            Activation::Geglu => geglu(gate_up, self.output.inputs()),
         }
     }
 
@@ -89,4 +90,10 @@ impl FeedForwardDecoder {
         };
         input + self.output.bytes()
     }
+}
+
+/// Rows `[rows, width]` of both, side by side.
+fn side_by_side(left: &[f32], right: &[f32], width: usize) -> Vec<f32> {
+    let rows = left.chunks_exact(width).zip(right.chunks_exact(width));
+    rows.flat_map(|(left, right)| [left, right]).flatten().copied().collect()
 }

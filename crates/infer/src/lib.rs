@@ -3,7 +3,7 @@
 //! Which memory rows a token reads depends on tokens alone, so that a table may live in RAM, on disk or in a cluster
 //! and its rows be on their way before the model needs them. This crate is the model in use, built around that.
 //!
-//! * [`Decoder`]: a model one chunk of each sequence at a time, from [`Weights`] of our checkpoints or of files from
+//! * [`Decoder`]: a model one chunk of each sequence at a time, from the weights of our checkpoints or of files from
 //!   elsewhere. Of latent attention it keeps the latents alone, with the projections to keys and values absorbed. Every sum of a position has an order of its own: **logits have the
 //!   same bits alone, in any batch, and for any division into chunks and pages.**
 //! * [`Cache`]: what is kept of positions, in pages that sequences with a common beginning share. The memory's short
@@ -12,6 +12,7 @@
 //!   for them is measured.
 //! * [`Engine`]: continuous batching, prompts read in chunks, drafts by prompt look-up that change no answer.
 //!   Whoever stops listening frees the place.
+//! * [`Offline`]: many texts scored or continued at once, with beginnings that they share computed once.
 //!
 //! ```
 //! use std::collections::BTreeMap;
@@ -80,10 +81,13 @@ mod experts;
 mod feed_forward;
 mod gated_memory;
 mod latent_attention;
+mod memory_tables;
 mod metrics;
 mod ngram_embedding;
 mod norm;
+mod offline;
 mod plain_attention;
+mod prefix_tree;
 mod prompt_lookup;
 mod request;
 mod rotary;
@@ -103,11 +107,14 @@ pub use cache::{Cache, CacheFull, CacheLayout, Root, Sequence};
 pub use chat_template::{ChatTemplate, Message, TemplateError};
 pub use decoder::{Decoder, StepOutput};
 pub use engine::{Engine, EngineError, EngineOptions, Model};
+pub use memory_tables::{MemoryTables, TableError};
 pub use metrics::Metrics;
+pub use offline::{Offline, OfflineError};
+pub use prefix_tree::ScoredText;
 pub use request::{Event, Failure, Finish, GeneratedToken, PositionGates, Refusal, Request, Summary};
 pub use row_fetch::{Needed, RowFetch, RowIds, RowTiers, TierError};
 pub use sampling::{BadParameter, Sampling, TokenLogprob};
 pub use step_rows::{Chunk, Target};
 pub use text_codec::{CodecError, Opening, TextCodec};
 pub use token_score::TokenScore;
-pub use weights::{Dtype, Values, Weight, WeightError, Weights};
+pub use weights::{Dtype, Values, WeightError, WeightSource, WeightView};

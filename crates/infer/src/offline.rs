@@ -115,9 +115,8 @@ impl Offline {
                 return Err(OfflineError::Empty);
             }
         }
-        let Self { decoder, rows, root, cache, pool } = self;
-        let lines = Lines { decoder, rows: rows.as_ref().filter(|_| *root == Root::Memory), root: *root };
-        pool.install(|| score(&lines, cache, texts))
+        let (lines, cache) = self.lines();
+        score(&lines, cache, texts)
     }
 
     /// The likeliest continuation of each prompt by at most `limit` tokens, or until `end`, which is not given, or until
@@ -129,8 +128,8 @@ impl Offline {
         &mut self,
         prompts: &[&[u32]],
         (limit, end): (usize, u32),
-        finished: &mut (dyn FnMut(usize, &[u32]) -> bool + Send),
-        interrupted: &(dyn Fn() -> bool + Sync),
+        finished: &mut dyn FnMut(usize, &[u32]) -> bool,
+        interrupted: &dyn Fn() -> bool,
     ) -> Result<Vec<Vec<u32>>, OfflineError> {
         for prompt in prompts {
             self.check(prompt, (prompt.len() + limit).saturating_sub(1))?;
@@ -141,9 +140,14 @@ impl Offline {
         if limit == 0 {
             return Ok(vec![Vec::new(); prompts.len()]);
         }
+        let (lines, cache) = self.lines();
+        proceed(&lines, cache, prompts, (limit, end), finished, interrupted)
+    }
+
+    fn lines(&mut self) -> (Lines<'_>, &mut Cache) {
         let Self { decoder, rows, root, cache, pool } = self;
-        let lines = Lines { decoder, rows: rows.as_ref().filter(|_| *root == Root::Memory), root: *root };
-        pool.install(|| proceed(&lines, cache, prompts, (limit, end), finished, interrupted))
+        let rows = rows.as_ref().filter(|_| *root == Root::Memory);
+        (Lines { decoder, rows, root: *root, pool }, cache)
     }
 
     fn check(&self, tokens: &[u32], read: usize) -> Result<(), OfflineError> {
@@ -161,6 +165,7 @@ struct Lines<'a> {
     /// None where the memory is off.
     rows: Option<&'a RowTiers>,
     root: Root,
+    pool: &'a rayon::ThreadPool,
 }
 
 /// A text as far as it has been computed.
@@ -205,20 +210,17 @@ impl Lines<'_> {
             }
             fetched.push(rows.fetch(ids, Needed::Now)?);
         }
-        let chunk = |part: &'_ Part<'_>| (&lines[part.line].sequence, part.line);
-        let sequences: Vec<_> = parts.iter().map(chunk).collect();
         let chunks: Vec<Chunk<'_>> = parts
             .iter()
-            .zip(sequences)
-            .map(|(part, (sequence, _))| Chunk {
-                sequence,
+            .map(|part| Chunk {
+                sequence: &lines[part.line].sequence,
                 tokens: part.tokens,
                 memory: self.rows.is_some(),
                 logits: part.logits,
                 targets: &part.targets,
             })
             .collect();
-        Ok(self.decoder.step(cache, &chunks, &mut fetched)?)
+        Ok(self.pool.install(|| self.decoder.step(cache, &chunks, &mut fetched))?)
     }
 }
 
@@ -386,8 +388,8 @@ fn proceed(
     cache: &mut Cache,
     prompts: &[&[u32]],
     (limit, end): (usize, u32),
-    finished: &mut (dyn FnMut(usize, &[u32]) -> bool + Send),
-    interrupted: &(dyn Fn() -> bool + Sync),
+    finished: &mut dyn FnMut(usize, &[u32]) -> bool,
+    interrupted: &dyn Fn() -> bool,
 ) -> Result<Vec<Vec<u32>>, OfflineError> {
     let mut texts: Vec<Vec<u32>> = vec![Vec::new(); prompts.len()];
     let mut waiting: VecDeque<usize> = (0..prompts.len()).collect();
@@ -489,7 +491,8 @@ fn admit(
     open: &mut Vec<OpenText>,
     of_open: &mut Vec<Line>,
 ) -> Result<(), OfflineError> {
-    let all_read = open.iter().zip(&*of_open).all(|(text, line)| line.sequence.len() + 1 == text.tokens.len());
+    let all_read =
+        open.iter().zip(&*of_open).all(|(text, line)| line.sequence.len() + 1 == text.tokens.len());
     if open.len() < TEXTS
         && all_read
         && let Some(index) = waiting.pop_front()

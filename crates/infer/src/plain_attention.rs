@@ -42,11 +42,22 @@ impl Projection {
     }
 
     fn forward(&self, x: &[f32]) -> Vec<f32> {
-        let mut y = self.weight.product(x);
-        if let Some(bias) = &self.bias {
-            add_to_rows(&mut y, bias);
-        }
+        let [y] = Self::forward_all([self], x);
         y
+    }
+
+    /// Several of the same rows, whose work threads share together.
+    fn forward_all<const N: usize>(projections: [&Self; N], x: &[f32]) -> [Vec<f32>; N] {
+        let mut all = projections.map(|of| vec![0.0; x.len() / of.weight.inputs() * of.weight.outputs()]);
+        let weights = projections.iter().map(|projection| &projection.weight);
+        let mut products: Vec<_> = weights.zip(&mut all).map(|(weight, y)| (weight, &mut y[..])).collect();
+        PackedMatrix::products_into(x, &mut products);
+        for (projection, y) in projections.iter().zip(&mut all) {
+            if let Some(bias) = &projection.bias {
+                add_to_rows(y, bias);
+            }
+        }
+        all
     }
 }
 
@@ -107,8 +118,7 @@ impl PlainAttention {
         cache: &mut Cache,
     ) -> Vec<f32> {
         let CachedAttentionShape { heads, key_heads, value_start: width, .. } = self.heads.shape;
-        let (mut queries, mut keys) = (self.query.forward(h), self.key.forward(h));
-        let mut values = self.value.forward(h);
+        let [mut queries, mut keys, mut values] = Projection::forward_all([&self.query, &self.key, &self.value], h);
         if let Some([query_norm, key_norm]) = &self.head_norms {
             (queries, keys) = (query_norm.apply(&queries), key_norm.apply(&keys));
         }

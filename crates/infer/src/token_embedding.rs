@@ -18,6 +18,8 @@ pub(crate) struct TokenEmbedding {
 /// Vectors of tokens, `[vocabulary, width]`.
 #[derive(Debug)]
 enum Table {
+    /// The columns of the head.
+    Head,
     F32(Vec<f32>),
     Blocks { format: BlockFormat, bytes: Vec<u8>, row: usize },
 }
@@ -34,6 +36,7 @@ impl TokenEmbedding {
             (true, blocks) => loader.pack("embedding", blocks, width, vocabulary)?,
         };
         let table = match values {
+            _ if config.tied_head && loader.is_exact() => Table::Head,
             Values::F32(values) => Table::F32(values.to_vec()),
             Values::Blocks { format, bytes } => {
                 let row = loader.row_bytes("embedding", format, width)?;
@@ -50,6 +53,13 @@ impl TokenEmbedding {
     pub(crate) fn vectors(&self, tokens: &[u32]) -> Vec<f32> {
         let width = self.head.inputs();
         let mut vectors = match &self.table {
+            Table::Head => {
+                let mut vectors = vec![0.0; tokens.len() * width];
+                for (&token, vector) in tokens.iter().zip(vectors.chunks_exact_mut(width)) {
+                    self.head.output_weights_into(token as usize, vector);
+                }
+                vectors
+            }
             Table::F32(values) => embedding(values, tokens, width),
             Table::Blocks { format, bytes, row } => {
                 let mut vectors = vec![0.0; tokens.len() * width];
@@ -73,6 +83,7 @@ impl TokenEmbedding {
 
     pub(crate) fn bytes(&self) -> usize {
         let table = match &self.table {
+            Table::Head => 0,
             Table::F32(values) => size_of_val(&values[..]),
             Table::Blocks { bytes, .. } => bytes.len(),
         };

@@ -6,22 +6,28 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
-use engram_import::HostTensor;
-use engram_kernels::{BlockFormat, PackedMatrix, WeightFormat};
+use engram_import::{HostTensor, Weights};
+use engram_kernels::{Activations, BlockError, BlockFormat, BlockPacker, PackedMatrix, WeightFormat};
 
 /// Where a model's weights come from.
-pub trait Weights {
+pub trait WeightSource {
     /// The names of all weights.
     fn names(&self) -> Vec<String>;
 
     /// The weight of that name, if there is one.
-    fn get(&self, name: &str) -> Option<Weight<'_>>;
+    fn get(&self, name: &str) -> Option<WeightView<'_>>;
+
+    /// These bytes of a weight have been packed: memory that a mapped file takes for them can be free again.
+    fn release(&self, name: &str, bytes: Range<usize>) {
+        let _ = (name, bytes);
+    }
 }
 
 /// A weight as its file has it.
 #[derive(Debug, Clone)]
-pub struct Weight<'a> {
+pub struct WeightView<'a> {
     /// Sizes of the dimensions, the last of which is contiguous.
     pub shape: Cow<'a, [usize]>,
     /// The numbers.
@@ -49,14 +55,35 @@ impl Values<'_> {
     }
 }
 
-impl Weights for BTreeMap<String, HostTensor> {
+impl WeightSource for BTreeMap<String, HostTensor> {
     fn names(&self) -> Vec<String> {
         self.keys().cloned().collect()
     }
 
-    fn get(&self, name: &str) -> Option<Weight<'_>> {
+    fn get(&self, name: &str) -> Option<WeightView<'_>> {
         let tensor = self.get(name)?;
-        Some(Weight { shape: Cow::Borrowed(&tensor.shape), values: Values::F32(&tensor.values) })
+        Some(WeightView { shape: Cow::Borrowed(&tensor.shape), values: Values::F32(&tensor.values) })
+    }
+}
+
+impl WeightSource for Weights {
+    fn names(&self) -> Vec<String> {
+        self.iter().map(|(name, _)| name.to_owned()).collect()
+    }
+
+    fn get(&self, name: &str) -> Option<WeightView<'_>> {
+        let weight = self.get(name)?;
+        let values = match weight.floats().filter(|_| self.is_inputs_first()) {
+            Some(values) => Values::F32(values),
+            None => Values::Blocks { format: weight.format(), bytes: weight.bytes() },
+        };
+        Some(WeightView { shape: Cow::Borrowed(weight.shape()), values })
+    }
+
+    fn release(&self, name: &str, bytes: Range<usize>) {
+        if let Some(weight) = self.get(name) {
+            weight.release(bytes);
+        }
     }
 }
 
@@ -84,6 +111,9 @@ pub struct WeightError {
     pub problem: String,
 }
 
+/// Bytes of a file that are packed at a time.
+const PART: usize = 4 << 20;
+
 /// Reads the weights whose names begin with a prefix.
 pub(crate) struct Loader<'a> {
     all: &'a All<'a>,
@@ -92,13 +122,13 @@ pub(crate) struct Loader<'a> {
 
 /// A file's weights, and which of them have been used.
 pub(crate) struct All<'a> {
-    weights: &'a dyn Weights,
+    weights: &'a dyn WeightSource,
     dtype: Dtype,
     used: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> All<'a> {
-    pub(crate) fn new(weights: &'a dyn Weights, dtype: Dtype) -> Self {
+    pub(crate) fn new(weights: &'a dyn WeightSource, dtype: Dtype) -> Self {
         Self { weights, dtype, used: RefCell::default() }
     }
 
@@ -122,6 +152,11 @@ impl<'a> Loader<'a> {
         Self { all: self.all, prefix: self.name(name) + "." }
     }
 
+    /// Whether packed weights are the file's numbers, not rounded.
+    pub(crate) fn is_exact(&self) -> bool {
+        matches!(self.all.dtype, Dtype::F32 | Dtype::File)
+    }
+
     pub(crate) fn has(&self, name: &str) -> bool {
         self.all.weights.get(&self.name(name)).is_some()
     }
@@ -135,7 +170,7 @@ impl<'a> Loader<'a> {
     }
 
     /// The weight, whose matrix is `[inputs, outputs]`; other dimensions come before that.
-    fn take(&self, name: &str, shape: &[usize]) -> Result<Weight<'a>, WeightError> {
+    fn take(&self, name: &str, shape: &[usize]) -> Result<WeightView<'a>, WeightError> {
         let mut expected = shape.to_vec();
         let outside = self.get(name)?.values.is_outside();
         if let (true, [.., _, _]) = (outside, shape) {
@@ -145,11 +180,11 @@ impl<'a> Loader<'a> {
         self.take_shape(name, expected)
     }
 
-    fn get(&self, name: &str) -> Result<Weight<'a>, WeightError> {
+    fn get(&self, name: &str) -> Result<WeightView<'a>, WeightError> {
         self.all.weights.get(&self.name(name)).ok_or_else(|| self.error(name, "is missing"))
     }
 
-    fn take_shape(&self, name: &str, expected: Vec<usize>) -> Result<Weight<'a>, WeightError> {
+    fn take_shape(&self, name: &str, expected: Vec<usize>) -> Result<WeightView<'a>, WeightError> {
         let weight = self.get(name)?;
         if *weight.shape != expected {
             let problem = format!("has shape {:?}, but the model needs {expected:?}", weight.shape);
@@ -263,10 +298,37 @@ impl<'a> Loader<'a> {
         match values {
             Values::F32(values) => Ok(self.computed(values, inputs, outputs)),
             Values::Blocks { format, bytes } => {
-                let values = format.dequantize(bytes).map_err(|error| self.error(name, error))?;
-                Ok(self.computed(&transpose(&values, outputs, inputs), inputs, outputs))
+                let activations = match self.all.dtype {
+                    Dtype::F32 => Activations::Exact,
+                    Dtype::File => Activations::Rounded,
+                    Dtype::Bf16 | Dtype::Int8 => {
+                        let values = format.dequantize(bytes).map_err(|error| self.error(name, error))?;
+                        return Ok(self.computed(&transpose(&values, outputs, inputs), inputs, outputs));
+                    }
+                };
+                self.pack_blocks(name, (format, bytes), [inputs, outputs], activations)
             }
         }
+    }
+
+    /// Packs blocks part by part, so that the file's bytes are not all in memory beside the packed ones.
+    fn pack_blocks(
+        &self,
+        name: &str,
+        (format, bytes): (BlockFormat, &[u8]),
+        [inputs, outputs]: [usize; 2],
+        activations: Activations,
+    ) -> Result<PackedMatrix, WeightError> {
+        let path = self.name(name);
+        let failed = |error: BlockError| self.error(name, error);
+        let rows = (PART / self.row_bytes(name, format, inputs)?.max(1)).max(1);
+        let part = rows * self.row_bytes(name, format, inputs)?;
+        let mut packer = BlockPacker::new(format, inputs, outputs, activations).map_err(failed)?;
+        for (index, bytes) in bytes.chunks(part.max(1)).enumerate() {
+            packer.push(bytes).map_err(failed)?;
+            self.all.weights.release(&path, index * part..index * part + bytes.len());
+        }
+        packer.finish().map_err(failed)
     }
 
     /// What f32 becomes.

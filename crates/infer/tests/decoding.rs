@@ -3,9 +3,11 @@
 
 mod common;
 
-use common::{EVERYTHING, Fixture, PLAIN, WITHOUT_MEMORY, assert_close, random_tokens};
+use common::{EVERYTHING, Fixture, PLAIN, WITHOUT_MEMORY, assert_close, departing, random_tokens};
 use engram_address::History;
-use engram_infer::{Cache, Chunk, Decoder, Dtype, Needed, Root, RowIds, RowTiers, Sequence, StepOutput};
+use engram_infer::{
+    Cache, Chunk, Decoder, Dtype, Needed, Root, RowIds, RowTiers, Sequence, StepOutput, Target,
+};
 use proptest::prelude::*;
 
 /// One sequence and what was computed of it.
@@ -113,6 +115,63 @@ fn logits_and_gates_are_those_of_the_plain_forward_pass() {
             assert_close(found, &expected, 1e-4);
         }
         assert_eq!(line.gates.len(), fixture.tables.len());
+    }
+}
+
+#[test]
+fn every_form_of_memory_decodes_as_it_was_trained() {
+    for config in departing() {
+        let fixture = Fixture::new(&config);
+        let tokens = random_tokens(40, 1);
+        let expected = fixture.plain_logits(&tokens).concat();
+        let line = Bench::new(&fixture, 4).whole(&tokens);
+        assert_close(&line.logits, &expected, 2e-4);
+        // The same bits in chunks and pages.
+        let mut bench = Bench::new(&fixture, 7);
+        let mut lines = [bench.line(&tokens, true)];
+        for count in [1, 12, 3, 24] {
+            bench.step(&mut lines, &[count]);
+        }
+        assert_eq!(lines[0].logits, line.logits, "{config}");
+        assert!(line.gates.iter().flatten().all(|gate| (0.0..=1.0).contains(gate)));
+        let mut without = [bench.line(&tokens, false)];
+        bench.step(&mut without, &[40]);
+        assert_ne!(without[0].logits, line.logits, "its memory is heard: {config}");
+    }
+}
+
+#[test]
+fn targets_have_the_probabilities_of_their_logits() {
+    let fixture = Fixture::new(EVERYTHING);
+    let mut bench = Bench::new(&fixture, 4);
+    let tokens = random_tokens(20, 9);
+    let logits = bench.whole(&tokens).logits;
+    let mut bench = Bench::new(&fixture, 4);
+    let mut line = bench.line(&tokens, true);
+    bench.cache.reserve(&mut line.sequence, 20).unwrap();
+    let mut ids = RowIds::default();
+    ids.add(line.history.as_mut().unwrap(), &tokens, bench.tiers.as_ref().unwrap()).unwrap();
+    let mut rows = [bench.tiers.as_ref().unwrap().fetch(ids, Needed::Now).unwrap()];
+    // Out of order, twice after one token, and not after every token.
+    let targets: Vec<Target> = [(7, 3, 0), (19, 63, 2), (7, 5, 64), (0, 1, 1)]
+        .map(|(after, token, top)| Target { after, token, top })
+        .into();
+    let chunk =
+        Chunk { sequence: &line.sequence, tokens: &tokens, memory: true, logits: 0, targets: &targets };
+    let output = bench.decoder.step(&mut bench.cache, &[chunk], &mut rows).unwrap();
+    assert!(output.logits.is_empty());
+    assert_eq!(output.scores.len(), targets.len());
+    for (target, score) in targets.iter().zip(&output.scores) {
+        let logits = &logits[target.after * 64..][..64];
+        let total = logits.iter().map(|&logit| f64::from(logit).exp()).sum::<f64>().ln() as f32;
+        let own = logits[target.token as usize];
+        assert!((score.logprob - (own - total)).abs() < 1e-5);
+        assert_eq!(score.likeliest, logits.iter().all(|&logit| logit <= own));
+        assert_eq!(score.top.len(), target.top);
+        assert!(score.top.is_sorted_by(|a, b| a.1 >= b.1));
+        for &(token, logprob) in &score.top {
+            assert!((logprob - (logits[token as usize] - total)).abs() < 1e-5);
+        }
     }
 }
 

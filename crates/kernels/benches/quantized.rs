@@ -1,8 +1,8 @@
 //! Products with a GGUF file's blocks: bytes of weights a second for one row, beside a plain read of as many bytes, and
 //! operations a second for a prompt.
 //!
-//! `cargo bench -p engram-kernels --bench quantized -- [threads] [format …]`; each number is the best of some rounds,
-//! in which kernels and the plain read take turns.
+//! `cargo bench -p engram-kernels --bench quantized -- [threads] [format …]`; each number is a median of some
+//! rounds, in which kernels and the plain read take turns.
 
 use engram_kernels::{Activations, BlockFormat, PackedMatrix, WeightFormat};
 use std::hint::black_box;
@@ -46,32 +46,33 @@ fn read(bytes: &[u64]) -> u64 {
     sums.into_iter().fold(0, u64::wrapping_add)
 }
 
+/// Bytes a second of the plain read and of one row by each matrix, and operations a second of a prompt: medians over
+/// matrices and parts, so that a thread that is put aside now and then does not matter.
 fn measure(name: &str, matrices: &[PackedMatrix], memory: &[u64]) {
     let x: Vec<f32> = (0..PROMPT * INPUTS).map(|i| (i as f32 * 0.37).sin()).collect();
-    let bytes: usize = matrices.iter().map(PackedMatrix::bytes).sum();
     let mut y = vec![0.0; PROMPT * OUTPUTS];
-    let (mut decoding, mut plain, mut prompt) = (f64::MAX, f64::MAX, f64::MAX);
-    for _ in 0..ROUNDS {
-        plain = plain.min(seconds(|| {
-            black_box(read(black_box(memory)));
-        }));
-        decoding = decoding.min(seconds(|| {
-            for matrix in matrices {
-                matrix.product_into(black_box(&x[..INPUTS]), &mut y[..OUTPUTS]);
-            }
-        }));
-        prompt = prompt.min(seconds(|| {
-            for matrix in matrices.iter().take(3) {
-                matrix.product_into(black_box(&x), &mut y);
-            }
-        }));
+    let (mut decoding, mut plain, mut prompt) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        for (matrix, part) in matrices.iter().zip(memory.chunks(memory.len() / matrices.len())) {
+            plain.push(seconds(|| {
+                black_box(read(black_box(part)));
+            }));
+            decoding.push(seconds(|| matrix.product_into(black_box(&x[..INPUTS]), &mut y[..OUTPUTS])));
+        }
+        let matrix = &matrices[round % matrices.len()];
+        prompt.push(seconds(|| matrix.product_into(black_box(&x), &mut y)));
     }
-    let decoding = bytes as f64 / decoding / 1e9;
-    let plain = size_of_val(memory) as f64 / plain / 1e9;
-    let prompt = 2.0 * (PROMPT * INPUTS * OUTPUTS * matrices.len().min(3)) as f64 / prompt / 1e9;
+    let decoding = matrices[0].bytes() as f64 / median(decoding) / 1e9;
+    let plain = (size_of_val(memory) / matrices.len()) as f64 / median(plain) / 1e9;
+    let prompt = 2.0 * (PROMPT * INPUTS * OUTPUTS) as f64 / median(prompt) / 1e9;
     println!(
         "{name:8} one row {decoding:6.1} GB/s (plain read {plain:6.1})   {PROMPT} rows {prompt:7.1} GFLOP/s"
     );
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
 }
 
 fn main() {

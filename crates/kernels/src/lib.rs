@@ -14,6 +14,8 @@
 //! * **Threads.** Work is spread over rayon's current pool in blocks that depend on shapes alone, and
 //!   sums over blocks are added in block order: the same input gives the same bits on every run, with
 //!   any number of threads.
+//! * **Quantised weights.** [`BlockFormat`] names the block types of GGUF files and dequantises them as ggml does.
+//!   [`PackedMatrix::from_blocks`] multiplies by them as they are, with rows rounded to eight bits or exact.
 //! * **Decoding.** [`PackedMatrix`] and [`cached_attention`] give a row the same bits in any batch, so that a
 //!   server's answer does not depend on what else it answers.
 //! * **Instruction sets.** Loops are compiled several times and the best version is chosen when the
@@ -87,11 +89,11 @@ pub use linear::{linear, linear_add, linear_backward_input, linear_backward_weig
 pub use memory_gate::{MemoryGate, MemoryGateGradients, MemoryGateInput, memory_gate, memory_gate_backward};
 pub use newton_schulz::newton_schulz;
 pub use packed::{Activations, BlockPacker, PackedMatrix, WeightFormat, head_products};
-pub use rms_norm::{RmsNorm, RmsNormGradients, rms_norm, rms_norm_backward};
+pub use rms_norm::{RmsNorm, RmsNormGradients, rms_norm, rms_norm_backward, rms_norm_into};
 pub use rotary::{Angles, rotary, rotary_backward};
 pub use segment_attention::{GroupedShape, Segment, segment_attention};
 pub use short_convolution::{
     ShortConvolution, ShortConvolutionGradients, ShortConvolutionShape, ShortConvolutionWeights,
     short_convolution, short_convolution_backward,
 };
-pub use swiglu::{geglu, swiglu, swiglu_backward};
+pub use swiglu::{geglu, geglu_into, swiglu, swiglu_backward, swiglu_into};

@@ -42,6 +42,27 @@ pub fn rms_norm(x: &[f32], weight: Option<&[f32]>, width: usize, epsilon: f32) -
     RmsNorm { output, inverse_rms }
 }
 
+/// The output of [`rms_norm`], into `output` `[rows, width]`: for decoding, which has no backward pass.
+///
+/// # Panics
+/// As [`rms_norm`], or when `output` has another size.
+pub fn rms_norm_into(x: &[f32], weight: Option<&[f32]>, width: usize, epsilon: f32, output: &mut [f32]) {
+    rows_of(x, weight, width);
+    assert_eq!(output.len(), x.len(), "rms_norm: output and input differ in size");
+    let block = block_rows(2 * width);
+    let blocks = x.chunks(block * width).zip(output.chunks_mut(block * width));
+    parallel::for_each(blocks, |(x, output)| {
+        vectorized(
+            #[inline(always)]
+            || {
+                for (x, output) in x.chunks_exact(width).zip(output.chunks_exact_mut(width)) {
+                    forward_block(x, weight, width, epsilon, output, &mut [0.0]);
+                }
+            },
+        );
+    });
+}
+
 /// Gradients of [`rms_norm`], given `grad` `[rows, width]` of its output and the `inverse_rms` it
 /// returned.
 ///
@@ -173,6 +194,9 @@ mod tests {
             assert_close(&found.output, &naive(&x, weight, width, 0.1), 1e-5);
 
             let grad = random(rows * width, seed ^ 2);
+            let mut output = vec![0.0; x.len()];
+            rms_norm_into(&x, weight, width, 0.1, &mut output);
+            prop_assert_eq!(&output, &found.output);
             let gradients = rms_norm_backward(&grad, &x, weight, &found.inverse_rms, width);
             let loss = |x: &[f32], w: Option<&[f32]>| weighted(&rms_norm(x, w, width, 0.1).output, &grad);
             assert_gradient("x", &x, &gradients.input, |x| loss(x, weight));

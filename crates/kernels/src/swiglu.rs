@@ -9,9 +9,20 @@ use crate::simd::{sigmoid, vectorized};
 /// # Panics
 /// When `width` is 0 or `gate_up` is not a whole number of rows.
 pub fn swiglu(gate_up: &[f32], width: usize) -> Vec<f32> {
+    let mut output = vec![0.0; gate_up.len() / 2];
+    swiglu_into(gate_up, width, &mut output);
+    output
+}
+
+/// As [`swiglu`], into `output` `[rows, width]`.
+///
+/// # Panics
+/// As [`swiglu`], or when `output` has another size.
+pub fn swiglu_into(gate_up: &[f32], width: usize, output: &mut [f32]) {
     gated(
         gate_up,
         width,
+        output,
         #[inline(always)]
         |gate| gate * sigmoid(gate),
     )
@@ -23,19 +34,30 @@ pub fn swiglu(gate_up: &[f32], width: usize) -> Vec<f32> {
 /// # Panics
 /// As [`swiglu`].
 pub fn geglu(gate_up: &[f32], width: usize) -> Vec<f32> {
+    let mut output = vec![0.0; gate_up.len() / 2];
+    geglu_into(gate_up, width, &mut output);
+    output
+}
+
+/// As [`geglu`], into `output` `[rows, width]`.
+///
+/// # Panics
+/// As [`geglu`], or when `output` has another size.
+pub fn geglu_into(gate_up: &[f32], width: usize, output: &mut [f32]) {
     /// 2·√(2/π).
-    const FACTOR: f32 = 1.595_769_1;
+    const FACTOR: f32 = 1.595_769;
     gated(
         gate_up,
         width,
+        output,
         #[inline(always)]
         |gate| gate * sigmoid(FACTOR * gate * (0.044_715 * gate).mul_add(gate, 1.0)),
     )
 }
 
-fn gated(gate_up: &[f32], width: usize, activation: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
+fn gated(gate_up: &[f32], width: usize, output: &mut [f32], activation: impl Fn(f32) -> f32 + Sync) {
     check(gate_up, width);
-    let mut output = vec![0.0; gate_up.len() / 2];
+    assert_eq!(2 * output.len(), gate_up.len(), "swiglu: the output must be half as large as the input");
     let block = block_rows(3 * width);
     let blocks = gate_up.chunks(2 * block * width).zip(output.chunks_mut(block * width));
     parallel::for_each(blocks, |(gate_up, output)| {
@@ -51,7 +73,6 @@ fn gated(gate_up: &[f32], width: usize, activation: impl Fn(f32) -> f32 + Sync) 
             },
         );
     });
-    output
 }
 
 /// Gradient `[rows, 2·width]` of [`swiglu`]'s input, given `grad` `[rows, width]` of its output.
@@ -144,6 +165,12 @@ mod tests {
             assert!((found - expected).abs() < 1e-6 * (1.0 + expected.abs()), "{x}: {found}, not {expected}");
         }
         assert_eq!(geglu(&[-1e20, 2.0], 1), [-0.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "the output must be half as large")]
+    fn refuses_an_output_of_another_size() {
+        swiglu_into(&[0.0; 8], 2, &mut [0.0; 3]);
     }
 
     #[test]

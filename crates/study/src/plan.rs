@@ -151,7 +151,8 @@ impl Plan {
     pub(crate) fn positions(&self) -> Result<Positions> {
         let config = &self.arms[0].config;
         let open = |path: &Path| TokenShards::open(path).map_err(engram_train::Error::from);
-        let (train, valid) = (open(&config.data.train)?, open(&config.data.valid)?);
+        let valid = config.data.held_out().map_err(engram_train::Error::from)?;
+        let (train, valid) = (open(&config.data.train)?, open(valid)?);
         Ok(Positions::of(&train, &valid, config.train.evaluate_tokens)?)
     }
 
@@ -175,10 +176,7 @@ fn fingerprint(kind: Kind, arm: &Arm, rates: &Option<RateRule>, data: &[String])
     }
     let mut arm = arm.clone();
     // The same data may lie elsewhere.
-    let paths = &mut arm.config.data;
-    for path in [&mut paths.train, &mut paths.valid, &mut paths.tokenizer] {
-        path.clear();
-    }
+    arm.config.data.paths_mut().for_each(|path| path.clear());
     let identity = Identity { kind, arm, rates, data };
     let identity = serde_json::to_vec(&identity).expect("an arm is representable as JSON");
     blake3::hash(&identity).to_hex().to_string()
@@ -207,13 +205,14 @@ impl Data {
             Ok(shards)
         };
         let open = |path: &Path| open(path).map_err(engram_train::Error::from);
-        let (train, valid) = (open(&config.data.train)?, open(&config.data.valid)?);
+        let held_out = config.data.held_out().map_err(engram_train::Error::from)?;
+        let (train, valid) = (open(&config.data.train)?, open(held_out)?);
         let limit = config.train.evaluate_tokens.map_or(u64::MAX, |limit| limit as u64);
         let held_out_tokens = valid.len().saturating_sub(1).min(limit);
         if held_out_tokens == 0 {
             return Err(engram_train::Error::Mismatch(format!(
                 "{} and `train.evaluate_tokens` leave no token to predict: hold out more text, or ask for more tokens",
-                config.data.valid.display()
+                held_out.display()
             ))
             .into());
         }

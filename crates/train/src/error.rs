@@ -34,6 +34,14 @@ pub enum Error {
         /// The run's folder.
         path: PathBuf,
     },
+    /// A run that another process works on.
+    #[error("{}: {holder} trains here; wait until it is done, or name another folder", path.display())]
+    RunLocked {
+        /// The run's folder.
+        path: PathBuf,
+        /// Who has it.
+        holder: String,
+    },
     /// Losses or gradients that are not numbers any more.
     #[error(
         "training diverged at step {step}: too many steps in a row had a loss or gradient that is not finite \
@@ -43,6 +51,11 @@ pub enum Error {
         /// The step.
         step: u64,
     },
+    /// A result that is not a number.
+    #[error(
+        "{0} is not finite: the model's weights are damaged, or its training diverged; take an earlier checkpoint"
+    )]
+    NotFinite(String),
     /// A value that does not fit what it is used with.
     #[error("{0}")]
     Mismatch(String),
@@ -73,8 +86,16 @@ impl Error {
     /// Whether the cause is in what was given (usage, configuration, input), not in the machine.
     pub fn is_input(&self) -> bool {
         match self {
-            Self::File { source, .. } => source.kind() == io::ErrorKind::NotFound,
-            Self::Diverged { .. } | Self::Interrupted => false,
+            Self::File { source, .. } => {
+                use io::ErrorKind::{
+                    IsADirectory, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem,
+                };
+                matches!(
+                    source.kind(),
+                    NotFound | NotADirectory | IsADirectory | PermissionDenied | ReadOnlyFilesystem
+                )
+            }
+            Self::Diverged { .. } | Self::NotFinite(_) | Self::Interrupted => false,
             Self::Data(error) => error.is_input(),
             Self::Config(error) => error.is_input(),
             Self::Import(error) => error.is_input(),

@@ -3,24 +3,26 @@
 //! A [`RunConfig`](engram_config::RunConfig) describes a run, and a [`Trainer`] carries it out: [`Optimizer`] trains the weights, and
 //! [`MemoryTables`] the memory rows, which it fetches for the next batch while this one computes. A [`Checkpoint`](engram_import::Checkpoint)
 //! holds everything, so that a run that was killed goes on as if it had not been. [`Trained`] is what comes out: it
-//! is evaluated ([`HeldOut`]), continues a text ([`generate`], the plain way), and shows its gates.
+//! is evaluated ([`HeldOut`]) and shows its gates.
 
 mod error;
 mod evaluate;
-mod generate;
 mod lookup;
+mod machine_memory;
 mod optimizer;
 mod parameters;
+mod run_lock;
+mod settings;
 mod tables;
 mod trained;
 mod trainer;
 
 pub use error::{Error, Result};
-pub use evaluate::{HeldOut, VisitLosses, Windows, held_out_loss, token_losses};
-pub use generate::{Sampling, generate};
+pub use evaluate::{Choice, HeldOut, VisitLosses, Windows, held_out_loss, token_losses};
 pub use lookup::RowPlaces;
 pub use optimizer::{Gradients, Optimizer, global_norm};
 pub use parameters::{export, export_gradients, import};
+pub use settings::{SettingChange, setting_changes};
 pub use tables::{Fetched, FrozenTables, MemoryTables, addressing, fetch};
 pub use trained::{LayerGates, Trained};
-pub use trainer::{NewContext, Pace, StepReport, Trainer};
+pub use trainer::{NewContext, Pace, Resumption, StepReport, Trainer};

@@ -7,7 +7,7 @@ use engram_address::Addressing;
 use engram_model::{LanguageModel, Sequences, TargetScore, Tokens, Trace};
 
 use crate::error::{Error, Result};
-use crate::evaluate::{HeldOut, Windows, held_out_loss};
+use crate::evaluate::{Choice, HeldOut, Windows, held_out_loss};
 use crate::lookup::RowPlaces;
 use crate::parameters;
 use crate::tables::{self, Fetched, FrozenTables};
@@ -154,7 +154,7 @@ impl Trained {
         shards.check_tokenizer(&self.tokenizer)?;
         let apart = self.config.train.as_ref().is_some_and(|train| train.documents_apart);
         let packing = Packing::new(apart, shards.end_of_text());
-        let windows = Windows { context: self.config.model.context, limit, packing };
+        let windows = Windows { context: self.config.model.context, limit, choice: Choice::Spread, packing };
         let fetch = |tokens: &[u32], sequences: &Sequences| self.fetch(tokens, sequences);
         held_out_loss(&self.model, &self.device, (shards, &self.tokenizer), windows, fetch, progress)
     }

@@ -15,9 +15,12 @@ use engram_model::{LanguageModel, Sequences, Tokens, Trace};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::evaluate::{HeldOut, VisitLosses, Windows, held_out_loss, token_losses};
+use crate::evaluate::{Choice, HeldOut, VisitLosses, Windows, held_out_loss, token_losses};
+use crate::machine_memory;
 use crate::optimizer::{Gradients, Optimizer, global_norm};
 use crate::parameters;
+use crate::run_lock::RunLock;
+use crate::settings::{self, SettingChange, setting_changes};
 use crate::tables::{self, Fetched, MemoryTables, MicroBatchRows, RowGradients};
 use engram_config::{CheckpointConfig, RunConfig, TextConfig};
 use engram_data::{Packing, Sampler, SamplerState, TokenShards, Tokenizer};
@@ -28,6 +31,7 @@ use engram_import::{Checkpoint, CheckpointWriter};
 pub struct Trainer {
     config: RunConfig,
     folder: PathBuf,
+    _lock: RunLock,
     device: Device,
     tokenizer: Tokenizer,
     /// Absent only while it is being updated, so that its weights are changed in place.
@@ -35,7 +39,8 @@ pub struct Trainer {
     optimizer: Optimizer,
     memory: Option<MemoryTables>,
     train: TokenShards,
-    valid: TokenShards,
+    /// None: no held-out losses.
+    valid: Option<TokenShards>,
     sampler: Sampler,
     state: State,
     /// The next step's batch and rows, fetched ahead.
@@ -69,19 +74,27 @@ struct State {
     /// Of these, the last ones in a row.
     #[serde(default)]
     skipped_in_a_row: u64,
+    /// The held-out data; none where there are none, or the checkpoint is older than this field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    held_out: Option<String>,
 }
 
 impl State {
-    /// The beginning of a run on `data`.
-    fn begin(data: String) -> Self {
-        let sampler = SamplerState::default();
-        Self { step: 0, tokens: 0, sampler, data, skipped: 0, skipped_in_a_row: 0 }
-    }
-
     /// Updates that the weights have seen.
     fn updates(&self) -> u64 {
         self.step - self.skipped
     }
+}
+
+/// What is another since the checkpoint that a run was resumed from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Resumption {
+    /// Settings that differ.
+    pub changes: Vec<SettingChange>,
+    /// Factor on the peak rates that the next step would have had, and the one that it has now.
+    pub schedule: [f32; 2],
+    /// Whether the run reads other data from here on, from their beginning.
+    pub new_data: bool,
 }
 
 #[derive(Debug)]
@@ -113,6 +126,9 @@ pub struct StepReport {
     pub schedule: f32,
     /// Tokens seen so far.
     pub tokens: u64,
+    /// How often the training data have been used so far; above 1 they repeat.
+    #[serde(default)]
+    pub epoch: f64,
     /// Seconds the step took.
     pub seconds: f64,
     /// Whether weights and rows stayed as they were, because the loss or a gradient was not finite.
@@ -140,12 +156,9 @@ impl Trainer {
     /// When the folder holds a run, data or tokenizer cannot be read or do not fit the configuration, or memory
     /// cannot be had.
     pub fn new(config: RunConfig, folder: &Path, device: &Device) -> Result<Self> {
-        // A damaged checkpoint is still somebody's run.
-        if !matches!(Checkpoint::open(folder), Err(engram_import::Error::NoCheckpoint { .. })) {
-            return Err(Error::RunExists { path: folder.to_owned() });
-        }
         let parts = Parts::open(&config)?;
-        std::fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
+        machine_memory::check(&config)?;
+        let lock = claim(folder)?;
         let memory = match &config.model.memory {
             Some(memory) => {
                 let addressing = tables::addressing(memory, parts.tokenizer.inner())?;
@@ -158,17 +171,35 @@ impl Trainer {
         let model =
             LanguageModel::new(&config.model, &device.clone().autodiff(), config.train.seed, precision)?;
         let optimizer = Optimizer::new(config.train.optimizer.clone(), device);
-        let data = parts.train.identity().to_string();
-        let state = State::begin(data);
-        Self::assemble(config, folder, device, parts, model, optimizer, memory, state)
+        let state = parts.state(0, 0);
+        Self::assemble(config, folder, lock, device, parts, model, optimizer, memory, state)
     }
 
-    /// Goes on with the newest checkpoint of the run in `folder`. `config`, if given, may change how long and how
-    /// often, but not the model.
+    /// Continues from the newest checkpoint of the run in `folder`. `config`, if given, may differ in how often held-out
+    /// losses and checkpoints are due, and in where and how the same numbers are computed.
     ///
     /// # Errors
-    /// When there is no checkpoint, it is damaged, or does not fit the data or the configuration.
+    /// When there is no checkpoint, it is damaged, or does not fit the data or the configuration; when another process
+    /// trains in the folder.
     pub fn resume(config: Option<RunConfig>, folder: &Path, device: &Device) -> Result<Self> {
+        Self::resume_changing(config, &[], folder, device).map(|(trainer, _)| trainer)
+    }
+
+    /// As [`resume`](Self::resume), with the settings changed whose dotted keys are in `allowed`. `data.train` among
+    /// them means other data, which are read from their beginning; weights, rows and optimisers keep their state.
+    ///
+    /// # Errors
+    /// As [`resume`](Self::resume); when another setting differs.
+    pub fn resume_changing(
+        config: Option<RunConfig>,
+        allowed: &[String],
+        folder: &Path,
+        device: &Device,
+    ) -> Result<(Self, Resumption)> {
+        if !folder.is_dir() {
+            return Err(engram_import::Error::NoCheckpoint { path: folder.to_owned() }.into());
+        }
+        let lock = RunLock::take(folder)?;
         let checkpoint = Checkpoint::open(folder)?;
         let saved = RunConfig::load_saved(&checkpoint.folder().join("run.toml"))?;
         if let Some(config) = &config
@@ -182,8 +213,12 @@ impl Trainer {
         if let Some(config) = &config {
             check_text(&saved.text, &config.text, folder)?;
         }
-        let config = config.unwrap_or(saved);
+        let config = config.unwrap_or_else(|| saved.clone());
+        settings::check_keys(allowed, &saved, &config)?;
+        let changes = setting_changes(&saved, &config);
+        settings::check(&changes, allowed, folder)?;
         let parts = Parts::open(&config)?;
+        machine_memory::check(&config)?;
         if !has_tokenizer(&checkpoint, &config, &parts.tokenizer)? {
             return Err(Error::Mismatch(format!(
                 "{}: not the tokenizer that this run began with",
@@ -191,15 +226,25 @@ impl Trainer {
             )));
         }
         let (model, mut optimizer, memory) = load(&checkpoint, &config, device, folder, &parts.tokenizer)?;
-        let state: State = checkpoint.json("state.json")?;
-        if state.data != parts.train.identity().to_string() {
-            return Err(Error::Mismatch(format!(
-                "{}: not the data that this run began with",
-                config.data.train.display()
-            )));
+        let saved_state: State = checkpoint.json("state.json")?;
+        let mut state = parts.state(saved_state.step, saved_state.tokens);
+        let new_data = state.data != saved_state.data;
+        if new_data {
+            check_data(&config.data.train, "data.train", allowed)?;
+        } else {
+            state.sampler = saved_state.sampler;
         }
-        optimizer.import(checkpoint.tensors("optimizer.safetensors")?, state.updates());
-        Self::assemble(config, folder, device, parts, model, optimizer, memory, state)
+        if let (Some(held_out), Some(path)) = (&saved_state.held_out, &config.data.valid)
+            && state.held_out.as_ref() != Some(held_out)
+        {
+            check_data(path, "data.valid", allowed)?;
+        }
+        optimizer.import(checkpoint.tensors("optimizer.safetensors")?, saved_state.updates());
+        (state.skipped, state.skipped_in_a_row) = (saved_state.skipped, saved_state.skipped_in_a_row);
+        let rate = |config: &RunConfig| config.train.schedule.rate(state.step, config.train.steps);
+        let resumption = Resumption { changes, schedule: [rate(&saved), rate(&config)], new_data };
+        let trainer = Self::assemble(config, folder, lock, device, parts, model, optimizer, memory, state)?;
+        Ok((trainer, resumption))
     }
 
     /// Begins a run in `folder` with the weights and memory of the checkpoint `from`: the model of `config` may differ
@@ -216,9 +261,6 @@ impl Trainer {
         folder: &Path,
         device: &Device,
     ) -> Result<Self> {
-        if !matches!(Checkpoint::open(folder), Err(engram_import::Error::NoCheckpoint { .. })) {
-            return Err(Error::RunExists { path: folder.to_owned() });
-        }
         let checkpoint = Checkpoint::open(from)?;
         let saved = CheckpointConfig::load(&checkpoint.folder().join("run.toml"))?;
         if context == NewContext::Longer {
@@ -231,17 +273,18 @@ impl Trainer {
             let tokenizer = config.data.tokenizer.display();
             return Err(Error::Mismatch(format!("{tokenizer}: not the tokenizer of {}", from.display())));
         }
-        std::fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
+        machine_memory::check(&config)?;
+        let lock = claim(folder)?;
         let (model, optimizer, memory) = load(&checkpoint, &config, device, folder, &parts.tokenizer)?;
-        let data = parts.train.identity().to_string();
-        let state = State::begin(data);
-        Self::assemble(config, folder, device, parts, model, optimizer, memory, state)
+        let state = parts.state(0, 0);
+        Self::assemble(config, folder, lock, device, parts, model, optimizer, memory, state)
     }
 
     #[allow(clippy::too_many_arguments, reason = "the parts of a run, each made in one place")]
     fn assemble(
         config: RunConfig,
         folder: &Path,
+        lock: RunLock,
         device: &Device,
         parts: Parts,
         model: LanguageModel,
@@ -255,6 +298,7 @@ impl Trainer {
         Ok(Self {
             config,
             folder: folder.to_owned(),
+            _lock: lock,
             device: device.clone(),
             tokenizer,
             model: Some(model),
@@ -271,6 +315,11 @@ impl Trainer {
     /// The configuration.
     pub fn config(&self) -> &RunConfig {
         &self.config
+    }
+
+    /// Tokens of the training data.
+    pub fn training_tokens(&self) -> u64 {
+        self.train.len()
     }
 
     /// Steps taken.
@@ -345,8 +394,8 @@ impl Trainer {
         self.sampler = batch.sampler;
         self.ahead = Some(next);
         let (step, tokens) = (self.state.step, self.state.tokens);
-        let seconds = start.elapsed().as_secs_f64();
-        Ok(StepReport { step, loss, gradient_norm, schedule, tokens, seconds, skipped })
+        let (epoch, seconds) = (self.sampler.epochs(), start.elapsed().as_secs_f64());
+        Ok(StepReport { step, loss, gradient_norm, schedule, tokens, epoch, seconds })
     }
 
     /// Updates the weights and the experts' balance.
@@ -359,34 +408,41 @@ impl Trainer {
         self.model = Some(model);
     }
 
-    /// Held-out loss of the model as it is now.
+    /// Held-out loss of the model as it is now; none without held-out data.
     ///
     /// # Errors
-    /// When data cannot be read.
-    pub fn evaluate(&self) -> Result<HeldOut> {
-        let data = (&self.valid, &self.tokenizer);
+    /// When data cannot be read, or the loss is not finite.
+    pub fn evaluate(&self) -> Result<Option<HeldOut>> {
+        let Some(valid) = &self.valid else { return Ok(None) };
+        let data = (valid, &self.tokenizer);
         let fetch = |tokens: &[u32], sequences: &Sequences| self.fetch(tokens, sequences);
-        held_out_loss(&self.model().valid(), &self.device, data, self.windows(), fetch, &mut |_, _| true)
+        let model = self.model().valid();
+        held_out_loss(&model, &self.device, data, self.windows(Choice::Spread), fetch, &mut |_, _| true)
+            .map(Some)
     }
 
-    /// The losses that [`evaluate`](Self::evaluate) is the mean of. `go_on` is asked now and then whether to.
+    /// The losses of held-out tokens from the first on, as many as [`evaluate`](Self::evaluate) predicts at most. `go_on` is asked now and then whether to.
     ///
     /// # Errors
-    /// When data cannot be read, or `go_on` said no.
+    /// When there are no held-out data, they cannot be read, or `go_on` said no.
     pub fn held_out_losses(
         &self,
         visit: &mut VisitLosses<'_>,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<()> {
         let fetch = |tokens: &[u32], sequences: &Sequences| self.fetch(tokens, sequences);
-        let (model, windows) = (self.model().valid(), self.windows());
-        token_losses(&model, &self.device, &self.valid, windows, fetch, visit, &mut |_, _| go_on())
+        let (model, windows) = (self.model().valid(), self.windows(Choice::First));
+        let Some(valid) = &self.valid else {
+            self.config.data.held_out()?;
+            return Ok(());
+        };
+        token_losses(&model, &self.device, valid, windows, fetch, visit, &mut |_, _| go_on())
     }
 
     /// The windows of held-out text.
-    fn windows(&self) -> Windows {
+    fn windows(&self, choice: Choice) -> Windows {
         let limit = self.config.train.evaluate_tokens;
-        Windows { context: self.config.model.context, limit, packing: self.packing() }
+        Windows { context: self.config.model.context, limit, choice, packing: self.packing() }
     }
 
     fn packing(&self) -> Packing {
@@ -421,8 +477,8 @@ impl Trainer {
     /// The configuration with paths that do not depend on where it lies.
     fn absolute_config(&self) -> Result<RunConfig> {
         let mut config = self.config.clone();
-        for path in [&mut config.data.train, &mut config.data.valid, &mut config.data.tokenizer] {
-            *path = std::path::absolute(&path).map_err(Error::file("resolve", &path))?;
+        for path in config.data.paths_mut() {
+            *path = absolute(path)?;
         }
         Ok(config)
     }
@@ -525,11 +581,12 @@ impl Computed {
 struct Parts {
     tokenizer: Tokenizer,
     train: TokenShards,
-    valid: TokenShards,
+    valid: Option<TokenShards>,
 }
 
 impl Parts {
     fn open(config: &RunConfig) -> Result<Self> {
+        config.data.clone().paths_mut().try_for_each(|path| absolute(path).map(|_| ()))?;
         let tokenizer = Tokenizer::load_ending(&config.data.tokenizer, config.text.end.as_deref())?;
         let size = tokenizer.vocabulary();
         if size != config.model.vocabulary {
@@ -545,9 +602,58 @@ impl Parts {
             check_end(&shards, &tokenizer, path)?;
             Ok(shards)
         };
-        let (train, valid) = (open(&config.data.train)?, open(&config.data.valid)?);
+        let train = open(&config.data.train)?;
+        let valid = config.data.valid.as_deref().map(open).transpose()?;
+        if let (Some(path), Some(1)) = (&config.data.valid, valid.as_ref().map(TokenShards::len)) {
+            let problem = "the held-out text has no token to predict; hold out more";
+            return Err(Error::Mismatch(format!("{}: {problem}", path.display())));
+        }
+        // Before a model is made: a sampler refuses data that are shorter than a window.
+        Sampler::new(config.train.seed, config.model.context, config.train.batch, train.len())?;
         Ok(Self { tokenizer, train, valid })
     }
+
+    /// The state of a run at the beginning of these data.
+    fn state(&self, step: u64, tokens: u64) -> State {
+        let (data, held_out) = (&self.train, &self.valid);
+        let held_out = held_out.as_ref().map(|shards| shards.identity().to_string());
+        let (sampler, data) = (SamplerState::default(), data.identity().to_string());
+        State { step, tokens, sampler, data, held_out, skipped: 0, skipped_in_a_row: 0 }
+    }
+}
+
+/// A path that does not depend on the folder it is named from, and that a configuration can hold.
+fn absolute(path: &Path) -> Result<PathBuf> {
+    let absolute = std::path::absolute(path).map_err(Error::file("resolve", path))?;
+    match absolute.to_str() {
+        Some(_) => Ok(absolute),
+        None => Err(Error::Mismatch(format!(
+            "{}: the path is not UTF-8, and a checkpoint's configuration cannot hold it; rename the folder or file",
+            absolute.display()
+        ))),
+    }
+}
+
+/// Makes the folder of a new run and takes its lock.
+fn claim(folder: &Path) -> Result<RunLock> {
+    std::fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
+    let lock = RunLock::take(folder)?;
+    // A damaged checkpoint is still somebody's run.
+    match Checkpoint::open(folder) {
+        Err(engram_import::Error::NoCheckpoint { .. }) => Ok(lock),
+        _ => Err(Error::RunExists { path: folder.to_owned() }),
+    }
+}
+
+/// Refuses other data than those that a run began with, unless `key` is allowed to change.
+fn check_data(path: &Path, key: &str, allowed: &[String]) -> Result<()> {
+    if allowed.iter().any(|allowed| allowed == key || allowed == "data") {
+        return Ok(());
+    }
+    let path = path.display();
+    Err(Error::Mismatch(format!(
+        "{path}: not the data that this run began with; to continue with other data: --change {key}"
+    )))
 }
 
 /// Refuses data whose documents end otherwise than the model's texts: nothing else would tell.

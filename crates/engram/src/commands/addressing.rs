@@ -10,6 +10,7 @@ use engram_import::Checkpoint;
 use engram_store::RowFormat;
 
 use crate::failure::refuse;
+use crate::number::grouped;
 
 /// A configuration or preset with a tokenizer, or a checkpoint, which has both.
 #[derive(Debug, Args)]
@@ -81,6 +82,7 @@ impl AddressingOptions {
         let Some(preset) = self.preset else { return Ok(None) };
         let vocabulary = Vocabulary::from_tokenizer(tokenizer.inner())?;
         let addressing = Addressing::new(&preset.addressing(), vocabulary)?;
+        preset.check(&addressing, path)?;
         Ok(Some(Loaded { addressing, tokenizer, rows: preset.rows() }))
     }
 }
@@ -111,7 +113,38 @@ impl Loaded {
     }
 }
 
+/// Tokens of DeepSeek's tokenizer, which both published addressings were made with, and their classes.
+const TOKENS: usize = 129_280;
+const CLASSES: usize = 99_092;
+
 impl Preset {
+    /// The identity that the published tables belong to: classes, multipliers and primes.
+    fn identity(self) -> &'static str {
+        match self {
+            Self::Demo => "50fc032ce59688d52158a2ad19281634692cff3df0f9a73ab3f9c5856b8144a3",
+            Self::V41 => "f9acf548a34ee1a5b2ad8892c35403d3442140f14a9f96e905efd4f0120b12e5",
+        }
+    }
+
+    /// Refuses an addressing that another tokenizer made: its rows would be other n-grams', and nothing would show it.
+    fn check(self, addressing: &Addressing, tokenizer: &Path) -> anyhow::Result<()> {
+        if addressing.identity().to_string() == self.identity() {
+            return Ok(());
+        }
+        let vocabulary = addressing.vocabulary();
+        let found = match (vocabulary.len(), vocabulary.classes()) {
+            (TOKENS, CLASSES) => "it has as many, but other ones".to_owned(),
+            (tokens, classes) => format!("it has {} in {}", grouped(tokens as u64), grouped(classes as u64)),
+        };
+        refuse(format!(
+            "{}: not the tokenizer of the published addressing, which has {} tokens in {} classes; {found}. Use \
+             DeepSeek's tokenizer.json (V3 and later), or a --config of your own",
+            tokenizer.display(),
+            grouped(TOKENS as u64),
+            grouped(CLASSES as u64),
+        ))
+    }
+
     fn rows(self) -> Rows {
         let (width, format) = match self {
             Self::Demo => (64, RowFormat::F32),

@@ -7,16 +7,18 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::Args;
 use engram_eval::tasks::{
-    AskOptions, Error, FewShot, Header, Outcome, Question, RecordFile, Scorer, Task, ask,
+    AskOptions, Error, FewShot, Header, ModelScorer, Outcome, Question, RecordFile, Scorer, Task, ask,
 };
-use engram_import::OutsideModel;
-use engram_train::Trained;
+use engram_import::Hub;
+use engram_infer::{Dtype, EngineOptions, Offline};
 
-use crate::decoded::Decoded;
 use crate::device::DeviceKind;
 use crate::failure::{Interrupted, refuse};
-use crate::hub::Hub;
+use crate::hub;
+use crate::interrupt;
+use crate::note::note;
 use crate::progress::Passage;
+use crate::served::{self, Served};
 
 /// Tasks, and how they are asked.
 #[derive(Debug, Args)]
@@ -63,7 +65,7 @@ impl TaskArguments {
 
     /// Sees to it that their data are there: downloads what is missing, if that was asked for.
     pub(super) fn fetch(&self, tasks: &[Task]) -> anyhow::Result<()> {
-        let mut hub = None;
+        let mut reached = None;
         for task in tasks {
             let path = task.data_path(self.data.as_deref());
             if path.exists() {
@@ -71,7 +73,9 @@ impl TaskArguments {
             }
             let (name, shown) = (task.name(), path.display());
             match task.hub() {
-                Some(data) if self.hub => hub.get_or_insert_with(Hub::of_environment).fetch(data, &path)?,
+                Some(data) if self.hub => {
+                    hub::fetch(reached.get_or_insert_with(Hub::of_environment), data, &path)?;
+                }
                 Some(data) => {
                     return refuse(format!(
                         "{name}: {shown} is not there; --hub would make it from {} of the data set {} on the Hugging Face hub",
@@ -117,7 +121,7 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    /// Opens a checkpoint, or a model from outside, which has no memory that could be off.
+    /// Opens a checkpoint, or a model from elsewhere, which has no memory that could be off.
     pub(super) fn open(path: &Path, device: DeviceKind, memory: Memory) -> anyhow::Result<Self> {
         let (scorer, path) = (open(path, device, memory)?, path.to_owned());
         Ok(Self { scorer, path, memory })
@@ -177,33 +181,31 @@ impl Asked {
         let all = questions.len();
         let without =
             if cut > 0 { format!("; of all {all}, {cut} without their beginning") } else { String::new() };
-        eprintln!("{name}: {} questions in {seconds:.1} s{without}", pending.len());
+        note(format_args!("{name}: {} questions in {seconds:.1} s{without}", pending.len()));
         outcomes.sort_by_key(|outcome| outcome.question);
         Ok((outcomes, cut))
     }
 }
 
 fn open(path: &Path, device: DeviceKind, memory: Memory) -> anyhow::Result<Box<dyn Scorer>> {
-    if OutsideModel::is_one(path) {
-        if memory == Memory::Off {
-            let path = path.display();
-            return refuse(format!(
-                "{path}: a model from outside has no memory that could be switched off; name a checkpoint of Engram"
-            ));
-        }
-        if device != DeviceKind::Cpu {
-            return refuse("a model from outside computes on the processor: leave --device out");
-        }
-        return Ok(Box::new(OutsideModel::open(path)?));
+    if device != DeviceKind::Cpu {
+        return refuse("answers are computed on the processor: leave --device out");
     }
-    let mut model = Trained::open(path, &device.open()?)?;
-    // The decoder computes on the processor, and knows the published forms of memory alone.
-    let departs = model.config().model.memory.as_ref().is_some_and(|memory| memory.departs().is_some());
+    let model = served::open(path)?;
+    let mut identity = model.identity()?;
+    if memory == Memory::Off && model.config().model.memory.is_none() {
+        let path = path.display();
+        return refuse(format!("{path}: this model has no memory that could be switched off"));
+    }
+    let engram_infer::Model { decoder, rows, .. } = Served::mapped(&model, Dtype::F32)?.model;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut offline = Offline::new(decoder, rows, EngineOptions::default().cache_bytes, threads)?;
     if memory == Memory::Off {
-        model.switch_memory_off().with_context(|| path.display().to_string())?;
+        offline = offline.without_memory();
+        identity += ", memory off";
     }
-    let decodes = device == DeviceKind::Cpu && !departs;
-    Ok(if decodes { Box::new(Decoded::new(model)) } else { Box::new(model) })
+    let scorer = ModelScorer::new(offline, model.tokenizer().clone(), model.begin(), identity);
+    Ok(Box::new(scorer.until(interrupt::asked)))
 }
 
 /// The questions without an outcome.

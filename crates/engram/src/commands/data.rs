@@ -4,7 +4,9 @@ use clap::{Args, Subcommand};
 use engram_data::{Corpus, PrepareOptions, PrepareProgress, PrepareSummary, Tokenizer};
 
 use super::print;
+use crate::corpus_options::{CorpusOptions, tell_damage};
 use crate::interrupt;
+use crate::note::note;
 use crate::number::short;
 use crate::progress::Progress;
 use crate::table::Table;
@@ -20,24 +22,21 @@ pub(crate) enum Data {
 #[command(after_help = "Examples:
   engram data prepare corpus.jsonl.zst --tokenizer tokenizer.json --out data
   engram data prepare books/ --tokenizer tokenizer.json --hold-out 0.05 --out data
+  engram data prepare crawl/ --tokenizer tokenizer.json --skip-damaged --out data
   engram data prepare books/ --tokenizer runs/smol/tokenizer.json --end '<|im_end|>' --out chats
   engram data prepare valid.parquet --tokenizer tokenizer.json --hold-out 0 --out valid")]
 pub(crate) struct Prepare {
-    /// Files (.txt, .jsonl, each also .zst or .gz; .parquet) and folders of them.
-    #[arg(value_name = "CORPUS", required = true)]
-    corpus: Vec<PathBuf>,
+    #[command(flatten)]
+    corpus: CorpusOptions,
     /// Tokenizer, a Hugging Face `tokenizer.json`.
     #[arg(long, value_name = "FILE")]
     tokenizer: PathBuf,
     /// Folder to make.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Share of the documents to hold out, chosen by their text alone.
+    /// Share of the documents to hold out, chosen by their text alone; where none of a few falls into it, the nearest.
     #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
     hold_out: f64,
-    /// Field of JSON lines, or column of Parquet files, that holds the text.
-    #[arg(long, value_name = "NAME", default_value = "text")]
-    field: String,
     /// Token that ends a document, as `[text]` of the model's run.toml has it; without it, the first usual name that the
     /// tokenizer has.
     #[arg(long, value_name = "NAME")]
@@ -56,20 +55,33 @@ impl Data {
 impl Prepare {
     fn run(self) -> anyhow::Result<()> {
         let tokenizer = Tokenizer::load_ending(&self.tokenizer, self.end.as_deref())?;
-        let corpus = open_corpus(&self.corpus, &self.field)?;
+        let corpus = self.corpus.open()?;
         interrupt::listen()?;
         let summary = prepare(&corpus, &tokenizer, &self.out, self.hold_out)?;
+        self.tell(&summary);
         print(table(&summary).to_string())
     }
 }
 
-/// Opens a corpus and says which files of its folders are left out.
-pub(super) fn open_corpus(paths: &[PathBuf], field: &str) -> anyhow::Result<Corpus> {
-    let corpus = Corpus::open(paths)?.with_field(field);
-    for path in corpus.skipped() {
-        eprintln!("left out, its name says no known format: {}", path.display());
+impl Prepare {
+    /// Tells what is not as it was asked for.
+    fn tell(&self, summary: &PrepareSummary) {
+        tell_damage(&summary.damage);
+        if summary.empty_documents > 0 {
+            note(format_args!("documents without text, left out: {}", summary.empty_documents));
+        }
+        if summary.share_missed {
+            let documents = summary.train.documents + summary.valid.documents;
+            let held_out = match summary.valid.documents {
+                0 => "none is held out; train without `data.valid`",
+                _ => "the nearest is held out",
+            };
+            let share = self.hold_out;
+            note(format_args!(
+                "none of the {documents} documents falls into the share of {share}: {held_out}"
+            ));
+        }
     }
-    Ok(corpus)
 }
 
 /// Prepares shards in the new folder `out`, with progress.

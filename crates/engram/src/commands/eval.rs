@@ -36,7 +36,7 @@ pub(crate) struct Loss {
     checkpoint: PathBuf,
     /// Prepared shards: one file, or the folder of one split.
     shards: PathBuf,
-    /// Evaluate on the first tokens only.
+    /// Predict this many tokens at most, in whole windows that are spread evenly over the text.
     #[arg(long, value_name = "N")]
     tokens: Option<usize>,
     /// Switch the memory off: the loss of what the model knows without it.

@@ -2,21 +2,24 @@ use std::path::PathBuf;
 
 use clap::Args;
 use engram_config::{Account, BeginConfig, CheckpointConfig};
-use engram_import::OutsideModel;
+use engram_import::Model;
 use engram_infer::ChatTemplate;
 use serde::Serialize;
 
 use super::{print, print_json};
 use crate::failure::refuse;
 use crate::files::refuse_unwritable;
+use crate::interrupt;
+use crate::note::note;
 use crate::number::short;
 use crate::table::Table;
 
 /// Make a checkpoint of a model that others have trained.
 ///
-/// It takes decoders of the Llama type: a GGUF file, or a folder with config.json, tokenizer.json and safetensors. The
-/// weights are kept in f32, whatever they were. Every command that takes a checkpoint takes the result. What a model
-/// of Engram has no place for (biases, scaled rotary positions, sliding windows) is refused by name.
+/// It takes a GGUF file, or a folder with config.json, tokenizer.json and safetensors, of the types Llama, Mistral,
+/// SmolLM, Qwen 2 and 3, Gemma 3, Phi 3, DeepSeek V2 and V3. The weights are kept in f32, whatever they were. Every
+/// command that takes a checkpoint takes the result. An architecture, a setting or a tensor that is not known is refused
+/// by name.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram import SmolLM2-135M-Instruct.Q4_1.gguf --out runs/smol
@@ -49,23 +52,27 @@ impl Import {
     /// Runs the command.
     pub(crate) fn run(self) -> anyhow::Result<()> {
         refuse_unwritable(&self.out)?;
-        if !OutsideModel::is_one(&self.model) {
+        if !Model::is_outside(&self.model) && !self.model.is_file() {
             return refuse(format!(
-                "{}: neither a .gguf file nor a folder with config.json",
+                "{}: neither a GGUF file nor a folder with config.json",
                 self.model.display()
             ));
         }
-        eprintln!("reading {}", self.model.display());
-        let model = OutsideModel::open(&self.model)?;
-        let template = model.chat_template().map(str::to_owned);
-        if let Some(template) = &template
+        note(format_args!("reading {}", self.model.display()));
+        let model = Model::open(&self.model)?;
+        for text in model.notes() {
+            note(format_args!("{}: {text}", self.model.display()));
+        }
+        let template = model.chat_template();
+        if let Some(template) = template
             && let Err(error) = ChatTemplate::from_tokenizer_config(template)
         {
             return refuse(format!("{}: {error}", self.model.display()));
         }
-        let config = model.checkpoint_config()?;
-        eprintln!("writing {}", self.out.display());
-        let checkpoint = model.save_checkpoint(&self.out, template.as_deref())?;
+        let config = model.config().clone();
+        note(format_args!("writing {}", self.out.display()));
+        interrupt::listen()?;
+        let checkpoint = model.save_checkpoint(&self.out, &mut |_, _| interrupt::flow())?;
         let parameters = Account::of(&config.model, &[]).total;
         let imported = Imported { checkpoint, parameters, chat_template: template.is_some(), config };
         if self.json { print_json(&imported) } else { print(imported.table().to_string()) }

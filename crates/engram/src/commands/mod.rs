@@ -5,6 +5,7 @@ mod asking;
 pub(crate) mod chat;
 mod data;
 mod eval;
+mod export;
 mod generate;
 mod import;
 mod inspect;
@@ -37,6 +38,7 @@ pub(crate) enum Command {
     Data(data::Data),
     Train(train::Train),
     Import(import::Import),
+    Export(export::Export),
     Params(params::Params),
     Rows(rows::Rows),
     /// Evaluate a checkpoint: its loss, and what it answers.
@@ -63,6 +65,7 @@ impl Command {
             Self::Data(command) => command.run(),
             Self::Train(command) => command.run(),
             Self::Import(command) => command.run(),
+            Self::Export(command) => command.run(),
             Self::Params(command) => command.run(),
             Self::Rows(command) => command.run(),
             Self::Eval(command) => command.run(),
@@ -105,7 +108,7 @@ fn print(text: impl AsRef<[u8]>) -> anyhow::Result<()> {
 
 /// Writes `value` to standard output as JSON.
 fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
-    let mut text = serde_json::to_string_pretty(value)?;
+    let mut text = crate::json::pretty(value)?;
     text.push('\n');
     print(text)
 }

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
-use engram_config::{Account, TrainingMemory, load_model_and_training};
+use engram_config::{Account, RunConfig, TrainingMemory, load_model_config, load_toml};
 use serde::Serialize;
 
 use super::{print, print_json};
@@ -10,14 +10,16 @@ use crate::machine_memory::machine_memory;
 use crate::number::{bytes, short};
 use crate::table::Table;
 
-/// Show parameters, operations per token and memory for training of configurations, side by side.
+/// Show parameters, operations per token and memory of configurations, side by side.
+///
+/// Memory is what training needs at least, by part, where a file describes a whole run.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram params configs/engram-27b.toml
   engram params configs/dense-4b.toml configs/moe-27b.toml configs/engram-27b.toml configs/engram-40b.toml
   engram params configs/quickstart-memory.toml --json")]
 pub(crate) struct Params {
-    /// Configuration files; only their `[model]` and `[train]` are read.
+    /// Configuration files; `[model]` is enough.
     #[arg(value_name = "CONFIG", required = true)]
     configs: Vec<PathBuf>,
     /// Print exact numbers as JSON.
@@ -28,7 +30,7 @@ pub(crate) struct Params {
 /// Parameters and operations of one configuration.
 #[derive(Debug, Serialize)]
 struct Costs {
-    config: PathBuf,
+    config: String,
     /// All parameters, memory included.
     total_parameters: u64,
     /// Those of the blocks and head that a token meets.
@@ -43,42 +45,8 @@ struct Costs {
     memory_rows_per_token: u64,
     forward_flops_per_token: u64,
     training_flops_per_token: u64,
-    /// Bytes that training takes, if the file says how it is trained.
-    training_memory: Option<Memory>,
-}
-
-/// Bytes that training takes; see [`TrainingMemory`].
-#[derive(Debug, Serialize)]
-struct Memory {
-    weights: u64,
-    gradients: u64,
-    optimizer_state: u64,
-    /// Rows and their state; on disk where the storage is "mapped".
-    rows: u64,
-    rows_in_memory: bool,
-    step_rows_at_most: u64,
-    activations_estimate: u64,
-    total: u64,
-    /// Whether this machine has as much; none: it does not say.
-    fits: Option<bool>,
-}
-
-impl From<TrainingMemory> for Memory {
-    fn from(memory: TrainingMemory) -> Self {
-        let TrainingMemory { weights, gradients, optimizer, rows, rows_in_memory, step_rows, activations } =
-            memory;
-        Self {
-            weights,
-            gradients,
-            optimizer_state: optimizer,
-            rows,
-            rows_in_memory,
-            step_rows_at_most: step_rows,
-            activations_estimate: activations,
-            total: memory.total(),
-            fits: machine_memory().map(|machine| memory.total() <= machine),
-        }
-    }
+    /// Bytes of memory that training needs at least, by part; none for a model alone.
+    training_memory: Option<TrainingMemory>,
 }
 
 impl Params {
@@ -91,11 +59,15 @@ impl Params {
 
 impl Costs {
     fn load(path: &Path) -> anyhow::Result<Self> {
-        let (model, train) = load_model_and_training(path)?;
+        let model = load_model_config(path)?;
         let memory_rows = model.table_rows().with_context(|| path.display().to_string())?;
         let account = Account::of(&model, &memory_rows);
+        let training_memory = match describes_run(path)? {
+            true => Some(TrainingMemory::of(&RunConfig::load(path)?)?),
+            false => None,
+        };
         Ok(Self {
-            config: path.to_owned(),
+            config: path.display().to_string(),
             total_parameters: account.total,
             active_parameters: account.active,
             sparse_parameters: account.sparse(),
@@ -106,15 +78,23 @@ impl Costs {
             memory_rows_per_token: account.rows_per_token,
             forward_flops_per_token: account.forward_flops,
             training_flops_per_token: account.training_flops(),
-            training_memory: train.map(|train| TrainingMemory::of(&model, &train, &account).into()),
+            training_memory,
         })
     }
 }
 
+/// Whether the file describes a whole run, not a model alone or a study.
+fn describes_run(path: &Path) -> anyhow::Result<bool> {
+    let (_, tables) = load_toml::<toml::Table>(path)?;
+    let of_run = ["model", "text", "data", "train"];
+    Ok(["data", "train"].iter().all(|key| tables.contains_key(*key))
+        && tables.keys().all(|key| of_run.contains(&key.as_str())))
+}
+
 fn table(costs: &[Costs]) -> Table {
     let name = |costs: &Costs| {
-        let name = costs.config.file_stem().unwrap_or(costs.config.as_os_str());
-        name.to_string_lossy().into_owned()
+        let path = Path::new(&costs.config);
+        path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
     };
     let mut table = Table::new(std::iter::once("parameters".to_owned()).chain(costs.iter().map(name)));
     let mut row = |label: &str, value: &dyn Fn(&Costs) -> String| {
@@ -130,24 +110,20 @@ fn table(costs: &[Costs]) -> Table {
     row("memory rows per token", &|costs| costs.memory_rows_per_token.to_string());
     row("FLOPs per token, forward", &|costs| short(costs.forward_flops_per_token));
     row("FLOPs per token, training", &|costs| short(costs.training_flops_per_token));
-    let mut part = |label: &str, value: &dyn Fn(&Memory) -> String| {
-        row(label, &|costs| costs.training_memory.as_ref().map_or("–".to_owned(), value));
-    };
-    part("memory for training", &|memory| bytes(memory.total));
-    part("  weights", &|memory| bytes(memory.weights));
-    part("  gradients", &|memory| bytes(memory.gradients));
-    part("  optimiser state", &|memory| bytes(memory.optimizer_state));
-    part("  rows and their state", &|memory| match memory.rows_in_memory {
-        true => bytes(memory.rows),
-        false => format!("{} on disk", bytes(memory.rows)),
-    });
-    part("  rows of a step, at most", &|memory| bytes(memory.step_rows_at_most));
-    part("  activations, estimated", &|memory| bytes(memory.activations_estimate));
-    let machine = machine_memory().map_or("unknown".to_owned(), bytes);
-    part(&format!("fits this machine ({machine})"), &|memory| match memory.fits {
-        Some(true) => "yes".to_owned(),
-        Some(false) => "no".to_owned(),
-        None => "unknown".to_owned(),
-    });
+    if costs.iter().any(|costs| costs.training_memory.is_some()) {
+        let of = |part: &dyn Fn(&TrainingMemory) -> u64, costs: &Costs| {
+            costs.training_memory.as_ref().map_or(String::new(), |memory| bytes(part(memory)))
+        };
+        row("memory to train, at least", &|costs| of(&TrainingMemory::total, costs));
+        for (part, name) in TrainingMemory::PARTS.into_iter().enumerate() {
+            row(&format!("  {name}"), &|costs| of(&|memory| memory.parts()[part].1, costs));
+        }
+        if let Some(machine) = machine_memory() {
+            let fits = |memory: &TrainingMemory| if memory.total() <= machine { "yes" } else { "no" };
+            row(&format!("fits this machine ({})", bytes(machine)), &|costs| {
+                costs.training_memory.as_ref().map_or(String::new(), |memory| fits(memory).to_owned())
+            });
+        }
+    }
     table
 }

@@ -6,7 +6,7 @@ use burn::tensor::Device;
 use clap::Args;
 use engram_config::{Account, DataConfig, RunConfig};
 use engram_data::{Corpus, Tokenizer, TokenizerTraining};
-use engram_infer::{Request, Sampling};
+use engram_infer::{Dtype, Request, Sampling};
 use engram_train::{HeldOut, Trained};
 use serde::Serialize;
 
@@ -19,10 +19,11 @@ use crate::gate_page;
 use crate::interrupt;
 use crate::loss_chart::{self, Curve};
 use crate::metrics::{self, Metric};
+use crate::note::note;
 use crate::number::{duration, short};
 use crate::progress::Progress;
 use crate::run::Run;
-use crate::served::Served;
+use crate::served::{self, Served};
 use crate::table::Table;
 
 const TRAIN: &[u8] = include_bytes!("../../../../data/quickstart.train.jsonl.zst");
@@ -105,7 +106,7 @@ impl Quickstart {
             .collect::<anyhow::Result<Vec<_>>>()?;
         self.train(&configs, &device)?;
         self.show(&configs, &device)?;
-        eprintln!("done in {}", duration(begun.elapsed()));
+        note(format_args!("done in {}", duration(begun.elapsed())));
         Ok(())
     }
 
@@ -135,7 +136,7 @@ impl Quickstart {
         };
         Ok(DataConfig {
             train: shards(&train, "train")?,
-            valid: shards(&valid, "held-out")?,
+            valid: Some(shards(&valid, "held-out")?),
             tokenizer: path,
         })
     }
@@ -198,7 +199,7 @@ impl Quickstart {
                 self.out.display()
             ));
         }
-        Run::resume(config.clone(), folder, device)
+        Run::resume(config.clone(), &[], folder, device)
     }
 
     fn show(&self, configs: &[RunConfig], device: &Device) -> anyhow::Result<()> {
@@ -213,7 +214,8 @@ impl Quickstart {
         print(format!("A sample of the memory model:\n\n{PROMPT}"))?;
         let sampling = Sampling { temperature: 0.7, top_p: 0.9, seed: self.seed, ..Sampling::default() };
         let request = Request { sampling, ..Request::new(Vec::new(), 0) };
-        let (engine, codec) = Served::mapped(memory)?.for_one()?;
+        let served = Served::mapped(&served::open(&self.folder("memory"))?, Dtype::F32)?;
+        let (engine, codec) = served.for_one()?;
         generate::proceed((&engine, &codec), PROMPT, Some(80), request, &mut |text| print(text))?;
 
         print("\n\nWhere the memory opens, in sentences neither model has seen:\n\n")?;

@@ -38,6 +38,8 @@ struct Layer {
     layer: usize,
     /// Rows of its table.
     rows: u64,
+    /// Strings: most readers of JSON round numbers beyond 2⁵³.
+    #[serde(serialize_with = "crate::json::as_strings")]
     multipliers: Vec<i64>,
     /// Rows of each head, `[order][head]`.
     primes: Vec<Vec<u64>>,
@@ -98,7 +100,8 @@ impl Listing {
     fn to_text(&self) -> String {
         let mut out = format!("addressing {}\n", self.identity.short());
         for Layer { layer, rows, multipliers, .. } in &self.layers {
-            let _ = writeln!(out, "layer {layer}: {rows} rows, multipliers {multipliers:?}");
+            let multipliers = multipliers.iter().map(i64::to_string).collect::<Vec<_>>().join(", ");
+            let _ = writeln!(out, "layer {layer}: {rows} rows, multipliers [{multipliers}]");
         }
         for (time, token) in self.tokens.iter().enumerate() {
             let text = visible(&token.text);

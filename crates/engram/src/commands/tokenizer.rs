@@ -3,8 +3,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use engram_data::{Corpus, Tokenizer as Trained, TokenizerProgress, TokenizerTraining};
 
-use super::data::open_corpus;
 use super::print;
+use crate::corpus_options::{CorpusOptions, tell_damage};
 use crate::files::refuse_unwritable;
 use crate::interrupt;
 use crate::number::short;
@@ -22,9 +22,8 @@ pub(crate) enum Tokenizer {
   engram tokenizer train corpus.jsonl.zst --vocabulary 32768 --out tokenizer.json
   engram tokenizer train books/ notes.txt --vocabulary 4096 --out tokenizer.json")]
 pub(crate) struct Train {
-    /// Files (.txt, .jsonl, each also .zst or .gz; .parquet) and folders of them.
-    #[arg(value_name = "CORPUS", required = true)]
-    corpus: Vec<PathBuf>,
+    #[command(flatten)]
+    corpus: CorpusOptions,
     /// File to write.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -34,9 +33,6 @@ pub(crate) struct Train {
     /// Most bytes of text to learn from; a longer corpus is sampled evenly.
     #[arg(long, value_name = "BYTES", default_value_t = TokenizerTraining::default().byte_budget)]
     byte_budget: u64,
-    /// Field of JSON lines, or column of Parquet files, that holds the text.
-    #[arg(long, value_name = "NAME", default_value = "text")]
-    field: String,
 }
 
 impl Tokenizer {
@@ -51,7 +47,7 @@ impl Tokenizer {
 impl Train {
     fn run(self) -> anyhow::Result<()> {
         refuse_unwritable(&self.out)?;
-        let corpus = open_corpus(&self.corpus, &self.field)?;
+        let corpus = self.corpus.open()?;
         interrupt::listen()?;
         let options = TokenizerTraining { vocabulary: self.vocabulary, byte_budget: self.byte_budget };
         let tokenizer = train(&corpus, &options)?;
@@ -74,5 +70,8 @@ pub(super) fn train(corpus: &Corpus, options: &TokenizerTraining) -> anyhow::Res
         }
         interrupt::flow()
     };
-    Ok(Trained::train(corpus, options, &mut report)?)
+    let (tokenizer, damage) = Trained::train_reporting(corpus, options, &mut report)?;
+    drop(progress);
+    tell_damage(&damage);
+    Ok(tokenizer)
 }

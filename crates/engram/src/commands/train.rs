@@ -10,6 +10,7 @@ use crate::failure::Interrupted;
 use crate::interrupt;
 use crate::progress::Progress;
 use crate::run::{Run, checkpoints, held_out_line};
+use crate::shell;
 
 /// Train a model from a configuration file.
 ///
@@ -19,6 +20,8 @@ use crate::run::{Run, checkpoints, held_out_line};
 #[command(after_help = "Examples:
   engram train my.toml --out runs/small
   engram train my.toml --out runs/small --resume
+  engram train longer.toml --out runs/small --resume --change train.steps,train.schedule
+  engram train new-data.toml --out runs/small --resume --change data.train
   engram train my.toml --out runs/small-gpu --device cuda
   engram train other-data.toml --out runs/tuned --from runs/small
   engram train long.toml --out runs/long --extend-context runs/small
@@ -36,9 +39,14 @@ pub(crate) struct Train {
     /// Folder of the run.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Go on from the newest checkpoint in the run's folder.
+    /// Continue from the newest checkpoint in the run's folder. Settings that decide what the run learns must be the
+    /// checkpoint's, unless --change names them.
     #[arg(long)]
     resume: bool,
+    /// Settings that a resumed run takes from the configuration though its checkpoint has others, such as `train.seed`
+    /// or all of `train.optimizer`; `data.train`: other data, from their beginning.
+    #[arg(long, value_name = "KEY,…", value_delimiter = ',', requires = "resume")]
+    change: Vec<String>,
     /// Begin with the weights and memory of a checkpoint, or of a run's newest.
     #[arg(long, value_name = "CHECKPOINT", conflicts_with_all = ["resume", "extend_context"])]
     from: Option<PathBuf>,
@@ -66,12 +74,18 @@ impl Train {
         let mut run = match (&self.from, &self.extend_context) {
             (Some(from), _) => Run::from_checkpoint(config, from, NewContext::Any, &self.out, &device)?,
             (_, Some(from)) => Run::from_checkpoint(config, from, NewContext::Longer, &self.out, &device)?,
-            _ if self.resume => Run::resume(config, &self.out, &device)?,
+            _ if self.resume => Run::resume(config, &self.changes(), &self.out, &device)?,
             _ => Run::begin(config, &self.out, &device)?,
         };
         self.go_on(&mut run)?;
         let checkpoints = checkpoints(&self.out);
         print(format!("{} steps done; checkpoints are in {}\n", run.step_count(), checkpoints.display()))
+    }
+
+    /// The settings that may change: a number of steps on the command line was asked for.
+    fn changes(&self) -> Vec<String> {
+        let steps = self.steps.map(|_| "train.steps".to_owned());
+        self.change.iter().cloned().chain(steps).collect()
     }
 
     fn go_on(&self, run: &mut Run) -> anyhow::Result<()> {
@@ -91,7 +105,7 @@ impl Train {
     }
 
     fn how_to_go_on(&self, run: &Run) -> String {
-        let (step, config, out) = (run.step_count(), self.config.display(), self.out.display());
+        let (step, config, out) = (run.step_count(), shell::word(&self.config), shell::word(&self.out));
         let steps = self.steps.map(|steps| format!(" --steps {steps}")).unwrap_or_default();
         format!(
             " at step {step}, which is saved; go on with\n  engram train {config} --out {out}{steps} --resume"

@@ -24,7 +24,7 @@ pub(crate) struct Record {
 /// # Errors
 /// A file that cannot be read, is empty, or has a line that is no record.
 pub(crate) fn read(path: &Path, line_fields: Option<&[String]>) -> Result<Vec<Record>> {
-    let text = || std::fs::read_to_string(path).map_err(Error::file("read", path));
+    let text = || text_of(path);
     let extension = path.extension().and_then(|extension| extension.to_str());
     let records = match (line_fields, extension) {
         (Some(fields), _) => line_groups(path, &text()?, fields)?,
@@ -42,6 +42,20 @@ pub(crate) fn read(path: &Path, line_fields: Option<&[String]>) -> Result<Vec<Re
         return Err(Error::line(path, 1, "no record: the set is empty"));
     }
     Ok(records)
+}
+
+/// The text of a file, without the byte order mark that some programs begin it with.
+fn text_of(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).map_err(Error::file("read", path))?;
+    let mut text = String::from_utf8(bytes).map_err(|error| {
+        let offset = error.utf8_error().valid_up_to();
+        let line = 1 + error.as_bytes()[..offset].iter().filter(|&&byte| byte == b'\n').count();
+        Error::line(path, line, format!("invalid UTF-8 at byte {offset}; convert the text to UTF-8"))
+    })?;
+    if text.starts_with('\u{feff}') {
+        text.drain(..'\u{feff}'.len_utf8());
+    }
+    Ok(text)
 }
 
 fn json_lines(path: &Path, text: &str) -> Result<Vec<Record>> {
@@ -181,10 +195,22 @@ mod tests {
         let expected = [record(1, json!({"a": "x, y", "b": "1"})), record(3, json!({"a": "z", "b": "2"}))];
         let json = "{\"a\": \"x, y\", \"b\": \"1\"}\n\n{\"a\": \"z\", \"b\": \"2\"}\n";
         assert_eq!(records("a.jsonl", json, None).unwrap(), expected);
+        assert_eq!(records("a.jsonl", &format!("\u{feff}{json}"), None).unwrap(), expected);
+        let marked = records("a.csv", "\u{feff}a,b\n\"x, y\",1\n", None).unwrap();
+        assert_eq!(marked[0].fields, expected[0].fields, "the first column has no mark in its name");
         assert_eq!(records("a.txt", "x, y\n1\nz\n2\n", Some(&["a", "b"])).unwrap(), expected);
         let comma_separated = records("a.csv", "a,b\n\"x, y\",1\nz,2\n", None).unwrap();
         assert_eq!(comma_separated.iter().map(|record| record.line).collect::<Vec<_>>(), [2, 3]);
         assert!(comma_separated.iter().zip(&expected).all(|(found, record)| found.fields == record.fields));
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_named_with_their_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jsonl");
+        std::fs::write(&path, b"{}\n{\"a\": \"\xff\"}\n").unwrap();
+        let error = read(&path, None).unwrap_err().to_string();
+        assert!(error.contains("a.jsonl:2: invalid UTF-8 at byte 10"), "{error}");
     }
 
     #[test]

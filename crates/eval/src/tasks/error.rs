@@ -32,6 +32,9 @@ pub enum Error {
     /// Values that do not fit each other.
     #[error("{0}")]
     Mismatch(String),
+    /// A kind of record that cannot have a length: others can.
+    #[error("{0}")]
+    Length(String),
     /// It was asked to stop.
     #[error("interrupted")]
     Interrupted,

@@ -1,8 +1,8 @@
 //! Tasks: questions with known answers, put to a language model.
 //!
 //! A [`Task`] is a TOML file that names a file of records and says, in templates, what the model reads and what
-//! counts as right. Its [`questions`](Task::questions) are put to a [`Scorer`], an Engram checkpoint or a model from
-//! outside, by [`ask`], which computes shared beginnings once and batches by length. What comes back are
+//! counts as right. Its [`questions`](Task::questions) are put to a [`Scorer`], such as a [`ModelScorer`], by
+//! [`ask`], which computes shared beginnings once and batches by length. What comes back are
 //! [`Outcome`]s, question by question; they are kept in a [`RecordFile`], so that a run that was stopped goes on, and
 //! become a [`Summary`] with standard errors. Two models that answered the same questions are compared pair by pair
 //! ([`Paired`]).
@@ -35,14 +35,13 @@
 
 mod answer;
 mod ask;
-mod checkpoint_scorer;
 mod data_file;
 mod error;
 mod few_shot;
 mod hub_data;
+mod model_scorer;
 mod options;
 mod outcome;
-mod outside_scorer;
 mod question;
 mod record_file;
 mod ruler;
@@ -57,12 +56,13 @@ pub use engram_data::Begin;
 pub use error::{Error, Result};
 pub use few_shot::FewShot;
 pub use hub_data::HubData;
+pub use model_scorer::ModelScorer;
 pub use options::AskOptions;
 pub use outcome::{Length, Measure, Outcome, Said};
 pub use question::{Ask, Place, Question, Statement};
 pub use record_file::{Header, RecordFile, read_record, use_keys};
 pub use ruler::{Haystack, Questions, Ruler, RulerRecord};
-pub use scorer::{Cost, Likelihood, Request, Scorer};
+pub use scorer::{Cost, Likelihood, Request, Scorer, TargetScore};
 pub(crate) use summary::check_same_questions;
 pub use summary::{Paired, Summary, compare, summarize};
 pub use task_file::{Cloze, Form, Generation, LongPerplexity, MultipleChoice, Perplexity, Task, TaskKind};

@@ -1,7 +1,7 @@
 //! What a model must be able to do to be asked.
 
 use engram_data::Begin;
-use engram_model::TargetScore;
+use engram_infer::ScoredText;
 
 use super::error::Result;
 
@@ -24,6 +24,11 @@ impl Request {
         &self.tokens[..self.tokens.len() - 1]
     }
 
+    /// All tokens, of which the targets are scored.
+    pub(crate) fn text(&self) -> ScoredText<'_> {
+        ScoredText { tokens: &self.tokens, first: self.start }
+    }
+
     /// What is scored.
     pub fn targets(&self) -> &[u32] {
         &self.tokens[self.start..]
@@ -33,6 +38,15 @@ impl Request {
     pub fn first(&self) -> usize {
         self.start - 1
     }
+}
+
+/// How likely a token is after what stands before it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TargetScore {
+    /// Logarithm of its probability, in nats.
+    pub log_probability: f32,
+    /// Whether it is the likeliest; of several, the first.
+    pub likeliest: bool,
 }
 
 /// How likely a continuation is.

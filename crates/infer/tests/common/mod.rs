@@ -8,6 +8,7 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use engram_address::{Addressing, Vocabulary};
 use engram_config::{ModelConfig, Precision};
+use engram_data::PermutedPlaces;
 use engram_import::HostTensor;
 use engram_infer::{Decoder, Dtype, Model, RowTiers};
 use engram_model::{LanguageModel, MemoryRows, Sequences, Tokens, Trace};
@@ -52,6 +53,51 @@ pub(crate) const WITHOUT_MEMORY: &str = r#"
     feed_forward = { width = 40 }
     hyper_connections = { streams = 2 }
 "#;
+
+/// Backbones with one stream and several, and every memory that departs from the published forms.
+const BACKBONES: [&str; 2] = [
+    r#"
+    vocabulary = 64
+    width = 24
+    blocks = 3
+    context = 96
+    attention = { kind = "latent", heads = 3, query_rank = 12, latent_rank = 20, content_width = 8, rotary_width = 4, value_width = 10 }
+    feed_forward = { width = 40 }
+    hyper_connections = { streams = 3 }
+    "#,
+    r#"
+    vocabulary = 64
+    width = 24
+    blocks = 3
+    context = 96
+    tied_head = true
+    attention = { kind = "plain", heads = 4, key_heads = 2, head_width = 6 }
+    feed_forward = { width = 40 }
+    "#,
+];
+const MEMORIES: [&str; 9] = [
+    "gate = 'shared', layers = [0, 2], row_width = 6",
+    "gate = 'none', layers = [0, 2], row_width = 6",
+    "convolution = false, layers = [0, 2], row_width = 6",
+    "form = 'v41', gate = 'shared', layers = [1], row_width = 6",
+    "form = 'v41', gate = 'none', layers = [1], row_width = 6",
+    "form = 'added', layers = [0, 2], row_width = 24",
+    "form = 'over_encoding', layers = [0], row_width = 6",
+    "form = 'attention_values', layers = [0, 2], row_width = 6",
+    "lookup = 'permuted', layers = [0, 2], row_width = 6",
+];
+
+/// Models whose memory departs from the published forms.
+pub(crate) fn departing() -> Vec<String> {
+    let models = BACKBONES.iter().flat_map(|backbone| MEMORIES.map(|memory| (*backbone, memory)));
+    // With one stream there is nothing to share a gate.
+    let can_be =
+        models.filter(|(backbone, memory)| backbone.contains("streams") || !memory.contains("shared"));
+    let text = |(backbone, memory): (&str, &str)| {
+        format!("{backbone}\nmemory = {{ max_order = 3, heads = 2, rows_per_head = [300, 300], {memory} }}")
+    };
+    can_be.map(text).collect()
+}
 
 /// A model in both forms, and its tables.
 pub(crate) struct Fixture {
@@ -102,7 +148,8 @@ impl Fixture {
 
     pub(crate) fn tiers_of(&self, sources: Vec<Arc<dyn RowSource>>) -> Option<RowTiers> {
         let addressing = self.addressing.clone()?;
-        Some(RowTiers::new(addressing, sources, &PrefetchOptions::default()).unwrap())
+        let tiers = RowTiers::new(addressing, sources, &PrefetchOptions::default()).unwrap();
+        Some(tiers.permuted(self.permuted()))
     }
 
     pub(crate) fn served(&self) -> Model {
@@ -148,10 +195,24 @@ impl Fixture {
         trace.gates.unwrap().into_iter().map(|(_, gates)| gates).collect()
     }
 
+    fn permuted(&self) -> Option<PermutedPlaces> {
+        self.config.memory.as_ref().and_then(PermutedPlaces::of)
+    }
+
     fn memory_rows(&self, tokens: &[u32]) -> Vec<MemoryRows> {
         let rows = |(index, table): (usize, &Arc<Table>)| {
             let mut ids = Vec::new();
-            self.addressing.as_ref().unwrap().row_ids(index, tokens, &mut ids).unwrap();
+            let addressing = self.addressing.as_ref().unwrap();
+            addressing.row_ids(index, tokens, &mut ids).unwrap();
+            if let Some(permuted) = self.permuted() {
+                let (own, slots) = (ids.clone(), addressing.layers()[index].slots());
+                let mut padding = Vec::new();
+                addressing.row_ids(index, &[permuted.padding()], &mut padding).unwrap();
+                for (position, ids) in ids.chunks_mut(slots).enumerate() {
+                    let source = permuted.source(position);
+                    ids.copy_from_slice(source.map_or(&padding, |source| &own[source * slots..][..slots]));
+                }
+            }
             let mut rows = vec![0.0; ids.len() * table.width()];
             table.gather(&ids, &mut rows).unwrap();
             let rows = Tensor::from_data(TensorData::new(rows, [ids.len(), table.width()]), &Device::flex());

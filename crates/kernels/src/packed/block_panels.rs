@@ -1,17 +1,15 @@
 //! A weight of whole numbers in panels: packed from a file's blocks or rounded from f32, multiplied by rounded rows.
 
 use super::dot::Instructions;
-use super::layout::{GROUP, Kind, Layout, QUAD, Tile, WithKind};
+use super::layout::{COLUMNS, GROUP, Kind, Layout, QUAD, Scales, Tile, WithKind};
 use super::line::Line;
-use super::rounded_rows::{LARGEST, RoundedGroup, RoundedRows, inverse, round};
+use super::rounded_rows::{LARGEST, RoundedRows, inverse, round};
 use super::{PANEL, ROWS, Strided};
 use crate::block_format::{BlockFormat, SUPER};
 use crate::parallel;
 use crate::simd::vectorized;
 
-/// Rows from which on a part of a panel is unpacked once for all of them, and not in the registers for each few.
-const UNPACKED: usize = 3 * ROWS;
-/// Groups of such a part: it stays in the first-level cache.
+/// Groups of a part of a panel that is unpacked once for several rows: it stays in the first-level cache.
 const PART: usize = 16;
 /// Rows whose sums are kept meanwhile, and whose values stay in the second-level cache.
 const SUMS: usize = 512;
@@ -103,7 +101,7 @@ impl BlockPanels {
             let rows = Rows { all: rows, first, count: (rows.count() - first).min(SUMS) };
             scratch.sums.clear();
             scratch.sums.resize(rows.count, [0.0; PANEL]);
-            if rows.count < UNPACKED {
+            if rows.count == 1 {
                 rows.add(instructions, &self.layout, self.panel(panel), 0, &mut scratch.sums);
             } else {
                 self.add_in_parts(instructions, panel, &rows, scratch);
@@ -151,22 +149,20 @@ impl BlockPanels {
     /// An input of all columns of a tile.
     #[inline(always)]
     fn dequantize_input(&self, tile: &[Line], input: usize, values: &mut [f32; PANEL]) {
-        for (column, value) in values.iter_mut().enumerate() {
-            *value = self.value(tile, input, column);
-        }
-    }
-
-    #[inline(always)]
-    fn value(&self, tile: &[Line], input: usize, column: usize) -> f32 {
         let layout = self.layout.tile();
-        let (v, i) = (column / 16, column % 16);
-        let half = if layout.halves == 1 { 0 } else { input / (GROUP / 2) };
-        let stored = tile[input / QUAD * 2 + v].0[i * QUAD + input % QUAD];
-        let value = (i32::from(stored) - self.offset) as f32 * tile[layout.scales_at() + 2 * half + v].f32(i);
-        // Without a minimum nothing is added: −0 + 0 would be 0.
-        match layout.minima {
-            super::layout::Scales::None => value,
-            _ => value + tile[layout.minima_at() + 2 * half + v].f32(i),
+        let half = input / (GROUP / layout.halves);
+        for (v, values) in values.as_chunks_mut::<COLUMNS>().0.iter_mut().enumerate() {
+            let numbers = &tile[input / QUAD * (PANEL / COLUMNS) + v];
+            let scales = &tile[layout.scales_at() + 2 * half + v];
+            for (column, value) in values.iter_mut().enumerate() {
+                let stored = i32::from(numbers.0[column * QUAD + input % QUAD]);
+                *value = (stored - self.offset) as f32 * scales.f32(column);
+            }
+            // Without a minimum nothing is added: −0 + 0 would be 0.
+            if layout.minima != Scales::None {
+                let minima = &tile[layout.minima_at() + 2 * half + v];
+                values.iter_mut().enumerate().for_each(|(column, value)| *value += minima.f32(column));
+            }
         }
     }
 
@@ -178,7 +174,9 @@ impl BlockPanels {
         for ((record, group), values) in groups.zip(values.chunks_mut(GROUP)) {
             self.layout.unpack(record, group, &mut tile);
             for (input, value) in values.iter_mut().enumerate() {
-                *value = self.value(&tile, input, output % PANEL);
+                let mut columns = [0.0; PANEL];
+                self.dequantize_input(&tile, input, &mut columns);
+                *value = columns[output % PANEL];
             }
         }
     }
@@ -242,7 +240,7 @@ impl WithKind for Unpack<'_> {
             #[inline(always)]
             || {
                 let size = K::LAYOUT.tile().lines();
-                let records = self.records.chunks_exact(K::LAYOUT.lines());
+                let records = self.records.chunks_exact(K::LINES);
                 for (record, tiles) in records.zip(self.tiles.chunks_exact_mut(size * K::LAYOUT.groups)) {
                     for (group, tile) in tiles.chunks_exact_mut(size).enumerate() {
                         K::LAYOUT.unpack(record, group, tile);
@@ -296,6 +294,7 @@ fn round_group(rows: &[[f32; PANEL]]) -> [Line; Tile::LAYOUT.lines()] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packed::rounded_rows::RoundedGroup;
     use crate::testing::{blocks, random};
     use proptest::prelude::*;
 

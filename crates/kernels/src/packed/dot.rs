@@ -75,7 +75,8 @@ impl Instructions {
         *BEST.get_or_init(|| Self::available()[0])
     }
 
-    /// Adds to `sums` the products of R rows with the columns of `records`.
+    /// Adds to `sums` the products of R rows with the columns of `records`. The rows share each pass over bytes; numbers
+    /// in fewer bits are unpacked for each of them.
     ///
     /// # Panics
     /// When a row does not have the groups of the records.
@@ -88,7 +89,12 @@ impl Instructions {
     ) {
         let groups = records.len() / layout.lines() * layout.groups;
         assert!(rows.iter().all(|row| row.len() == groups), "rows of other sizes than the weights");
-        layout.with(Add { instructions: self, records, rows, sums });
+        if layout.with_bytes(Add { instructions: self, records, rows, sums: &mut *sums }).is_none() {
+            for (row, sums) in rows.into_iter().zip(sums) {
+                let sums = std::array::from_mut(sums);
+                layout.with(Add { instructions: self, records, rows: [row], sums });
+            }
+        }
     }
 }
 

@@ -79,6 +79,7 @@ pub(super) enum Scales {
 /// How a record lies in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Layout {
+    name: Name,
     pub(super) numbers: Numbers,
     /// Groups of a record.
     pub(super) groups: usize,
@@ -91,8 +92,18 @@ pub(super) struct Layout {
 }
 
 /// A layout known when a kernel is compiled.
+///
+/// The places are constants, for calls to compute them would stay calls, and accesses would be checked.
 pub(super) trait Kind {
     const LAYOUT: Layout;
+    /// Lines of a record.
+    const LINES: usize = Self::LAYOUT.lines();
+    /// Lines of a group's numbers.
+    const NUMBER_LINES: usize = Self::LAYOUT.numbers.lines();
+    /// Where the groups' scales begin, and where the block's lie.
+    const SCALES_AT: [usize; 2] = [Self::LAYOUT.scales_at(), Self::LAYOUT.d_at()];
+    /// Where the groups' minima begin, and where the block's lie.
+    const MINIMA_AT: [usize; 2] = [Self::LAYOUT.minima_at(), Self::LAYOUT.block_minima_at()];
 }
 
 /// What is done with a layout once it is known.
@@ -108,6 +119,7 @@ macro_rules! kinds {
             pub(super) struct $name;
             impl Kind for $name {
                 const LAYOUT: Layout = Layout {
+                    name: Name::$name,
                     numbers: Numbers::$numbers,
                     groups: $groups,
                     halves: $halves,
@@ -118,13 +130,19 @@ macro_rules! kinds {
             }
         )*
 
+        /// Which layout it is.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        enum Name {
+            $($name),*
+        }
+
         impl Layout {
             /// Runs `work` compiled for this layout.
+            #[inline]
             pub(super) fn with<W: WithKind>(&self, work: W) -> W::Output {
-                $(if *self == $name::LAYOUT {
-                    return work.run::<$name>();
-                })*
-                unreachable!("no kernel for {self:?}")
+                match self.name {
+                    $(Name::$name => work.run::<$name>()),*
+                }
             }
         }
     };
@@ -149,8 +167,25 @@ kinds! {
     Iq4Xs: Table, 8 x 1, Bytes, None, false;
 }
 
+impl Layout {
+    /// As [`with`](Self::with), for layouts whose numbers are bytes, which several rows share without unpacking them;
+    /// none for others. So a kernel of several rows need not be compiled for every layout.
+    #[inline]
+    pub(super) fn with_bytes<W: WithKind>(&self, work: W) -> Option<W::Output> {
+        Some(match self.name {
+            Name::Tile => work.run::<Tile>(),
+            Name::TileMinima => work.run::<TileMinima>(),
+            Name::TileHalves => work.run::<TileHalves>(),
+            Name::TileHalvesMinima => work.run::<TileHalvesMinima>(),
+            Name::Q8_0 => work.run::<Q8_0>(),
+            _ => return None,
+        })
+    }
+}
+
 impl Numbers {
     /// Lines of a group.
+    #[inline(always)]
     pub(super) const fn lines(self) -> usize {
         match self {
             Self::Bytes => BYTE_LINES,
@@ -163,6 +198,7 @@ impl Numbers {
     }
 
     /// Where the second plane begins.
+    #[inline(always)]
     pub(super) const fn high(self) -> usize {
         match self {
             Self::Two | Self::Three => BYTE_LINES / 4,

@@ -18,6 +18,11 @@ V41_GATE_EPSILON = 1e-20
 CONVOLUTION_EPSILON = 1e-5
 
 
+def wide(x: Tensor) -> Tensor:
+    """Floats of 16 bits as f32, others as they are: what sums and norms are computed in."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 def normalise(x: Tensor, epsilon: float) -> Tensor:
     """x / √(mean(x²) + ε) over the last dimension."""
     return F.rms_norm(x, x.shape[-1:], eps=epsilon)
@@ -168,8 +173,8 @@ class Memory(nn.Module):
         assert self.norms is not None
         if self.gates != self.streams:
             h = h.mean(-2, keepdim=True)
-        query = normalise(h.float(), self.epsilon) * self.norms.query
-        key = normalise(keys.unflatten(-1, (self.gates, self.width)).float(), self.epsilon)
+        query = normalise(wide(h), self.epsilon) * self.norms.query
+        key = normalise(wide(keys.unflatten(-1, (self.gates, self.width))), self.epsilon)
         if self.norms.key is not None:
             key = key * self.norms.key
         s = (query * key).sum(-1) / math.sqrt(self.width)

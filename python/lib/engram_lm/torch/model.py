@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from engram_lm.config import LatentAttentionConfig, MemoryConfig, ModelConfig, PlainAttentionConfig
-from engram_lm.torch.memory import Memory, matrix, normalise
+from engram_lm.torch.memory import Memory, matrix, normalise, wide
 
 
 class RMSNorm(nn.Module):
@@ -27,7 +27,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] to the same."""
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.epsilon)
+        return F.rms_norm(wide(x), self.weight.shape, self.weight, self.epsilon)
 
 
 class Linear(nn.Module):
@@ -207,7 +207,7 @@ class Experts(nn.Module):
         """[..., D] to the same."""
         shape, x = x.shape, x.flatten(0, -2)
         with torch.autocast(x.device.type, enabled=False):  # near ties decide which expert a token sees
-            scores = self.router(x.float()).sigmoid()
+            scores = self.router(wide(x)).sigmoid()
         choice = (scores.detach() + self.balance).topk(self.active, dim=-1).indices  # [N, K]
         gates = scores.gather(1, choice)
         gates = gates / gates.sum(-1, keepdim=True)
@@ -275,7 +275,7 @@ class HyperConnection(nn.Module):
             read, write, mix = (part * scale + bias for part, scale, bias in parts)
             mix = sinkhorn(mix.unflatten(-1, (n, n)), self.iterations)
             h = (read.sigmoid().unsqueeze(-2) @ x).squeeze(-2)
-        y = layer(h).float()
+        y = wide(layer(h))
         with torch.autocast(x.device.type, enabled=False):
             mixed: Tensor = mix @ x + (2 * write.sigmoid()).unsqueeze(-1) * y.unsqueeze(-2)
         return mixed
@@ -431,7 +431,7 @@ class LanguageModel(nn.Module):
     ) -> Tensor:
         """Mean cross-entropy in nats of `targets` [B, T] after `tokens` [B, T]; other arguments as in `hidden`."""
         logits = self.logits(tokens, memory, dead, positions)
-        return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
+        return F.cross_entropy(wide(logits.flatten(0, -2)), targets.flatten())
 
     def experts(self) -> list[Experts]:
         """The blocks' experts, in order."""

@@ -370,10 +370,7 @@ class DeviceRows(RowTable):
     def fetch(self, ids: Tensor) -> Fetched:
         """The rows `ids` [..., slots] int64."""
         self._check(ids)
-        if self.place.type == "cpu":
-            listed, index = (torch.from_numpy(np.asarray(part)) for part in distinct(ids.contiguous()))
-        else:
-            listed, index = torch.unique(ids.to(self.place), return_inverse=True)
+        listed, index = self._distinct(ids)
         rows = self.values.index_select(0, listed)
         return Fetched(listed, index.view(ids.shape), rows.requires_grad_())
 
@@ -386,7 +383,7 @@ class DeviceRows(RowTable):
         self._check(ids)
         if not torch.isfinite(grads).all():
             raise ValueError("a gradient of a row is not finite; a row would keep it forever")
-        listed, index = torch.unique(ids.to(self.place), return_inverse=True)
+        listed, index = self._distinct(ids)
         sums = grads.new_zeros(len(listed), self.width, device=self.place, dtype=torch.float32)
         sums.index_add_(0, index.flatten(), grads.to(self.place).view(-1, self.width).float())
         self.taken += 1
@@ -418,6 +415,14 @@ class DeviceRows(RowTable):
             for first in range(0, self.rows, 1 << 16):
                 part = np.array(section[first : first + (1 << 16)])
                 target[first : first + len(part)] = torch.from_numpy(part)
+
+    def _distinct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The distinct ids, ascending, and which of them each one is."""
+        if self.place.type == "cpu":
+            listed, index = (torch.from_numpy(np.asarray(part)) for part in distinct(ids.cpu().contiguous()))
+            return listed, index
+        listed, index = torch.unique(ids.to(self.place), return_inverse=True)
+        return listed, index
 
     def _check(self, ids: Tensor) -> None:
         """On a CPU, refuses ids that are not rows; a GPU's own indexing asserts it."""

@@ -2,13 +2,14 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use engram_eval::tasks::{Haystack, Questions, Ruler as Kind, RulerRecord};
+use engram_eval::tasks::{Error, Haystack, Questions, Ruler as Kind, RulerRecord};
 
 use super::super::asking::{Asked, Memory};
 use super::super::print;
 use crate::device::DeviceKind;
 use crate::failure::refuse;
 use crate::files::write_file;
+use crate::note::note;
 use crate::table::Table;
 
 /// Write RULER's long-context tasks at given lengths, in a model's tokens, for `engram eval tasks`.
@@ -75,15 +76,25 @@ impl Ruler {
         std::fs::create_dir_all(&self.out)
             .with_context(|| format!("cannot create {}", self.out.display()))?;
         let tokens = |text: &str| Ok(model.encode(text)?.len() + 1);
-        let mut table = Table::new(["task", "records", "tokens of the longest"]);
+        let (mut table, mut written) = (Table::new(["task", "records", "tokens of the longest"]), 0);
         for (&length, &kind) in
             self.lengths.iter().flat_map(|length| kinds.iter().map(move |kind| (length, kind)))
         {
-            let records = kind.records(&haystack, (length, self.samples), self.seed, &tokens)?;
             let name = format!("{}-{length}", kind.name());
+            let records = match kind.records(&haystack, (length, self.samples), self.seed, &tokens) {
+                Err(Error::Length(problem)) => {
+                    note(format_args!("{name} is left out: {problem}"));
+                    continue;
+                }
+                records => records?,
+            };
             self.write(kind, &name, &records)?;
+            written += 1;
             let longest = records.iter().map(|record| record.prompt_tokens).max().unwrap_or(0);
             table.row([name, records.len().to_string(), longest.to_string()]);
+        }
+        if written == 0 {
+            return refuse("no kind of record has any of the --lengths: the notes above say why");
         }
         print(table.to_string())
     }
@@ -99,7 +110,7 @@ impl Ruler {
                 "--questions is for question_answering alone, which --kinds leaves out: name it there, too",
             ),
             (None, true) => {
-                eprintln!("question_answering is left out: it needs --questions FILE");
+                note(format_args!("question_answering is left out: it needs --questions FILE"));
                 Ok(Kind::ALL.into_iter().filter(|&kind| kind != Kind::QuestionAnswering).collect())
             }
             (Some(_), true) => Ok(Kind::ALL.to_vec()),
@@ -121,7 +132,10 @@ impl Ruler {
         let questions = Questions::read(path)?;
         if questions.unanswerable() > 0 {
             let (left, all) = (questions.unanswerable(), questions.unanswerable() + questions.count());
-            eprintln!("{}: {left} of {all} questions have no answer and are left out", path.display());
+            note(format_args!(
+                "{}: {left} of {all} questions have no answer and are left out",
+                path.display()
+            ));
         }
         Ok(haystack.with_questions(questions))
     }

@@ -14,6 +14,7 @@ use crate::gate_map::{self, Canvas};
 use crate::gate_page;
 use crate::gate_text::{GateLayer, GateText, visible};
 use crate::interrupt;
+use crate::note::note;
 use crate::number::short;
 use crate::progress::Progress;
 use crate::table::Table;
@@ -76,7 +77,7 @@ impl Gates {
                 self.checkpoint.display()
             );
             write_file(path, &gate_page::page(title, &lead, std::slice::from_ref(&gates)))?;
-            eprintln!("wrote {}", path.display());
+            note(format_args!("wrote {}", path.display()));
         }
         match self.json {
             true => print_json(&gates),

@@ -11,6 +11,7 @@ use crate::device::DeviceKind;
 use crate::failure::refuse;
 use crate::files::{remove_figure, write_figure, write_file};
 use crate::interrupt;
+use crate::note::note;
 use crate::provenance::{command, machine, program};
 use crate::table::Table;
 
@@ -148,7 +149,7 @@ impl Report {
         }
         let path = out.join("findings.json");
         write_file(&path, &(serde_json::to_string_pretty(self)? + "\n"))?;
-        eprintln!("wrote {}", path.display());
+        note(format_args!("wrote {}", path.display()));
         Ok(())
     }
 

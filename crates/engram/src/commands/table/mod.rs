@@ -8,6 +8,7 @@ mod import;
 mod info;
 mod origin;
 mod serve_redis_load;
+mod serve_redis_remove;
 mod stats;
 pub(crate) mod tier;
 mod verify;
@@ -26,6 +27,7 @@ pub(crate) enum Table {
     Stats(stats::Stats),
     Bench(bench::Bench),
     ServeRedisLoad(serve_redis_load::ServeRedisLoad),
+    ServeRedisRemove(serve_redis_remove::ServeRedisRemove),
 }
 
 impl Table {
@@ -41,6 +43,7 @@ impl Table {
             Self::Stats(command) => command.run(),
             Self::Bench(command) => command.run(),
             Self::ServeRedisLoad(command) => command.run(),
+            Self::ServeRedisRemove(command) => command.run(),
         }
     }
 }

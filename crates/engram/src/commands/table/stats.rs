@@ -10,14 +10,15 @@ use engram_store::{HeadUse, NGramUse, RowFormat};
 use serde::Serialize;
 
 use crate::commands::addressing::{AddressingOptions, Loaded};
-use crate::commands::data::open_corpus;
 use crate::commands::{print, print_json};
+use crate::corpus_options::open_corpus;
 use crate::corpus_rows::{CorpusRows, OrderRows, PIECE, Sharers, TokenRows, WINDOWS, first_rows};
 use crate::failure::{Interrupted, refuse};
 use crate::files::write_file;
 use crate::gate_text::visible;
 use crate::hit_rate_chart::{self, Curve};
 use crate::interrupt;
+use crate::note::note;
 use crate::number::{bytes, short};
 use crate::progress::Passage;
 use crate::table::Table;
@@ -204,7 +205,7 @@ impl Stats {
         let report = Report::new(&loaded, layer, &study, hot, row_bytes, self.warm_up);
         if let Some(path) = &self.svg {
             write_file(path, &report.picture())?;
-            eprintln!("wrote {}", path.display());
+            note(format_args!("wrote {}", path.display()));
         }
         if self.json { print_json(&report) } else { print(report.to_text()) }
     }

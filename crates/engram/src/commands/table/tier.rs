@@ -8,7 +8,7 @@ use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use engram_store::{
     CacheCounts, Cached, DirectOptions, DirectTable, QueueKind, RedisTable, RowSource, Storage, Table,
-    TableHeader,
+    TableHeader, TableOrigin,
 };
 use serde::Serialize;
 
@@ -20,13 +20,17 @@ pub(crate) struct TierOptions {
     /// Where the rows are.
     #[arg(long = "tier", value_enum, default_value = "mapped")]
     pub(crate) kind: Tier,
-    /// Keep rows in memory in front of the tier, within so many bytes: 256MiB.
+    /// Keep rows in memory in front of the tier, in at most this many bytes: 256MiB.
     #[arg(long, value_name = "SIZE")]
     cache: Option<ByteSize>,
-    /// Reads in flight at once, of the direct tier; as many does the disk get to show what it can do.
+    /// Keep at most about this many bytes of the mapped file in memory (mapped tier): 8GiB. Pages that were not used lately
+    /// are given back to the system. Without it the system decides.
+    #[arg(long, value_name = "SIZE")]
+    resident: Option<ByteSize>,
+    /// Number of concurrent reads (direct tier). More reads raise throughput until the disk is saturated.
     #[arg(long, value_name = "N", default_value_t = 128)]
     depth: usize,
-    /// Who keeps them in flight.
+    /// What keeps them in flight.
     #[arg(long, value_enum, default_value = "uring")]
     queue: Queue,
     #[command(flatten)]
@@ -82,10 +86,13 @@ impl TierOptions {
         if self.kind != Tier::Redis && !self.cluster.nodes.is_empty() {
             return refuse("--node goes with --tier redis");
         }
+        if self.kind != Tier::Mapped && self.resident.is_some() {
+            return refuse("--resident goes with --tier mapped");
+        }
         let mut how = None;
         let source: Box<dyn RowSource> = match self.kind {
             Tier::Ram => Box::new(Table::read(path, origin, &Storage::Ram)?),
-            Tier::Mapped => Box::new(Table::open(path, origin)?),
+            Tier::Mapped => Box::new(self.map(path, origin)?),
             Tier::Direct => {
                 let queue = match self.queue {
                     Queue::Uring => QueueKind::IoUring,
@@ -104,6 +111,18 @@ impl TierOptions {
         let Some(size) = self.cache else { return Ok(OpenTier { source, cache: None, path: how }) };
         let cache = Arc::new(Cached::new(source, size.as_u64())?);
         Ok(OpenTier { source: Box::new(Arc::clone(&cache)), cache: Some(cache), path: how })
+    }
+
+    /// The table mapped from its file, within the limit if there is one.
+    fn map(&self, path: &Path, origin: &TableOrigin) -> anyhow::Result<Table> {
+        let table = Table::open(path, origin)?;
+        let Some(size) = self.resident else { return Ok(table) };
+        #[cfg(unix)]
+        return Ok(table.with_resident_limit(size.as_u64())?);
+        #[cfg(not(unix))]
+        return refuse(format!(
+            "--resident {size}: not available on this system; use --tier direct with a --cache"
+        ));
     }
 
     /// Reads of a file that the tier keeps in flight for each thread that asks; none if it reads no file.

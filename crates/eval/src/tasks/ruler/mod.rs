@@ -102,7 +102,8 @@ impl Ruler {
     /// them. The same seed gives the same records.
     ///
     /// # Errors
-    /// When not even the smallest record fits, a text has no tokens in the vocabulary, or questions or their paragraphs
+    /// [`Error::Length`] when not even the smallest record fits, or all the text there is does not fill the length; when
+    /// a text has no tokens in the vocabulary, or questions or their paragraphs
     /// are too few.
     pub fn records(
         self,
@@ -154,7 +155,7 @@ impl Ruler {
         if !fits(&best) {
             let needed = best.prompt_tokens + best.answer_tokens;
             let problem = format!("{}: the shortest takes {needed} tokens, more than {length}", self.name());
-            return Err(Error::Mismatch(problem));
+            return Err(Error::Length(problem));
         }
         // Double, then halve the interval: what fits, and what does not.
         let (mut fitting, mut beyond) = (least, least);
@@ -201,7 +202,7 @@ impl Ruler {
         let path = haystack.questions().map_or(Path::new(""), Questions::path).display();
         let paragraphs = haystack.questions().map_or(0, Questions::paragraphs);
         let all = record.prompt_tokens + record.answer_tokens;
-        Error::Mismatch(format!(
+        Error::Length(format!(
             "{}: all {paragraphs} paragraphs of {path} take {all} tokens, fewer than {length}: give a larger file, or \
              leave this length out",
             self.name()

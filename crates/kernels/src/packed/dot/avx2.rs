@@ -28,11 +28,11 @@ macro_rules! kernel {
                 output: &mut [[f32; PANEL]; R],
             ) {
                 let layout = K::LAYOUT;
-                for (index, record) in records.chunks_exact(K::LAYOUT.lines()).enumerate() {
+                for (index, record) in records.chunks_exact(K::LINES).enumerate() {
                     for group in 0..layout.groups {
                         let x: [&RoundedGroup; R] =
                             std::array::from_fn(|row| &rows[row][index * layout.groups + group]);
-                        let numbers = &record[group * layout.numbers.lines()..][..layout.numbers.lines()];
+                        let numbers = &record[group * K::NUMBER_LINES..][..K::NUMBER_LINES];
                         for half in 0..layout.halves {
                             for line in 0..LINES {
                                 let exact = exact::<K, R>(numbers, x, half, line);
@@ -93,14 +93,7 @@ macro_rules! kernel {
                 let (layout, half) = (K::LAYOUT, index % K::LAYOUT.halves);
                 for v in 0..VECTORS {
                     let first = line * COLUMNS + v * LANES;
-                    let scale = scales(
-                        layout.scales,
-                        record,
-                        [K::LAYOUT.scales_at(), K::LAYOUT.d_at()],
-                        index,
-                        first,
-                        false,
-                    );
+                    let scale = scales(layout.scales, record, K::SCALES_AT, index, first, false);
                     for row in 0..R {
                         let target = &mut output[row][first..first + LANES];
                         let scale = _mm256_mul_ps(scale, _mm256_set1_ps(x[row].scale));
@@ -112,7 +105,7 @@ macro_rules! kernel {
                     if layout.minima == Scales::None {
                         continue;
                     }
-                    let at = [K::LAYOUT.minima_at(), K::LAYOUT.block_minima_at()];
+                    let at = K::MINIMA_AT;
                     let minimum = scales(layout.minima, record, at, index, first, true);
                     for row in 0..R {
                         let target = &mut output[row][first..first + LANES];

@@ -18,19 +18,19 @@ pub(super) fn add<K: Kind, const R: usize>(
 ) {
     let layout = K::LAYOUT;
     let mut sums: [[__m512; VECTORS]; R] = std::array::from_fn(|row| load_sums(&output[row]));
-    for (index, record) in records.chunks_exact(K::LAYOUT.lines()).enumerate() {
-        let d = block_scales(layout.scales, record, K::LAYOUT.d_at());
-        let d_minima = block_scales(layout.minima, record, K::LAYOUT.block_minima_at());
+    for (index, record) in records.chunks_exact(K::LINES).enumerate() {
+        let d = block_scales(layout.scales, record, K::SCALES_AT[1]);
+        let d_minima = block_scales(layout.minima, record, K::MINIMA_AT[1]);
         for group in 0..layout.groups {
             let x: [&RoundedGroup; R] = std::array::from_fn(|row| &rows[row][index * layout.groups + group]);
-            let numbers = &record[group * layout.numbers.lines()..][..layout.numbers.lines()];
+            let numbers = &record[group * K::NUMBER_LINES..][..K::NUMBER_LINES];
             for half in 0..layout.halves {
                 let exact = exact::<K, R>(numbers, x, half);
                 for v in 0..VECTORS {
                     let scale = group_scales(
                         layout.scales,
                         record,
-                        K::LAYOUT.scales_at(),
+                        K::SCALES_AT[0],
                         group * layout.halves + half,
                         v,
                         d[v],
@@ -47,7 +47,7 @@ pub(super) fn add<K: Kind, const R: usize>(
                         let minimum = group_scales(
                             layout.minima,
                             record,
-                            K::LAYOUT.minima_at(),
+                            K::MINIMA_AT[0],
                             group * layout.halves + half,
                             v,
                             d_minima[v],

@@ -28,7 +28,7 @@ pub(super) fn add_with<K: Kind>(
     let mut tile = [Line::ZERO; TILE_LINES];
     let tile = &mut tile[..tile_layout.lines()];
     let quads = QUADS / layout.halves;
-    for (index, record) in records.chunks_exact(layout.lines()).enumerate() {
+    for (index, record) in records.chunks_exact(K::LINES).enumerate() {
         for group in 0..layout.groups {
             layout.unpack(record, group, tile);
             for (row, sums) in rows.iter().zip(&mut *sums) {
@@ -49,8 +49,8 @@ fn exact(tile: &[Line], quads: std::ops::Range<usize>, half: usize, x: &RoundedG
     for quad in quads {
         let numbers = tile[quad * (PANEL / COLUMNS)].0.as_chunks::<QUAD>().0;
         for (exact, numbers) in exact.iter_mut().zip(numbers) {
-            for i in 0..QUAD {
-                *exact += i32::from(numbers[i]) * i32::from(x.values[quad][i]);
+            for (&number, &x) in numbers.iter().zip(&x.values[quad]) {
+                *exact += i32::from(number) * i32::from(x);
             }
         }
     }
@@ -68,13 +68,13 @@ fn add_scaled<K: Kind>(
 ) {
     let layout = K::LAYOUT.tile();
     let scales = &tile[layout.scales_at() + 2 * half + v];
-    for column in 0..COLUMNS {
-        sums[column] = (exact[column] as f32).mul_add(scales.f32(column) * x.scale, sums[column]);
+    for (column, (sum, &exact)) in sums.iter_mut().zip(exact).enumerate() {
+        *sum = (exact as f32).mul_add(scales.f32(column) * x.scale, *sum);
     }
     if layout.minima != Scales::None {
         let minima = &tile[layout.minima_at() + 2 * half + v];
-        for column in 0..COLUMNS {
-            sums[column] = minima.f32(column).mul_add(x.sums[half], sums[column]);
+        for (column, sum) in sums.iter_mut().enumerate() {
+            *sum = minima.f32(column).mul_add(x.sums[half], *sum);
         }
     }
 }
