@@ -212,7 +212,7 @@ mod tests {
     fn what_makes_no_sense_is_refused_by_name() {
         let refused = |schedule: Schedule, key: &str| {
             let message = schedule.validate(100).unwrap_err().to_string();
-            assert!(message.starts_with(&format!("{key} = ")), "{message}");
+            assert!(message.starts_with(&format!("`train.{key}`: ")), "{message}");
         };
         let step = |pairs: &[(f64, f64)]| {
             schedule(
