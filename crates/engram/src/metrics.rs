@@ -101,7 +101,7 @@ mod tests {
     fn step(step: u64) -> Metric {
         let (loss, gradient_norm, schedule, tokens, epoch, seconds) = (4.5, 1.0, 0.5, 128 * step, 0.25, 0.01);
         let skipped = false;
-        Metric::Step(StepReport { step, loss, gradient_norm, schedule, tokens, epoch, seconds })
+        Metric::Step(StepReport { step, loss, gradient_norm, schedule, tokens, epoch, seconds, skipped })
     }
 
     #[test]

@@ -395,7 +395,7 @@ impl Trainer {
         self.ahead = Some(next);
         let (step, tokens) = (self.state.step, self.state.tokens);
         let (epoch, seconds) = (self.sampler.epochs(), start.elapsed().as_secs_f64());
-        Ok(StepReport { step, loss, gradient_norm, schedule, tokens, epoch, seconds })
+        Ok(StepReport { step, loss, gradient_norm, schedule, tokens, epoch, seconds, skipped })
     }
 
     /// Updates the weights and the experts' balance.
