@@ -47,9 +47,7 @@ pub use model::*;
 pub use optimizer::OptimizerConfig;
 pub use precision::{Precision, PrecisionConfig};
 pub use rows::{BiasCorrection, RowOptimizerKind, RowStorage, RowTraining};
-pub use run::{
-    CheckpointConfig, DataConfig, RunConfig, TrainConfig, load_model_and_training, load_model_config,
-};
+pub use run::{CheckpointConfig, DataConfig, RunConfig, TrainConfig, load_model_config};
 pub use schedule::{Decay, Schedule, StepDown, WsdShape};
 pub use text::{BeginConfig, TextConfig};
 pub use toml_file::{Source, load_toml, locate};

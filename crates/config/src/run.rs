@@ -270,22 +270,6 @@ impl CheckpointConfig {
     }
 }
 
-/// Reads a model's configuration and, where the file has a `[train]` table, how it is trained.
-///
-/// # Errors
-/// As [`RunConfig::load`].
-pub fn load_model_and_training(path: &Path) -> Result<(ModelConfig, Option<TrainConfig>)> {
-    #[derive(Deserialize)]
-    struct Both {
-        model: ModelConfig,
-        train: Option<TrainConfig>,
-    }
-    let (source, Both { model, mut train }) = load_toml(path)?;
-    train.iter_mut().for_each(TrainConfig::modernise);
-    model.validate().map_err(|error| locate(&source, &error))?;
-    Ok((model, train))
-}
-
 /// Reads a model's configuration alone: a file with a `[model]` table, whatever else it holds.
 ///
 /// # Errors
