@@ -17,6 +17,7 @@ mod hit_rate_chart;
 mod hub;
 mod interrupt;
 mod loss_chart;
+mod machine;
 mod metrics;
 mod number;
 mod progress;
