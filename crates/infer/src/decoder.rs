@@ -100,7 +100,7 @@ impl Decoder {
     /// rows of the chunks that have their memory on, in their order.
     ///
     /// # Errors
-    /// When rows cannot be had. What was reserved may then hold anything; no position that counts was touched.
+    /// When rows are unavailable. Reserved positions may then hold anything; positions that count are untouched.
     ///
     /// # Panics
     /// When a token is outside the vocabulary, a sequence longer than the context, a chunk empty or not reserved,
