@@ -4,7 +4,7 @@
 //! a token meets, plus the products of attention over the tokens before it; training costs three times that.
 
 use crate::attention::{AttentionConfig, LatentConfig, PlainConfig};
-use crate::model::{MemoryConfig, MemoryForm, ModelConfig};
+use crate::model::{GateForm, MemoryConfig, MemoryForm, ModelConfig};
 
 /// Parameters and operations of a configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub struct Account {
     pub memory: u64,
     /// Parameters of the embedding and an untied head.
     pub vocabulary: u64,
+    /// Parameters that Muon trains: projections of attention, feed-forward, experts and memory.
+    pub muon: u64,
     /// Memory rows read per token, over all layers.
     pub rows_per_token: u64,
     /// Floating-point operations of a forward pass per token, averaged over a full context.
@@ -46,6 +48,7 @@ impl Account {
             experts: 0,
             memory: 0,
             vocabulary: 0,
+            muon: 0,
             rows_per_token: 0,
             forward_flops: 0,
         };
@@ -69,8 +72,14 @@ impl Account {
         account
     }
 
-    /// `vectors` parameters that act element by element, `matrices` that every token is multiplied with.
+    /// `vectors` parameters that act element by element, `matrices` that every token is multiplied with and Muon trains.
     fn add(&mut self, vectors: u64, matrices: u64) {
+        self.add_for_adam(vectors, matrices);
+        self.muon += matrices;
+    }
+
+    /// As [`add`](Self::add), with matrices that Adam trains.
+    fn add_for_adam(&mut self, vectors: u64, matrices: u64) {
         self.total += vectors + matrices;
         self.active += vectors + matrices;
         self.forward_flops += 2 * matrices;
@@ -100,12 +109,14 @@ impl Account {
             return self.add(norms(config), gated(config.feed_forward.width));
         };
         let routed = experts.routed as u64;
-        self.add(norms(config), gated(experts.shared_width) + width * routed);
+        self.add(norms(config), gated(experts.shared_width));
+        self.add_for_adam(0, width * routed);
         let one = gated(experts.width);
         let resting = (experts.routed - experts.active) as u64;
         self.add(0, one * experts.active as u64);
         // The balancing bias is state, not a parameter: it has no gradient.
         self.total += one * resting;
+        self.muon += one * resting;
         self.experts += one * routed;
     }
 
@@ -115,7 +126,7 @@ impl Account {
         let coefficients = 2 * n + n * n;
         // Twice per block: projection, bias and three scales, then reading (n), mixing (n²) and writing (n).
         for _ in 0..2 {
-            self.add(coefficients + 3, n * width * coefficients);
+            self.add_for_adam(coefficients + 3, n * width * coefficients);
             self.forward_flops += 2 * width * coefficients;
         }
     }
@@ -126,10 +137,11 @@ impl Account {
         let keys = memory.gates(config.streams()) as u64 * width;
         let inputs = memory.width() as u64;
         let values = config.attention.key_heads() as u64 * config.attention.head_widths().1 as u64;
+        let norms = if memory.gate_form == GateForm::SignedRoot { keys } else { 0 };
         match memory.form {
             // Biases and two gate norms.
-            MemoryForm::Paper => self.add(keys + width + 2 * keys, inputs * (keys + width)),
-            MemoryForm::V41 => self.add(keys, inputs * (keys + width)),
+            MemoryForm::Paper => self.add(keys + width + 2 * norms, inputs * (keys + width)),
+            MemoryForm::V41 => self.add(norms, inputs * (keys + width)),
             MemoryForm::Added => {}
             MemoryForm::OverEncoding => self.add(0, inputs * width),
             MemoryForm::AttentionValues => self.add(0, inputs * values),

@@ -113,6 +113,26 @@ pub struct YarnConfig {
     /// Scores are multiplied by (0.1·factor·ln scale + 1)².
     #[serde(default = "default_yarn_factor")]
     pub factor: f32,
+    /// What the ramp between stretched and kept pairs is linear in.
+    #[serde(default, skip_serializing_if = "YarnRamp::is_default")]
+    pub ramp: YarnRamp,
+}
+
+/// What YaRN's ramp is linear in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum YarnRamp {
+    /// A pair's turns over the original context (the paper, section 3.2).
+    #[default]
+    Turns,
+    /// A pair's index, between ends rounded outwards to whole pairs (DeepSeek's code).
+    Index,
+}
+
+impl YarnRamp {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// How pretrained models have their rotary positions stretched.
@@ -430,6 +450,13 @@ impl YarnConfig {
     /// Radians per position of each pair, `[width/2]`: a pair that turns fully less than α times over the original
     /// context turns slower by the scale; one that turns more than β times stays; between the two, in proportion.
     pub fn frequencies(&self, width: usize, base: f32) -> Vec<f64> {
+        if self.ramp == YarnRamp::Index {
+            let (factor, original_context) = (self.scale, self.original_context);
+            let (fast, slow, truncate, amplitude) = (self.beta, self.alpha, true, 1.0);
+            let as_deepseek =
+                RotaryScaling::Yarn { factor, original_context, fast, slow, truncate, amplitude };
+            return as_deepseek.frequencies(width, base);
+        }
         let turn = |frequency: f64| {
             let turns = self.original_context as f64 * frequency / TAU;
             let (alpha, beta) = (f64::from(self.alpha), f64::from(self.beta));
@@ -444,6 +471,11 @@ impl YarnConfig {
         let checks = [
             ("model.attention.yarn.scale", self.scale >= 1.0 && self.scale.is_finite(), "must be at least 1"),
             ("model.attention.yarn.alpha", self.alpha >= 0.0, "must be at least 0"),
+            (
+                "model.attention.yarn.alpha",
+                self.alpha > 0.0 || self.ramp == YarnRamp::Turns,
+                "must be above 0 where `ramp` is \"index\"",
+            ),
             (
                 "model.attention.yarn.beta",
                 self.beta > self.alpha && self.beta.is_finite(),

@@ -59,6 +59,10 @@ pub struct ExpertsConfig {
     /// Step of the balancing bias, by the sign of an expert's load error.
     #[serde(default = "default_balance_rate")]
     pub balance_rate: f32,
+    /// Weight of the loss that balances the experts within each sequence (DeepSeek-V3, arXiv 2412.19437, section 2.1.2);
+    /// 0: there is none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub sequence_balance: f32,
 }
 
 /// How the router's logits become scores.
@@ -100,6 +104,9 @@ fn yes() -> bool {
 fn is_yes(value: &bool) -> bool {
     *value
 }
+fn is_zero(value: &f32) -> bool {
+    *value == 0.0
+}
 fn one() -> f32 {
     1.0
 }
@@ -134,7 +141,6 @@ impl ExpertsConfig {
             (!self.dense_blocks.is_empty(), "model.experts.dense_blocks"),
             (!self.score.is_default(), "model.experts.score"),
             (!self.normalise, "model.experts.normalise"),
-            (!is_one(&self.scaling), "model.experts.scaling"),
             (self.groups.is_some(), "model.experts.groups"),
         ];
         departures.into_iter().find_map(|(departs, key)| departs.then_some(key))
@@ -176,6 +182,9 @@ impl ExpertsConfig {
         }
         if let Some(groups) = &self.groups {
             groups.validate(self)?;
+        }
+        if !(self.sequence_balance >= 0.0 && self.sequence_balance.is_finite()) {
+            return Err(ConfigError::new("model.experts.sequence_balance", "must be 0 or above"));
         }
         if !(self.balance_rate >= 0.0 && self.balance_rate.is_finite()) {
             return Err(ConfigError::new("model.experts.balance_rate", "must be 0 or above"));

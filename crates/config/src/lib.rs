@@ -25,6 +25,7 @@ mod accounting;
 mod attention;
 mod error;
 mod feed_forward;
+mod init;
 mod model;
 mod optimizer;
 mod precision;
@@ -36,15 +37,18 @@ mod toml_file;
 mod training_memory;
 
 pub use accounting::Account;
-pub use attention::{AttentionConfig, BlockRotary, LatentConfig, PlainConfig, RotaryScaling, YarnConfig};
+pub use attention::{
+    AttentionConfig, BlockRotary, LatentConfig, PlainConfig, RotaryScaling, YarnConfig, YarnRamp,
+};
 pub use error::{ConfigError, Error, Result};
 pub use feed_forward::{Activation, ExpertGroups, ExpertScore, ExpertsConfig, FeedForwardConfig, GroupScore};
+pub use init::InitConfig;
 pub use model::*;
 pub use optimizer::OptimizerConfig;
 pub use precision::{Precision, PrecisionConfig};
-pub use rows::{RowOptimizerKind, RowStorage, RowTraining};
+pub use rows::{BiasCorrection, RowOptimizerKind, RowStorage, RowTraining};
 pub use run::{CheckpointConfig, DataConfig, RunConfig, TrainConfig, load_model_config};
 pub use schedule::{Decay, Schedule, StepDown, WsdShape};
 pub use text::{BeginConfig, TextConfig};
-pub use toml_file::{load_toml, locate};
+pub use toml_file::{Source, load_toml, locate};
 pub use training_memory::TrainingMemory;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::attention::AttentionConfig;
 use crate::error::{ConfigError, positive};
 use crate::feed_forward::{Activation, ExpertsConfig, FeedForwardConfig};
+use crate::init::InitConfig;
 
 /// A language model: backbone, experts and memory.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,6 +36,9 @@ pub struct ModelConfig {
     /// arXiv 2408.00118, section 2).
     #[serde(default, skip_serializing_if = "is_false")]
     pub post_norms: bool,
+    /// How large weights are at the start.
+    #[serde(default, skip_serializing_if = "InitConfig::is_default")]
+    pub init: InitConfig,
     /// Attention of every block.
     pub attention: AttentionConfig,
     /// Feed-forward of the blocks without experts.
@@ -97,6 +101,23 @@ pub enum Gate {
     None,
 }
 
+/// What a gate computes of a query and a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GateForm {
+    /// `σ(√|s|·sign s)` of `s = ⟨RMSNorm(h), RMSNorm(k)⟩/√width`, as published.
+    #[default]
+    SignedRoot,
+    /// `σ(⟨h, k⟩/√width)`: no norms, and no weights.
+    Sigmoid,
+}
+
+impl GateForm {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 impl Gate {
     fn is_default(&self) -> bool {
         *self == Self::default()
@@ -140,6 +161,9 @@ pub struct MemoryConfig {
     /// What decides how far it is read.
     #[serde(default, skip_serializing_if = "Gate::is_default")]
     pub gate: Gate,
+    /// What a gate computes.
+    #[serde(default, skip_serializing_if = "GateForm::is_default")]
+    pub gate_form: GateForm,
     /// Whether a short convolution follows the gate; none: as the form was published.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub convolution: Option<bool>,
@@ -208,10 +232,10 @@ impl ModelConfig {
         Ok(primes.iter().map(|orders| orders.iter().flatten().sum()).collect())
     }
 
-    /// Scale of the weights that write to the residual: each block writes twice, and their sum should not grow with
-    /// depth.
+    /// Scale of the weights that write to the residual at the start: each block writes twice, and their sum should not
+    /// grow with depth.
     pub fn output_scale(&self) -> f32 {
-        (2.0 * self.blocks as f32).sqrt().recip()
+        self.init.output.unwrap_or_else(|| (2.0 * self.blocks as f32).sqrt().recip())
     }
 
     /// The experts of block `block`, if it has any.
@@ -248,6 +272,7 @@ impl ModelConfig {
         if self.embedding_scale.is_some_and(|scale| !(scale > 0.0 && scale.is_finite())) {
             return Err(ConfigError::new("model.embedding_scale", "must be above 0"));
         }
+        self.init.validate()?;
         self.attention.validate(self.blocks)?;
         if let Some(yarn) = self.attention.yarn()
             && self.context as f32 > yarn.scale * yarn.original_context as f32
@@ -315,6 +340,7 @@ impl MemoryConfig {
         let departures = [
             (!self.form.is_gated(), "model.memory.form"),
             (!self.gate.is_default(), "model.memory.gate"),
+            (!self.gate_form.is_default(), "model.memory.gate_form"),
             (self.has_convolution() != (self.form == MemoryForm::Paper), "model.memory.convolution"),
             (!self.lookup.is_default(), "model.memory.lookup"),
         ];
@@ -400,6 +426,12 @@ impl MemoryConfig {
             return Err(ConfigError::new(
                 "model.memory.gate",
                 "chooses a gate, but only the forms \"paper\" and \"v41\" have one: leave it out",
+            ));
+        }
+        if !self.gate_form.is_default() && (!self.form.is_gated() || self.gate == Gate::None) {
+            return Err(ConfigError::new(
+                "model.memory.gate_form",
+                "chooses what a gate computes, but this memory has none: leave it out",
             ));
         }
         if self.form == MemoryForm::Added && self.row_width != model.width {

@@ -23,9 +23,16 @@ pub struct OptimizerConfig {
     /// Adam's epsilon.
     #[serde(default = "default_epsilon")]
     pub epsilon: f32,
-    /// Decoupled weight decay of matrices, per unit of rate.
+    /// Whether Muon orthogonalises the projections of every attention head apart; none: those of all heads together.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub muon_heads_apart: bool,
+    /// Decoupled weight decay of the matrices that Muon trains, per unit of rate.
     #[serde(default = "default_decay")]
     pub weight_decay: f32,
+    /// Decoupled weight decay of the embedding, head and other matrices that Adam trains, per unit of rate. Norms,
+    /// biases and scales do not decay.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub adam_weight_decay: f32,
     /// Largest global norm of the weights' gradient; memory rows are left out.
     #[serde(default = "default_clip")]
     pub clip: f32,
@@ -39,7 +46,9 @@ impl Default for OptimizerConfig {
             momentum: default_momentum(),
             betas: default_betas(),
             epsilon: default_epsilon(),
+            muon_heads_apart: false,
             weight_decay: default_decay(),
+            adam_weight_decay: 0.0,
             clip: default_clip(),
         }
     }
@@ -67,6 +76,13 @@ fn default_clip() -> f32 {
     1.0
 }
 
+fn is_false(value: &bool) -> bool {
+    !value
+}
+fn is_zero(value: &f32) -> bool {
+    *value == 0.0
+}
+
 impl OptimizerConfig {
     /// Refuses impossible values, named below `train.optimizer.`.
     ///
@@ -92,8 +108,12 @@ impl OptimizerConfig {
         if !positive(self.epsilon) {
             return refuse("epsilon", "must be above 0");
         }
-        if !(self.weight_decay >= 0.0 && self.weight_decay.is_finite()) {
-            return refuse("weight_decay", "must be 0 or above");
+        for (key, decay) in
+            [("weight_decay", self.weight_decay), ("adam_weight_decay", self.adam_weight_decay)]
+        {
+            if !(decay >= 0.0 && decay.is_finite()) {
+                return refuse(key, "must be 0 or above");
+            }
         }
         if !positive(self.clip) {
             return refuse("clip", "must be above 0");

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::ConfigError;
+
 /// How memory rows are trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -12,12 +14,24 @@ pub struct RowTraining {
     /// The rows' optimiser.
     #[serde(default)]
     pub optimizer: RowOptimizerKind,
+    /// Decay of the first moment; `adam` alone has one. None: 0.9.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beta1: Option<f64>,
+    /// Decay of the second moment; `adam` and `row_wise_adam` have one. None: 0.999.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beta2: Option<f64>,
+    /// Added to the root of the second moment. None: 1e-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epsilon: Option<f64>,
+    /// Whose updates correct the bias of `adam`'s moments. None: the table's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bias_correction: Option<BiasCorrection>,
     /// Where rows and their optimiser's state live.
     #[serde(default)]
     pub storage: RowStorage,
 }
 
-/// The rows' optimiser. Neither decays rows nor clips their gradient.
+/// The rows' optimiser. None decays rows or clips their gradient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RowOptimizerKind {
@@ -30,6 +44,52 @@ pub enum RowOptimizerKind {
     BalancedMomentum,
     /// Rows stay as they were drawn: a control.
     Frozen,
+}
+
+/// Whose updates are counted to correct the bias of moments that begin at zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BiasCorrection {
+    /// The table's, as PyTorch's `SparseAdam`: a row that is first touched late takes longer first steps.
+    Table,
+    /// The row's own.
+    Row,
+}
+
+impl RowTraining {
+    /// Refuses impossible values, and settings that the optimiser does not have, named below `train.memory.`.
+    ///
+    /// # Errors
+    /// The first offending key.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let refuse = |key: &str, reason: String| Err(ConfigError::new(format!("train.memory.{key}"), reason));
+        if !(self.rate_factor > 0.0 && self.rate_factor.is_finite()) {
+            return refuse("rate_factor", "must be above 0".into());
+        }
+        use RowOptimizerKind::{Adam, RowWiseAdam};
+        let settings: [(&str, bool, &[RowOptimizerKind], &str); 4] = [
+            ("beta1", self.beta1.is_some(), &[Adam], "\"adam\" has"),
+            ("beta2", self.beta2.is_some(), &[Adam, RowWiseAdam], "\"adam\" and \"row_wise_adam\" have"),
+            ("epsilon", self.epsilon.is_some(), &[Adam, RowWiseAdam], "\"adam\" and \"row_wise_adam\" have"),
+            ("bias_correction", self.bias_correction.is_some(), &[Adam], "\"adam\" has"),
+        ];
+        for (key, set, of, who) in settings {
+            if set && !of.contains(&self.optimizer) {
+                return refuse(key, format!("is a setting that only {who}: leave it out"));
+            }
+        }
+        for (key, beta) in [("beta1", self.beta1), ("beta2", self.beta2)] {
+            if beta.is_some_and(|beta| !(0.0..1.0).contains(&beta)) {
+                return refuse(key, "must be at least 0 and below 1".into());
+            }
+        }
+        match self.epsilon {
+            Some(epsilon) if !(epsilon > 0.0 && epsilon.is_finite()) => {
+                refuse("epsilon", "must be above 0".into())
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Where a table being trained lives.
@@ -48,6 +108,10 @@ impl Default for RowTraining {
         Self {
             rate_factor: default_rate_factor(),
             optimizer: RowOptimizerKind::default(),
+            beta1: None,
+            beta2: None,
+            epsilon: None,
+            bias_correction: None,
             storage: RowStorage::default(),
         }
     }

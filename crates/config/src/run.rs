@@ -92,9 +92,13 @@ pub struct TrainConfig {
     pub steps: u64,
     /// Sequences per step, each of `model.context` tokens.
     pub batch: usize,
-    /// Parts that a step's sequences are computed in, one after another, to save memory.
-    #[serde(default = "one")]
-    pub accumulation: usize,
+    /// Sequences that are computed at once: a step computes one micro-batch after another and sums their gradients, to
+    /// save memory. Where it does not divide `batch`, the last has fewer. None: all at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub micro_batch: Option<usize>,
+    /// What checkpoints have that were written before there was `micro_batch`; see [`RunConfig::load_saved`].
+    #[serde(default, skip_serializing)]
+    accumulation: Option<usize>,
     /// Whether the documents packed into a window are sequences of their own, which do not see each other; see
     /// [`Packing`](crate::Packing). Held-out losses are then taken so, too.
     #[serde(default, skip_serializing_if = "is_false")]
@@ -103,6 +107,10 @@ pub struct TrainConfig {
     /// memory. Losses and gradients stay as they are; a step costs one more forward pass.
     #[serde(default, skip_serializing_if = "is_false")]
     pub recompute: bool,
+    /// Steps in a row that may be skipped because their loss or gradient is not finite; one more ends the run. With 0
+    /// the first such step does.
+    #[serde(default = "ten")]
+    pub skip_limit: u64,
     /// Factor on the peak rates over the run.
     pub schedule: Schedule,
     /// Rates and constants of the weights' optimisers.
@@ -128,8 +136,8 @@ pub struct TrainConfig {
     pub keep: usize,
 }
 
-fn one() -> usize {
-    1
+fn ten() -> u64 {
+    10
 }
 fn two() -> usize {
     2
@@ -141,15 +149,42 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
+impl TrainConfig {
+    /// Sequences that are computed at once.
+    pub fn windows_at_once(&self) -> usize {
+        self.micro_batch.unwrap_or(self.batch)
+    }
+
+    /// Says in today's keys what was written in those of before.
+    fn modernise(&mut self) {
+        if let Some(parts) = self.accumulation.take().filter(|&parts| parts > 1) {
+            self.micro_batch = Some(self.batch.div_ceil(parts));
+        }
+    }
+}
+
 impl RunConfig {
+    /// As [`load`](Self::load), for the `run.toml` of a checkpoint, which may have been written before a key got its
+    /// name of today.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_saved(path: &Path) -> Result<Self> {
+        let (source, mut config) = load_toml::<Self>(path)?;
+        config.data.resolve(path);
+        config.train.modernise();
+        config.validate().map_err(|error| locate(&source, &error))?;
+        Ok(config)
+    }
+
     /// Reads and validates a configuration. Relative paths in it are taken from the file's own folder.
     ///
     /// # Errors
     /// When the file cannot be read, or a key or value in it cannot be used: named with its line.
     pub fn load(path: &Path) -> Result<Self> {
-        let (text, mut config) = load_toml::<Self>(path)?;
+        let (source, mut config) = load_toml::<Self>(path)?;
         config.data.resolve(path);
-        config.validate().map_err(|error| locate(&text, path, &error))?;
+        config.validate().map_err(|error| locate(&source, &error))?;
         Ok(config)
     }
 
@@ -167,7 +202,7 @@ impl RunConfig {
         let at_least_one = [
             ("train.steps", train.steps),
             ("train.batch", train.batch as u64),
-            ("train.accumulation", train.accumulation as u64),
+            ("train.micro_batch", train.windows_at_once() as u64),
             ("train.evaluate_every", train.evaluate_every),
             ("train.checkpoint_every", train.checkpoint_every),
             ("train.keep", train.keep as u64),
@@ -182,13 +217,20 @@ impl RunConfig {
         if train.evaluate_tokens == Some(0) {
             return Err(ConfigError::new("train.evaluate_tokens", "is 0: must be at least 1"));
         }
-        if !train.batch.is_multiple_of(train.accumulation) {
-            let reason = format!("does not divide the batch of {}", train.batch);
+        if let Some(parts) = train.accumulation {
+            let micro_batch = train.batch.div_ceil(parts.max(1));
+            let reason = format!(
+                "is no longer a key: write `micro_batch = {micro_batch}`, the number of sequences computed at once, \
+                 or leave it out to compute all at once"
+            );
             return Err(ConfigError::new("train.accumulation", reason));
         }
-        if !(train.memory.rate_factor > 0.0 && train.memory.rate_factor.is_finite()) {
-            return Err(ConfigError::new("train.memory.rate_factor", "must be above 0"));
+        if train.windows_at_once() > train.batch {
+            let reason =
+                format!("is more than the batch of {}: leave it out to compute all at once", train.batch);
+            return Err(ConfigError::new("train.micro_batch", reason));
         }
+        train.memory.validate()?;
         let rows = self.model.memory.as_ref().map(|memory| memory.row_init);
         if train.memory.optimizer == RowOptimizerKind::Frozen && rows == Some(0.0) {
             let reason =
@@ -211,8 +253,9 @@ impl CheckpointConfig {
     /// # Errors
     /// When the file cannot be read, or describes no model: named with its line.
     pub fn load(path: &Path) -> Result<Self> {
-        let (text, config) = load_toml::<Self>(path)?;
-        config.model.validate().map_err(|error| locate(&text, path, &error))?;
+        let (source, mut config) = load_toml::<Self>(path)?;
+        config.train.iter_mut().for_each(TrainConfig::modernise);
+        config.model.validate().map_err(|error| locate(&source, &error))?;
         Ok(config)
     }
 
@@ -236,7 +279,7 @@ pub fn load_model_config(path: &Path) -> Result<ModelConfig> {
     struct ModelOnly {
         model: ModelConfig,
     }
-    let (text, ModelOnly { model }) = load_toml(path)?;
-    model.validate().map_err(|error| locate(&text, path, &error))?;
+    let (source, ModelOnly { model }) = load_toml(path)?;
+    model.validate().map_err(|error| locate(&source, &error))?;
     Ok(model)
 }

@@ -4,7 +4,7 @@ use engram_address::AddressError;
 use serde::Serialize;
 
 use crate::accounting::Account;
-use crate::rows::{RowOptimizerKind, RowStorage};
+use crate::rows::{BiasCorrection, RowOptimizerKind, RowStorage};
 use crate::run::RunConfig;
 
 /// Bytes of memory that training takes at least. What a step computes comes on top, of which only the states between
@@ -15,7 +15,7 @@ pub struct TrainingMemory {
     pub weights: u64,
     /// Their gradients, in f32.
     pub gradients: u64,
-    /// Moments of the weights: one for matrices (Muon), two for the embedding and the head (Adam).
+    /// Moments of the weights: one for those that Muon trains, two for those of Adam.
     pub optimizer: u64,
     /// Memory rows in f32 and their optimiser's state; 0 where they live in a mapped file.
     pub tables: u64,
@@ -36,20 +36,26 @@ impl TrainingMemory {
         let (model, train) = (&config.model, &config.train);
         let account = Account::of(model, &model.table_rows()?);
         let dense = account.total - account.memory;
-        let per_value = match (train.memory.storage, train.memory.optimizer) {
-            (RowStorage::Mapped, _) => 0,
-            (RowStorage::Ram, RowOptimizerKind::Adam) => 12,
-            (RowStorage::Ram, RowOptimizerKind::BalancedMomentum) => 8,
-            // A number a row beside its values.
-            (RowStorage::Ram, RowOptimizerKind::RowWiseAdam | RowOptimizerKind::Frozen) => 4,
+        let width = model.memory.as_ref().map_or(1, |memory| memory.row_width as u64);
+        let state_values = match (train.memory.optimizer, train.memory.bias_correction) {
+            // A count of the row's own updates beside its moments.
+            (RowOptimizerKind::Adam, Some(BiasCorrection::Row)) => 2 * width + 1,
+            (RowOptimizerKind::Adam, Some(BiasCorrection::Table) | None) => 2 * width,
+            (RowOptimizerKind::BalancedMomentum, _) => width,
+            (RowOptimizerKind::RowWiseAdam, _) => 1,
+            (RowOptimizerKind::Frozen, _) => 0,
         };
-        let tokens = (train.batch / train.accumulation * model.context) as u64;
+        let tables = match train.memory.storage {
+            RowStorage::Ram => 4 * account.memory / width * (width + state_values),
+            RowStorage::Mapped => 0,
+        };
+        let tokens = (train.windows_at_once() * model.context) as u64;
         let state = (model.streams() * model.width) as u64;
         Ok(Self {
             weights: 4 * dense,
             gradients: 4 * dense,
-            optimizer: 4 * dense + 4 * account.vocabulary,
-            tables: per_value * account.memory,
+            optimizer: 4 * (account.muon + 2 * (dense - account.muon)),
+            tables,
             states: 4 * tokens * state * model.blocks as u64,
         })
     }

@@ -100,7 +100,8 @@ mod tests {
 
     fn step(step: u64) -> Metric {
         let (loss, gradient_norm, schedule, tokens, epoch, seconds) = (4.5, 1.0, 0.5, 128 * step, 0.25, 0.01);
-        Metric::Step(StepReport { step, loss, gradient_norm, schedule, tokens, epoch, seconds })
+        let skipped = false;
+        Metric::Step(StepReport { step, loss, gradient_norm, schedule, tokens, epoch, seconds, skipped })
     }
 
     #[test]
@@ -116,6 +117,16 @@ mod tests {
         assert_eq!(read(folder.path()).unwrap(), metrics[..3]);
         log.add(step(3)).unwrap();
         assert_eq!(read(folder.path()).unwrap(), metrics);
+    }
+
+    #[test]
+    fn a_skipped_step_can_be_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = MetricsLog::open(folder.path(), 0).unwrap();
+        let Metric::Step(report) = step(1) else { unreachable!() };
+        log.add(Metric::Step(StepReport { loss: f32::NAN, skipped: true, ..report })).unwrap();
+        let [Metric::Step(found)] = read(folder.path()).unwrap()[..] else { panic!("one step") };
+        assert!(found.skipped && found.loss.is_nan(), "{found:?}");
     }
 
     #[test]

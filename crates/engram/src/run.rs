@@ -109,7 +109,9 @@ impl Run {
     pub(crate) fn step(&mut self) -> anyhow::Result<Option<HeldOut>> {
         let report = self.trainer.step()?;
         self.metrics.add(Metric::Step(report))?;
-        self.recent.push_back(report);
+        if !report.skipped {
+            self.recent.push_back(report);
+        }
         if self.recent.len() > RECENT {
             self.recent.pop_front();
         }
@@ -160,6 +162,10 @@ impl Run {
             let config = self.trainer.config();
             let speed = (config.train.batch * config.model.context) as f64 / seconds;
             status += &format!("  loss {loss:.3}  {} tokens/s", short(speed as u64));
+        }
+        match self.trainer.skipped_steps() {
+            0 => {}
+            skipped => status += &format!("  {skipped} skipped"),
         }
         if let Some(report) = self.recent.back()
             && report.epoch > 1.0

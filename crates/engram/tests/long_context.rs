@@ -22,7 +22,7 @@ fn outcome(workshop: &Workshop, run: &str) -> (Vec<serde_json::Value>, Vec<Vec<u
 #[test]
 fn recomputation_changes_no_bit_of_a_run() {
     let workshop = Workshop::prepared();
-    for (name, lines) in [("whole", ""), ("parts", "accumulation = 2"), ("apart", "documents_apart = true")] {
+    for (name, lines) in [("whole", ""), ("parts", "micro_batch = 1"), ("apart", "documents_apart = true")] {
         workshop.write("kept.toml", config(lines));
         workshop.write("again.toml", config(&format!("{lines}\nrecompute = true")));
         let (kept, again) = (format!("{name}-kept"), format!("{name}-again"));

@@ -176,7 +176,9 @@ impl Memory {
         Ok(Some(if memory.form.is_gated() {
             Self::Gated(Box::new(GatedMemory::load(&loader.child("memory"), memory, config, part)?))
         } else {
-            Self::Ngrams(NgramEmbedding::load(&loader.child("ngrams"), memory, config)?)
+            // Checkpoints once had these weights under a name of their own.
+            let named = |child: &str| NgramEmbedding::load(&loader.child(child), memory, config);
+            Self::Ngrams(named("memory").or_else(|error| named("ngrams").map_err(|_| error))?)
         }))
     }
 

@@ -4,10 +4,11 @@
 //! value that all streams share times one number of each stream, and so that is what the cache keeps: a stream's
 //! width and a few numbers, not as much as all streams.
 
-use engram_config::{Gate, MemoryConfig, MemoryForm, ModelConfig};
+use engram_config::{Gate, GateForm, MemoryConfig, MemoryForm, ModelConfig};
 use engram_kernels::{MemoryGateInput, PackedMatrix, memory_gate};
 
 use crate::cache::{Cache, Place};
+use crate::sigmoid_gate::sigmoid_gate;
 use crate::step_rows::StepRows;
 use crate::weights::{Loader, WeightError};
 
@@ -33,10 +34,19 @@ struct Gates {
     key: PackedMatrix,
     /// `[G · width]`; zeros in V4.1's form.
     key_bias: Vec<f32>,
-    /// `[G, width]`
-    query_norm: Vec<f32>,
-    key_norm: Vec<f32>,
-    epsilon: f32,
+    form: Form,
+}
+
+/// What a gate computes of a query and a key.
+#[derive(Debug)]
+enum Form {
+    /// The published gate, with the weights of its norms, `[G, width]` each.
+    SignedRoot {
+        query_norm: Vec<f32>,
+        key_norm: Vec<f32>,
+        epsilon: f32,
+    },
+    Sigmoid,
 }
 
 /// The short convolution over time.
@@ -89,13 +99,17 @@ impl GatedMemory {
             (key, value, [vec![0.0; keys], vec![0.0; width]])
         };
         let norms = loader.child("norms");
-        let gates = key.map(|key| {
+        let form = || -> Result<Form, WeightError> {
+            if memory.gate_form == GateForm::Sigmoid {
+                return Ok(Form::Sigmoid);
+            }
             let query_norm = norms.values("query", &[count, width])?;
             // V4.1 keeps only the product of both.
             let key_norm = if paper { norms.values("key", &[count, width])? } else { vec![1.0; keys] };
             let epsilon = if paper { PAPER_EPSILON } else { V41_EPSILON };
-            Ok(Gates { count, key, key_bias, query_norm, key_norm, epsilon })
-        });
+            Ok(Form::SignedRoot { query_norm, key_norm, epsilon })
+        };
+        let gates = key.map(|key| Ok(Gates { count, key, key_bias, form: form()? }));
         let convolution = memory
             .has_convolution()
             .then(|| Convolution::load(&loader.child("convolution"), memory, [streams, width], part));
@@ -160,21 +174,28 @@ impl GatedMemory {
         } else {
             hidden.flat_map(|row| mean_of_streams(row, streams)).collect()
         };
-        let gated = memory_gate(&MemoryGateInput {
-            hidden: &hidden,
-            key: &biased(gates.key.product(e), &gates.key_bias),
-            value,
-            query_weight: &gates.query_norm,
-            key_weight: &gates.key_norm,
-            streams: gates.count,
-            epsilon: gates.epsilon,
-        });
+        let key = biased(gates.key.product(e), &gates.key_bias);
+        let (found, y) = match &gates.form {
+            Form::Sigmoid => sigmoid_gate(&hidden, &key, value, width),
+            Form::SignedRoot { query_norm, key_norm, epsilon } => {
+                let gated = memory_gate(&MemoryGateInput {
+                    hidden: &hidden,
+                    key: &key,
+                    value,
+                    query_weight: query_norm,
+                    key_weight: key_norm,
+                    streams: gates.count,
+                    epsilon: *epsilon,
+                });
+                (gated.gates, gated.output)
+            }
+        };
         let each = streams / gates.count;
         if each == 1 {
-            return (gated.gates, gated.output);
+            return (found, y);
         }
-        let y = gated.output.chunks_exact(width).flat_map(|y| y.repeat(each)).collect();
-        (gated.gates.iter().flat_map(|&gate| std::iter::repeat_n(gate, each)).collect(), y)
+        let y = y.chunks_exact(width).flat_map(|y| y.repeat(each)).collect();
+        (found.iter().flat_map(|&gate| std::iter::repeat_n(gate, each)).collect(), y)
     }
 }
 

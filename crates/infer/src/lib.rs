@@ -98,6 +98,7 @@ mod rotary;
 mod row_fetch;
 mod running;
 mod sampling;
+mod sigmoid_gate;
 mod step_rows;
 mod stop_strings;
 mod streams;

@@ -3,13 +3,13 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-use crate::fused::{self, Operation, Pass};
 use crate::init::Init;
-use crate::linear::{Linear, product};
+use crate::linear::Linear;
+use crate::ops::{self, CausalAttentionShape, LatentAttentionShape};
 use crate::rms_norm::RmsNorm;
 use crate::rotary::Rotary;
-use crate::sequences::{Run, Sequences};
-use crate::softmax::causal_softmax;
+use crate::sequences::Sequences;
+use crate::training::{DeclareTraining, Matrices, TrainingPlan};
 use engram_config::{AttentionConfig, LatentConfig, ModelConfig, Precision};
 
 /// Attention of one block.
@@ -47,6 +47,15 @@ impl Attention {
         match self {
             Self::Latent(attention) => attention.forward(x, sequences, rotary, values),
             Self::Plain(attention) => attention.forward(x, sequences, rotary, values),
+        }
+    }
+}
+
+impl DeclareTraining for Attention {
+    fn declare_training(&self, plan: &mut TrainingPlan) {
+        match self {
+            Self::Latent(attention) => attention.declare_training(plan),
+            Self::Plain(attention) => attention.declare_training(plan),
         }
     }
 }
@@ -97,12 +106,12 @@ impl LatentAttention {
         };
         let queries = heads * (content + rotary);
         Self {
-            query_down: query_rank.map(|rank| linear("query_down", [width, rank], 1.0)),
+            query_down: query_rank.map(|rank| linear("query_down", [width, rank], config.init.projection)),
             query_norm: query_rank.map(|rank| RmsNorm::new(init, rank, config.norm_epsilon)),
-            query_up: linear("query_up", [query_rank.unwrap_or(width), queries], 1.0),
-            latent_down: linear("latent_down", [width, latent_rank + rotary], 1.0),
+            query_up: linear("query_up", [query_rank.unwrap_or(width), queries], config.init.projection),
+            latent_down: linear("latent_down", [width, latent_rank + rotary], config.init.projection),
             latent_norm: RmsNorm::new(init, latent_rank, config.norm_epsilon),
-            latent_up: linear("latent_up", [latent_rank, heads * (content + value)], 1.0),
+            latent_up: linear("latent_up", [latent_rank, heads * (content + value)], config.init.projection),
             output: linear("output", [heads * value, width], config.output_scale()),
             heads,
             content,
@@ -134,13 +143,17 @@ impl LatentAttention {
             Some(values) => keys_values + self.beside_no_keys(values),
             None => keys_values,
         };
-        let heads = if fused::available(&queries) {
-            self.fused(queries, keys_values, rotary_key, sequences, rotary)
-        } else {
-            let inputs = [queries, keys_values, rotary_key];
-            sequences.map_tensors(inputs, |run, inputs| self.composed(inputs, run, rotary))
+        let shape = LatentAttentionShape {
+            sequences: sequences.clone(),
+            heads: self.heads,
+            content: self.content,
+            value: self.value,
+            rotary_width: self.rotary,
+            rotary: rotary.clone(),
+            scale: self.scale(rotary),
+            bf16: self.bf16,
         };
-        self.output.forward(heads)
+        self.output.forward(ops::latent_attention(queries, keys_values, rotary_key, shape))
     }
 
     /// `values`, `[tokens, heads·value]`, behind keys of zeros, `[tokens, heads·(content + value)]`.
@@ -154,43 +167,19 @@ impl LatentAttention {
     fn scale(&self, rotary: &Rotary) -> f32 {
         ((self.content + self.rotary) as f32).sqrt().recip() * rotary.inverse_temperature()
     }
+}
 
-    fn fused(
-        &self,
-        q: Tensor<2>,
-        kv: Tensor<2>,
-        key: Tensor<2>,
-        sequences: &Sequences,
-        rotary: &Rotary,
-    ) -> Tensor<2> {
-        let [tokens, _] = q.dims();
-        let operation = FusedLatent {
-            sequences: sequences.clone(),
-            heads: self.heads,
-            content: self.content,
-            value: self.value,
-            rotary_width: self.rotary,
-            rotary: rotary.clone(),
-            scale: self.scale(rotary),
-        };
-        let inputs = [fused::input(q), fused::input(kv), fused::input(key)];
-        fused::apply(operation, inputs, [tokens, self.heads * self.value])
-    }
-
-    fn composed(&self, [q, kv, key]: [Tensor<2>; 3], run: Run, rotary: &Rotary) -> Tensor<2> {
-        let (batch, time, heads) = (run.sequences, run.time, self.heads);
-        let positions: Vec<usize> = (0..time).collect();
-        let q = q.reshape([batch, time, heads, self.content + self.rotary]);
-        let q_content = q.clone().narrow(3, 0, self.content);
-        let q_rotary = rotary.rotate(q.narrow(3, self.content, self.rotary), &positions);
-        let kv = kv.reshape([batch, time, heads, self.content + self.value]);
-        let k_content = kv.clone().narrow(3, 0, self.content);
-        let values = kv.narrow(3, self.content, self.value);
-        let k_rotary = rotary.rotate(key.reshape([batch, time, 1, self.rotary]), &positions);
-        let k_rotary = k_rotary.repeat_dim(2, heads);
-        let queries = Tensor::cat(vec![q_content, q_rotary], 3);
-        let keys = Tensor::cat(vec![k_content, k_rotary], 3);
-        causal(queries, keys, values, self.scale(rotary), self.bf16)
+impl DeclareTraining for LatentAttention {
+    /// The matrices are those of the paper: W^UQ and W^QR, W^DKV and W^KR, W^UK and W^UV.
+    fn declare_training(&self, plan: &mut TrainingPlan) {
+        let Self { heads, content, rotary, value, latent, .. } = *self;
+        self.query_down.iter().for_each(|down| down.declare_whole(plan));
+        self.query_norm.declare_training(plan);
+        plan.muon(&self.query_up.weight, Matrices::of_heads(heads, vec![content, rotary]));
+        plan.muon(&self.latent_down.weight, Matrices::side_by_side(vec![latent, rotary]));
+        self.latent_norm.declare_training(plan);
+        plan.muon(&self.latent_up.weight, Matrices::of_heads(heads, vec![content, value]));
+        self.output.declare_whole(plan);
     }
 }
 
@@ -221,9 +210,9 @@ impl PlainAttention {
             Linear::new(&init.child(name), shape, scale, precision)
         };
         Self {
-            query: linear("query", [width, inner], 1.0),
-            key: linear("key", [width, shared], 1.0),
-            value: linear("value", [width, shared], 1.0),
+            query: linear("query", [width, inner], config.init.projection),
+            key: linear("key", [width, shared], config.init.projection),
+            value: linear("value", [width, shared], config.init.projection),
             output: linear("output", [inner, width], config.output_scale()),
             heads,
             key_heads,
@@ -251,23 +240,16 @@ impl PlainAttention {
             None => values,
         };
         let (keys, values) = (self.for_all_heads(keys), self.for_all_heads(apart(values, self.key_heads)));
-        self.output.forward(if fused::available(&queries) {
-            let operation = FusedCausal {
-                sequences: sequences.clone(),
-                heads: self.heads,
-                head_width: self.head_width,
-                scale,
-            };
-            let inputs = [fused::input(queries), fused::input(keys), fused::input(values)];
-            fused::apply(operation, inputs, [batch * time, inner])
-        } else {
-            let inputs = [queries, keys, values].map(|heads| heads.reshape([batch * time, inner]));
-            sequences.map_tensors(inputs, |run, inputs| {
-                let shape = [run.sequences, run.time, self.heads, self.head_width];
-                let [queries, keys, values] = inputs.map(|heads| heads.reshape(shape));
-                causal(queries, keys, values, scale, self.bf16)
-            })
-        })
+        let [queries, keys, values] =
+            [queries, keys, values].map(|heads| heads.reshape([batch * time, inner]));
+        let shape = CausalAttentionShape {
+            sequences: sequences.clone(),
+            heads: self.heads,
+            head_width: self.head_width,
+            scale,
+            bf16: self.bf16,
+        };
+        self.output.forward(ops::causal_attention(queries, keys, values, shape))
     }
 
     /// `[batch, time, key_heads, head_width]`, each repeated for the heads that share it, `[batch, time, heads, head_width]`.
@@ -284,118 +266,12 @@ impl PlainAttention {
     }
 }
 
-/// Softmax attention over `[batch, time, heads, ·]` in Burn's primitives; gives `[batch·time, heads·value]`.
-fn causal(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, scale: f32, bf16: bool) -> Tensor<2> {
-    let [batch, time, heads, _] = q.dims();
-    let width = v.dims()[3];
-    let (q, k, v) = (q.swap_dims(1, 2), k.swap_dims(1, 2), v.swap_dims(1, 2));
-    let out = product(causal_softmax(product(q, k.swap_dims(2, 3), bf16), scale), v, bf16);
-    out.swap_dims(1, 2).reshape([batch * time, heads * width])
-}
-
-#[derive(Debug)]
-struct FusedLatent {
-    sequences: Sequences,
-    heads: usize,
-    content: usize,
-    value: usize,
-    rotary_width: usize,
-    rotary: Rotary,
-    scale: f32,
-}
-
-impl FusedLatent {
-    fn shape(&self, run: Run) -> engram_kernels::LatentShape {
-        engram_kernels::LatentShape {
-            batch: run.sequences,
-            time: run.time,
-            heads: self.heads,
-            content: self.content,
-            rotary: self.rotary_width,
-            value: self.value,
-        }
-    }
-}
-
-impl Operation<3> for FusedLatent {
-    /// Log-sum-exp of every row of scores, `[sequences, heads, time]` of every run.
-    type Saved = Vec<f32>;
-
-    fn forward(&self, inputs: [&[f32]; 3]) -> (Vec<f32>, Vec<f32>) {
-        let all = self.sequences.map(inputs, |run, [q, kv, key]| {
-            let angles = self.rotary.angles(run.time);
-            let attention = engram_kernels::latent_attention(q, kv, key, angles, self.shape(run), self.scale);
-            [attention.output, attention.log_sum_exp]
-        });
-        all.into()
-    }
-
-    fn backward(&self, pass: Pass<'_, Vec<f32>, 3>) -> [Vec<f32>; 3] {
-        let [q, kv, key] = pass.inputs;
-        let data = [pass.gradient, q, kv, key, pass.output, pass.saved];
-        self.sequences.map(data, |run, [gradient, q, kv, key, output, log_sum_exp]| {
-            let gradients = engram_kernels::latent_attention_backward(
-                gradient,
-                q,
-                kv,
-                key,
-                self.rotary.angles(run.time),
-                engram_kernels::AttentionOutput { output, log_sum_exp },
-                self.shape(run),
-                self.scale,
-            );
-            [gradients.q, gradients.kv, gradients.k_rotary]
-        })
-    }
-}
-
-#[derive(Debug)]
-struct FusedCausal {
-    sequences: Sequences,
-    heads: usize,
-    head_width: usize,
-    scale: f32,
-}
-
-impl FusedCausal {
-    fn shape(&self, run: Run) -> engram_kernels::AttentionShape {
-        engram_kernels::AttentionShape {
-            batch: run.sequences,
-            time: run.time,
-            heads: self.heads,
-            key: self.head_width,
-            value: self.head_width,
-        }
-    }
-}
-
-impl Operation<3> for FusedCausal {
-    /// Log-sum-exp of every row of scores, `[sequences, heads, time]` of every run.
-    type Saved = Vec<f32>;
-
-    fn forward(&self, inputs: [&[f32]; 3]) -> (Vec<f32>, Vec<f32>) {
-        let all = self.sequences.map(inputs, |run, [q, k, v]| {
-            let attention = engram_kernels::causal_attention(q, k, v, self.shape(run), self.scale);
-            [attention.output, attention.log_sum_exp]
-        });
-        all.into()
-    }
-
-    fn backward(&self, pass: Pass<'_, Vec<f32>, 3>) -> [Vec<f32>; 3] {
-        let [q, k, v] = pass.inputs;
-        let data = [pass.gradient, q, k, v, pass.output, pass.saved];
-        self.sequences.map(data, |run, [gradient, q, k, v, output, log_sum_exp]| {
-            let forward = engram_kernels::AttentionOutput { output, log_sum_exp };
-            let gradients = engram_kernels::causal_attention_backward(
-                gradient,
-                q,
-                k,
-                v,
-                forward,
-                self.shape(run),
-                self.scale,
-            );
-            [gradients.q, gradients.k, gradients.v]
-        })
+impl DeclareTraining for PlainAttention {
+    fn declare_training(&self, plan: &mut TrainingPlan) {
+        let of_heads = |heads: usize| Matrices::of_heads(heads, vec![self.head_width]);
+        plan.muon(&self.query.weight, of_heads(self.heads));
+        plan.muon(&self.key.weight, of_heads(self.key_heads));
+        plan.muon(&self.value.weight, of_heads(self.key_heads));
+        self.output.declare_whole(plan);
     }
 }

@@ -4,24 +4,24 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 
 use crate::attention::Attention;
-use crate::experts::{Choice, Experts};
+use crate::block_memory::BlockMemory;
+use crate::choice::Choice;
+use crate::experts::Experts;
 use crate::feed_forward::FeedForward;
 use crate::hyper_connection::HyperConnection;
 use crate::init::Init;
-use crate::memory::{Memory, MemoryRows};
-use crate::ngram_embedding::NgramEmbedding;
+use crate::memory_rows::MemoryRows;
 use crate::rms_norm::RmsNorm;
 use crate::rotary::Rotary;
 use crate::sequences::Sequences;
+use crate::training::{DeclareTraining, TrainingPlan};
 use engram_config::{ModelConfig, Precision};
 
 /// A block, with the memory that is read before its attention, if it has one.
 #[derive(Module, Debug)]
 pub struct Block {
     /// Memory of this layer.
-    pub memory: Option<Memory>,
-    /// Memory of this layer in a form without gates.
-    pub ngrams: Option<NgramEmbedding>,
+    pub memory: Option<BlockMemory>,
     /// Attention and its residual.
     pub attention: Attention,
     /// Norm before attention.
@@ -63,17 +63,13 @@ impl Block {
             )),
             None => BlockFeedForward::Dense(FeedForward::new(
                 &init.child("feed_forward"),
-                width,
+                config,
                 config.feed_forward.width,
-                config.output_scale(),
                 precision,
             )),
         };
         Self {
-            memory: memory
-                .filter(|memory| memory.form.is_gated())
-                .map(|memory| Memory::new(memory, config.streams(), width, &init.child("memory"), precision)),
-            ngrams: memory.and_then(|_| NgramEmbedding::new(config, &init.child("ngrams"), precision)),
+            memory: memory.map(|memory| BlockMemory::new(config, memory, init, precision)),
             attention: Attention::new(config, &init.child("attention"), precision),
             attention_norm: RmsNorm::new(init, width, epsilon),
             attention_streams: streams("attention_streams", 2 * index),
@@ -85,15 +81,12 @@ impl Block {
 
     /// Whether the block takes the rows of a memory.
     pub(crate) fn reads_rows(&self) -> bool {
-        self.memory.is_some() || self.ngrams.as_ref().is_some_and(NgramEmbedding::reads)
+        self.memory.as_ref().is_some_and(BlockMemory::reads_rows)
     }
 
     /// From now on reads nothing from its memory.
     pub(crate) fn switch_memory_off(&mut self) {
-        self.memory = None;
-        if let Some(ngrams) = &mut self.ngrams {
-            ngrams.switch_off();
-        }
+        self.memory = self.memory.take().and_then(BlockMemory::switched_off);
     }
 
     /// What the memory makes of streams `[tokens, n·width]`.
@@ -103,41 +96,62 @@ impl Block {
         sequences: &Sequences,
         rows: Option<&MemoryRows>,
     ) -> Tensor<2> {
-        let x = match (&self.memory, rows) {
-            (Some(memory), Some(rows)) => x.clone() + memory.forward(x, sequences, rows),
-            _ => x,
-        };
-        match &self.ngrams {
-            Some(ngrams) => ngrams.forward(x, rows),
+        match &self.memory {
+            Some(memory) => memory.remember(x, sequences, rows),
             None => x,
         }
     }
 
-    /// Attention and feed-forward over streams `[tokens, n·width]`; which experts saw which token, too.
+    /// Attention and feed-forward over streams `[tokens, n·width]`; what the routing gives, too.
     pub(crate) fn forward(
         &self,
         x: Tensor<2>,
         sequences: &Sequences,
         rotary: &Rotary,
         rows: Option<&MemoryRows>,
-    ) -> (Tensor<2>, Option<Choice>) {
-        let values = self.ngrams.as_ref().and_then(|ngrams| ngrams.values(rows));
+    ) -> (Tensor<2>, Option<Routing>) {
+        let values = self.memory.as_ref().and_then(|memory| memory.values(rows));
         let x = around(x, self.attention_streams.as_ref(), |h| {
             self.attention.forward_adding(self.attention_norm.forward(h), sequences, rotary, values)
         });
-        let mut choice = None;
+        let mut routing = None;
         let x = around(x, self.feed_forward_streams.as_ref(), |h| {
             let h = self.feed_forward_norm.forward(h);
             match &self.feed_forward {
                 BlockFeedForward::Dense(dense) => dense.forward(h),
                 BlockFeedForward::Experts(experts) => {
-                    let (y, chosen) = experts.forward(h);
-                    choice = Some(chosen);
+                    let (logits, choice) = experts.route(h.clone());
+                    let balance = experts.balance_loss(&logits, &choice, sequences);
+                    let y = experts.apply(h, logits, &choice);
+                    routing = Some(Routing { choice, balance });
                     y
                 }
             }
         });
-        (x, choice)
+        (x, routing)
+    }
+}
+
+/// What the routing of a block with experts gives.
+pub(crate) struct Routing {
+    /// Which experts saw which token.
+    pub(crate) choice: Choice,
+    /// The loss that balances the experts within each sequence, if there is one.
+    pub(crate) balance: Option<Tensor<1>>,
+}
+
+impl DeclareTraining for Block {
+    fn declare_training(&self, plan: &mut TrainingPlan) {
+        self.memory.declare_training(plan);
+        self.attention.declare_training(plan);
+        self.attention_norm.declare_training(plan);
+        self.attention_streams.declare_training(plan);
+        match &self.feed_forward {
+            BlockFeedForward::Dense(dense) => dense.declare_training(plan),
+            BlockFeedForward::Experts(experts) => experts.declare_training(plan),
+        }
+        self.feed_forward_norm.declare_training(plan);
+        self.feed_forward_streams.declare_training(plan);
     }
 }
 

@@ -2,12 +2,12 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use engram_config::Precision;
+use engram_config::{ModelConfig, Precision};
 
-use crate::function::{self, Function};
-use crate::fused::{self, Operation, Pass};
 use crate::init::Init;
 use crate::linear::Linear;
+use crate::ops::swiglu;
+use crate::training::{DeclareTraining, Matrices, TrainingPlan};
 
 /// `(silu(x·W_gate) ⊙ x·W_up)·W_out`, gate and up side by side in one matrix.
 #[derive(Module, Debug)]
@@ -19,10 +19,12 @@ pub struct FeedForward {
 }
 
 impl FeedForward {
-    pub(crate) fn new(init: &Init, width: usize, hidden: usize, scale: f32, precision: Precision) -> Self {
+    /// A feed-forward of the model `config`, `hidden` wide inside.
+    pub(crate) fn new(init: &Init, config: &ModelConfig, hidden: usize, precision: Precision) -> Self {
+        let (width, scale) = (config.width, config.init.projection);
         Self {
-            input: Linear::new(&init.child("input"), [width, 2 * hidden], 1.0, precision),
-            output: Linear::new(&init.child("output"), [hidden, width], scale, precision),
+            input: Linear::new(&init.child("input"), [width, 2 * hidden], scale, precision),
+            output: Linear::new(&init.child("output"), [hidden, width], config.output_scale(), precision),
         }
     }
 
@@ -32,62 +34,10 @@ impl FeedForward {
     }
 }
 
-/// `silu(gate) ⊙ up` of `[tokens, 2·hidden]`, gate first.
-pub(crate) fn swiglu(x: Tensor<2>) -> Tensor<2> {
-    let [tokens, width] = x.dims();
-    let hidden = width / 2;
-    if fused::available(&x) {
-        return fused::apply(Fused { hidden }, [fused::input(x)], [tokens, hidden]);
-    }
-    function::apply(Swiglu, x)
-}
-
-#[derive(Debug, Clone)]
-struct Swiglu;
-
-impl Function<2> for Swiglu {
-    /// Gate and up.
-    type Kept = Tensor<2>;
-
-    fn forward(&self, x: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
-        let [gate, up] = halves(x.clone());
-        (gate.clone() * logistic(gate) * up, x)
-    }
-
-    /// With s = σ(gate): dgate = dy·up·s·(1 + gate·(1 − s)), and dup = dy·gate·s.
-    fn backward(&self, x: Tensor<2>, gradient: Tensor<2>) -> Tensor<2> {
-        let [gate, up] = halves(x);
-        let open = logistic(gate.clone());
-        let silu = gate * open.clone();
-        let of_up = gradient.clone() * silu.clone();
-        let of_gate = gradient * up * (silu.clone() + open.clone() - silu * open);
-        Tensor::cat(vec![of_gate, of_up], 1)
-    }
-}
-
-fn halves(x: Tensor<2>) -> [Tensor<2>; 2] {
-    let hidden = x.dims()[1] / 2;
-    [x.clone().narrow(1, 0, hidden), x.narrow(1, hidden, hidden)]
-}
-
-/// σ(x): four passes over x on a GPU, where Burn's own makes six.
-fn logistic(x: Tensor<2>) -> Tensor<2> {
-    x.neg().exp().add_scalar(1.0).recip()
-}
-
-#[derive(Debug)]
-struct Fused {
-    hidden: usize,
-}
-
-impl Operation<1> for Fused {
-    type Saved = ();
-
-    fn forward(&self, [x]: [&[f32]; 1]) -> (Vec<f32>, ()) {
-        (engram_kernels::swiglu(x, self.hidden), ())
-    }
-
-    fn backward(&self, pass: Pass<'_, (), 1>) -> [Vec<f32>; 1] {
-        [engram_kernels::swiglu_backward(pass.gradient, pass.inputs[0], self.hidden)]
+impl DeclareTraining for FeedForward {
+    fn declare_training(&self, plan: &mut TrainingPlan) {
+        let [_, double] = self.input.weight.val().dims();
+        plan.muon(&self.input.weight, Matrices::side_by_side(vec![double / 2; 2]));
+        self.output.declare_whole(plan);
     }
 }

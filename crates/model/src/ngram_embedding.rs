@@ -11,9 +11,10 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use crate::init::Init;
-use crate::linear::rows_product;
-use crate::memory::{MemoryRows, silence};
-use engram_config::{MemoryForm, ModelConfig, Precision};
+use crate::memory_rows::{MemoryRows, silence};
+use crate::ops::rows_product;
+use crate::training::{DeclareTraining, Matrices, TrainingPlan};
+use engram_config::{MemoryConfig, MemoryForm, ModelConfig, Precision};
 
 /// Adds one layer's rows to the residual streams, or to the values of its attention.
 #[derive(Module, Debug)]
@@ -39,15 +40,18 @@ enum Target {
 }
 
 impl NgramEmbedding {
-    /// The module of the memory of `config`, which must be valid; none where a gated form reads it.
-    pub(crate) fn new(config: &ModelConfig, init: &Init, precision: Precision) -> Option<Self> {
-        let memory = config.memory.as_ref()?;
+    /// The module of `memory`, the memory of `config`, which must be valid and of a form without gates.
+    pub(crate) fn new(
+        config: &ModelConfig,
+        memory: &MemoryConfig,
+        init: &Init,
+        precision: Precision,
+    ) -> Self {
         let (heads, (_, value_width)) = (config.attention.key_heads(), config.attention.head_widths());
         let deviation = |inputs: usize| (inputs as f32).sqrt().recip();
         // An over-encoding sums one matrix per slot, as an embedding sums one row; the others are one matrix.
         let (target, projection) = match memory.form {
-            MemoryForm::Paper | MemoryForm::V41 => return None,
-            MemoryForm::Added => (Target::Streams, None),
+            MemoryForm::Paper | MemoryForm::V41 | MemoryForm::Added => (Target::Streams, None),
             MemoryForm::OverEncoding => {
                 (Target::Embedding, Some((config.width, deviation(memory.row_width))))
             }
@@ -57,7 +61,7 @@ impl NgramEmbedding {
         };
         let projection = projection
             .map(|(outputs, deviation)| init.normal("projection", [memory.width(), outputs], deviation));
-        Some(Self {
+        Self {
             projection,
             target,
             memory_width: memory.width(),
@@ -65,7 +69,7 @@ impl NgramEmbedding {
             streams: config.streams(),
             silent: false,
             bf16: precision == Precision::Bf16,
-        })
+        }
     }
 
     /// The streams `x`, `[batch·time, M·width]`, with the rows in them, where that is their place.
@@ -112,5 +116,18 @@ impl NgramEmbedding {
                 e.reshape([tokens, self.slots, width]).mean_dim(1).reshape([tokens, width])
             }
         }
+    }
+}
+
+impl DeclareTraining for NgramEmbedding {
+    fn declare_training(&self, plan: &mut TrainingPlan) {
+        let Some(projection) = &self.projection else { return };
+        let [_, columns] = projection.val().dims();
+        let matrices = match self.target {
+            // Σ W_s·e_s: one matrix per slot.
+            Target::Embedding => Matrices::stacked(self.slots, columns),
+            Target::Streams | Target::Values => Matrices::whole(columns),
+        };
+        plan.muon(projection, matrices);
     }
 }

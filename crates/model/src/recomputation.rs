@@ -11,12 +11,12 @@ use std::sync::Arc;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor};
 
-use crate::memory::MemoryRows;
+use crate::memory_rows::MemoryRows;
 use crate::transformer::{LanguageModel, Tokens, Trace};
 
 impl LanguageModel {
-    /// The [`loss`](Self::loss), and the gradients of `share` times it that its graph would give: of weights, and of
-    /// the rows of `tokens.memory`. Only one block's activations exist at a time, for one more forward pass.
+    /// The [`loss`](Self::loss), and the gradients of `share` times it, and of the losses that balance experts, that its
+    /// graph would give: of weights, and of the rows of `tokens.memory`. Only one block's activations exist at a time, for one more forward pass.
     ///
     /// # Panics
     /// As [`hidden`](Self::hidden), or when the model is not on a device with autodiff.
@@ -36,14 +36,16 @@ impl LanguageModel {
         let blocks = inputs.into_iter().zip(self.rows_by_block(tokens.memory)).enumerate();
         for (index, (input, rows)) in blocks.rev() {
             let x = leaf(input);
-            let y = self.pass(index, x.clone(), tokens.sequences, rows, &mut Trace::default());
-            let mut gradients = pull_back(y, upstream);
+            let mut passed = Trace::default();
+            let y = self.pass(index, x.clone(), tokens.sequences, rows, &mut passed);
+            let balance = passed.balance.into_iter().map(|balance| balance.mul_scalar(share)).next();
+            let mut gradients = pull_back(y, upstream, balance);
             upstream = x.grad_remove(&mut gradients).expect("a block depends on its input");
             let mut moving = Move { from: &mut gradients, to: &mut all };
             self.blocks[index].visit(&mut moving);
             rows.into_iter().for_each(|rows| moving.tensor(&rows.rows));
         }
-        let mut gradients = pull_back(self.enter(tokens), upstream);
+        let mut gradients = pull_back(self.enter(tokens), upstream, None);
         Move { from: &mut gradients, to: &mut all }.tensor(&self.embedding.val());
         (value, all)
     }
@@ -69,10 +71,14 @@ fn leaf(x: Tensor<2>) -> Tensor<2> {
     Tensor::from_inner(x).require_grad()
 }
 
-/// Gradients of all that `y` depends on, from its own, of the same shape.
-fn pull_back(y: Tensor<2>, upstream: Tensor<2>) -> Gradients {
+/// Gradients of all that `y` depends on, from its own, of the same shape, and of a loss beside it.
+fn pull_back(y: Tensor<2>, upstream: Tensor<2>, beside: Option<Tensor<1>>) -> Gradients {
     // The slope of Σ y·g along y is g, to the bit.
-    (y * Tensor::from_inner(upstream)).sum().backward()
+    let sum = (y * Tensor::from_inner(upstream)).sum();
+    match beside {
+        Some(beside) => (sum + beside).backward(),
+        None => sum.backward(),
+    }
 }
 
 /// Takes gradients from one place to another, where they are added to what is there.

@@ -85,9 +85,17 @@ fn frequencies(width: usize, base: f32) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use engram_config::YarnRamp;
 
     fn yarn(scale: f32) -> YarnConfig {
-        YarnConfig { scale, original_context: 4096, alpha: 1.0, beta: 32.0, factor: 0.707 }
+        YarnConfig {
+            scale,
+            original_context: 4096,
+            alpha: 1.0,
+            beta: 32.0,
+            factor: 0.707,
+            ramp: YarnRamp::Turns,
+        }
     }
 
     fn bits(values: &[f32]) -> Vec<u32> {
@@ -102,6 +110,19 @@ mod tests {
             assert_eq!(bits(&found.cos), bits(&plain.cos));
             assert_eq!(bits(&found.sin), bits(&plain.sin));
             assert_eq!(found.inverse_temperature(), 1.0);
+        }
+    }
+
+    /// Values of DeepSeek-V2's `yarn_find_correction_range` and `yarn_linear_ramp_mask` for its published settings:
+    /// width 64, base 10000, 40 times 4096 tokens, β from 32 to 1, which make a ramp from pair 10 to pair 23.
+    #[test]
+    fn by_the_index_the_ramp_is_that_of_deepseek() {
+        let yarn = YarnConfig { ramp: YarnRamp::Index, ..yarn(40.0) };
+        let (plain, found) = (frequencies(64, 10_000.0), yarn.frequencies(64, 10_000.0));
+        for (pair, (plain, found)) in plain.iter().zip(&found).enumerate() {
+            let stretched = ((pair as f64 - 10.0) / 13.0).clamp(0.0, 1.0);
+            let expected = plain / 40.0 * stretched + plain * (1.0 - stretched);
+            assert!((found / expected - 1.0).abs() < 1e-12, "pair {pair}: {found}, not {expected}");
         }
     }
 

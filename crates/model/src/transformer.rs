@@ -5,16 +5,15 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 
-use crate::block::{Block, BlockFeedForward};
-use crate::cross_entropy::{TargetScore, cross_entropy, target_scores, token_losses};
-use crate::embedding::embed;
-use crate::experts::values;
+use crate::block::{Block, BlockFeedForward, Routing};
+use crate::host::values;
 use crate::init::Init;
-use crate::linear::rows_product;
-use crate::memory::MemoryRows;
+use crate::memory_rows::MemoryRows;
+use crate::ops::{TargetScore, cross_entropy, embed, rows_product, target_scores, token_losses};
 use crate::rms_norm::RmsNorm;
 use crate::rotary::Rotary;
 use crate::sequences::Sequences;
+use crate::training::{DeclareTraining, TrainingPlan};
 use engram_config::{ConfigError, ModelConfig, Precision};
 
 /// A transformer language model with conditional memory.
@@ -40,6 +39,9 @@ pub struct LanguageModel {
 pub struct Trace {
     /// Tokens that each expert saw, by block with experts.
     pub loads: Vec<(usize, Vec<u64>)>,
+    /// Losses that balance experts within each sequence, one for each block that has such a loss. They are not part of
+    /// what [`LanguageModel::loss`] gives.
+    pub balance: Vec<Tensor<1>>,
     /// Gates `[tokens, gates]` by memory layer, when asked for.
     pub gates: Option<Vec<(usize, Vec<f32>)>>,
     /// Mean of the streams after every block, `[tokens, width]`, when asked for.
@@ -88,12 +90,12 @@ impl LanguageModel {
         let init = Init::new(device, seed);
         let (width, vocabulary) = (config.width, config.vocabulary);
         Ok(Self {
-            embedding: init.normal("embedding", [vocabulary, width], 0.02),
+            embedding: init.normal("embedding", [vocabulary, width], config.init.embedding),
             blocks: (0..config.blocks)
                 .map(|index| Block::new(config, index, &init.child("blocks").child(index), precision))
                 .collect(),
             norm: RmsNorm::new(&init, width, config.norm_epsilon),
-            head: (!config.tied_head).then(|| init.normal("head", [width, vocabulary], 0.02)),
+            head: (!config.tied_head).then(|| init.normal("head", [width, vocabulary], config.init.head)),
             rotary: Rotary::of_model(config),
             streams: config.streams(),
             width,
@@ -132,16 +134,17 @@ impl LanguageModel {
         trace: &mut Trace,
     ) -> Tensor<2> {
         let block = &self.blocks[index];
-        if let (Some(module), Some(rows), Some(gates)) = (&block.memory, rows, &mut trace.gates) {
-            gates.push((index, module.gates(x.clone(), rows)));
+        if let (Some(memory), Some(rows), Some(gates)) = (&block.memory, rows, &mut trace.gates) {
+            gates.extend(memory.gates(x.clone(), rows).map(|of_memory| (index, of_memory)));
         }
         let x = block.remember(x, sequences, rows);
-        let (x, choice) = block.forward(x, sequences, &self.rotary, rows);
+        let (x, routing) = block.forward(x, sequences, &self.rotary, rows);
         if let Some(states) = &mut trace.states {
             states.push(self.merge(x.clone()));
         }
-        if let Some(choice) = choice {
+        if let Some(Routing { choice, balance }) = routing {
             trace.loads.push((index, choice.loads()));
+            trace.balance.extend(balance);
         }
         x
     }
@@ -249,5 +252,14 @@ impl LanguageModel {
             Some(head) => head.val(),
             None => self.embedding.val().transpose(),
         }
+    }
+}
+
+impl DeclareTraining for LanguageModel {
+    fn declare_training(&self, plan: &mut TrainingPlan) {
+        plan.adam(&self.embedding);
+        self.blocks.declare_training(plan);
+        self.norm.declare_training(plan);
+        self.head.iter().for_each(|head| plan.adam(head));
     }
 }

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use common::{Batch, Options, PAPER, PLAIN, assert_close, changed, combinations, normal, values, weights};
-use engram_config::{Gate, MemoryForm, YarnConfig};
+use engram_config::{Gate, MemoryForm, YarnConfig, YarnRamp};
 use engram_model::{
-    Attention, Block, BlockFeedForward, LanguageModel, MemoryRows, Rotary, Sequences, Trace, composed,
-    cross_entropy, embed,
+    Attention, Block, BlockFeedForward, BlockMemory, LanguageModel, MemoryRows, Rotary, Sequences, Trace,
+    composed, cross_entropy, embed,
 };
 
 const TOKENS: usize = 14;
@@ -81,7 +81,14 @@ fn swiglu() {
 fn latent_attention() {
     for query_rank in [true, false] {
         let attention = block(Options { query_rank, ..PAPER }).attention;
-        let yarn = YarnConfig { scale: 4.0, original_context: 8, alpha: 0.1, beta: 1.0, factor: 0.707 };
+        let yarn = YarnConfig {
+            scale: 4.0,
+            original_context: 8,
+            alpha: 0.1,
+            beta: 1.0,
+            factor: 0.707,
+            ramp: YarnRamp::Turns,
+        };
         for rotary in [Rotary::new(4, 100.0, TOKENS), Rotary::stretched(4, 100.0, TOKENS, &yarn)] {
             for sequences in divisions() {
                 let forward = |attention: &Attention, x: &[Tensor<2>]| {
@@ -158,7 +165,8 @@ fn memory_gate_and_short_convolution() {
                 (two, true, if streams > 1 { Gate::Shared } else { Gate::PerStream }),
                 (several, true, Gate::PerStream),
             ] {
-                let memory = block(Options { memory: Some(form), gate, streams, ..PAPER }).memory.unwrap();
+                let block = block(Options { memory: Some(form), gate, streams, ..PAPER });
+                let Some(BlockMemory::Gated(memory)) = block.memory else { panic!("a gated form") };
                 let x = [normal([TOKENS, streams * 16], 8), normal([9, 3], 9)];
                 let index: Arc<[u32]> = (0..TOKENS as u32 * 4).map(|slot| slot * 5 % 9).collect();
                 let dead: Option<Arc<[bool]>> = dead.then(|| (0..TOKENS).map(|t| t % 3 == 1).collect());

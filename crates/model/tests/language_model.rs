@@ -9,9 +9,12 @@ use std::sync::Arc;
 use burn::tensor::{Tensor, TensorData};
 use common::{Batch, Options, PAPER, PLAIN, changed, combinations, device, values, weights};
 use engram_config::{
-    Account, AttentionConfig, Gate, Lookup, MemoryConfig, MemoryForm, ModelConfig, PlainConfig, Precision,
+    Account, AttentionConfig, Gate, GateForm, Lookup, MemoryConfig, MemoryForm, ModelConfig, PlainConfig,
+    Precision,
 };
-use engram_model::{BlockFeedForward, LanguageModel, MemoryRows, Projection, Sequences, Tokens, Trace};
+use engram_model::{
+    BlockFeedForward, BlockMemory, LanguageModel, Memory, MemoryRows, Projection, Sequences, Tokens, Trace,
+};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -76,7 +79,8 @@ fn error(at: &[f32], gradient: &[f32], mut loss: impl FnMut(&[f32]) -> Option<f6
 fn gradient_errors(options: Options, lengths: &[usize], seed: u64) -> Option<Vec<(String, f64)>> {
     let (mut model, config) = (options.model(seed), options.config());
     let gated = config.memory.iter().filter(|memory| memory.gates(options.streams) > 0);
-    for layer in gated.flat_map(|memory| &memory.layers) {
+    let normed = gated.filter(|memory| memory.gate_form == GateForm::SignedRoot);
+    for layer in normed.flat_map(|memory| &memory.layers) {
         // Larger scores, few of them near 0.
         let name = format!("blocks.{layer}.memory.norms.query");
         model = changed(model, &name, &|weight| weight.iter_mut().for_each(|weight| *weight *= 5.0));
@@ -135,7 +139,7 @@ fn gradients_are_the_slopes_of_the_loss() {
 /// The model with values of zero behind its gates.
 fn with_silent_memory(mut model: LanguageModel, width: usize) -> LanguageModel {
     for block in &mut model.blocks {
-        let memory = block.memory.as_mut().unwrap();
+        let Some(BlockMemory::Gated(memory)) = &mut block.memory else { panic!("a gated form") };
         match &mut memory.projection {
             Projection::Value(only) => {
                 only.value = only.value.clone().map(|value| value.zeros_like());
@@ -182,12 +186,90 @@ fn memory_that_says_nothing_changes_nothing() {
     }
 }
 
+/// The routed experts are scaled (DeepSeek-V3's `routed_scaling_factor`), the shared one is not.
+#[test]
+fn routed_experts_are_scaled() {
+    let experts = |scaling: f32| {
+        let mut config = PAPER.config();
+        config.experts.as_mut().unwrap().scaling = scaling;
+        let mut model = LanguageModel::new(&config, &common::device(), 3, Precision::F32).unwrap();
+        match model.blocks.remove(1).feed_forward {
+            BlockFeedForward::Experts(experts) => experts,
+            BlockFeedForward::Dense(_) => panic!("a block with experts"),
+        }
+    };
+    let x = common::normal([7, 16], 4);
+    let (plain, scaled) = (experts(1.0), experts(2.5));
+    let shared = values(plain.shared.as_ref().unwrap().forward(x.clone()));
+    let (plain, scaled) = (values(plain.forward(x.clone()).0), values(scaled.forward(x).0));
+    let expected = plain.iter().zip(&shared).map(|(plain, shared)| 2.5 * (plain - shared) + shared);
+    common::assert_close("scaled", &scaled, &expected.collect::<Vec<_>>());
+    assert!(plain.iter().zip(&scaled).any(|(plain, scaled)| (plain - scaled).abs() > 1e-3));
+}
+
+/// The loss that balances experts within a sequence is the one of DeepSeek-V3's equations 17 to 20, sequence by sequence.
+#[test]
+fn the_balance_loss_is_that_of_each_sequence() {
+    let mut config = PAPER.config();
+    let (alpha, [routed, active]) = (0.3, [5, 2]);
+    config.experts.as_mut().unwrap().sequence_balance = alpha;
+    let mut model = common::shaken(LanguageModel::new(&config, &device(), 3, Precision::F32).unwrap(), 3);
+    if let BlockFeedForward::Experts(experts) = &mut model.blocks[1].feed_forward {
+        experts.balance = experts.balance.clone().map(|balance| balance.zeros_like().set_require_grad(false));
+    }
+    let lengths = [7, 1, 4, 4];
+    let batch = Batch::ragged(&config, &lengths, 4);
+    let BlockFeedForward::Experts(experts) = &model.blocks[1].feed_forward else { panic!("experts") };
+    let mut flat = model.clone();
+    if let BlockFeedForward::Experts(experts) = &mut flat.blocks[1].feed_forward {
+        experts.router.weight = experts.router.weight.clone().map(|weight| weight.zeros_like());
+    }
+    let mut trace = Trace::default();
+    flat.hidden(batch.tokens(), &mut trace);
+    // P_i = 1/routed, and Σ f_i = routed: the loss is α, whatever the lengths.
+    assert_eq!(trace.balance.len(), 1, "one block has experts");
+    let found = values(trace.balance.remove(0))[0];
+    assert!((found - alpha).abs() < 1e-6, "{found}");
+    let by_definition = |scores: &[Vec<f32>]| -> f64 {
+        let mut total = 0.0;
+        let mut rest = scores;
+        for time in lengths {
+            let (own, later) = rest.split_at(time);
+            for expert in 0..routed {
+                let better = |row: &Vec<f32>| row.iter().filter(|&&score| score > row[expert]).count();
+                let seen = own.iter().filter(|row| better(row) < active).count() as f64;
+                let share: f64 = own.iter().map(|row| f64::from(row[expert] / row.iter().sum::<f32>())).sum();
+                let f = seen * routed as f64 / (active * time) as f64;
+                total += f64::from(alpha) * f * share / time as f64 / lengths.len() as f64;
+            }
+            rest = later;
+        }
+        total
+    };
+    let x = common::normal([16, 16], 8);
+    let (logits, found) = experts.balance(x, &batch.sequences);
+    let score = |logit: &f32| 1.0 / (1.0 + (-logit).exp());
+    let rows: Vec<Vec<f32>> =
+        values(logits).chunks(routed).map(|row| row.iter().map(score).collect()).collect();
+    let expected = by_definition(&rows);
+    let found = f64::from(values(found.unwrap())[0]);
+    assert!((found - expected).abs() < 1e-5, "{found}, not {expected}");
+}
+
+/// The memory of a gated form in a model of `options`.
+fn gated(options: Options) -> Memory {
+    match options.model(6).blocks.remove(0).memory {
+        Some(BlockMemory::Gated(memory)) => memory,
+        _ => panic!("a gated form"),
+    }
+}
+
 /// One gate for all streams is the gate of one stream that is their mean.
 #[test]
 fn a_shared_gate_is_that_of_the_mean_of_the_streams() {
     let shared = Options { gate: Gate::Shared, ..PAPER };
-    let memory = shared.model(6).blocks.remove(0).memory.unwrap();
-    let mut alone = Options { streams: 1, ..PAPER }.model(6).blocks.remove(0).memory.unwrap();
+    let memory = gated(shared);
+    let mut alone = gated(Options { streams: 1, ..PAPER });
     let rows = Batch::random(&shared.config(), 1, 9, 1).memory.remove(0);
     let h = common::normal([9, 4 * 16], 2);
     let mean = h.clone().reshape([9, 4, 16]).mean_dim(1).reshape([9, 16]);
@@ -203,7 +285,7 @@ fn a_shared_gate_is_that_of_the_mean_of_the_streams() {
 fn without_a_gate_the_streams_decide_nothing() {
     for form in [MemoryForm::Paper, MemoryForm::V41] {
         let options = Options { gate: Gate::None, memory: Some(form), ..PAPER };
-        let memory = options.model(6).blocks.remove(0).memory.unwrap();
+        let memory = gated(options);
         let rows = Batch::random(&options.config(), 1, 9, 1).memory.remove(0);
         let added = |seed| memory.forward(common::normal([9, 4 * 16], seed), &Sequences::equal(1, 9), &rows);
         assert_eq!(bits(added(1)), bits(added(2)));
@@ -222,7 +304,9 @@ fn rows_without_gates_are_added_by_their_forms_formula() {
         (MemoryForm::AttentionValues, 2),
     ] {
         let options = Options { memory: Some(form), streams, ..PAPER };
-        let module = options.model(6).blocks.remove(0).ngrams.unwrap();
+        let Some(BlockMemory::Added(module)) = options.model(6).blocks.remove(0).memory else {
+            panic!("a form without gates")
+        };
         let rows = Batch::random(&options.config(), 1, 9, 1).memory.remove(0);
         let width = rows.rows.dims()[1];
         let of_token = |token: usize| -> Vec<f32> {
@@ -413,7 +497,7 @@ fn accounts_are_what_models_hold() {
             sizes.iter().filter(|(name, _)| name.contains(part)).map(|(_, size)| size).sum()
         };
         assert_eq!(account.vocabulary, of("embedding") + of("head"), "{options:?}");
-        let routed = |name: &str| of(&format!("feed_forward.Experts.{name}"));
+        let routed = |name: &str| of(&format!("feed_forward.{name}"));
         assert_eq!(account.experts, routed("input") + routed("output"), "{options:?}");
         let rows: u64 = table_rows[..layers].iter().sum();
         let row_width = config.memory.as_ref().map_or(0, |memory| memory.row_width);

@@ -4,14 +4,11 @@
 use std::path::Path;
 
 use engram_address::assign_primes;
-use engram_config::{Account, ModelConfig};
+use engram_config::{Account, ModelConfig, RunConfig, load_model_config};
 
 fn model(name: &str) -> ModelConfig {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs").join(name);
-    let mut table: toml::Table = std::fs::read_to_string(path).unwrap().parse().unwrap();
-    let config: ModelConfig = table.remove("model").unwrap().try_into().unwrap();
-    config.validate().unwrap();
-    config
+    load_model_config(&path).unwrap()
 }
 
 fn account(config: &ModelConfig) -> Account {
@@ -46,6 +43,19 @@ fn totals_are_the_published_ones() {
             near(account.memory, memory);
             assert_eq!(account.rows_per_token, 2 * 16, "{name}");
         }
+    }
+}
+
+/// Every preset is a whole run, with its bases.
+#[test]
+fn presets_load() {
+    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
+    let files = std::fs::read_dir(configs).unwrap().map(|entry| entry.unwrap().path());
+    let presets: Vec<_> = files.filter(|path| path.extension().is_some_and(|kind| kind == "toml")).collect();
+    assert!(presets.len() >= 9, "{presets:?}");
+    for path in presets {
+        let config = RunConfig::load(&path).unwrap();
+        assert_eq!(toml::from_str::<RunConfig>(&config.to_toml()).unwrap(), config, "{}", path.display());
     }
 }
 

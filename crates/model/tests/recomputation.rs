@@ -7,7 +7,8 @@ mod common;
 use std::collections::BTreeMap;
 
 use burn::tensor::Gradients;
-use common::{Batch, Options, PAPER, assert_close, combinations, values, weights};
+use common::{Batch, Options, PAPER, assert_close, combinations, device, shaken, values, weights};
+use engram_config::Precision;
 use engram_model::{LanguageModel, Trace, composed};
 
 /// What training takes from a pass.
@@ -35,12 +36,22 @@ fn everything(
 
 /// Kept and recomputed, everything is the `same`.
 fn check(options: Options, batch: &Batch, share: f32, same: impl Fn(&str, &[f32], &[f32])) {
-    let model = options.model(3);
-    let kept = everything(&model, batch, |trace| {
+    check_model(&options.model(3), options, batch, share, same);
+}
+
+fn check_model(
+    model: &LanguageModel,
+    options: Options,
+    batch: &Batch,
+    share: f32,
+    same: impl Fn(&str, &[f32], &[f32]),
+) {
+    let kept = everything(model, batch, |trace| {
         let loss = model.loss(batch.tokens(), batch.targets.clone(), trace);
-        (values(loss.clone())[0], loss.mul_scalar(share).backward())
+        let all = trace.balance.drain(..).fold(loss.clone(), |sum, balance| sum + balance);
+        (values(loss)[0], all.mul_scalar(share).backward())
     });
-    let again = everything(&model, batch, |trace| {
+    let again = everything(model, batch, |trace| {
         model.loss_recomputing(batch.tokens(), batch.targets.clone(), share, trace)
     });
     for (name, expected) in &kept.numbers {
@@ -69,4 +80,17 @@ fn losses_and_gradients_are_those_of_the_whole_graph() {
         }
     }
     check(PAPER, &Batch::random(&PAPER.config(), 2, 9, 4), 1.0 / 3.0, same_bits);
+}
+
+/// A loss that balances experts is differentiated where it arises; sums of gradients are then taken in another order.
+#[test]
+fn losses_that_balance_experts_are_recomputed_too() {
+    let mut config = PAPER.config();
+    config.experts.as_mut().unwrap().sequence_balance = 0.3;
+    let model = LanguageModel::new(&config, &device(), 3, Precision::F32).unwrap();
+    let model = shaken(model, 3);
+    let batch = Batch::ragged(&config, &[7, 1, 4, 4], 4);
+    check_model(&model, PAPER, &batch, 0.5, |name, found, expected| {
+        assert_close(name, found, expected);
+    });
 }

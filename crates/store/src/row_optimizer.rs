@@ -21,6 +21,10 @@ use crate::simd::vectorized;
 /// p ← p − rate · √(1 − β2ᵗ) / (1 − β1ᵗ) · m / (√v + ε)
 /// ```
 ///
+/// **Adam by row**: the same, but t counts the row's own updates, so that a row that is first touched late takes its
+/// first steps as a row that is touched at once does: step for step PyTorch's `Adam` on that row alone. A state value
+/// more per row counts them, exactly up to 2²⁴ updates, where any correction is long 1.
+///
 /// **Row-wise Adam** (one second moment per *row*, a state of 4 bytes whatever the width):
 ///
 /// ```text
@@ -56,6 +60,15 @@ use crate::simd::vectorized;
 pub enum RowOptimizer {
     /// Two moments per value.
     Adam {
+        /// Decay of the first moment, in [0, 1).
+        beta1: f64,
+        /// Decay of the second moment, in [0, 1).
+        beta2: f64,
+        /// Added to the root of the second moment; above 0.
+        epsilon: f64,
+    },
+    /// Two moments per value, their bias corrected by the count of the row's own updates.
+    AdamByRow {
         /// Decay of the first moment, in [0, 1).
         beta1: f64,
         /// Decay of the second moment, in [0, 1).
@@ -105,6 +118,8 @@ impl RowOptimizer {
     pub const fn state_widths(&self, width: usize) -> [usize; 2] {
         match self {
             Self::Adam { .. } => [width, width],
+            // The count stands last.
+            Self::AdamByRow { .. } => [width, width + 1],
             Self::RowWiseAdam { .. } => [1, 0],
             Self::BalancedMomentum { .. } => [width, 0],
             Self::Frozen => [0, 0],
@@ -114,7 +129,9 @@ impl RowOptimizer {
     /// Fails if a setting is outside its range.
     pub(crate) fn check(&self) -> Result<()> {
         let (beta1, beta2, epsilon) = match *self {
-            Self::Adam { beta1, beta2, epsilon } => (beta1, beta2, epsilon),
+            Self::Adam { beta1, beta2, epsilon } | Self::AdamByRow { beta1, beta2, epsilon } => {
+                (beta1, beta2, epsilon)
+            }
             Self::RowWiseAdam { beta2, epsilon } => (0.0, beta2, epsilon),
             Self::BalancedMomentum { momentum, iterations, floor, scale } => {
                 return check_balanced(momentum, iterations, floor, scale);
@@ -156,6 +173,9 @@ impl RowOptimizer {
                     size: (f64::from(rate) * correction(beta2).sqrt() / correction(beta1)) as f32,
                 }
             }
+            Self::AdamByRow { beta1, beta2, epsilon } => {
+                RowStep::AdamByRow { beta1, beta2, epsilon: epsilon as f32, rate }
+            }
             Self::RowWiseAdam { beta2, epsilon } => {
                 RowStep::RowWise { take2: (1.0 - beta2) as f32, epsilon: epsilon as f32, rate }
             }
@@ -190,6 +210,7 @@ fn check_balanced(momentum: f64, iterations: u32, floor: f64, scale: f64) -> Res
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum RowStep {
     Adam { take1: f32, take2: f32, epsilon: f32, size: f32 },
+    AdamByRow { beta1: f64, beta2: f64, epsilon: f32, rate: f32 },
     RowWise { take2: f32, epsilon: f32, rate: f32 },
     Balanced(BalancedStep),
     Rest,
@@ -204,7 +225,7 @@ impl RowStep {
         match self {
             Self::Balanced(step) => return step.apply(&mut rows, ids, grads),
             Self::Rest => return,
-            Self::Adam { .. } | Self::RowWise { .. } => {}
+            Self::Adam { .. } | Self::AdamByRow { .. } | Self::RowWise { .. } => {}
         }
         if grads.len() <= VALUES_PER_TASK || ids.len() < 2 || rayon::current_num_threads() == 1 {
             return self.apply_here(rows, ids, grads);
@@ -231,6 +252,17 @@ impl RowStep {
                         grads.chunks_exact(width),
                         #[inline(always)]
                         |record, grads| adam([take1, take2, epsilon, size], record, grads),
+                    );
+                },
+            ),
+            Self::AdamByRow { beta1, beta2, epsilon, rate } => vectorized(
+                #[inline(always)]
+                || {
+                    rows.for_each_here(
+                        ids,
+                        grads.chunks_exact(width),
+                        #[inline(always)]
+                        |record, grads| adam_by_row([beta1, beta2], [epsilon, rate], record, grads),
                     );
                 },
             ),
@@ -265,6 +297,19 @@ fn adam([take1, take2, epsilon, size]: [f32; 4], record: &mut [f32], grads: &[f3
         (first[i], second[i]) = (m, v);
         values[i] -= size * (m / (v.sqrt() + epsilon));
     }
+}
+
+/// As [`adam`], for a record behind whose moments stands the count of its updates.
+#[cfg(feature = "train")]
+#[inline(always)]
+fn adam_by_row([beta1, beta2]: [f64; 2], [epsilon, rate]: [f32; 2], record: &mut [f32], grads: &[f32]) {
+    let Some((count, record)) = record.split_last_mut() else { return };
+    *count += 1.0;
+    let correction = |beta: f64| 1.0 - beta.powf(f64::from(*count));
+    let (root, first) = (correction(beta2).sqrt(), correction(beta1));
+    // PyTorch's Adam adds ε to the corrected root, its SparseAdam to the root as it is.
+    let (epsilon, size) = (epsilon * root as f32, (f64::from(rate) * root / first) as f32);
+    adam([(1.0 - beta1) as f32, (1.0 - beta2) as f32, epsilon, size], record, grads);
 }
 
 /// Steps a record: values as wide as `grads`, and one second moment.

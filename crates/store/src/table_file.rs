@@ -103,6 +103,7 @@ impl TableHeader {
                 (3, iterations, [momentum, floor, scale])
             }
             Some(RowOptimizer::Frozen) => (4, 0, [0.0; 3]),
+            Some(RowOptimizer::AdamByRow { beta1, beta2, epsilon }) => (5, 0, [beta1, beta2, epsilon]),
         };
         let (format, scale) = self.format.to_code();
         let step = self.training.map_or(0, |(_, step)| step);
@@ -161,6 +162,7 @@ impl TableHeader {
                 Some(RowOptimizer::BalancedMomentum { momentum, iterations: count, floor, scale })
             }
             (4, _) => Some(RowOptimizer::Frozen),
+            (5, [beta1, beta2, epsilon]) => Some(RowOptimizer::AdamByRow { beta1, beta2, epsilon }),
             _ => return refuse(80, format!("unknown optimiser {kind}; use the program that wrote it")),
         };
         let Ok(width) = usize::try_from(start.width) else {

@@ -50,8 +50,12 @@ fn training_goes_on_after_loading_as_if_nothing_had_happened() {
     let path = folder.path().join("table");
     // The second has several blocks of checksums, whose last is partly filled.
     for (rows, width) in [(5, 3), (9_001, 40)] {
-        let optimizers =
-            [RowOptimizer::adam(), RowOptimizer::row_wise_adam(), RowOptimizer::balanced_momentum()];
+        let optimizers = [
+            RowOptimizer::adam(),
+            RowOptimizer::AdamByRow { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 },
+            RowOptimizer::row_wise_adam(),
+            RowOptimizer::balanced_momentum(),
+        ];
         for optimizer in optimizers {
             let mut table = trained(rows, width, optimizer);
             table.save(&path).unwrap();

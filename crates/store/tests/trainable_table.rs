@@ -34,13 +34,22 @@ struct Reference {
     p: Vec<f64>,
     m: Vec<f64>,
     v: Vec<f64>,
+    /// Updates of the table, and of each row.
     step: i32,
+    counts: Vec<i32>,
 }
 
 impl Reference {
     fn of(table: &TrainableTable) -> Self {
         let p: Vec<f64> = values(table).into_iter().map(f64::from).collect();
-        Self { width: table.width(), m: vec![0.0; p.len()], v: vec![0.0; p.len()], p, step: 0 }
+        Self {
+            width: table.width(),
+            m: vec![0.0; p.len()],
+            v: vec![0.0; p.len()],
+            counts: vec![0; p.len()],
+            p,
+            step: 0,
+        }
     }
 
     fn update(&mut self, optimizer: RowOptimizer, ids: &[u64], grads: &[f32], rate: f64) {
@@ -64,6 +73,17 @@ impl Reference {
                         self.v[i] = beta2 * self.v[i] + (1.0 - beta2) * g * g;
                         let size = (1.0 - beta2.powi(self.step)).sqrt() / (1.0 - beta1.powi(self.step));
                         self.p[i] -= rate * size * self.m[i] / (self.v[i].sqrt() + epsilon);
+                    }
+                }
+                RowOptimizer::AdamByRow { beta1, beta2, epsilon } => {
+                    let count = &mut self.counts[id as usize];
+                    *count += 1;
+                    for (i, g) in row.zip(g) {
+                        self.m[i] = beta1 * self.m[i] + (1.0 - beta1) * g;
+                        self.v[i] = beta2 * self.v[i] + (1.0 - beta2) * g * g;
+                        let m = self.m[i] / (1.0 - beta1.powi(*count));
+                        let v = self.v[i] / (1.0 - beta2.powi(*count));
+                        self.p[i] -= rate * m / (v.sqrt() + epsilon);
                     }
                 }
                 RowOptimizer::RowWiseAdam { beta2, epsilon } => {
@@ -123,6 +143,8 @@ fn optimizers() -> [RowOptimizer; 5] {
         RowOptimizer::BalancedMomentum { momentum: 0.5, iterations: 2, floor: 0.6, scale: 1.0 },
         RowOptimizer::adam(),
         RowOptimizer::Adam { beta1: 0.5, beta2: 0.9, epsilon: 1e-3 },
+        RowOptimizer::AdamByRow { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 },
+        RowOptimizer::AdamByRow { beta1: 0.5, beta2: 0.9, epsilon: 1e-3 },
         RowOptimizer::RowWiseAdam { beta2: 0.9, epsilon: 1e-6 },
     ]
 }

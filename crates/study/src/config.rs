@@ -130,9 +130,9 @@ impl StudyConfig {
     /// # Errors
     /// When the file cannot be read, or a key or value in it cannot be used: named with its line.
     pub fn load(path: &Path) -> Result<Self> {
-        let (text, mut config) = load_toml::<Self>(path)?;
+        let (source, mut config) = load_toml::<Self>(path)?;
         config.data.resolve(path);
-        config.validate().map_err(|error| locate(&text, path, &error))?;
+        config.validate().map_err(|error| locate(&source, &error))?;
         Ok(config)
     }
 

@@ -44,8 +44,8 @@ pub enum Error {
     },
     /// Losses or gradients that are not numbers any more.
     #[error(
-        "training diverged at step {step}: the gradient is not finite; resume from the last checkpoint with lower \
-         rates (`train.optimizer`), or a longer warm-up"
+        "training diverged at step {step}: too many steps in a row had a loss or gradient that is not finite \
+         (`train.skip_limit`); resume from the last checkpoint with lower rates (`train.optimizer`), or a longer warm-up"
     )]
     Diverged {
         /// The step.

@@ -141,7 +141,7 @@ pub fn token_losses(
             }
             let sequences = Sequences::of_lengths(windows.packing.lengths(&inputs, batch.len()));
             let rows = fetch(&inputs, &sequences)?;
-            let memory = rows.memory_rows(&rows.leaves(&device), batch.len(), 0..batch.len());
+            let memory = rows.memory_rows(&device);
             let tokens = Tokens { ids: &inputs, sequences: &sequences, memory: &memory };
             let losses = model.token_losses(tokens, &targets, &mut Trace::default());
             let each = targets.chunks_exact(time).zip(losses.chunks_exact(time));

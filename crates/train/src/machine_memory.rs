@@ -55,7 +55,7 @@ fn problem(needed: &TrainingMemory, limit: MemoryLimit) -> String {
     let parts: Vec<_> = parts.map(|(name, bytes)| format!("{} of {name}", gibibytes(bytes))).collect();
     format!(
         "the training needs at least {} of memory ({}), but {} {}: take a smaller model, keep tables on disk \
-         (`train.memory.storage = \"mapped\"`), or compute a step in more parts (`train.accumulation`)",
+         (`train.memory.storage = \"mapped\"`), or compute fewer sequences at once (`train.micro_batch`)",
         gibibytes(needed.total()),
         parts.join(", "),
         limit.cause,

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use engram_import::HostTensor;
 
@@ -71,6 +71,7 @@ pub fn import<M: Module>(module: M, tensors: BTreeMap<String, HostTensor>, sourc
             self.path.exit(container);
         }
     }
+    let tensors = tensors.into_iter().map(|(name, tensor)| (name_of_today(name), tensor)).collect();
     let mut import = Import { path: Path::default(), tensors, source, error: None };
     let module = module.map(&mut import);
     if let Some(error) = import.error {
@@ -121,10 +122,47 @@ pub(crate) fn take_gradients<M: Module>(
     take.taken
 }
 
-/// What becomes of a weight: from its name, shape and flat value, the only reference to it, to its new value.
-type UpdateWeight<'a> = dyn FnMut(&str, &[usize], Tensor<1>) -> Tensor<1> + 'a;
+/// The name of a weight, or of its state, that a checkpoint may have under a name of before.
+pub(crate) fn name_of_today(name: String) -> String {
+    // Forms of memory without gates were a field of their own.
+    name.replace(".ngrams.", ".memory.")
+}
 
-/// Replaces each weight by what `update` makes of its name, shape and flat value, outside of autodiff.
+/// A weight that is not looked at, but named.
+#[derive(Debug, Clone)]
+pub(crate) struct Weight {
+    pub(crate) name: String,
+    pub(crate) id: ParamId,
+    pub(crate) shape: Vec<usize>,
+}
+
+/// All weights of `module`, in the order of its fields.
+pub(crate) fn list<M: Module>(module: &M) -> Vec<Weight> {
+    struct List {
+        path: Path,
+        weights: Vec<Weight>,
+    }
+    impl ModuleVisitor for List {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let shape = param.val().dims().to_vec();
+            self.weights.push(Weight { name: self.path.name(), id: param.id, shape });
+        }
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+        fn exit_module(&mut self, _name: &str, container: &str) {
+            self.path.exit(container);
+        }
+    }
+    let mut list = List { path: Path::default(), weights: Vec::new() };
+    module.visit(&mut list);
+    list.weights
+}
+
+/// What becomes of a weight: from its flat value, the only reference to it, to its new value.
+type UpdateWeight<'a> = dyn FnMut(&Weight, Tensor<1>) -> Tensor<1> + 'a;
+
+/// Replaces each weight by what `update` makes of its flat value, outside of autodiff.
 pub(crate) fn update<M: Module>(module: M, update: &mut UpdateWeight<'_>) -> M {
     struct Update<'a> {
         path: Path,
@@ -132,11 +170,12 @@ pub(crate) fn update<M: Module>(module: M, update: &mut UpdateWeight<'_>) -> M {
     }
     impl ModuleMapper for Update<'_> {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            let name = self.path.name();
+            let (name, id) = (self.path.name(), param.id);
             param.map(|old| {
                 let (shape, tracked, grad) = (old.dims(), old.is_autodiff(), old.is_require_grad());
                 let flat = if tracked { old.inner() } else { old }.reshape([shape.iter().product::<usize>()]);
-                let new = (self.update)(&name, &shape, flat).reshape(shape);
+                let weight = Weight { name, id, shape: shape.to_vec() };
+                let new = (self.update)(&weight, flat).reshape(shape);
                 let new = if tracked { Tensor::from_inner(new) } else { new };
                 if grad { new.require_grad() } else { new }
             })

@@ -28,8 +28,7 @@ impl std::fmt::Display for SettingChange {
 
 /// Settings that may change without a word of leave: how often something is done beside the training, and where and how
 /// the same numbers are computed. Every other setting decides what the run learns.
-const HARMLESS: [&str; 9] = [
-    "train.accumulation",
+const HARMLESS: [&str; 8] = [
     "train.checkpoint_every",
     "train.evaluate_every",
     "train.evaluate_tokens",
@@ -172,7 +171,7 @@ mod tests {
     #[test]
     fn what_changes_nothing_that_is_learnt_is_told_and_let_pass() {
         for change in
-            ["evaluate_every = 7", "checkpoint_every = 7", "keep = 7", "recompute = true", "accumulation = 2"]
+            ["evaluate_every = 7", "checkpoint_every = 7", "keep = 7", "recompute = true", "micro_batch = 1"]
         {
             assert_eq!(refused(("batch = 4", &format!("batch = 4\n{change}")), &[]), None);
         }

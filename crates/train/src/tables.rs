@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use engram_address::{Addressing, Vocabulary};
-use engram_config::{Compression, MemoryConfig, RowOptimizerKind, RowStorage, RowTraining};
+use engram_config::{BiasCorrection, Compression, MemoryConfig, RowOptimizerKind, RowStorage, RowTraining};
 use engram_model::{MemoryRows, Sequences};
 use engram_store::{
     DistinctRows, RowInit, RowOptimizer, RowSource, Storage, Table, TableHeader, TableOrigin, TrainableTable,
@@ -15,13 +15,21 @@ use tokenizers::Tokenizer;
 use crate::error::{Error, Result};
 use crate::lookup::RowPlaces;
 
-/// The store's optimiser of that kind.
-fn row_optimizer(kind: RowOptimizerKind) -> RowOptimizer {
-    match kind {
-        RowOptimizerKind::Adam => RowOptimizer::adam(),
-        RowOptimizerKind::RowWiseAdam => RowOptimizer::row_wise_adam(),
-        RowOptimizerKind::BalancedMomentum => RowOptimizer::balanced_momentum(),
-        RowOptimizerKind::Frozen => RowOptimizer::Frozen,
+/// The store's optimiser for rows that train so.
+fn row_optimizer(training: &RowTraining) -> RowOptimizer {
+    let beta1 = training.beta1.unwrap_or(0.9);
+    let beta2 = training.beta2.unwrap_or(0.999);
+    let epsilon = training.epsilon.unwrap_or(1e-8);
+    match (training.optimizer, training.bias_correction) {
+        (RowOptimizerKind::Adam, Some(BiasCorrection::Row)) => {
+            RowOptimizer::AdamByRow { beta1, beta2, epsilon }
+        }
+        (RowOptimizerKind::Adam, Some(BiasCorrection::Table) | None) => {
+            RowOptimizer::Adam { beta1, beta2, epsilon }
+        }
+        (RowOptimizerKind::RowWiseAdam, _) => RowOptimizer::RowWiseAdam { beta2, epsilon },
+        (RowOptimizerKind::BalancedMomentum, _) => RowOptimizer::balanced_momentum(),
+        (RowOptimizerKind::Frozen, _) => RowOptimizer::Frozen,
     }
 }
 
@@ -57,30 +65,138 @@ impl Fetched {
         Self { layers: Vec::new() }
     }
 
-    /// The rows as leaves of the graph on `device`, one per layer, `[distinct, width]`.
-    pub fn leaves(&self, device: &Device) -> Vec<Tensor<2>> {
-        let leaf = |layer: &FetchedLayer| {
+    /// What the model takes for all windows, on `device`.
+    pub fn memory_rows(&self, device: &Device) -> Vec<MemoryRows> {
+        let rows = |layer: &FetchedLayer| {
             let data = TensorData::new(layer.rows.clone(), [layer.distinct.len(), layer.width]);
-            Tensor::from_data(data, device)
+            MemoryRows {
+                rows: Tensor::from_data(data, device),
+                index: layer.distinct.index().into(),
+                dead: None,
+            }
         };
-        self.layers.iter().map(leaf).collect()
+        self.layers.iter().map(rows).collect()
     }
 
-    /// What the model takes for windows `range` of the `batch` windows of equal length that were fetched, reading from
-    /// `leaves`.
-    pub fn memory_rows(
-        &self,
-        leaves: &[Tensor<2>],
-        batch: usize,
-        range: std::ops::Range<usize>,
-    ) -> Vec<MemoryRows> {
-        let rows = |(layer, leaf): (&FetchedLayer, &Tensor<2>)| {
-            let index = layer.distinct.index();
-            let per_window = index.len() / batch;
-            let index = Arc::from(&index[range.start * per_window..range.end * per_window]);
-            MemoryRows { rows: leaf.clone(), index, dead: None }
+    /// Divides the rows among micro-batches of `micro_batch` windows, of the `windows` of equal length that were fetched;
+    /// the last may have fewer. Each has its own distinct rows alone, so that a step costs as much in many micro-batches
+    /// as in one.
+    pub(crate) fn micro_batches(&self, windows: usize, micro_batch: usize) -> Vec<MicroBatchRows> {
+        let count = windows.div_ceil(micro_batch);
+        if count == 1 {
+            let whole =
+                |layer: &FetchedLayer| PartLayer { places: None, index: layer.distinct.index().into() };
+            return vec![MicroBatchRows { layers: self.layers.iter().map(whole).collect() }];
+        }
+        let mut parts: Vec<_> = (0..count).map(|_| MicroBatchRows { layers: Vec::new() }).collect();
+        for layer in &self.layers {
+            let per_window = layer.distinct.index().len() / windows;
+            let mut local = vec![ABSENT; layer.distinct.len()];
+            let slots = layer.distinct.index().chunks(per_window * micro_batch);
+            parts
+                .iter_mut()
+                .zip(slots)
+                .for_each(|(part, slots)| part.layers.push(PartLayer::of(slots, &mut local)));
+        }
+        parts
+    }
+}
+
+/// The memory rows of one micro-batch, among those of its step.
+#[derive(Debug)]
+pub(crate) struct MicroBatchRows {
+    layers: Vec<PartLayer>,
+}
+
+#[derive(Debug)]
+struct PartLayer {
+    /// Where each row of the micro-batch stands among the step's distinct rows; none: it has all of them, in order.
+    places: Option<Vec<u32>>,
+    /// The row of each slot, `[windows·time·slots]`.
+    index: Arc<[u32]>,
+}
+
+/// A row that the micro-batch has not met.
+const ABSENT: u32 = u32::MAX;
+
+impl PartLayer {
+    /// Rows in the order in which the `slots` meet them. `local`, one for each row of the step, is all absent before and
+    /// after.
+    fn of(slots: &[u32], local: &mut [u32]) -> Self {
+        let mut places = Vec::new();
+        let index = slots.iter().map(|&place| {
+            let own = &mut local[place as usize];
+            if *own == ABSENT {
+                *own = places.len() as u32;
+                places.push(place);
+            }
+            *own
+        });
+        let index = index.collect();
+        places.iter().for_each(|&place| local[place as usize] = ABSENT);
+        Self { places: Some(places), index }
+    }
+
+    /// The rows, `[rows, width]`.
+    fn rows(&self, layer: &FetchedLayer) -> Rows {
+        let width = layer.width;
+        match &self.places {
+            None => (layer.rows.clone(), [layer.distinct.len(), width]),
+            Some(places) => {
+                let row = |&place: &u32| &layer.rows[place as usize * width..][..width];
+                let rows: Vec<f32> = places.iter().flat_map(row).copied().collect();
+                (rows, [places.len(), width])
+            }
+        }
+    }
+}
+
+/// Values, row by row, and their shape.
+type Rows = (Vec<f32>, [usize; 2]);
+
+impl MicroBatchRows {
+    /// What the model takes, with the rows as leaves of the graph on `device` that have a gradient.
+    pub(crate) fn memory_rows(&self, fetched: &Fetched, device: &Device) -> Vec<MemoryRows> {
+        let rows = |(part, layer): (&PartLayer, &FetchedLayer)| {
+            let (values, shape) = part.rows(layer);
+            let rows = Tensor::from_data(TensorData::new(values, shape), device).require_grad();
+            MemoryRows { rows, index: Arc::clone(&part.index), dead: None }
         };
-        self.layers.iter().zip(leaves).map(rows).collect()
+        self.layers.iter().zip(&fetched.layers).map(rows).collect()
+    }
+}
+
+/// Gradients of a step's distinct rows, `[distinct, width]` per memory layer, summed over its micro-batches.
+#[derive(Debug, Default)]
+pub(crate) struct RowGradients {
+    layers: Vec<Vec<f32>>,
+}
+
+impl RowGradients {
+    /// Zeros for the rows of `fetched`.
+    pub(crate) fn zeros(fetched: &Fetched) -> Self {
+        Self { layers: fetched.layers.iter().map(|layer| vec![0.0; layer.rows.len()]).collect() }
+    }
+
+    /// Adds the gradients of `part`, `[rows, width]` per layer; none: of a layer that the loss does not depend on.
+    pub(crate) fn add(&mut self, part: &MicroBatchRows, gradients: Vec<Option<Vec<f32>>>) {
+        for ((sums, part), gradients) in self.layers.iter_mut().zip(&part.layers).zip(gradients) {
+            let Some(gradients) = gradients else { continue };
+            let Some(places) = &part.places else {
+                *sums = gradients;
+                continue;
+            };
+            let width = gradients.len() / places.len();
+            for (&place, gradient) in places.iter().zip(gradients.chunks_exact(width)) {
+                let sum = &mut sums[place as usize * width..][..width];
+                sum.iter_mut().zip(gradient).for_each(|(sum, value)| *sum += value);
+            }
+        }
+    }
+
+    /// Whether every value is finite.
+    pub(crate) fn are_finite(&self) -> bool {
+        self.layers.iter().flatten().all(|value| value.is_finite())
     }
 }
 
@@ -150,7 +266,7 @@ impl MemoryTables {
         seed: u64,
         folder: &Path,
     ) -> Result<Self> {
-        let optimizer = row_optimizer(training.optimizer);
+        let optimizer = row_optimizer(training);
         let storage = storage(training, folder);
         let table = |layer: &engram_address::LayerAddress| {
             let init = match memory.row_init {
@@ -179,10 +295,10 @@ impl MemoryTables {
         let table = |layer: &engram_address::LayerAddress| {
             let path = folder.join(file_name(layer.layer()));
             let table = TrainableTable::load(&path, &origin(&addressing, layer), &storage)?;
-            if table.optimizer() != row_optimizer(training.optimizer) {
+            if table.optimizer() != row_optimizer(training) {
                 return Err(Error::Mismatch(format!(
-                    "{}: its rows have the state of another optimiser than `train.memory.optimizer`; keep the one \
-                     that the run began with, or begin another run",
+                    "{}: its rows have the state of another optimiser, or of other settings, than `[train.memory]` \
+                     names; keep those that the run began with, or begin another run",
                     path.display()
                 )));
             }
@@ -218,17 +334,13 @@ impl MemoryTables {
         fetch_from(self.places, &self.addressing, &self.tables, tokens, sequences)
     }
 
-    /// Teaches the rows of `fetched` by their gradients, `[distinct, width]` per layer, at `rate` times the rows'
-    /// factor.
+    /// Teaches the rows of `fetched` by their gradients, at `rate` times the rows' factor.
     ///
     /// # Errors
-    /// When a gradient is not finite.
-    pub fn update(&mut self, fetched: &Fetched, gradients: &[Vec<f32>], rate: f32) -> Result<()> {
-        let layers = self.tables.iter_mut().zip(&fetched.layers).zip(gradients);
+    /// When a gradient is not finite: ask before, for other tables may then have learned.
+    pub(crate) fn update(&mut self, fetched: &Fetched, gradients: &RowGradients, rate: f32) -> Result<()> {
+        let layers = self.tables.iter_mut().zip(&fetched.layers).zip(&gradients.layers);
         for ((table, layer), gradient) in layers {
-            if gradient.iter().any(|value| !value.is_finite()) {
-                return Err(Error::Diverged { step: table.step() });
-            }
             table.update(layer.distinct.ids(), gradient, rate * self.rate_factor)?;
         }
         Ok(())
@@ -382,7 +494,112 @@ mod tests {
         assert_ne!(apart, alone(&tokens));
     }
 
+    /// Rows follow PyTorch's optimisers for twenty steps; see `tests/golden/trajectories.py`.
+    #[test]
+    fn rows_follow_pytorch() {
+        let golden: serde_json::Value =
+            serde_json::from_str(include_str!("../tests/golden/trajectories.json")).unwrap();
+        let of =
+            |optimizer, bias_correction| RowTraining { optimizer, bias_correction, ..RowTraining::default() };
+        let adam = of(RowOptimizerKind::Adam, None);
+        let by_row = of(RowOptimizerKind::Adam, Some(BiasCorrection::Row));
+        let row_wise = of(RowOptimizerKind::RowWiseAdam, None);
+        let golden = &golden["rows"];
+        assert_eq!(deviation(&golden["adam"], &adam), None);
+        assert_eq!(deviation(&golden["adam_by_row"], &by_row), None);
+        assert_eq!(deviation(&golden["row_wise_adam"], &row_wise), None);
+        // And they tell every setting from another.
+        assert!(deviation(&golden["adam"], &by_row).is_some());
+        for training in [adam, by_row] {
+            let name = if training.bias_correction.is_some() { "adam_by_row" } else { "adam" };
+            let with = |change: fn(&mut RowTraining)| {
+                let mut other = training.clone();
+                change(&mut other);
+                deviation(&golden[name], &other)
+            };
+            assert!(with(|other| other.beta1 = Some(0.89)).is_some(), "{name}");
+            assert!(with(|other| other.beta2 = Some(0.99)).is_some(), "{name}");
+            assert!(with(|other| other.epsilon = Some(1e-3)).is_some(), "{name}");
+        }
+        let other = RowTraining { beta2: Some(0.99), ..row_wise };
+        assert!(deviation(&golden["row_wise_adam"], &other).is_some());
+    }
+
+    /// The first value of the rows that is not the golden one.
+    fn deviation(golden: &serde_json::Value, training: &RowTraining) -> Option<String> {
+        let config: MemoryConfig =
+            toml::from_str("layers = [0]\nmax_order = 2\nheads = 1\nrow_width = 3\nrows_per_head = [9]")
+                .unwrap();
+        let addressing = Addressing::new(&config.addressing(), Vocabulary::identity(20)).unwrap();
+        let mut tables = MemoryTables::new(&config, training, addressing, 0, Path::new(".")).unwrap();
+        let numbers = |value: &serde_json::Value| -> Vec<f64> {
+            value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
+        };
+        for (step, expected) in (1..).zip(golden.as_array().unwrap()) {
+            let ids: Vec<u64> = numbers(&expected["ids"]).into_iter().map(|id| id as u64).collect();
+            let scale = 2.0_f32.powi((step as i32 * 3) % 7 - 7);
+            let gradient = ids.iter().flat_map(|&id| (1..4).map(move |place| unit(id, step, place) * scale));
+            let gradients = RowGradients { layers: vec![gradient.collect()] };
+            let distinct = DistinctRows::of(&ids);
+            let rows = vec![0.0; 3 * ids.len()];
+            let fetched = Fetched { layers: vec![FetchedLayer { width: 3, distinct, rows }] };
+            tables.update(&fetched, &gradients, 0.05 / training.rate_factor).unwrap();
+            let mut found = vec![0.0; 27];
+            tables.tables[0].gather(&(0..9).collect::<Vec<_>>(), &mut found).unwrap();
+            for (place, (found, expected)) in found.iter().zip(numbers(&expected["rows"])).enumerate() {
+                // NaN is not near.
+                let near = (f64::from(*found) - expected).abs() < 5e-6;
+                if !near {
+                    return Some(format!("step {step}, value {place}: {found}, but PyTorch has {expected}"));
+                }
+            }
+        }
+        None
+    }
+
+    /// A number in [−1, 1) for a place of a row at a step, as the script has it.
+    fn unit(row: u64, step: u64, place: u64) -> f32 {
+        let mut x = (row * 1_000_003 + step * 7919 + place * 104_729 + 12_345) as u32;
+        for (shift, factor) in [(16, 0x7feb_352d_u32), (15, 0x846c_a68b)] {
+            x = (x ^ (x >> shift)).wrapping_mul(factor);
+        }
+        ((x ^ (x >> 16)) >> 16) as f32 / 32768.0 - 1.0
+    }
+
     proptest! {
+        /// Whatever the micro-batches: their slots read the rows of the step, each row once, and gradients of the slots
+        /// come back as those of the whole.
+        #[test]
+        fn micro_batches_read_and_teach_the_rows_of_the_step(
+            ids in prop::collection::vec(0u64..9, 12..=12), micro_batch in 1_usize..=6,
+        ) {
+            // Six windows of two slots; whole numbers, so that sums are exact in any order.
+            let distinct = DistinctRows::of(&ids);
+            let rows: Vec<f32> = distinct.ids().iter().flat_map(|&id| [id as f32, 10.0 * id as f32]).collect();
+            let fetched = Fetched { layers: vec![FetchedLayer { width: 2, distinct, rows }] };
+            let mut sums = RowGradients::zeros(&fetched);
+            let (mut read, mut slot) = (Vec::new(), 0);
+            for part in fetched.micro_batches(6, micro_batch) {
+                let (values, [count, _]) = part.layers[0].rows(&fetched.layers[0]);
+                let mut gradients = vec![0.0; 2 * count];
+                for &row in part.layers[0].index.iter() {
+                    read.push(values[2 * row as usize] as u64);
+                    prop_assert_eq!(values[2 * row as usize + 1], 10.0 * values[2 * row as usize]);
+                    gradients[2 * row as usize] += (1 << slot) as f32;
+                    slot += 1;
+                }
+                let met: std::collections::BTreeSet<u32> = part.layers[0].index.iter().copied().collect();
+                prop_assert_eq!(met.len(), count);
+                sums.add(&part, vec![Some(gradients)]);
+            }
+            prop_assert_eq!(&read, &ids);
+            for (row, id) in fetched.layers[0].distinct.ids().iter().enumerate() {
+                let slots = ids.iter().enumerate().filter(|(_, other)| *other == id);
+                let expected: u32 = slots.map(|(slot, _)| 1 << slot).sum();
+                prop_assert_eq!(sums.layers[0][2 * row], expected as f32);
+            }
+        }
+
         #[test]
         fn common_is_the_intersection(
             first in prop::collection::btree_set(0u64..60, 0..40),

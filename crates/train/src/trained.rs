@@ -250,7 +250,7 @@ impl Trained {
         }
         let sequences = Sequences::equal(batch, time);
         let rows = self.fetch(tokens, &sequences)?;
-        let memory = rows.memory_rows(&rows.leaves(&self.device), batch, 0..batch);
+        let memory = rows.memory_rows(&self.device);
         let tokens = Tokens { ids: tokens, sequences: &sequences, memory: &memory };
         Ok(self.model.target_scores(tokens, targets, &mut Trace::default()))
     }
@@ -267,7 +267,7 @@ impl Trained {
 
     fn rows(&self, tokens: &[u32]) -> Result<(Vec<engram_model::MemoryRows>, Fetched)> {
         let fetched = self.fetch(tokens, &Sequences::equal(1, tokens.len()))?;
-        Ok((fetched.memory_rows(&fetched.leaves(&self.device), 1, 0..1), fetched))
+        Ok((fetched.memory_rows(&self.device), fetched))
     }
 
     fn fetch(&self, tokens: &[u32], sequences: &Sequences) -> Result<Fetched> {

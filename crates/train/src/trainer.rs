@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use burn::module::Module;
 use burn::tensor::Device;
 use engram_config::ModelConfig;
-use engram_model::{LanguageModel, MemoryRows, Sequences, Tokens, Trace};
+use engram_model::{LanguageModel, Sequences, Tokens, Trace};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -21,7 +21,7 @@ use crate::optimizer::{Gradients, Optimizer, global_norm};
 use crate::parameters;
 use crate::run_lock::RunLock;
 use crate::settings::{self, SettingChange, setting_changes};
-use crate::tables::{self, Fetched, MemoryTables};
+use crate::tables::{self, Fetched, MemoryTables, MicroBatchRows, RowGradients};
 use engram_config::{CheckpointConfig, RunConfig, TextConfig};
 use engram_data::{Packing, Sampler, SamplerState, TokenShards, Tokenizer};
 use engram_import::{Checkpoint, CheckpointWriter};
@@ -68,9 +68,22 @@ struct State {
     sampler: SamplerState,
     /// The data that this is a position in.
     data: String,
+    /// Steps that were skipped, among those taken.
+    #[serde(default)]
+    skipped: u64,
+    /// Of these, the last ones in a row.
+    #[serde(default)]
+    skipped_in_a_row: u64,
     /// The held-out data; none where there are none, or the checkpoint is older than this field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     held_out: Option<String>,
+}
+
+impl State {
+    /// Updates that the weights have seen.
+    fn updates(&self) -> u64 {
+        self.step - self.skipped
+    }
 }
 
 /// What is another since the checkpoint that a run was resumed from.
@@ -91,6 +104,8 @@ struct Batch {
     /// The token after each of them.
     targets: Vec<u32>,
     rows: Fetched,
+    /// Which of them each micro-batch reads.
+    parts: Vec<MicroBatchRows>,
     /// The sampler after this batch was drawn.
     sampler: Sampler,
 }
@@ -100,9 +115,12 @@ struct Batch {
 pub struct StepReport {
     /// The step, from 1.
     pub step: u64,
-    /// Mean cross-entropy over the step's batch before the update, in nats per token.
+    /// Mean cross-entropy over the step's batch before the update, in nats per token; not finite only where the step
+    /// was skipped.
+    #[serde(with = "null_if_not_finite")]
     pub loss: f32,
-    /// Global norm of the weights' gradient before clipping.
+    /// Global norm of the weights' gradient before clipping; not finite only where the step was skipped.
+    #[serde(with = "null_if_not_finite")]
     pub gradient_norm: f32,
     /// Factor on the peak rates.
     pub schedule: f32,
@@ -113,6 +131,22 @@ pub struct StepReport {
     pub epoch: f64,
     /// Seconds the step took.
     pub seconds: f64,
+    /// Whether weights and rows stayed as they were, because the loss or a gradient was not finite.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
+}
+
+/// JSON has no number for what is not finite.
+mod null_if_not_finite {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(value: &f32, serializer: S) -> Result<S::Ok, S::Error> {
+        value.is_finite().then_some(*value).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'a, D: Deserializer<'a>>(deserializer: D) -> Result<f32, D::Error> {
+        Ok(Option::deserialize(deserializer)?.unwrap_or(f32::NAN))
+    }
 }
 
 impl Trainer {
@@ -167,7 +201,7 @@ impl Trainer {
         }
         let lock = RunLock::take(folder)?;
         let checkpoint = Checkpoint::open(folder)?;
-        let saved = RunConfig::load(&checkpoint.folder().join("run.toml"))?;
+        let saved = RunConfig::load_saved(&checkpoint.folder().join("run.toml"))?;
         if let Some(config) = &config
             && config.model != saved.model
         {
@@ -205,7 +239,8 @@ impl Trainer {
         {
             check_data(path, "data.valid", allowed)?;
         }
-        optimizer.import(checkpoint.tensors("optimizer.safetensors")?, state.step);
+        optimizer.import(checkpoint.tensors("optimizer.safetensors")?, saved_state.updates());
+        (state.skipped, state.skipped_in_a_row) = (saved_state.skipped, saved_state.skipped_in_a_row);
         let rate = |config: &RunConfig| config.train.schedule.rate(state.step, config.train.steps);
         let resumption = Resumption { changes, schedule: [rate(&saved), rate(&config)], new_data };
         let trainer = Self::assemble(config, folder, lock, device, parts, model, optimizer, memory, state)?;
@@ -307,10 +342,16 @@ impl Trainer {
         &self.tokenizer
     }
 
-    /// One step: forward, backward, update.
+    /// Steps that were skipped so far.
+    pub fn skipped_steps(&self) -> u64 {
+        self.state.skipped
+    }
+
+    /// One step: forward, backward, update. Where the loss or a gradient is not finite, the step is skipped: it counts,
+    /// but weights, rows and their optimisers stay as they are.
     ///
     /// # Errors
-    /// When the loss or a gradient is not finite any more, or data cannot be read.
+    /// When more than `train.skip_limit` steps in a row are skipped, or data cannot be read.
     pub fn step(&mut self) -> Result<StepReport> {
         let start = Instant::now();
         let batch = match self.ahead.take() {
@@ -327,22 +368,25 @@ impl Trainer {
         let Computed { loss, gradients, row_gradients, loads } = computed?;
         let mut next =
             next.map_err(|_| Error::Mismatch("the thread that fetches ahead panicked".into()))??;
-        if !loss.is_finite() {
-            return Err(Error::Diverged { step: self.state.step });
-        }
         let gradient_norm = global_norm(&gradients);
-        if !gradient_norm.is_finite() {
-            return Err(Error::Diverged { step: self.state.step });
-        }
-        let model = self.model.take().expect("the model is back after every update");
-        let mut model = self.optimizer.step(model, gradients, gradient_norm, schedule);
-        if let Some(experts) = &self.config.model.experts {
-            model.rebalance(&loads, experts.balance_rate);
-        }
-        self.model = Some(model);
-        if let Some(memory) = &mut self.memory {
-            memory.update(&batch.rows, &row_gradients, schedule * self.config.train.optimizer.adam_rate)?;
-            memory.refresh(&mut next.rows, &batch.rows)?;
+        let skipped = !(loss.is_finite() && gradient_norm.is_finite() && row_gradients.are_finite());
+        if skipped {
+            self.state.skipped_in_a_row += 1;
+            if self.state.skipped_in_a_row > self.config.train.skip_limit {
+                return Err(Error::Diverged { step: self.state.step });
+            }
+            self.state.skipped += 1;
+        } else {
+            self.state.skipped_in_a_row = 0;
+            self.learn(gradients, gradient_norm, &loads, schedule);
+            if let Some(memory) = &mut self.memory {
+                memory.update(
+                    &batch.rows,
+                    &row_gradients,
+                    schedule * self.config.train.optimizer.adam_rate,
+                )?;
+                memory.refresh(&mut next.rows, &batch.rows)?;
+            }
         }
         self.state.step += 1;
         self.state.tokens += batch.inputs.len() as u64;
@@ -351,7 +395,17 @@ impl Trainer {
         self.ahead = Some(next);
         let (step, tokens) = (self.state.step, self.state.tokens);
         let (epoch, seconds) = (self.sampler.epochs(), start.elapsed().as_secs_f64());
-        Ok(StepReport { step, loss, gradient_norm, schedule, tokens, epoch, seconds })
+        Ok(StepReport { step, loss, gradient_norm, schedule, tokens, epoch, seconds, skipped })
+    }
+
+    /// Updates the weights and the experts' balance.
+    fn learn(&mut self, gradients: Gradients, norm: f32, loads: &[(usize, Vec<u64>)], schedule: f32) {
+        let model = self.model.take().expect("the model is back after every update");
+        let mut model = self.optimizer.step(model, gradients, norm, schedule);
+        if let Some(experts) = &self.config.model.experts {
+            model.rebalance(loads, experts.balance_rate);
+        }
+        self.model = Some(model);
     }
 
     /// Held-out loss of the model as it is now; none without held-out data.
@@ -442,35 +496,34 @@ impl Trainer {
         let (inputs, targets) = (part(0..width - 1), part(1..width));
         let sequences = Sequences::of_lengths(self.packing().lengths(&inputs, self.config.train.batch));
         let rows = self.fetch(&inputs, &sequences)?;
-        Ok(Batch { inputs, targets, rows, sampler })
+        let parts = rows.micro_batches(self.config.train.batch, self.config.train.windows_at_once());
+        Ok(Batch { inputs, targets, rows, parts, sampler })
     }
 
-    /// Loss and gradients of a batch, in as many parts as the configuration asks for.
+    /// Loss and gradients of a batch, one micro-batch after another.
     fn compute(&self, batch: &Batch) -> Result<Computed> {
-        let parts = self.config.train.accumulation;
         let (windows, context) = (self.config.train.batch, self.config.model.context);
-        let per_part = windows / parts;
-        let mut total = Computed::default();
+        let at_once = self.config.train.windows_at_once();
         let device = self.device.clone().autodiff();
-        for part in 0..parts {
-            let leaves: Vec<_> =
-                batch.rows.leaves(&device).into_iter().map(|leaf| leaf.require_grad()).collect();
-            let windows_here = part * per_part..(part + 1) * per_part;
-            let tokens_here = windows_here.start * context..windows_here.end * context;
-            let memory: Vec<MemoryRows> = batch.rows.memory_rows(&leaves, windows, windows_here);
+        let mut total = Computed { row_gradients: RowGradients::zeros(&batch.rows), ..Computed::default() };
+        for (part, first) in batch.parts.iter().zip((0..windows).step_by(at_once)) {
+            let windows_here = at_once.min(windows - first);
+            let tokens_here = first * context..(first + windows_here) * context;
+            let memory = part.memory_rows(&batch.rows, &device);
             let ids = &batch.inputs[tokens_here.clone()];
-            let sequences = Sequences::of_lengths(self.packing().lengths(ids, per_part));
+            let sequences = Sequences::of_lengths(self.packing().lengths(ids, windows_here));
             let tokens = Tokens { ids, sequences: &sequences, memory: &memory };
             let targets: Arc<[u32]> = batch.targets[tokens_here].into();
             let mut trace = Trace::default();
-            let (value, mut gradients) = self.differentiate(tokens, targets, 1.0 / parts as f32, &mut trace);
-            let rows = leaves.iter().map(|leaf| match leaf.grad_remove(&mut gradients) {
-                Some(gradient) => gradient.into_data().try_into_vec().expect("an f32 tensor"),
-                None => vec![0.0; leaf.shape().num_elements()],
+            let share = windows_here as f32 / windows as f32;
+            let (value, mut gradients) = self.differentiate(tokens, targets, share, &mut trace);
+            let of_rows = memory.iter().map(|rows| {
+                let gradient = rows.rows.grad_remove(&mut gradients)?;
+                Some(gradient.into_data().try_into_vec().expect("an f32 tensor"))
             });
-            let rows = rows.collect();
+            total.row_gradients.add(part, of_rows.collect());
             let gradients = parameters::take_gradients(self.model(), &mut gradients);
-            total.add(value / parts as f32, gradients, rows, trace.loads);
+            total.add(value * share, gradients, trace.loads);
         }
         Ok(total)
     }
@@ -487,7 +540,8 @@ impl Trainer {
             return self.model().loss_recomputing(tokens, targets, share, trace);
         }
         let loss = self.model().loss(tokens, targets, trace);
-        let gradients = loss.clone().mul_scalar(share).backward();
+        let balanced = trace.balance.drain(..).fold(loss.clone(), |sum, balance| sum + balance);
+        let gradients = balanced.mul_scalar(share).backward();
         // Read last: reading waits for the device.
         (loss.inner().into_scalar(), gradients)
     }
@@ -498,16 +552,16 @@ impl Trainer {
 struct Computed {
     loss: f32,
     gradients: Gradients,
-    /// `[distinct, width]` per memory layer.
-    row_gradients: Vec<Vec<f32>>,
+    row_gradients: RowGradients,
     loads: Vec<(usize, Vec<u64>)>,
 }
 
 impl Computed {
-    fn add(&mut self, loss: f32, gradients: Gradients, rows: Vec<Vec<f32>>, loads: Vec<(usize, Vec<u64>)>) {
+    /// Adds what a micro-batch gives.
+    fn add(&mut self, loss: f32, gradients: Gradients, loads: Vec<(usize, Vec<u64>)>) {
         self.loss += loss;
         if self.gradients.is_empty() {
-            (self.gradients, self.row_gradients, self.loads) = (gradients, rows, loads);
+            (self.gradients, self.loads) = (gradients, loads);
             return;
         }
         for (name, gradient) in gradients {
@@ -516,9 +570,6 @@ impl Computed {
                 None => gradient,
             };
             self.gradients.insert(name, sum);
-        }
-        for (sum, rows) in self.row_gradients.iter_mut().zip(rows) {
-            sum.iter_mut().zip(rows).for_each(|(sum, value)| *sum += value);
         }
         for ((_, sum), (_, loads)) in self.loads.iter_mut().zip(loads) {
             sum.iter_mut().zip(loads).for_each(|(sum, load)| *sum += load);
@@ -566,7 +617,8 @@ impl Parts {
     fn state(&self, step: u64, tokens: u64) -> State {
         let (data, held_out) = (&self.train, &self.valid);
         let held_out = held_out.as_ref().map(|shards| shards.identity().to_string());
-        State { step, tokens, sampler: SamplerState::default(), data: data.identity().to_string(), held_out }
+        let (sampler, data) = (SamplerState::default(), data.identity().to_string());
+        State { step, tokens, sampler, data, held_out, skipped: 0, skipped_in_a_row: 0 }
     }
 }
 

@@ -8,10 +8,8 @@ use anyhow::{Context, Result, ensure};
 use burn::module::Param;
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use engram_address::{Addressing, Tokens, Vocabulary, assign_primes, draw_multipliers};
-use engram_config::{Compression, Gate, Lookup, MemoryConfig, MemoryForm, Precision};
-use engram_model::{
-    GateNorms, Init, Memory, MemoryRows, Projection, SeparateProjection, Sequences, composed,
-};
+use engram_config::{Compression, Gate as GateCount, GateForm, Lookup, MemoryConfig, MemoryForm, Precision};
+use engram_model::{Gate, Init, Memory, MemoryRows, Projection, SeparateProjection, Sequences, composed};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
@@ -125,7 +123,8 @@ impl Shape {
         );
         let config = MemoryConfig {
             form: MemoryForm::Paper,
-            gate: Gate::PerStream,
+            gate: GateCount::PerStream,
+            gate_form: GateForm::SignedRoot,
             convolution: None,
             layers: address.layers,
             max_order: address.max_order,
@@ -203,8 +202,9 @@ impl Published<'_> {
             value: parameter(weight("value_proj.weight", width)?),
             value_bias: parameter(self.tensor("param.value_proj.bias", [width], device)?),
         });
-        let norms = GateNorms { query: stack(query_norm)?, key: Some(stack(key_norm)?) };
-        module.norms = Some(norms);
+        if let Some(Gate::SignedRoot(gate)) = &mut module.norms {
+            (gate.query, gate.key) = (stack(query_norm)?, Some(stack(key_norm)?));
+        }
         let convolution = module.convolution.as_mut().context("the paper's form has a convolution")?;
         convolution.norm = stack(convolution_norm)?;
         let taps = [streams, width, config.kernel];
@@ -219,7 +219,9 @@ impl Published<'_> {
             unreachable!("built with separate projections")
         };
         let convolution = module.convolution.as_ref().context("the paper's form has a convolution")?;
-        let norms = module.norms.as_ref().context("the paper's form has a gate")?;
+        let Some(Gate::SignedRoot(norms)) = &module.norms else {
+            unreachable!("built with the paper's gate")
+        };
         let key_norms = norms.key.as_ref().context("the paper's form has a norm for keys")?;
         let matrix = |param: &Param<Tensor<2>>| {
             let gradient = param.val().grad(gradients).context("a weight without a gradient")?;

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use engram_config::{
-    Activation, AttentionConfig, Compression, ExpertScore, ExpertsConfig, FeedForwardConfig, Gate,
-    HyperConnectionConfig, LatentConfig, Lookup, MemoryConfig, MemoryForm, ModelConfig, PlainConfig,
-    Precision,
+    Activation, AttentionConfig, Compression, ExpertScore, ExpertsConfig, FeedForwardConfig, Gate, GateForm,
+    HyperConnectionConfig, InitConfig, LatentConfig, Lookup, MemoryConfig, MemoryForm, ModelConfig,
+    PlainConfig, Precision,
 };
 use engram_model::{LanguageModel, MemoryRows, Sequences, Tokens, Trace};
 use rand::{RngExt, SeedableRng};
@@ -25,6 +25,7 @@ const ROWS: usize = 23;
 pub struct Options {
     pub memory: Option<MemoryForm>,
     pub gate: Gate,
+    pub gate_form: GateForm,
     pub convolution: Option<bool>,
     pub streams: usize,
     pub tied: bool,
@@ -40,6 +41,7 @@ pub struct Options {
 pub const PAPER: Options = Options {
     memory: Some(MemoryForm::Paper),
     gate: Gate::PerStream,
+    gate_form: GateForm::SignedRoot,
     convolution: None,
     streams: 4,
     tied: false,
@@ -54,6 +56,7 @@ pub const PAPER: Options = Options {
 pub const PLAIN: Options = Options {
     memory: None,
     gate: Gate::PerStream,
+    gate_form: GateForm::SignedRoot,
     convolution: None,
     streams: 1,
     tied: true,
@@ -77,6 +80,8 @@ pub fn combinations() -> Vec<Options> {
         Options { experts: true, tied: false, ..PLAIN },
         Options { latent: true, streams: 3, tied: false, memory: Some(MemoryForm::V41), ..PLAIN },
         Options { gate: Gate::Shared, ..PAPER },
+        Options { gate_form: GateForm::Sigmoid, ..PAPER },
+        Options { gate_form: GateForm::Sigmoid, memory: Some(MemoryForm::V41), streams: 1, ..PAPER },
         Options { gate: Gate::None, query_rank: false, ..PAPER },
         Options { convolution: Some(false), tied: true, ..PAPER },
         Options { gate: Gate::Shared, memory: Some(MemoryForm::V41), streams: 2, ..PLAIN },
@@ -100,6 +105,7 @@ impl Options {
             context: 16,
             norm_epsilon: 1e-6,
             tied_head: self.tied,
+            init: InitConfig::default(),
             embedding_scale: None,
             post_norms: false,
             attention: if self.latent {
@@ -131,6 +137,7 @@ impl Options {
                 width: 6,
                 shared_width: if self.shared { 7 } else { 0 },
                 balance_rate: 0.01,
+                sequence_balance: 0.0,
                 dense_blocks: Vec::new(),
                 score: ExpertScore::Sigmoid,
                 normalise: true,
@@ -142,6 +149,7 @@ impl Options {
             memory: self.memory.map(|form| MemoryConfig {
                 form,
                 gate: self.gate,
+                gate_form: self.gate_form,
                 convolution: self.convolution,
                 layers: if form == MemoryForm::OverEncoding { vec![0] } else { vec![0, 1] },
                 max_order: 3,
@@ -279,17 +287,26 @@ pub fn changed<M: Module>(module: M, name: &str, change: &dyn Fn(&mut [f32])) ->
                 like(&old, new)
             })
         }
-        fn enter_module(&mut self, name: &str, _container: &str) {
-            self.path.push(name.to_owned());
+        fn enter_module(&mut self, name: &str, container: &str) {
+            if !is_variant(container) {
+                self.path.push(name.to_owned());
+            }
         }
-        fn exit_module(&mut self, _name: &str, _container: &str) {
-            self.path.pop();
+        fn exit_module(&mut self, _name: &str, container: &str) {
+            if !is_variant(container) {
+                self.path.pop();
+            }
         }
     }
     let mut mapper = Change { path: Vec::new(), name, change, done: false };
     let module = module.map(&mut mapper);
     assert!(mapper.done, "no weight is called {name}");
     module
+}
+
+/// Whether a module is what a variant of an enum holds: it has no name of its own.
+fn is_variant(container: &str) -> bool {
+    container.starts_with("Enum:")
 }
 
 fn like<const D: usize>(old: &Tensor<D>, values: Vec<f32>) -> Tensor<D> {
@@ -313,11 +330,15 @@ pub fn weights<M: Module, T>(module: &M, visit: impl FnMut(Weight<'_>) -> T) -> 
                 self.all.insert(self.path.join("."), (self.visit)(weight));
             }
         }
-        fn enter_module(&mut self, name: &str, _container: &str) {
-            self.path.push(name.to_owned());
+        fn enter_module(&mut self, name: &str, container: &str) {
+            if !is_variant(container) {
+                self.path.push(name.to_owned());
+            }
         }
-        fn exit_module(&mut self, _name: &str, _container: &str) {
-            self.path.pop();
+        fn exit_module(&mut self, _name: &str, container: &str) {
+            if !is_variant(container) {
+                self.path.pop();
+            }
         }
     }
     let mut visitor = Visit { path: Vec::new(), visit, all: BTreeMap::new() };

@@ -93,6 +93,7 @@ impl TableInfo {
         if let Some(Training { optimizer, step }) = &self.training {
             let name = match optimizer {
                 RowOptimizer::Adam { .. } => "Adam",
+                RowOptimizer::AdamByRow { .. } => "Adam by row",
                 RowOptimizer::RowWiseAdam { .. } => "row-wise Adam",
                 RowOptimizer::BalancedMomentum { .. } => "balanced momentum",
                 RowOptimizer::Frozen => "none, frozen",

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
-use crate::fused::{self, Operation, Pass};
-use crate::selection::select;
+use super::fused::{self, Operation, Pass, choose};
+use super::selection::select;
 
 /// Rows `ids` of `table`, `[rows, width]` to `[ids, width]`. The gradients of a row that is looked up more than once are summed
 /// in an order that `ids` alone decide.
@@ -16,10 +16,9 @@ pub fn embed(table: Tensor<2>, ids: Arc<[u32]>) -> Tensor<2> {
     let [rows, width] = table.dims();
     let count = ids.len();
     assert!(ids.iter().all(|&id| (id as usize) < rows), "an id is outside of the {rows} rows");
-    if fused::available(&table) {
-        return fused::apply(Fused { ids, rows, width }, [fused::input(table)], [count, width]);
-    }
-    select(table, ids)
+    let fused =
+        |(table, ids)| fused::apply(Fused { ids, rows, width }, [fused::input::<2>(table)], [count, width]);
+    choose(&table.device(), (table, ids), fused, |(table, ids)| select(table, ids))
 }
 
 #[derive(Debug)]

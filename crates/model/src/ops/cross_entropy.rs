@@ -1,37 +1,41 @@
-//! The output head and the loss in one: logits exist only a few rows at a time.
+//! The output head and the loss in one. Fused, logits exist only a few rows at a time; composed, all at once.
 
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use burn::tensor::activation::log_softmax;
 
-use crate::experts::values;
-use crate::fused::{self, Operation, Pass};
-use crate::linear::rows_product;
-use crate::selection::int;
+use super::fused::{self, Operation, Pass, choose};
+use super::product::rows_product;
+use crate::host::{int, values};
 
-/// Mean cross-entropy, in nats per token, of `hidden·head` against `targets`, and each token's own.
+/// Mean cross-entropy, in nats per token, of `hidden·head` against `targets`.
 ///
 /// `hidden`: `[tokens, width]`, `head`: `[width, vocabulary]`, `targets`: `[tokens]`.
 pub fn cross_entropy(hidden: Tensor<2>, head: Tensor<2>, targets: Arc<[u32]>, bf16: bool) -> Tensor<1> {
-    let [tokens, _] = hidden.dims();
-    if fused::available(&hidden) {
-        let operation = Fused { targets, gradients: hidden.is_autodiff() };
-        return fused::apply(operation, [fused::input(hidden), fused::input(head)], [1]);
-    }
-    let targets = int(&targets, &hidden.device()).reshape([tokens, 1]);
-    log_softmax(rows_product(hidden, head, bf16), 1).gather(1, targets).mean().neg()
+    let fused = |(hidden, head): (Tensor<2>, Tensor<2>)| {
+        let operation = Fused { targets: Arc::clone(&targets), gradients: hidden.is_autodiff() };
+        fused::apply(operation, [fused::input(hidden), fused::input(head)], [1])
+    };
+    let composed =
+        |(hidden, head): (Tensor<2>, Tensor<2>)| log_likelihoods(hidden, head, &targets, bf16).mean().neg();
+    choose(&hidden.device(), (hidden, head), fused, composed)
+}
+
+/// Logarithm of every target's probability, `[tokens, 1]`, in Burn's primitives.
+fn log_likelihoods(hidden: Tensor<2>, head: Tensor<2>, targets: &[u32], bf16: bool) -> Tensor<2> {
+    let targets = int(targets, &hidden.device()).reshape([targets.len(), 1]);
+    log_softmax(rows_product(hidden, head, bf16), 1).gather(1, targets)
 }
 
 /// Cross-entropy of every token, in nats, without gradients. Shapes as for [`cross_entropy`].
 pub fn token_losses(hidden: Tensor<2>, head: Tensor<2>, targets: &[u32], bf16: bool) -> Vec<f32> {
-    let [tokens, _] = hidden.dims();
-    if fused::available(&hidden) {
-        let (hidden, head) = (values(hidden), values(head));
-        return engram_kernels::linear_cross_entropy(&hidden, &head, targets, false).losses;
-    }
-    let targets = int(targets, &hidden.device()).reshape([tokens, 1]);
-    values(log_softmax(rows_product(hidden, head, bf16), 1).gather(1, targets).neg())
+    let fused = |(hidden, head): (Tensor<2>, Tensor<2>)| {
+        engram_kernels::linear_cross_entropy(&values(hidden), &values(head), targets, false).losses
+    };
+    let composed =
+        |(hidden, head): (Tensor<2>, Tensor<2>)| values(log_likelihoods(hidden, head, targets, bf16).neg());
+    choose(&hidden.device(), (hidden, head), fused, composed)
 }
 
 /// How a token fares among those that may follow.
@@ -45,16 +49,22 @@ pub struct TargetScore {
 
 /// Scores of `targets` `[tokens]`, without gradients. Shapes as for [`cross_entropy`].
 pub fn target_scores(hidden: Tensor<2>, head: Tensor<2>, targets: &[u32], bf16: bool) -> Vec<TargetScore> {
-    if fused::available(&hidden) {
-        let (hidden, head) = (values(hidden), values(head));
-        let scores = engram_kernels::linear_target_scores(&hidden, &head, targets).into_iter().zip(targets);
+    let fused = |(hidden, head): (Tensor<2>, Tensor<2>)| {
+        let scores = engram_kernels::linear_target_scores(&values(hidden), &values(head), targets);
         let score = |(score, &target): (engram_kernels::TargetScore, &u32)| TargetScore {
             log_probability: score.log_probability,
             likeliest: score.likeliest == target,
         };
-        return scores.map(score).collect();
-    }
-    let logarithms = log_softmax(rows_product(hidden, head, bf16), 1);
+        scores.into_iter().zip(targets).map(score).collect()
+    };
+    let composed =
+        |(hidden, head): (Tensor<2>, Tensor<2>)| composed_scores(rows_product(hidden, head, bf16), targets);
+    choose(&hidden.device(), (hidden, head), fused, composed)
+}
+
+/// [`target_scores`] of logits, `[tokens, vocabulary]`.
+fn composed_scores(logits: Tensor<2>, targets: &[u32]) -> Vec<TargetScore> {
+    let logarithms = log_softmax(logits, 1);
     let ids = int(targets, &logarithms.device()).reshape([targets.len(), 1]);
     let likeliest = logarithms.clone().argmax(1).equal(ids.clone()).into_data();
     let scores = values(logarithms.gather(1, ids)).into_iter().zip(likeliest.iter::<bool>());

@@ -5,12 +5,12 @@
 use burn::tensor::Tensor;
 
 /// In how many equal parts `tokens` are summed: the largest power of two that divides them, up to `most`.
-pub(crate) fn parts(tokens: usize, most: usize) -> usize {
+pub(super) fn parts(tokens: usize, most: usize) -> usize {
     1 << tokens.trailing_zeros().min(most.ilog2())
 }
 
 /// `weight`, `[·]`, once for every token, `[tokens, ·]`.
-pub(crate) fn for_every_token(weight: Tensor<1>, tokens: usize) -> Tensor<2> {
+pub(super) fn for_every_token(weight: Tensor<1>, tokens: usize) -> Tensor<2> {
     let width = weight.dims()[0];
     let parts = parts(tokens, 256);
     let weight = weight.reshape([1, 1, width]).expand([parts, 1, width]);
@@ -20,7 +20,7 @@ pub(crate) fn for_every_token(weight: Tensor<1>, tokens: usize) -> Tensor<2> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::experts::values;
+    use crate::host::values;
     use burn::tensor::{Device, TensorData};
 
     #[test]

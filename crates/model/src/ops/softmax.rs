@@ -3,10 +3,10 @@
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Tensor};
 
-use crate::function::{self, Function};
+use super::function::{self, Function};
 
 /// Softmax of `scale` times `scores`, `[batch, heads, time, time]`, over what is not later.
-pub(crate) fn causal_softmax(scores: Tensor<4>, scale: f32) -> Tensor<4> {
+pub(super) fn causal_softmax(scores: Tensor<4>, scale: f32) -> Tensor<4> {
     function::apply(CausalSoftmax { scale }, scores)
 }
 

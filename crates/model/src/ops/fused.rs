@@ -1,8 +1,8 @@
-//! Fused operations: hand-written CPU kernels inside Burn's graph.
+//! Fused operations: hand-written CPU kernels inside Burn's graph, and the choice between them and Burn's primitives.
 //!
 //! Burn's `flex` backend runs every primitive by itself, so that a norm is seven passes over memory. An operation
 //! of [`engram_kernels`] with its own backward is one node of the graph instead. [`apply`] takes tensors that live
-//! on `flex`, tracked or not; on any other backend callers compose the operation from Burn's primitives.
+//! on `flex`, tracked or not; on any other backend the operation is composed of Burn's primitives ([`choose`]).
 
 use std::cell::Cell;
 use std::fmt::Debug;
@@ -19,7 +19,7 @@ type FlexTensor = <Flex as burn::backend::BackendTypes>::FloatTensorPrimitive;
 type Tracked = <Autodiff<Flex> as burn::backend::BackendTypes>::FloatTensorPrimitive;
 
 /// A differentiable function of `N` float tensors, given as row-major slices, to one.
-pub(crate) trait Operation<const N: usize>: Debug + Send + Sync + 'static {
+pub(super) trait Operation<const N: usize>: Debug + Send + Sync + 'static {
     /// What the backward pass needs besides inputs and output.
     type Saved: Debug + Send + Sync + 'static;
 
@@ -31,16 +31,16 @@ pub(crate) trait Operation<const N: usize>: Debug + Send + Sync + 'static {
 }
 
 /// What a backward pass sees.
-pub(crate) struct Pass<'a, S, const N: usize> {
-    pub(crate) inputs: [&'a [f32]; N],
-    pub(crate) output: &'a [f32],
-    pub(crate) saved: &'a S,
-    pub(crate) gradient: &'a [f32],
+pub(super) struct Pass<'a, S, const N: usize> {
+    pub(super) inputs: [&'a [f32]; N],
+    pub(super) output: &'a [f32],
+    pub(super) saved: &'a S,
+    pub(super) gradient: &'a [f32],
 }
 
 /// A tensor of the `flex` backend, out of Burn's type-erased wrapper.
 #[derive(Clone)]
-pub(crate) enum Input {
+pub(super) enum Input {
     Plain(FlexTensor),
     Tracked(Tracked),
 }
@@ -61,10 +61,19 @@ impl Input {
     }
 }
 
-/// Whether fused operations run where `tensor` lives.
-pub(crate) fn available<const D: usize>(tensor: &Tensor<D>) -> bool {
-    let device = tensor.device();
-    !COMPOSED.get() && (device == Device::flex() || device == Device::flex().autodiff())
+/// What `fused` makes of `inputs`, which live on `device`, if it has fused operations; else what `composed` makes of them.
+pub(super) fn choose<I, T>(
+    device: &Device,
+    inputs: I,
+    fused: impl FnOnce(I) -> T,
+    composed: impl FnOnce(I) -> T,
+) -> T {
+    if fused_on(device) { fused(inputs) } else { composed(inputs) }
+}
+
+/// Whether operations run fused on `device`: on `flex`, unless they are to be [`composed`].
+pub fn fused_on(device: &Device) -> bool {
+    !COMPOSED.get() && (*device == Device::flex() || *device == Device::flex().autodiff())
 }
 
 thread_local! {
@@ -87,8 +96,8 @@ pub fn composed<T>(work: impl FnOnce() -> T) -> T {
 /// Takes a tensor out of its wrapper.
 ///
 /// # Panics
-/// When it does not live on `flex`: ask [`available`] first.
-pub(crate) fn input<const D: usize>(tensor: Tensor<D>) -> Input {
+/// When it does not live on `flex`, which [`choose`] sees to.
+pub(super) fn input<const D: usize>(tensor: Tensor<D>) -> Input {
     if tensor.is_autodiff() {
         Input::Tracked(tensor.try_into_primitive::<Autodiff<Flex>>().expect("a tensor of the flex backend"))
     } else {
@@ -97,7 +106,7 @@ pub(crate) fn input<const D: usize>(tensor: Tensor<D>) -> Input {
 }
 
 /// Runs `operation` as one node of the graph.
-pub(crate) fn apply<O: Operation<N>, const N: usize, const D: usize>(
+pub(super) fn apply<O: Operation<N>, const N: usize, const D: usize>(
     operation: O,
     inputs: [Input; N],
     shape: [usize; D],

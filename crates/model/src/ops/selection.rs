@@ -8,9 +8,10 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 
-use crate::function::{self, Function};
+use super::function::{self, Function};
+use crate::host::{column, int};
 
 /// Rows `ids` of `table`, `[rows, width]` to `[ids, width]`.
 pub(crate) fn select(table: Tensor<2>, ids: Arc<[u32]>) -> Tensor<2> {
@@ -109,24 +110,11 @@ impl Pairs {
     }
 }
 
-/// Ids, `[count]`, on `device`.
-pub(crate) fn int(values: &[u32], device: &Device) -> Tensor<1, Int> {
-    let values: Vec<i32> = values.iter().map(|&value| value as i32).collect();
-    let count = values.len();
-    Tensor::from_data(TensorData::new(values, [count]), device)
-}
-
-/// 1 where a value is true, else 0, `[count, 1]`.
-pub(crate) fn column(values: &[bool], device: &Device) -> Tensor<2> {
-    let values: Vec<f32> = values.iter().map(|&value| f32::from(u8::from(value))).collect();
-    let count = values.len();
-    Tensor::from_data(TensorData::new(values, [count, 1]), device)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::experts::values;
+    use crate::host::values;
+    use burn::tensor::{Device, TensorData};
     use proptest::prelude::*;
 
     proptest! {

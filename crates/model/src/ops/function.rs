@@ -12,7 +12,7 @@ use burn::backend::{Autodiff, Backend, DispatchKindConversion, DispatchTensor, F
 use burn::tensor::{Device, Tensor};
 
 /// A differentiable function of one tensor. Both passes see tensors without a graph.
-pub(crate) trait Function<const D: usize>: Debug + Clone + Send + Sync + 'static {
+pub(super) trait Function<const D: usize>: Debug + Clone + Send + Sync + 'static {
     /// What the backward pass needs.
     type Kept: Debug + Clone + Send + Sync + 'static;
 
@@ -24,7 +24,7 @@ pub(crate) trait Function<const D: usize>: Debug + Clone + Send + Sync + 'static
 }
 
 /// `function` of `x`, as one node of the graph if there is one.
-pub(crate) fn apply<F: Function<D>, const D: usize>(function: F, x: Tensor<D>) -> Tensor<D> {
+pub(super) fn apply<F: Function<D>, const D: usize>(function: F, x: Tensor<D>) -> Tensor<D> {
     if !x.is_autodiff() {
         return function.forward(x).0;
     }

@@ -1,0 +1,63 @@
+//! A step in micro-batches is the step.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::Workshop;
+use engram_config::RunConfig;
+use engram_train::{StepReport, Trainer};
+
+fn steps(trainer: &mut Trainer, count: usize) -> Vec<StepReport> {
+    (0..count).map(|_| trainer.step().unwrap()).collect()
+}
+
+/// 1, 4 and 64 micro-batches, and 7 of which the last is smaller. Sums in another order differ in their last bit, and
+/// both optimisers divide by what is small: at these rates that stays far below the bound for 20 steps. There are no
+/// experts, because a token whose two experts are nearly equal may change them for a last bit.
+#[test]
+fn losses_do_not_depend_on_the_micro_batch() {
+    let workshop = Workshop::without_experts();
+    let rates = "\n[train.optimizer]\nmuon_rate = 1e-3\nadam_rate = 1e-3\n";
+    let whole = steps(&mut workshop.trainer("whole", "", rates), 20);
+    assert!(whole[19].loss < whole[0].loss - 0.02, "it learns: {} to {}", whole[0].loss, whole[19].loss);
+    for micro_batch in [64, 16, 10, 1] {
+        let lines = format!("micro_batch = {micro_batch}");
+        let parts = steps(&mut workshop.trainer(&format!("run-{micro_batch}"), &lines, rates), 20);
+        for (parts, whole) in parts.iter().zip(&whole) {
+            let difference = (parts.loss - whole.loss).abs();
+            assert!(
+                difference < 1e-5,
+                "micro-batches of {micro_batch}, step {}: {} and {}",
+                whole.step,
+                parts.loss,
+                whole.loss
+            );
+        }
+    }
+}
+
+#[test]
+fn the_key_of_before_is_refused_with_todays() {
+    let workshop = Workshop::new();
+    let error = workshop.config("accumulation = 4", "").unwrap_err().to_string();
+    let line = |text: &str| 1 + text.lines().position(|line| line.starts_with("accumulation")).unwrap();
+    let text = std::fs::read_to_string(workshop.path().join("run.toml")).unwrap();
+    let place = format!("run.toml:{}: `train.accumulation`: ", line(&text));
+    assert!(error.contains(&place) && error.contains("`micro_batch = 16`"), "{error}");
+    for (micro_batch, reason) in [("0", "is 0"), ("65", "is more than the batch of 64")] {
+        let error = workshop.config(&format!("micro_batch = {micro_batch}"), "").unwrap_err().to_string();
+        assert!(error.contains("train.micro_batch") && error.contains(reason), "{error}");
+    }
+}
+
+/// A checkpoint cannot be edited: what it says in the words of before is understood.
+#[test]
+fn a_checkpoint_with_the_key_of_before_loads() {
+    let workshop = Workshop::new();
+    workshop.config("accumulation = 5", "").unwrap_err();
+    let config = RunConfig::load_saved(&workshop.path().join("run.toml")).unwrap();
+    assert_eq!(config.train.micro_batch, Some(13));
+    workshop.config("accumulation = 1", "").unwrap_err();
+    let config = RunConfig::load_saved(&workshop.path().join("run.toml")).unwrap();
+    assert_eq!(config.train.micro_batch, None);
+}
