@@ -1,4 +1,4 @@
-//! A model that others have trained becomes a checkpoint, and is used as one.
+//! A model that are pretrained becomes a checkpoint, and is used as one.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;

@@ -1,4 +1,4 @@
-//! Tasks as arguments, and how they are put to a model: what all commands that ask have in common.
+//! Tasks as arguments, and how they are asked of a model: what all commands that ask have in common.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -88,7 +88,7 @@ impl TaskArguments {
                         "{name}: {shown} is not there, and the task does not say where on the hub it is ([hub]): put it there"
                     ));
                 }
-                // Whoever reads it says so.
+                // The reader reports it.
                 None => {}
             }
         }

@@ -14,7 +14,7 @@ use crate::note::note;
 use crate::number::short;
 use crate::table::Table;
 
-/// Make a checkpoint of a model that others have trained.
+/// Make a checkpoint of a pretrained model.
 ///
 /// It takes a GGUF file, or a folder with config.json, tokenizer.json and safetensors, of the types Llama, Mistral,
 /// SmolLM, Qwen 2 and 3, Gemma 3, Phi 3, DeepSeek V2 and V3. The weights are kept in f32, whatever they were. Every
