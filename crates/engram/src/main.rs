@@ -3,6 +3,8 @@
 //! Thin by design: each command parses, calls the crates, and prints. Results go to standard output, progress and
 //! errors to standard error.
 
+#[cfg(test)]
+mod book;
 mod commands;
 mod corpus_options;
 mod corpus_rows;

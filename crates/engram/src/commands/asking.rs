@@ -191,6 +191,7 @@ fn open(path: &Path, device: DeviceKind, memory: Memory) -> anyhow::Result<Box<d
     if device != DeviceKind::Cpu {
         return refuse("answers are computed on the processor: leave --device out");
     }
+    let path = &hub::local(path)?;
     if memory == Memory::Off && engram_import::Model::is_outside(path) {
         let path = path.display();
         return refuse(format!(
