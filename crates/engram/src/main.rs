@@ -15,7 +15,6 @@ mod files;
 mod gate_map;
 mod gate_page;
 mod gate_text;
-mod hit_rate_chart;
 mod hub;
 mod interrupt;
 mod json;

@@ -257,7 +257,7 @@ impl Quickstart {
             Ok(curve)
         };
         let curves = CONFIGS.iter().map(|(name, _)| curve(name)).collect::<anyhow::Result<Vec<_>>>()?;
-        Ok(loss_chart::draw(&curves))
+        Ok(loss_chart::figure(&curves).svg())
     }
 }
 
