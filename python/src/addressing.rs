@@ -381,7 +381,7 @@ fn vocabulary(classes: &Bound<'_, PyAny>) -> PyResult<Vocabulary> {
 /// The class of every token of the tokenizer at `path` (a Hugging Face `tokenizer.json`), `[vocabulary]` int64: tokens
 /// whose normalised texts agree share one.
 ///
-/// Raises `ValueError` if it is no tokenizer.
+/// Raises `ValueError` if it is not a tokenizer.
 #[pyfunction]
 pub(crate) fn classes_of_tokenizer(py: Python<'_>, path: std::path::PathBuf) -> PyResult<Bound<'_, PyAny>> {
     let vocabulary = py.detach(|| Vocabulary::from_tokenizer_file(&path)).map_err(address)?;

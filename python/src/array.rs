@@ -283,7 +283,7 @@ impl Array {
     /// A mask: bool, or uint8 of 0 and 1.
     ///
     /// # Errors
-    /// `TypeError` if it is of another type; `ValueError` if a byte is neither.
+    /// `TypeError` if it has another type; `ValueError` if a byte is neither.
     pub(crate) fn mask(&self) -> PyResult<&[bool]> {
         self.check_kind(&[Kind::Bool, Kind::Unsigned(1)])?;
         let bytes = self.elements::<u8>();

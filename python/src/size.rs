@@ -19,7 +19,7 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Size {
         })?;
         parse(&text).map(Self).ok_or_else(|| {
             PyValueError::new_err(format!(
-                "{text:?} is no number of bytes: write 1073741824, \"1GiB\" or \"1.5 GB\""
+                "{text:?} is not a number of bytes: write 1073741824, \"1GiB\" or \"1.5 GB\""
             ))
         })
     }

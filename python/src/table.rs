@@ -60,7 +60,7 @@ impl Table {
     /// `depth`: reads in flight at once, of the direct tier.
     /// `prefetch_threads`, `prefetch_bytes`, `time_limit`: what `prefetch` may use at once, and seconds it may take.
     ///
-    /// Raises `FileNotFoundError`, `OSError`; `FormatError` if it is no table; `DamagedError`; `AddressMismatch` if it
+    /// Raises `FileNotFoundError`, `OSError`; `FormatError` if it is not a table; `DamagedError`; `AddressMismatch` if it
     /// belongs to another addressing or layer; `ValueError` for an impossible setting.
     #[staticmethod]
     #[pyo3(signature = (path, *, tier="mapped", cache=None, addressing=None, checked=false, overlays=Vec::new(),

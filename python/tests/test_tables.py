@@ -100,8 +100,8 @@ def test_files_that_are_not_right(table_file: Path, tmp_path: Path, addressing: 
     ("options", "message"),
     [
         ({"tier": "disk"}, '`tier` is "disk"'),
-        ({"cache": "many"}, '"many" is no number of bytes'),
-        ({"cache": "1 XB"}, "is no number of bytes"),
+        ({"cache": "many"}, '"many" is not a number of bytes'),
+        ({"cache": "1 XB"}, "is not a number of bytes"),
         ({"time_limit": 0.0}, "`time_limit` is 0"),
         ({"time_limit": float("nan")}, "`time_limit` is NaN"),
         ({"tier": "direct", "depth": 0}, "depth"),

@@ -73,7 +73,7 @@ enum Event {
     Extend(Sequence),
     /// Takes back as many tokens, or as many as there are and the limit allows.
     Rollback(usize),
-    /// Goes on with a fork while the original takes other tokens, or the other way round.
+    /// Continues with a fork while the original takes other tokens, or the other way round.
     Fork(Sequence, bool),
 }
 

@@ -8,6 +8,7 @@ use crate::error::{ConfigError, positive};
 
 /// How tokens look at earlier tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum AttentionConfig {
     /// Multi-head latent attention with decoupled rotary dimensions.
@@ -18,6 +19,7 @@ pub enum AttentionConfig {
 
 /// Multi-head latent attention with decoupled rotary dimensions (DeepSeek-V2, arXiv 2405.04434, section 2.1).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct LatentConfig {
     /// Attention heads.
@@ -49,6 +51,7 @@ pub struct LatentConfig {
 
 /// Plain multi-head attention with rotary positions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PlainConfig {
     /// Attention heads.
@@ -97,6 +100,7 @@ pub struct PlainConfig {
 /// How rotary positions are stretched (YaRN, arXiv 2309.00071) where a model is trained further here. The defaults are
 /// those of the paper's extension to 32k.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct YarnConfig {
     /// How many times longer the context becomes; 1 changes nothing.
@@ -120,6 +124,7 @@ pub struct YarnConfig {
 
 /// What YaRN's ramp is linear in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum YarnRamp {
     /// A pair's turns over the original context (the paper, section 3.2).
@@ -137,6 +142,7 @@ impl YarnRamp {
 
 /// How pretrained models have their rotary positions stretched.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, tag = "kind", rename_all = "snake_case")]
 pub enum RotaryScaling {
     /// Every frequency is divided by the factor (arXiv 2306.15595).

@@ -6,6 +6,7 @@ use crate::error::{ConfigError, positive};
 
 /// A gated feed-forward.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct FeedForwardConfig {
     /// Hidden width.
@@ -17,6 +18,7 @@ pub struct FeedForwardConfig {
 
 /// The nonlinearity of a gated feed-forward (arXiv 2002.05202).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// SiLU.
@@ -29,6 +31,7 @@ pub enum Activation {
 /// Fine-grained routed experts beside shared ones (DeepSeekMoE, arXiv 2401.06066). What is trained here has sigmoid
 /// scores and loss-free balancing (arXiv 2408.15664). No token is ever dropped.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ExpertsConfig {
     /// The first block, counted from 0, that has experts; those before it are dense.
@@ -67,6 +70,7 @@ pub struct ExpertsConfig {
 
 /// How the router's logits become scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ExpertScore {
     /// Each by itself. A balancing bias, `balance`, is added for the choice alone.
@@ -78,6 +82,7 @@ pub enum ExpertScore {
 
 /// Group-limited routing (DeepSeek-V2, arXiv 2405.04434, section 2.2.2): successive experts form groups of equal size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ExpertGroups {
     /// Groups.
@@ -90,6 +95,7 @@ pub struct ExpertGroups {
 
 /// What a group of experts is chosen by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum GroupScore {
     /// Its best expert (DeepSeek V2).

@@ -6,6 +6,7 @@ use crate::error::ConfigError;
 
 /// Standard deviations of the weights at the start. Norms start at one, biases at zero.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct InitConfig {
     /// Of the token embedding.

@@ -29,6 +29,8 @@ mod init;
 mod model;
 mod optimizer;
 mod precision;
+#[cfg(test)]
+mod reference;
 mod rows;
 mod run;
 mod schedule;

@@ -13,6 +13,7 @@ use crate::init::InitConfig;
 
 /// A language model: backbone, experts and memory.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
     /// Tokens in the vocabulary.
@@ -56,6 +57,7 @@ pub struct ModelConfig {
 
 /// Hyper-connections whose residual mixing is doubly stochastic (arXiv 2512.24880).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct HyperConnectionConfig {
     /// Residual streams.
@@ -67,6 +69,7 @@ pub struct HyperConnectionConfig {
 
 /// How a memory is read into the model: one of the two published forms, or a simpler one to compare them with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum MemoryForm {
     /// The paper's and its demonstration code's: projection biases and a short convolution.
@@ -90,6 +93,7 @@ impl MemoryForm {
 
 /// What decides how far a memory is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Gate {
     /// Every residual stream against a key of its own (paper, section 2.4).
@@ -103,6 +107,7 @@ pub enum Gate {
 
 /// What a gate computes of a query and a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum GateForm {
     /// `σ(√|s|·sign s)` of `s = ⟨RMSNorm(h), RMSNorm(k)⟩/√width`, as published.
@@ -126,6 +131,7 @@ impl Gate {
 
 /// How tokens are mapped to classes before they are hashed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Compression {
     /// Tokens whose normalised texts agree share a class (paper, section 2.2).
@@ -136,6 +142,7 @@ pub enum Compression {
 
 /// Which n-grams' rows a position reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Lookup {
     /// Those that end there.
@@ -153,6 +160,7 @@ impl Lookup {
 
 /// The memory: hashed n-gram tables and the module that reads them into the residual streams.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct MemoryConfig {
     /// Form of the module.

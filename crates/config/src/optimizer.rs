@@ -6,6 +6,7 @@ use crate::error::ConfigError;
 
 /// Rates and constants of both optimisers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct OptimizerConfig {
     /// Peak rate of the matrices, by Muon.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// In what numbers matrix products are computed. Weights, residual and optimiser are f32 in either case.
+/// The precision of matrix products. Weights, residual and optimiser state are f32 in either case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
     /// f32 throughout. On a GPU operands of products are rounded to TF32: see docs/results/gpu.md.
@@ -14,6 +14,7 @@ pub enum Precision {
 
 /// Numbers that matrix products are computed in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum PrecisionConfig {
     /// f32 on a CPU, bf16 on a GPU.

@@ -6,6 +6,7 @@ use crate::error::ConfigError;
 
 /// How memory rows are trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RowTraining {
     /// The rows' rate as a multiple of the weights' (`optimizer.adam_rate`); the paper takes 5.
@@ -33,6 +34,7 @@ pub struct RowTraining {
 
 /// The rows' optimiser. None decays rows or clips their gradient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum RowOptimizerKind {
     /// Two moments per value.
@@ -48,6 +50,7 @@ pub enum RowOptimizerKind {
 
 /// Whose updates are counted to correct the bias of moments that begin at zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum BiasCorrection {
     /// The table's, as PyTorch's `SparseAdam`: a row that is first touched late takes longer first steps.
@@ -94,6 +97,7 @@ impl RowTraining {
 
 /// Where a table being trained lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum RowStorage {
     /// In memory, on huge pages where the system has them.

@@ -15,6 +15,7 @@ use crate::toml_file::{load_toml, locate};
 
 /// Everything that decides a run: one TOML file, copied into every checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {
     /// The model.
@@ -31,6 +32,7 @@ pub struct RunConfig {
 /// The configuration in a checkpoint: that of the run that made it; or of a model trained elsewhere, which has neither
 /// data nor a course of training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CheckpointConfig {
     /// The model.
@@ -48,6 +50,7 @@ pub struct CheckpointConfig {
 
 /// Prepared token shards and the tokenizer that made them (`engram data prepare`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
     /// Shards to train on.
@@ -83,6 +86,7 @@ impl DataConfig {
 
 /// How a model learns.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
     /// Seed of weights, rows and the order of the data.

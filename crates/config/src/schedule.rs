@@ -14,6 +14,7 @@ use crate::error::ConfigError;
 /// decay = { step = [{ after = 0.8, factor = 0.316 }, { after = 0.9, factor = 0.316 }] }
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Schedule {
     /// Steps of warm-up: the rate of step `s` (from 0) is `(s + 1) / warmup` of the peak.
@@ -26,6 +27,7 @@ pub struct Schedule {
 /// The course of the rate after the warm-up. "Progress" is the share of the steps after the warm-up that are
 /// done: 0 at the first of them, 1 when training ends.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Decay {
     /// The peak rate throughout.
@@ -51,6 +53,7 @@ pub enum Decay {
 
 /// From a point of the training on, multiply the rate.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct StepDown {
     /// Share of all steps, warm-up included, after which this holds.
@@ -61,6 +64,7 @@ pub struct StepDown {
 
 /// How the last part of a [`Decay::Wsd`] schedule falls, with `x` from 0 at its start to 1 at its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum WsdShape {
     /// `1 − x`.

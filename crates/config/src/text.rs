@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 /// The tokens around a text by their names: `[text]` of a configuration. By default a text ends with the token of the
 /// first usual name that the tokenizer has, and begins after the end of another.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct TextConfig {
     /// The token that ends a text.
@@ -17,6 +18,7 @@ pub struct TextConfig {
 
 /// [`Begin`], by the name of the token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum BeginConfig {
     /// This token, always.

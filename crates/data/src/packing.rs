@@ -7,7 +7,7 @@
 ///
 /// An end-of-text token is the first of the sequence that follows it: a text begins with one, unless `[text]` says
 /// otherwise, and what comes after it is predicted from it alone. Where it is the target of the token before, it ends
-/// that document. Of a document that the window's edge cuts, the window has what is inside.
+/// that document. Where the window's edge cuts a document, the window holds the part inside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Packing {
     /// A window is one sequence: its documents see those before them.

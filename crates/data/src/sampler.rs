@@ -69,7 +69,7 @@ impl Sampler {
     /// The same sampler elsewhere: after this, all is as if it had come there by itself.
     ///
     /// # Errors
-    /// A position that the epoch does not have: the state is of another sampler or of other data.
+    /// A position that the epoch does not have: the state belongs to another sampler or to other data.
     pub fn at(mut self, state: SamplerState) -> Result<Self> {
         let windows = self.windows(state.epoch);
         if state.position > windows {

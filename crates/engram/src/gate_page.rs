@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use engram_eval::figure::escape;
 use serde_json::json;
 
 use crate::gate_text::{GateText, Scale};
@@ -55,21 +56,6 @@ fn data(texts: &[GateText]) -> String {
         json!({ "tokens": text.tokens, "max_order": text.max_order, "layers": layers })
     });
     serde_json::Value::from(texts.collect::<Vec<_>>()).to_string().replace('<', "\\u003c")
-}
-
-fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            c => escaped.push(c),
-        }
-    }
-    escaped
 }
 
 #[cfg(test)]

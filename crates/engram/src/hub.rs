@@ -1,17 +1,42 @@
-//! Files of data sets on the Hugging Face hub.
+//! Models and files of data sets on the Hugging Face hub.
 
 use std::fs::File;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use engram_eval::tasks::{Error, HubData};
-use engram_import::{Hub, HubKind, HubRepository};
+use engram_import::{Hub, HubKind, HubModel, HubRepository};
 
 use crate::failure::{Interrupted, refuse};
 use crate::files::new_file;
 use crate::note::note;
 use crate::progress::Passage;
+
+/// Where the model `named` lies on this machine: `named` itself, or, for a name such as `hf:org/name`, its folder or file
+/// in the hub's cache. What the cache lacks is downloaded.
+///
+/// # Errors
+/// A name of another form; a hub that cannot be reached or does not have the model.
+pub(crate) fn local(named: &Path) -> anyhow::Result<PathBuf> {
+    let Some(model) = named.to_str().and_then(HubModel::parse) else { return Ok(named.to_owned()) };
+    let model = model?;
+    let mut passage: Option<(String, Passage)> = None;
+    let found = Hub::of_environment().model(&model, &mut |file, done, total| {
+        let total = total.unwrap_or(done);
+        let (_, passage) = match passage.take() {
+            Some((of, current)) if of == file => passage.insert((of, current)),
+            _ => passage.insert((file.to_owned(), Passage::new(file, total, 1))),
+        };
+        passage.show(done, total)
+    });
+    match found {
+        Err(engram_import::Error::Interrupted) => {
+            Err(Interrupted(format!(": {} is not downloaded", named.display())).into())
+        }
+        found => Ok(found?),
+    }
+}
 
 /// Puts the records that `data` says into `path`, which is not there yet; its folder is made.
 pub(crate) fn fetch(hub: &Hub, data: &HubData, path: &Path) -> anyhow::Result<()> {

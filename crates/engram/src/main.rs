@@ -3,6 +3,8 @@
 //! Thin by design: each command parses, calls the crates, and prints. Results go to standard output, progress and
 //! errors to standard error.
 
+#[cfg(test)]
+mod book;
 mod commands;
 mod corpus_options;
 mod corpus_rows;
@@ -13,7 +15,6 @@ mod files;
 mod gate_map;
 mod gate_page;
 mod gate_text;
-mod hit_rate_chart;
 mod hub;
 mod interrupt;
 mod json;

@@ -72,7 +72,7 @@ pub(crate) struct Passage {
 /// What progress is reported in.
 #[derive(Debug, Clone, Copy)]
 enum Unit {
-    /// So many bytes each.
+    /// Steps of this many bytes each.
     Bytes(u64),
     Tokens,
 }

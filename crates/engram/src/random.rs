@@ -65,7 +65,7 @@ mod tests {
             assert!(counts.keys().all(|&id| id < 1_000_000));
             let mut counts: Vec<u32> = counts.into_values().collect();
             counts.sort_unstable_by(|a, b| b.cmp(a));
-            // Ranks 16 to 31 against 64 to 127: four times the rank, and four times as many of them.
+            // Ranks 16 to 31 against 64 to 127: four times the rank, and four times the number of ranks.
             let of = |ranks: std::ops::Range<usize>| f64::from(counts[ranks].iter().sum::<u32>());
             let ratio = of(63..127) / of(15..31);
             let wanted = 4f64.powf(1.0 - exponent);

@@ -17,13 +17,14 @@ use engram_store::{PrefetchOptions, RowSource, TableHeader};
 
 use crate::commands::table::tier::{Counts, OpenTier, TierOptions};
 use crate::failure::refuse;
+use crate::hub;
 use crate::interrupt;
 use crate::note::note;
 
 /// Which model answers, and where its memory lives.
 #[derive(Debug, Args)]
 pub(crate) struct ModelOptions {
-    /// A checkpoint, a run's folder, whose newest is taken, a GGUF file, or a folder with config.json.
+    /// A checkpoint, a run's folder (its newest checkpoint), a GGUF file, a folder with config.json, or hf:org/name.
     checkpoint: PathBuf,
     /// Read a memory layer's rows from this table file instead of the checkpoint's; the file says which layer's.
     #[arg(long = "table", value_name = "FILE")]
@@ -95,9 +96,9 @@ impl ModelOptions {
 /// How long a step waits for memory rows before its requests fail.
 const ROW_LIMIT: Duration = Duration::from_secs(15);
 
-/// Opens the model at `path`, and says what the user should know of it.
+/// Opens the model at `path`, or on the hub, and says what the user should know of it.
 pub(crate) fn open(path: &Path) -> anyhow::Result<engram_import::Model> {
-    let model = engram_import::Model::open(path)?;
+    let model = engram_import::Model::open(&hub::local(path)?)?;
     model.notes().iter().for_each(|of_model| note(format_args!("note: {}: {of_model}", path.display())));
     Ok(model)
 }

@@ -72,7 +72,7 @@ fn every_form_is_asked_and_an_interrupted_run_goes_on() {
     assert_eq!(measures(3), ["accuracy"]);
     assert!(tasks.iter().all(|task| task["questions"] == 3 && task["cut"] == 0));
 
-    // Kept, and gone on with: what was cut off is asked again, and nothing else changes.
+    // Kept, and resumed: what was cut off is asked again, and nothing else changes.
     let kept = format!("{line} --out results");
     assert_same(&json(&workshop.ok(&kept)), &report);
     assert_eq!(workshop.list("results"), ["end.jsonl", "letters.jsonl", "say.jsonl", "text.jsonl"]);

@@ -1,11 +1,11 @@
-//! A model that others have trained becomes a checkpoint, and is used as one.
+//! A pretrained model becomes a checkpoint, and is used as one.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
 use std::collections::BTreeMap;
 
-use common::{CONFIG, Random, Workshop};
+use common::{CONFIG, Outcome, Random, Workshop};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
@@ -216,4 +216,36 @@ fn a_run_without_a_memory_is_exported_and_read_back() {
 fn a_run_with_a_memory_is_not_exported() {
     let workshop = Workshop::trained();
     workshop.fails("export run --to hf --out exported", INPUT, &["`model.", "has no place"]);
+}
+
+/// Runs a line with `cache` as the hub's cache, and without a network.
+fn offline(workshop: &Workshop, line: &str, cache: &str) -> Outcome {
+    let mut command = workshop.command(line.split_whitespace());
+    command.env("HF_HUB_OFFLINE", "1").env("HF_HUB_CACHE", workshop.path(cache));
+    Outcome::of(command.output().unwrap())
+}
+
+#[test]
+fn a_model_in_the_hubs_cache_is_used_by_its_name() {
+    let workshop = Workshop::prepared();
+    write_model(&workshop, (4, 2), |_| ());
+    let place = workshop.path("cache/models--someone--small");
+    std::fs::create_dir_all(place.join("snapshots")).unwrap();
+    std::fs::create_dir_all(place.join("refs")).unwrap();
+    std::fs::rename(workshop.path("model"), place.join("snapshots/0123abcd")).unwrap();
+    std::fs::write(place.join("refs/main"), "0123abcd").unwrap();
+
+    let line = "generate hf:someone/small --prompt ab --max-tokens 3 --temperature 0";
+    let by_name = offline(&workshop, line, "cache").expect(0, &[]);
+    let path = place.join("snapshots/0123abcd");
+    let by_path = line.replace("hf:someone/small", path.to_str().unwrap());
+    assert_eq!(by_name.stdout, offline(&workshop, &by_path, "none").expect(0, &[]).stdout);
+    offline(&workshop, "import hf:someone/small@main --out imported", "cache").expect(0, &[]);
+    assert!(workshop.path("imported/run.toml").is_file());
+
+    let refused = |name: &str, words: &[&str]| {
+        offline(&workshop, &format!("generate {name} --prompt ab"), "cache").expect(INPUT, words);
+    };
+    refused("hf:someone/other", &["someone/other", "HF_HUB_OFFLINE"]);
+    refused("hf:someone", &["hf:organisation/name"]);
 }

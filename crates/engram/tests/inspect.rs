@@ -163,7 +163,7 @@ fn facts_are_forgotten_when_the_memory_is_off() {
         assert_eq!(task(index)["cut"], 0);
     }
     let last = found["statements"].as_array().unwrap().last().unwrap().as_str().unwrap();
-    assert!(last.ends_with("so that nothing is made of them: phrases, say, again."), "{last}");
+    assert!(last.ends_with("so they are left out: phrases, say, again."), "{last}");
 
     assert_eq!(workshop.list("found"), ["figures", "findings.json", "off", "on"]);
     let figures = ["choices.png", "choices.svg", "likelihood.png", "likelihood.svg"];
@@ -221,7 +221,7 @@ fn what_has_no_memory_or_no_questions_is_not_sensitive() {
     let kept: serde_json::Value = serde_json::from_str(&kept.expect(0, &[]).stdout).unwrap();
     assert_eq!(kept["command"], "engram inspect sensitivity run a.toml --json --out 'a \u{fffd}'");
 
-    // A folder of another model's answers is not gone on with.
+    // A folder of another model's answers is not resumed.
     workshop.ok("inspect sensitivity run a.toml --out found");
     let other = "inspect sensitivity run/checkpoints/step-00000006 a.toml --out found";
     workshop.fails(other, 2, &["a.jsonl:1: ", "another model"]);

@@ -47,6 +47,8 @@ pub struct Series {
     pub colour: usize,
     /// Corners of a line.
     pub line: Vec<(f64, f64)>,
+    /// Whether the line is dashed.
+    pub dashed: bool,
     /// Small, faint dots: single measurements.
     pub dots: Vec<(f64, f64)>,
     /// Points with error bars.
@@ -290,8 +292,9 @@ impl Page {
             let corner = |&(x, y): &(f64, f64)| format!("{:.1},{:.1}", self.x.place(x), self.y.place(y));
             let corners: Vec<_> = series.line.iter().map(corner).collect();
             let corners = corners.join(" ");
+            let dashes = if series.dashed { " stroke-dasharray=\"6 4\"" } else { "" };
             self.add(format_args!(
-                "<polyline points=\"{corners}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.5\"/>"
+                "<polyline points=\"{corners}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.5\"{dashes}/>"
             ));
         }
         for &(x, y) in &series.dots {
@@ -341,7 +344,7 @@ impl Page {
 
 /// Text as it stands in XML and HTML.
 pub fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
 }
 
 /// An SVG document as a PNG picture of twice its size in pixels. Text is set in a font that is part of the program.

@@ -48,7 +48,7 @@ pub struct Panel {
 
 impl Panel {
     /// Of sums of cross-entropies `[arm][seed][document]`, in nats, and the tokens of each document. None where there
-    /// is no token, or the numbers of seeds or documents differ. Documents without a token are left out.
+    /// are no tokens, or the numbers of seeds or documents differ. Documents without a token are left out.
     pub fn new(mut losses: Vec<Vec<Vec<f64>>>, mut tokens: Vec<f64>) -> Option<Self> {
         let seeds = losses.first()?.len();
         let whole = |arm: &Vec<Vec<f64>>| {

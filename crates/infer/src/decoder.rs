@@ -104,7 +104,7 @@ impl Decoder {
     ///
     /// # Panics
     /// When a token is outside the vocabulary, a sequence longer than the context, a chunk empty or not reserved,
-    /// or the rows are not those of the chunks: who calls checks its input.
+    /// or the rows are not those of the chunks: the caller checks its input.
     pub fn step(
         &self,
         cache: &mut Cache,

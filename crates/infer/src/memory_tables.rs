@@ -21,7 +21,7 @@ pub enum TableError {
     /// The memory and the tokenizer do not fit.
     #[error(transparent)]
     Address(#[from] AddressError),
-    /// A file cannot be read, or is no table.
+    /// A file cannot be read, or is not a table.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A table of another memory.

@@ -70,7 +70,7 @@ pub enum TierError {
         /// Rows of the table.
         found: u64,
     },
-    /// Threads could not be had.
+    /// Threads could not be started.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -80,7 +80,7 @@ impl RowTiers {
     /// by themselves, but that rows needed later are asked for a few at a time.
     ///
     /// # Errors
-    /// When the tables are not those of the addressing's layers, or threads cannot be had.
+    /// When the tables are not those of the addressing's layers, or threads cannot be started.
     pub fn new(
         addressing: Addressing,
         sources: Vec<Arc<dyn RowSource>>,
@@ -222,7 +222,7 @@ impl RowFetch {
     /// rows side by side.
     ///
     /// # Errors
-    /// When they cannot be had, or not in time.
+    /// When they cannot be read, or not in time.
     ///
     /// # Panics
     /// When they were taken before.

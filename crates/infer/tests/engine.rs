@@ -363,7 +363,7 @@ fn waiting_for_rows_is_measured() {
     assert!(wait > Duration::from_millis(15) && wait < Duration::from_secs(5), "{wait:?}");
 }
 
-/// A step does not wait for a newcomer's rows while it has others to go on with.
+/// A step does not wait for a newcomer's rows while it has other work.
 #[test]
 fn rows_that_are_late_hold_nobody_else_up() {
     let fixture = Fixture::new(EVERYTHING);

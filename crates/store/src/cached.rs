@@ -80,7 +80,7 @@ impl<S: RowSource> Cached<S> {
     /// A cache of at most `bytes` in front of `source`: rows and what it takes to find them.
     ///
     /// # Errors
-    /// If `bytes` is too little for one row in each of 16 parts, or cannot be had.
+    /// If `bytes` is too little for one row in each of 16 parts, or cannot be allocated.
     pub fn new(source: S, bytes: u64) -> Result<Self> {
         let row_bytes = source.bytes_per_row() as u64;
         // One more place than rows, for the row that comes before another goes.

@@ -19,7 +19,7 @@ use crate::table_writer::{TableWriter, rows_per_chunk};
 /// already have the format are copied byte for byte. Optimiser state is left behind. Progress is in rows.
 ///
 /// # Errors
-/// If `source` cannot be read, is no table or is damaged, or the file system refuses `target`, which then is
+/// If `source` cannot be read, is not a table or is damaged, or the file system refuses `target`, which then is
 /// as it was.
 pub fn convert(
     source: impl AsRef<Path>,
@@ -80,7 +80,7 @@ pub fn save_rows(
 /// is read through once. Progress is in rows.
 ///
 /// # Errors
-/// If `source` cannot be read, is no table or is damaged.
+/// If `source` cannot be read, is not a table or is damaged.
 pub fn table_scale(
     source: impl AsRef<Path>,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,

@@ -127,7 +127,7 @@ impl DirectTable {
     /// cache, reads go through it. [`path_in_use`](Self::path_in_use) tells.
     ///
     /// # Errors
-    /// If the file cannot be read, is no table, is damaged, or belongs to another origin than `expected`; if an
+    /// If the file cannot be read, is not a table, is damaged, or belongs to another origin than `expected`; if an
     /// option is outside its range.
     pub fn open(path: impl AsRef<Path>, expected: &TableOrigin, options: &DirectOptions) -> Result<Self> {
         if !(1..=4096).contains(&options.depth) {
@@ -375,7 +375,7 @@ fn open_direct(file: &TableFile) -> io::Result<File> {
 
 #[cfg(not(target_os = "linux"))]
 fn open_direct(_file: &TableFile) -> io::Result<File> {
-    Err(io::Error::new(io::ErrorKind::Unsupported, "it is of Linux only"))
+    Err(io::Error::new(io::ErrorKind::Unsupported, "it works on Linux only"))
 }
 
 /// Which pages to read for a batch.

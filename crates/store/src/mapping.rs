@@ -217,7 +217,7 @@ mod handler {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
         // SAFETY: the range is exactly a mapping that its owner keeps until after it is released; the thread
-        // that faulted is inside it, so that it has not been. Its bytes were not to be had in any case, and
+        // that faulted is inside it, so that it has not been. Its bytes were unavailable in any case, and
         // nobody uses what is read from it from now on (see `Watch::fault`).
         unsafe { libc::mmap(start as *mut c_void, bytes, protection, flags, -1, 0) != libc::MAP_FAILED }
     }

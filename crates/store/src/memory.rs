@@ -336,7 +336,7 @@ fn unnamed_file(bytes: u64, folder: &Path) -> std::io::Result<MmapMut> {
     // SAFETY: the file has no name, so that no other process can change or shorten it, and this is its only
     // mapping; the map keeps it alive.
     let map = unsafe { MmapOptions::new().len(length(bytes)?).map_mut(&file) }?;
-    // Rows are random; whoever reads on asks for pages ahead (`Region::will_need`).
+    // Rows are random; a sequential reader asks for pages ahead (`Region::will_need`).
     #[cfg(unix)]
     map.advise(memmap2::Advice::Random)?;
     Ok(map)

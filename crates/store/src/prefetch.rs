@@ -74,7 +74,7 @@ impl Prefetcher {
     /// Starts the threads.
     ///
     /// # Errors
-    /// If an option is 0, or threads cannot be had.
+    /// If an option is 0, or threads cannot be started.
     pub fn new(source: impl RowSource + 'static, options: &PrefetchOptions) -> Result<Self> {
         if options.threads == 0 {
             return Err(StoreError::setting("threads", 0, "at least 1"));
@@ -163,7 +163,7 @@ impl fmt::Debug for Prefetcher {
     }
 }
 
-/// Rows as they are stored; a source that panics is an error for whoever waits.
+/// Rows as they are stored; a source that panics is an error for the waiter.
 fn fetch(source: &dyn RowSource, ids: &[u64], at_a_time: usize) -> Result<Vec<u8>> {
     let read = || {
         let row = source.bytes_per_row();

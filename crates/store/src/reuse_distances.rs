@@ -150,7 +150,7 @@ impl Clock {
         time
     }
 
-    /// A time that is no row's last any more.
+    /// A time that is no longer a row's last.
     fn forget(&mut self, time: u32) {
         self.alive -= 1;
         self.change(time, u32::MAX);

@@ -32,7 +32,7 @@ pub trait RowSource: Send + Sync {
     ///
     /// # Errors
     /// If an id is not a row (named with its position) or `out` is not \[ids, bytes per row\]: nothing was then
-    /// read or written. If rows cannot be had: what `out` holds is then undefined.
+    /// read or written. If rows cannot be read: what `out` holds is then undefined.
     fn read(&self, ids: &[u64], out: &mut [u8]) -> Result<()>;
 
     /// Reads row `ids[i]` into `out[i * width..][..width]`, decoded to `f32`. Ids may repeat and have any

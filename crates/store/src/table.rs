@@ -25,7 +25,7 @@ const FILLED_BYTES: usize = 1 << 18;
 /// A table that is read, not trained: built in place, read from a file, or mapped from one.
 #[derive(Debug)]
 pub struct Table {
-    /// Says nothing about training: state that a file may hold behind the rows is not this type's matter.
+    /// Says nothing about training: state that a file may hold behind the rows belongs to `TrainableTable`.
     header: TableHeader,
     region: Region,
     /// Where the rows begin in the region.
@@ -44,7 +44,7 @@ impl Table {
     /// is then encoded in `format`.
     ///
     /// # Errors
-    /// If the table cannot exist (no rows, no width) or its memory cannot be had.
+    /// If the table cannot exist (no rows, no width) or its memory cannot be allocated.
     pub fn from_fn(
         rows: u64,
         width: usize,
@@ -82,7 +82,7 @@ impl Table {
     /// on takes the protection away. Without the feature a shortened file ends the process.
     ///
     /// # Errors
-    /// If the file cannot be read, is no table, is damaged, or belongs to another origin than `expected`.
+    /// If the file cannot be read, is not a table, is damaged, or belongs to another origin than `expected`.
     #[cfg(feature = "mapped")]
     pub fn open(path: impl AsRef<Path>, expected: &TableOrigin) -> Result<Self> {
         let file = TableFile::open(path.as_ref())?;
@@ -206,7 +206,7 @@ impl Table {
     /// every block of them.
     ///
     /// # Errors
-    /// As [`open`](Self::open), and if the memory cannot be had.
+    /// As [`open`](Self::open), and if the memory cannot be allocated.
     pub fn read(path: impl AsRef<Path>, expected: &TableOrigin, storage: &Storage) -> Result<Self> {
         let file = TableFile::open(path.as_ref())?;
         file.require(expected)?;
@@ -262,7 +262,7 @@ impl Table {
     /// Row `id` as it is stored.
     ///
     /// # Errors
-    /// If there is no such row, it cannot be had, or its block is damaged (if opened to be checked).
+    /// If there is no such row, it cannot be read, or its block is damaged (if opened to be checked).
     pub fn row_bytes(&self, id: u64) -> Result<Vec<u8>> {
         let mut row = vec![0; self.bytes_per_row()];
         self.read(&[id], &mut row)?;

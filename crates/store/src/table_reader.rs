@@ -42,7 +42,7 @@ impl TableReader {
     /// [`header`](Self::header) with what is needed.
     ///
     /// # Errors
-    /// If the file cannot be read, is no table, or is damaged in its header, length or list of checksums.
+    /// If the file cannot be read, is not a table, or is damaged in its header, length or list of checksums.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let file = TableFile::open(path.as_ref())?;
         Ok(Self { file, passage: UntilError::new(Passage::default()) })

@@ -95,7 +95,7 @@ impl Uring {
                 return result;
             }
             // Nobody can use a part of the batch: half of the queue is refilled at a time, and the end waited for at once,
-            // so that who waits is not woken, and a processor not taken from others, for every read.
+            // so that a waiter is not woken, and takes no processor from others, for every read.
             let more = !again.is_empty() || !waiting.is_empty();
             let wanted = if more { self.in_flight.div_ceil(2) } else { self.in_flight };
             if let Err(source) = self.wait(wanted, limit) {

@@ -456,7 +456,7 @@ fn what_is_removed_leaves_nothing_and_hurts_no_other_table() {
     let mut rows = vec![0.0; every.len() * WIDTH];
     old.gather(&every, &mut rows).unwrap();
 
-    // What is not offered goes; whoever reads it gets an error, the others their rows.
+    // What is not offered goes; its readers get an error, the others their rows.
     let removed = RedisTable::remove(&nodes, &origin(3), |content| !content.offered, LIMIT, go_on).unwrap();
     assert_eq!(removed.len(), 2);
     assert!(old.gather(&every, &mut rows).unwrap_err().to_string().contains("it is missing"));

@@ -36,7 +36,7 @@ impl Label {
 }
 
 impl StudyFolder {
-    /// Opens `path` for `plan`: a folder of the same study, to go on with, or one that is made.
+    /// Opens `path` for `plan`: a folder of the same study, which is resumed, or a new one.
     ///
     /// # Errors
     /// When it holds another study or something else, or another process works on it.

@@ -31,7 +31,7 @@ pub struct RunResult {
     pub steps: u64,
     /// Tokens it learnt from.
     pub training_tokens: u64,
-    /// Seconds it took since it was last begun or gone on with.
+    /// Seconds it took since it was last started or resumed.
     pub seconds: f64,
     /// The program, machine and device that it came to its end on; empty in results from before this was kept.
     #[serde(default)]

@@ -29,7 +29,7 @@ pub enum Error {
         problem: String,
     },
     /// A run that would overwrite another.
-    #[error("{}: already holds a run; go on with --resume, or name another folder", path.display())]
+    #[error("{}: already holds a run; resume it with --resume, or name another folder", path.display())]
     RunExists {
         /// The run's folder.
         path: PathBuf,

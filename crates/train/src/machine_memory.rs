@@ -34,7 +34,7 @@ impl MemoryLimit {
 fn address_space() -> Option<u64> {
     let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
     let soft = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
-    // "unlimited" is no number.
+    // "unlimited" is not a number.
     soft.split_whitespace().next()?.parse().ok()
 }
 

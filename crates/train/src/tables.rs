@@ -258,7 +258,7 @@ impl MemoryTables {
     /// New tables for `memory`, at step 0. `folder` holds the scratch files of mapped tables.
     ///
     /// # Errors
-    /// When the memory cannot be had.
+    /// When the memory cannot be allocated.
     pub fn new(
         memory: &MemoryConfig,
         training: &RowTraining,
@@ -394,7 +394,7 @@ impl FrozenTables {
     /// replaces.
     ///
     /// # Errors
-    /// When the file is no table of this addressing, is damaged, or has rows of another width.
+    /// When the file is not a table of this addressing, is damaged, or has rows of another width.
     pub fn replace(&mut self, path: &Path) -> Result<usize> {
         let header = TableHeader::read(path)?;
         let layer = header.origin.layer;

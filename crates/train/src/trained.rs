@@ -115,7 +115,7 @@ impl Trained {
     /// layer it is of.
     ///
     /// # Errors
-    /// When the model has no memory in that layer, or the file is no table, is damaged, of another addressing, or
+    /// When the model has no memory in that layer, or the file is not a table, is damaged, of another addressing, or
     /// has rows of another width.
     pub fn replace_table(&mut self, path: &Path) -> Result<()> {
         let Some(memory) = &mut self.memory else {

@@ -154,7 +154,7 @@ impl Trainer {
     ///
     /// # Errors
     /// When the folder holds a run, data or tokenizer cannot be read or do not fit the configuration, or memory
-    /// cannot be had.
+    /// cannot be allocated.
     pub fn new(config: RunConfig, folder: &Path, device: &Device) -> Result<Self> {
         let parts = Parts::open(&config)?;
         machine_memory::check(&config)?;
@@ -656,7 +656,7 @@ fn check_data(path: &Path, key: &str, allowed: &[String]) -> Result<()> {
     )))
 }
 
-/// Refuses data whose documents end otherwise than the model's texts: nothing else would tell.
+/// Refuses data whose documents end otherwise than the model's texts: nothing else would notice.
 fn check_end(shards: &TokenShards, tokenizer: &Tokenizer, path: &Path) -> Result<()> {
     let name = |token: u32| tokenizer.inner().id_to_token(token).unwrap_or_else(|| format!("token {token}"));
     let (found, expected) = (shards.end_of_text(), tokenizer.end_of_text());

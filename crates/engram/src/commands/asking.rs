@@ -1,4 +1,4 @@
-//! Tasks as arguments, and how they are put to a model: what all commands that ask have in common.
+//! Tasks as arguments, and how they are asked of a model: what all commands that ask have in common.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -88,7 +88,7 @@ impl TaskArguments {
                         "{name}: {shown} is not there, and the task does not say where on the hub it is ([hub]): put it there"
                     ));
                 }
-                // Whoever reads it says so.
+                // The reader reports it.
                 None => {}
             }
         }
@@ -191,6 +191,7 @@ fn open(path: &Path, device: DeviceKind, memory: Memory) -> anyhow::Result<Box<d
     if device != DeviceKind::Cpu {
         return refuse("answers are computed on the processor: leave --device out");
     }
+    let path = &hub::local(path)?;
     if memory == Memory::Off && engram_import::Model::is_outside(path) {
         let path = path.display();
         return refuse(format!(

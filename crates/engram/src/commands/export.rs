@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{print, print_json};
 use crate::files::refuse_unwritable;
+use crate::hub;
 use crate::interrupt;
 use crate::number::short;
 use crate::table::Table;
@@ -21,7 +22,7 @@ use crate::table::Table;
   engram export runs/plain --to hf --out plain-hf
   engram import plain-hf --out runs/again")]
 pub(crate) struct Export {
-    /// A checkpoint, a run's folder, a GGUF file, or the folder of a model.
+    /// A checkpoint, a run's folder, a GGUF file, the folder of a model, or hf:org/name.
     model: PathBuf,
     /// The form.
     #[arg(long, value_enum)]
@@ -51,7 +52,7 @@ impl Export {
     /// Runs the command.
     pub(crate) fn run(self) -> anyhow::Result<()> {
         refuse_unwritable(&self.out)?;
-        let model = Model::open(&self.model)?;
+        let model = Model::open(&hub::local(&self.model)?)?;
         interrupt::listen()?;
         let Form::Hf = self.to;
         let folder = model.export_hub(&self.out, &mut |_, _| interrupt::flow())?;

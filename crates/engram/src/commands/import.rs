@@ -9,12 +9,13 @@ use serde::Serialize;
 use super::{print, print_json};
 use crate::failure::refuse;
 use crate::files::refuse_unwritable;
+use crate::hub;
 use crate::interrupt;
 use crate::note::note;
 use crate::number::short;
 use crate::table::Table;
 
-/// Make a checkpoint of a model that others have trained.
+/// Make a checkpoint of a pretrained model.
 ///
 /// It takes a GGUF file, or a folder with config.json, tokenizer.json and safetensors, of the types Llama, Mistral,
 /// SmolLM, Qwen 2 and 3, Gemma 3, Phi 3, DeepSeek V2 and V3. The weights are kept in f32, whatever they were. Every
@@ -24,10 +25,11 @@ use crate::table::Table;
 #[command(after_help = "Examples:
   engram import SmolLM2-135M-Instruct.Q4_1.gguf --out runs/smol
   engram import SmolLM2-135M/ --out runs/smol --json
+  engram import hf:HuggingFaceTB/SmolLM2-135M --out runs/smol
   engram chat runs/smol
   engram eval tasks runs/smol configs/tasks/piqa.toml --data sets")]
 pub(crate) struct Import {
-    /// A GGUF file, or the folder of a model.
+    /// A GGUF file, the folder of a model, or hf:org/name.
     model: PathBuf,
     /// Folder to make; it becomes the checkpoint.
     #[arg(long, value_name = "FOLDER")]
@@ -52,14 +54,15 @@ impl Import {
     /// Runs the command.
     pub(crate) fn run(self) -> anyhow::Result<()> {
         refuse_unwritable(&self.out)?;
-        if !Model::is_outside(&self.model) && !self.model.is_file() {
+        let path = hub::local(&self.model)?;
+        if !Model::is_outside(&path) && !path.is_file() {
             return refuse(format!(
                 "{}: neither a GGUF file nor a folder with config.json",
                 self.model.display()
             ));
         }
         note(format_args!("reading {}", self.model.display()));
-        let model = Model::open(&self.model)?;
+        let model = Model::open(&path)?;
         for text in model.notes() {
             note(format_args!("{}: {text}", self.model.display()));
         }

@@ -3,6 +3,7 @@
 mod addressing;
 mod asking;
 pub(crate) mod chat;
+mod completions;
 mod data;
 mod eval;
 mod export;
@@ -54,6 +55,8 @@ pub(crate) enum Command {
     /// Look inside a checkpoint.
     #[command(subcommand)]
     Inspect(inspect::Inspect),
+    Completions(completions::Completions),
+    Man(completions::Man),
 }
 
 impl Command {
@@ -75,6 +78,8 @@ impl Command {
             Self::Study(command) => command.run(),
             Self::Table(command) => command.run(),
             Self::Inspect(command) => command.run(),
+            Self::Completions(command) => command.run(),
+            Self::Man(command) => command.run(),
         }
     }
 }

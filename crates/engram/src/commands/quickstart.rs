@@ -68,7 +68,7 @@ pub(crate) struct Quickstart {
     /// Seed of both models and of the order of the data.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Train so many steps, for a glance; the course of the rates is squeezed into them.
+    /// Train for N steps only, for a quick look; the schedule is shortened to fit.
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
     /// What to compute on.
@@ -183,7 +183,7 @@ impl Quickstart {
         Ok(())
     }
 
-    /// What is in `folder` must be of the same configuration, so that a table never compares apples and pears.
+    /// What is in `folder` must be of the same configuration, so that a table never compares runs of different configurations.
     fn begin_or_go_on(&self, config: &RunConfig, folder: &Path, device: &Device) -> anyhow::Result<Run> {
         let newest = match engram_import::Checkpoint::open(folder) {
             Ok(checkpoint) => checkpoint,
@@ -257,7 +257,7 @@ impl Quickstart {
             Ok(curve)
         };
         let curves = CONFIGS.iter().map(|(name, _)| curve(name)).collect::<anyhow::Result<Vec<_>>>()?;
-        Ok(loss_chart::draw(&curves))
+        Ok(loss_chart::figure(&curves).svg())
     }
 }
 

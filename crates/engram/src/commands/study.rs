@@ -264,7 +264,7 @@ impl Study {
         drop(watch);
         match outcome {
             Err(engram_study::Error::Interrupted) => {
-                Err(Interrupted(format!(", and saved; go on with\n  {}", provenance::command())).into())
+                Err(Interrupted(format!(", and saved; resume with\n  {}", provenance::command())).into())
             }
             outcome => Ok(outcome?),
         }
@@ -281,7 +281,7 @@ impl Study {
             return print_json(rest);
         }
         let Rest { remaining, command } = rest;
-        print(format!("{remaining} runs of other arms are left; go on with\n  {command}\n"))
+        print(format!("{remaining} runs of other arms are left; resume with\n  {command}\n"))
     }
 
     fn show(&self, findings: &Findings) -> anyhow::Result<()> {

@@ -15,7 +15,7 @@ use crate::shell;
 /// Train a model from a configuration file.
 ///
 /// The run's folder holds `metrics.jsonl`, with a line per step and per held-out loss, and `checkpoints/`. A run that
-/// was interrupted or killed goes on with --resume as if it had never stopped.
+/// was interrupted or killed continues with --resume as if it had never stopped.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram train my.toml --out runs/small
@@ -108,7 +108,7 @@ impl Train {
         let (step, config, out) = (run.step_count(), shell::word(&self.config), shell::word(&self.out));
         let steps = self.steps.map(|steps| format!(" --steps {steps}")).unwrap_or_default();
         format!(
-            " at step {step}, which is saved; go on with\n  engram train {config} --out {out}{steps} --resume"
+            " at step {step}, which is saved; resume with\n  engram train {config} --out {out}{steps} --resume"
         )
     }
 }

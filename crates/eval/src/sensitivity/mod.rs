@@ -1,10 +1,10 @@
 //! Sensitivity: what a model's answers lose when its memory is switched off (arXiv 2601.07372, section 6.3).
 //!
-//! The same questions are put to one checkpoint with its memory on and off. Of every task this gives
+//! One checkpoint answers the same questions with its memory on and off. For every task this gives
 //!
 //! * the scores, their difference in pairs, and the share that is *retained*, off over on: the paper's measure. It says
 //!   something only where the model knows more than one that guesses, or that always says the same, and where there are
-//!   answers enough for an error: nothing is made of scores elsewhere;
+//!   enough answers for an error: other scores are left out;
 //! * the log-probability of the right answer in nats per token, on, off, and their difference in pairs: a model that is
 //!   too small for a right answer still finds it likelier or less likely;
 //! * of multiple choice, the log-probability of the right choice if one of them must be said. Without a memory a model may
@@ -96,7 +96,7 @@ pub struct Score {
     pub retained: Option<Estimate>,
 }
 
-/// Right answers without which nothing is made of a score. The error of a share comes from the answers themselves: of a
+/// The fewest right answers for which a score is reported. The error of a share comes from the answers themselves: of a
 /// handful, it is not the error of anything.
 pub const FEWEST_RIGHT: usize = 10;
 

@@ -14,7 +14,7 @@ pub(super) fn about(findings: &Findings) -> Vec<String> {
     lines.extend(named(findings.tasks.iter().filter(untold)).map(|names| {
         format!(
             "With the memory on, scores are not above a guess beyond the noise, or fewer than {FEWEST_RIGHT} answers are \
-             right, or what remains of them has no error, so that nothing is made of them: {names}."
+             right, or what remains of them has no error, so they are left out: {names}."
         )
     }));
     lines.extend(
@@ -180,7 +180,7 @@ mod tests {
         assert!(text.contains("no task of kind reading."), "{text}");
         assert!(
             text.contains("not above a guess beyond the noise, or")
-                && text.contains("so that nothing is made of them: g."),
+                && text.contains("so they are left out: g."),
             "{text}"
         );
         assert!(text.contains("no `kind`: h."), "{text}");

@@ -49,7 +49,7 @@ pub fn ask(
 /// How documents are read.
 #[derive(Clone, Copy)]
 enum Reading<'a> {
-    /// In windows that read at least so many tokens again.
+    /// In windows that read at least `overlap` tokens again.
     Once { overlap: usize },
     /// With all the context there is, and again with little; `keys` says which tokens count, by question, instead.
     LongAndShort { of: &'a LongPerplexity, keys: Option<&'a [Vec<usize>]> },

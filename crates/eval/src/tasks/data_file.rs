@@ -18,11 +18,11 @@ pub(crate) struct Record {
     pub(crate) fields: Map<String, Value>,
 }
 
-/// Reads `path`, whose name tells its format: `.jsonl`, `.csv` or `.parquet`. With `line_fields`, every so many lines
+/// Reads `path`, whose name tells its format: `.jsonl`, `.csv` or `.parquet`. With `line_fields`, every group of that many lines
 /// of the file are the fields of a record instead, in that order.
 ///
 /// # Errors
-/// A file that cannot be read, is empty, or has a line that is no record.
+/// A file that cannot be read, is empty, or has a line that is not a record.
 pub(crate) fn read(path: &Path, line_fields: Option<&[String]>) -> Result<Vec<Record>> {
     let text = || text_of(path);
     let extension = path.extension().and_then(|extension| extension.to_str());

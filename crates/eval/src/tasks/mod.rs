@@ -1,7 +1,7 @@
 //! Tasks: questions with known answers, put to a language model.
 //!
 //! A [`Task`] is a TOML file that names a file of records and says, in templates, what the model reads and what
-//! counts as right. Its [`questions`](Task::questions) are put to a [`Scorer`], such as a [`ModelScorer`], by
+//! counts as right. Its [`questions`](Task::questions) are answered by a [`Scorer`], such as a [`ModelScorer`], by
 //! [`ask`], which computes shared beginnings once and batches by length. What comes back are
 //! [`Outcome`]s, question by question; they are kept in a [`RecordFile`], so that a run that was stopped goes on, and
 //! become a [`Summary`] with standard errors. Two models that answered the same questions are compared pair by pair

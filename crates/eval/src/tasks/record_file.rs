@@ -38,11 +38,11 @@ pub struct RecordFile {
 }
 
 impl RecordFile {
-    /// Opens the file for a run with this header: a new one, or, if it is there, one to go on with. Gives the outcomes
+    /// Opens the file for a run with this header: a new one, or the existing one to resume. Gives the outcomes
     /// that it holds. A last line that was not finished is removed.
     ///
     /// # Errors
-    /// A file that cannot be written, or that is of another run.
+    /// A file that cannot be written, or that belongs to another run.
     pub fn open(path: &Path, header: &Header, questions: &[Question]) -> Result<(Self, Vec<Outcome>)> {
         let mut file = OpenOptions::new()
             .read(true)
@@ -132,7 +132,7 @@ impl Header {
         }
     }
 
-    /// Whether a run with `other` goes on with this one. The path of the model may have changed.
+    /// Whether a run with `other` continues this one. The path of the model may have changed.
     fn same_run(&self, other: &Self) -> bool {
         Self { model_name: other.model_name.clone(), ..self.clone() } == *other
     }
@@ -142,7 +142,7 @@ impl Header {
             return format!("this file is of the task {}, not {}", self.task, other.task);
         }
         if self.model != other.model {
-            return format!("this file is of another model, `{}`", self.model_name);
+            return format!("this file belongs to another model, `{}`", self.model_name);
         }
         "this file is of other questions: the task, its data, the examples or the limit have changed".into()
     }

@@ -448,7 +448,7 @@ impl Check<'_> {
             let first = first + usize::from(opening.starts_with("\"\"\"\n") || opening.starts_with("'''\n"));
             // A line end that is written as \n is not a line of the file.
             let line = if opening.starts_with("\"\"\"") || opening.starts_with("'''") { line } else { 0 };
-            Error::line(self.path, first + line, format!("`{key}` is no template: {reason}"))
+            Error::line(self.path, first + line, format!("`{key}` is not a template: {reason}"))
         })
     }
 
@@ -544,8 +544,8 @@ mod tests {
                 &format!("kind = 'fact'\n{CLOZE}"),
                 ":1: unknown variant `fact`, expected one of `facts`, `reading`",
             ),
-            (&CLOZE.replace("{{ b }}", "{{ b"), ":4: `target` is no template"),
-            (&CLOZE.replace("'{{ a }}'", "'''\n\n{{ a'''"), ":5: `prompt` is no template"),
+            (&CLOZE.replace("{{ b }}", "{{ b"), ":4: `target` is not a template"),
+            (&CLOZE.replace("'{{ a }}'", "'''\n\n{{ a'''"), ":5: `prompt` is not a template"),
             (&CLOZE.replace("target", "targets"), ":4: unknown field `targets`"),
             (&format!("few_shot.count = -1\n{CLOZE}"), ":1: invalid value: integer `-1`"),
             (&format!("line_fields = []\n{CLOZE}"), ":1: `line_fields` is empty"),

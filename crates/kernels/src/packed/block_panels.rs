@@ -397,7 +397,7 @@ mod tests {
             }
         }
 
-        /// A value that is no number is not lost.
+        /// A NaN is not lost.
         #[test]
         fn nan_stays_nan(format in quantized(), at: prop::sample::Index, infinite: bool, rows in 1_usize..15) {
             let (panels, _, inputs) = panels(format, 2, PANEL, 1);

@@ -53,7 +53,7 @@ class Shares:
         return place
 
     def check_arrived(self, ids: NDArray[np.int64], rank: int, sender: int) -> None:
-        """Raises `RuntimeError` if an id that arrived is no row of this owner: something changed it on its way."""
+        """Raises `RuntimeError` if an id that arrived is not a row of this owner: something changed it on its way."""
         wrong = (ids < 0) | (ids >= self.rows) | (self.owner(ids) != rank)
         if wrong.any():
             raise RuntimeError(

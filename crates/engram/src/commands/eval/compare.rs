@@ -68,7 +68,7 @@ fn whole(path: &Path) -> anyhow::Result<(Header, Vec<Outcome>)> {
     let (header, outcomes) = read_record(path)?;
     if outcomes.len() < header.questions {
         return refuse(format!(
-            "{} has {} of {} answers: go on with the command that wrote it",
+            "{} has {} of {} answers: resume it with the command that wrote it",
             path.display(),
             outcomes.len(),
             header.questions

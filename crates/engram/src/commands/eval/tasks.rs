@@ -42,7 +42,7 @@ pub(crate) struct Tasks {
     /// Switch the memory off: what the model answers without it.
     #[arg(long)]
     without_memory: bool,
-    /// Folder for the answers, one file a task; one that is there is gone on with.
+    /// Folder for the answers, one file per task. An existing file is resumed.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
     /// What to compute on: answers take the processor.

@@ -19,7 +19,7 @@ use crate::table::Table;
 
 /// Measure how fast rows of a table come: a workload of random or real ids against a tier.
 ///
-/// A request is a batch of rows, decoded to f32, and its latency is what whoever waits for it would see.
+/// A request is a batch of rows, decoded to f32, and its latency is what a caller would see.
 /// Requests follow each other, from one thread or from several; large ones are also shared out within the
 /// program, to as many threads as RAYON_NUM_THREADS says.
 #[derive(Debug, Args)]

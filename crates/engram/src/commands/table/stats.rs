@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::Args;
 use engram_address::AddressIdentity;
 use engram_data::{TokenShards, Tokenizer};
+use engram_eval::figure::{Axis, Figure, Scale, Series};
 use engram_store::{HeadUse, NGramUse, RowFormat};
 use serde::Serialize;
 
@@ -16,7 +17,6 @@ use crate::corpus_rows::{CorpusRows, OrderRows, PIECE, Sharers, TokenRows, WINDO
 use crate::failure::{Interrupted, refuse};
 use crate::files::write_file;
 use crate::gate_text::visible;
-use crate::hit_rate_chart::{self, Curve};
 use crate::interrupt;
 use crate::note::note;
 use crate::number::{bytes, short};
@@ -204,7 +204,7 @@ impl Stats {
         let row_bytes = self.format.unwrap_or(loaded.rows.format).bytes_per_row(loaded.rows.width);
         let report = Report::new(&loaded, layer, &study, hot, row_bytes, self.warm_up);
         if let Some(path) = &self.svg {
-            write_file(path, &report.picture())?;
+            write_file(path, &report.figure().svg())?;
             note(format_args!("wrote {}", path.display()));
         }
         if self.json { print_json(&report) } else { print(report.to_text()) }
@@ -480,23 +480,27 @@ impl Report {
         table
     }
 
-    fn picture(&self) -> String {
-        let curve = |name: String, dashed: bool, rate: &dyn Fn(&HitRate) -> f64| {
-            let points = self.hit_rates.iter().map(|at| (at.bytes, rate(at))).collect();
-            Curve { name, points, dashed }
+    /// Hit rates by the size of a cache.
+    fn figure(&self) -> Figure {
+        let series = |name: String, colour: usize, dashed: bool, rate: &dyn Fn(&HitRate) -> f64| {
+            let line = self.hit_rates.iter().map(|at| (at.bytes.max(1) as f64, rate(at))).collect();
+            Series { name, colour, dashed, line, ..Series::default() }
         };
-        let mut curves = vec![
-            curve("all orders, LRU".into(), false, &|at| at.all),
-            curve("all orders, most used rows pinned".into(), true, &|at| at.pinned),
+        let mut all = vec![
+            series("all orders, LRU".into(), 0, false, &|at| at.all),
+            series("all orders, most used rows pinned".into(), 1, true, &|at| at.pinned),
         ];
         for (index, order) in self.orders.iter().enumerate() {
-            curves.push(curve(format!("{}-grams alone, LRU", order.order), false, &|at| at.orders[index]));
+            let name = format!("{}-grams alone, LRU", order.order);
+            all.push(series(name, index + 2, false, &|at| at.orders[index]));
         }
         let (tokens, table) = (short(self.tokens), bytes(self.table_bytes));
-        hit_rate_chart::draw(
-            &format!("Lookups served by a cache: {tokens} tokens, a table of {table}"),
-            &curves,
-        )
+        Figure {
+            title: format!("Lookups served by a cache: {tokens} tokens, a table of {table}"),
+            x: Axis { label: "cache, bytes".into(), scale: Scale::Logarithmic },
+            y: Axis { label: "hit rate".into(), scale: Scale::Linear },
+            series: all,
+        }
     }
 }
 
