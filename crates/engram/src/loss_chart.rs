@@ -21,7 +21,7 @@ const TOP: f64 = 40.0;
 const BOTTOM: f64 = 44.0;
 const COLOURS: [&str; 4] = ["#d9580d", "#3a6ea5", "#4b8b3b", "#8a4f9e"];
 
-/// The picture: held-out losses as lines, training losses, smoothed, behind them.
+/// The chart: held-out losses as lines, with smoothed training losses behind them.
 pub(crate) fn draw(curves: &[Curve]) -> String {
     let smooth: Vec<_> = curves.iter().map(|curve| smoothed(&curve.training)).collect();
     let points = || smooth.iter().flatten().chain(curves.iter().flat_map(|curve| &curve.held_out));
@@ -87,7 +87,7 @@ pub(crate) fn draw(curves: &[Curve]) -> String {
     svg
 }
 
-/// Means over stretches of steps, so that at most some two hundred points are left.
+/// Means over stretches of steps that leave about two hundred points at most.
 fn smoothed(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
     let size = points.len().div_ceil(200).max(1);
     let mean = |stretch: &[(u64, f64)]| {
@@ -99,7 +99,7 @@ fn smoothed(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
     points.chunks(size).map(mean).collect()
 }
 
-/// Round values between `low` and `high`, some four to eight of them.
+/// About four to eight round values between `low` and `high`.
 fn ticks(low: f64, high: f64) -> Vec<f64> {
     let steps = [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
     let step = steps.into_iter().find(|step| (high - low) / step <= 8.0).unwrap_or((high - low) / 4.0);

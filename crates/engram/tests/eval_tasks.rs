@@ -105,7 +105,7 @@ fn two_checkpoints_are_compared_pair_by_pair() {
 
     workshop.fails("eval tasks run letters.toml --out first", INPUT, &["letters.jsonl:1", "another model"]);
     workshop.ok("eval tasks run letters.toml --limit 2 --out fewer");
-    workshop.fails("eval compare first fewer", INPUT, &["not of the same questions"]);
+    workshop.fails("eval compare first fewer", INPUT, &["different questions"]);
     workshop.fails("eval tasks run letters.toml --limit 2 --out second", INPUT, &["other questions"]);
     let begun: String =
         workshop.read("first/letters.jsonl").lines().take(2).map(|line| format!("{line}\n")).collect();

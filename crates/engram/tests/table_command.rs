@@ -390,7 +390,7 @@ fn tiers_are_measured() {
     let shortest = json(&workshop.ok("table bench made --cold --seconds 1e-9 --json"));
     assert_eq!(shortest["requests"], 1);
     let text = workshop.ok("table bench made --cold --seconds 0.05");
-    assert!(text.contains("mapped file, cold") && text.contains("99 % within"), "{text}");
+    assert!(text.contains("mapped file, cold") && text.contains("99th percentile"), "{text}");
 
     workshop.fails("table bench nowhere", INPUT, &["nowhere"]);
     workshop.fails("table bench made --cache 10B", INPUT, &["cache"]);
