@@ -280,7 +280,7 @@ fn what_cannot_be_studied_is_refused_before_any_run() {
     workshop.fails(
         "study allocation --config study.toml --out data",
         INPUT,
-        &["data", "is no study's folder"],
+        &["data", "is not a study's folder"],
     );
     workshop.ok(line);
     workshop.fails("study memory --config study.toml --out out", INPUT, &["out", "a study of allocation"]);
