@@ -231,7 +231,7 @@ impl RunConfig {
         }
         if train.windows_at_once() > train.batch {
             let reason =
-                format!("must be at most the batch, {}; leave it out to compute all at once", train.batch);
+                format!("is more than the batch of {}: leave it out to compute all at once", train.batch);
             return Err(ConfigError::new("train.micro_batch", reason));
         }
         train.memory.validate()?;

@@ -267,7 +267,7 @@ mod tests {
         };
         refused(Sampler::new(0, 0, 1, 10), "context = 0: ");
         refused(Sampler::new(0, 8, 0, 10), "batch = 0: ");
-        refused(Sampler::new(0, 10, 1, 10), "context = 10: the data have 10 tokens");
+        refused(Sampler::new(0, 10, 1, 10), "context = 10: the data has 10 tokens");
         let beyond = SamplerState { epoch: 0, position: 1000 };
         refused(Sampler::new(0, 9, 1, 10).unwrap().at(beyond), "position = 1000: epoch 0 has 1 windows");
         assert!(validation_windows(10, 10, None).is_err());

@@ -1020,8 +1020,7 @@ mod tests {
         assert!(run(&bad, &hold_out(f64::NAN)).starts_with("hold_out = NaN: "));
         let one = corpus(&texts()[..1]);
         assert!(
-            run(&one, &hold_out(0.999999))
-                .contains("leaves nothing for training of the corpus's 1 documents")
+            run(&one, &hold_out(0.999999)).contains("leaves none of the corpus's 1 documents for training")
         );
         let none = PrepareOptions { shard_tokens: 0, ..Default::default() };
         assert!(run(&one, &none).starts_with("shard_tokens = 0: "));

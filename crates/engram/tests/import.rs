@@ -184,7 +184,7 @@ fn what_cannot_become_a_checkpoint_is_refused() {
     workshop.write("model/tokenizer_config.json", "{\"chat_template\": \"{% for %}\"}");
     workshop.fails("import model --out imported", INPUT, &["model: chat template: "]);
     write_model(&workshop, (4, 2), |_| ());
-    workshop.fails("import model --out nowhere/imported", INPUT, &["there is no folder nowhere"]);
+    workshop.fails("import model --out nowhere/imported", INPUT, &["the folder nowhere does not exist"]);
     workshop.ok("import model --out imported");
     workshop.fails("import model --out imported", INPUT, &["imported already exists"]);
     assert!(workshop.list(".").iter().all(|name| !name.contains("unfinished")));

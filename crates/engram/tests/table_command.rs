@@ -207,7 +207,7 @@ fn what_cannot_be_made_is_refused_before_anything_is_written() {
     );
     refused(
         "table create t --preset v41 --tokenizer tokenizer.json --layer 1",
-        &["99,092 classes", "it has"],
+        &["99,092 classes", "this one has"],
     );
     refused("table create t --config config.toml", &["--tokenizer"]);
     refused(
@@ -268,7 +268,7 @@ fn checkpoints_that_do_not_hold_the_table_are_refused() {
     // The addressing at hand has other rows than the checkpoint.
     workshop.ok("tokenizer train corpus.jsonl --vocabulary 320 --out tokenizer.json");
     let preset = "table import layer1.safetensors out --preset v41 --tokenizer tokenizer.json --layer 1";
-    refused(preset, &["tokenizer.json", "99,092 classes", "it has"]);
+    refused(preset, &["tokenizer.json", "99,092 classes", "this one has"]);
     workshop.write("config.toml", common::CONFIG);
     let own = "table import layer1.safetensors out --config config.toml --tokenizer tokenizer.json --layer 1";
     refused(own, &["9088 rows", "in layer 1"]);

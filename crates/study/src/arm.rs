@@ -446,11 +446,14 @@ mod tests {
             ("set.model.memory.gait = false", "arm `b`: unknown field `gait`"),
             ("set.model.memory.heads = 0", "arm `b`: `model.memory.heads`: is 0"),
             ("remove = ['model.memroy']", "arm `b`: the base has no `model.memroy`"),
-            ("solve = [{ key = 'model.heads', equal = 'total' }]", "arm `b`: there is no `model.heads`"),
+            (
+                "solve = [{ key = 'model.heads', equal = 'total' }]",
+                "arm `b`: `model.heads` cannot be adjusted",
+            ),
             ("solve = [{ key = 'model.tied_head', equal = 'total' }]", "is not a whole number"),
             (
                 "set.model.memory.rows_per_head = [10, 10]\nsolve = [{ key = 'train.batch', equal = 'total' }]",
-                "does not raise its parameters in all",
+                "does not raise its parameters to",
             ),
             ("set.data.valid = 'elsewhere'", "arm `b`: changes data"),
             ("set.train.steps = 11", "arm `b`: changes the number of training tokens"),
@@ -459,7 +462,7 @@ mod tests {
             assert!(message.contains(words), "{message}");
         }
         let message = refused(Kind::Ablation, "ablation.arms = [{ name = 'a' }, { name = '../b' }]");
-        assert!(message.contains("arm `../b`: a name has"), "{message}");
+        assert!(message.contains("arm `../b`: a name consists"), "{message}");
     }
 
     proptest! {
