@@ -1,4 +1,4 @@
-//! Matrix products on borrowed row-major matrices: a safe face on the `gemm` crate.
+//! Matrix products on borrowed row-major matrices: a safe interface to the `gemm` crate.
 
 use crate::parallel::{self, block_rows};
 use gemm::Parallelism;
@@ -140,8 +140,8 @@ pub(crate) fn multiply(
 
 /// The transpose `[columns, rows]` of `data` `[rows, columns]`, moved.
 ///
-/// Worth its pass over the data where a transposed view would be read again and again: rows a power
-/// of two apart compete for the same cache lines.
+/// Worth its pass over the data if a transposed view would be read repeatedly: rows a power of two apart compete for
+/// the same cache lines.
 pub(crate) fn transpose(data: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     let mut transposed = vec![0.0; rows * columns];
     transpose_from(data, rows, columns, 0, &mut transposed);

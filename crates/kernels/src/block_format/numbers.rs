@@ -1,9 +1,9 @@
-//! The stored numbers of ggml's blocks, taken out of their bits.
+//! Unpacks the stored numbers of ggml's blocks.
 //!
-//! Each function writes the numbers of a block in the order of its values. Where high bits are kept apart from low
-//! ones, they come first among the arguments.
+//! Each function writes the numbers of a block in the order of its values. High bits stored apart from low ones come
+//! first among the arguments.
 
-/// What the indices of IQ4_NL and IQ4_XS stand for.
+/// The values of the indices of IQ4_NL and IQ4_XS.
 pub(crate) const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// The low halves of all bytes, then the high ones.
