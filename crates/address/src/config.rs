@@ -40,7 +40,7 @@ pub struct AddressConfig {
     pub base_rows: Vec<u64>,
     /// Token whose class stands for everything before the start of a sequence.
     pub pad_id: u32,
-    /// Tokens at which n-grams start anew; none by default.
+    /// Tokens at which n-grams start again; none by default.
     #[serde(default)]
     pub boundary: Boundary,
     /// Arithmetic of classes times multipliers; exact by default.
@@ -87,7 +87,7 @@ pub struct StoredAddressing {
     pub layers: Vec<StoredLayer>,
     /// Token whose class stands for everything before the start of a sequence.
     pub pad_id: u32,
-    /// Tokens at which n-grams start anew.
+    /// Tokens at which n-grams start again.
     #[serde(default)]
     pub boundary: Boundary,
     /// How classes and multipliers are multiplied.

@@ -224,7 +224,7 @@ fn ruler_writes_tasks_that_can_be_asked() {
     );
 }
 
-/// The differentiable forward pass, which computes the whole text anew for each token.
+/// The differentiable forward pass, which computes the whole text again for each token.
 struct WholeModel<'a>(&'a Trained);
 
 impl Scorer for WholeModel<'_> {
@@ -283,7 +283,7 @@ impl Scorer for WholeModel<'_> {
     }
 }
 
-/// What the whole model says, computed anew for each token.
+/// The whole model's answer, computed again for each token.
 fn said_by_the_whole_model(model: &Trained, task: &Task) -> Vec<Outcome> {
     let questions = task.questions(None, FewShot { count: None, seed: 0 }, None).unwrap();
     let all: Vec<usize> = (0..questions.len()).collect();

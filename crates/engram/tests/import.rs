@@ -84,7 +84,7 @@ fn the_checkpoint_answers_as_the_model_did() {
         let metadata = std::fs::metadata(workshop.path("imported").join(name)).unwrap();
         std::os::unix::fs::PermissionsExt::mode(&metadata.permissions())
     };
-    assert_eq!(mode("model.safetensors"), mode("run.toml"), "whoever may read the one may read the other");
+    assert_eq!(mode("model.safetensors"), mode("run.toml"), "both have the same readers");
 
     let sailed = "data = 'who.jsonl'\n[multiple_choice]\nprompt = '{{ who }} sailed'\n\
                   choices = '[\"to New York\", \"the old captain\"]'\nanswer = 'gold'\n";

@@ -127,7 +127,7 @@ fn facts_are_forgotten_when_the_memory_is_off() {
             squares += number(&outcome["cloze"]["tokens"]).powi(2);
         }
         means.push(nats / tokens);
-        // Eight answers of unequal length say no more than tokens²/squares equal ones.
+        // Eight answers of unequal length have the precision of tokens²/squares equal ones.
         assert!((number(&lost["degrees"]) - (tokens * tokens / squares - 1.0)).abs() < 1e-9, "{lost}");
         assert!((number(&task(0)["likelihood"][memory]) - nats / tokens).abs() < 1e-9);
     }

@@ -265,7 +265,7 @@ fn checkpoints_that_do_not_hold_the_table_are_refused() {
     refused(&import("cut.safetensors", ""), &["cut.safetensors", "promises", "byte 8"]);
     workshop.write("cut.safetensors", &whole[..6]);
     refused(&import("cut.safetensors", ""), &["cut.safetensors", "byte 6"]);
-    // The addressing at hand has other rows than the checkpoint.
+    // The given addressing has other rows than the checkpoint.
     workshop.ok("tokenizer train corpus.jsonl --vocabulary 320 --out tokenizer.json");
     let preset = "table import layer1.safetensors out --preset v41 --tokenizer tokenizer.json --layer 1";
     refused(preset, &["tokenizer.json", "99,092 classes", "this one has"]);

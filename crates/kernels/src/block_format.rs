@@ -201,7 +201,7 @@ impl BlockFormat {
         Ok(values)
     }
 
-    /// As [`dequantize`](Self::dequantize), into `values`.
+    /// Like [`dequantize`](Self::dequantize), written to `values`.
     ///
     /// # Errors
     /// When `values` is not whole blocks or does not match the number of bytes.

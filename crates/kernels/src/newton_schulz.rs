@@ -20,7 +20,7 @@ const NORM_EPSILON: f32 = 1e-7;
 /// # Panics
 /// When `matrices` is not a whole number of matrices.
 pub fn newton_schulz(matrices: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    // A product that does not fit is no length of a slice either.
+    // No slice has a length that overflows.
     let size = rows.checked_mul(columns).unwrap_or(0);
     assert!(
         size > 0 && matrices.len().is_multiple_of(size),

@@ -8,7 +8,7 @@
 //! * the log-probability of the right answer in nats per token, on, off, and their paired difference. It also changes
 //!   in models that are too small to give the right answer;
 //! * for multiple choice, the log-probability of the right choice among the choices. Without a memory a model may find
-//!   all choices likelier, or none; this measures how well it tells them apart.
+//!   all choices likelier, or none; this measures how well it distinguishes them.
 //!
 //! Tasks are grouped by the kinds in their files ([`TaskKind`]), and facts are compared with reading: a memory that
 //! stores knowledge should matter more for facts than for questions about a passage in the prompt. A group's value is

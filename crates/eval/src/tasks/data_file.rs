@@ -143,7 +143,7 @@ mod tests {
         read(&path, fields.as_deref())
     }
 
-    /// A list in a struct, as the Hugging Face hub has it, and columns that may be null.
+    /// A list in a struct, as on the Hugging Face hub, and columns that may be null.
     #[test]
     fn parquet_holds_lists_and_structs() {
         let schema = "message m {

@@ -33,7 +33,7 @@ pub(crate) fn q4_k(bytes: &[u8], numbers: &mut [u8]) {
     }
 }
 
-/// As [`q4_k`], with a fifth bit: bit g of byte i of `high` `[32]` is that of value 32g + i.
+/// Like [`q4_k`], with a fifth bit: bit g of byte i of `high` `[32]` is that of value 32g + i.
 #[inline(always)]
 pub(crate) fn q5_k(high: &[u8], bytes: &[u8], numbers: &mut [u8]) {
     q4_k(bytes, numbers);
@@ -56,7 +56,7 @@ pub(crate) fn pairs(bytes: &[u8], numbers: &mut [u8]) {
     }
 }
 
-/// As [`pairs`], with a third bit: bit g of byte i of `high` `[32]` is that of value 32g + i.
+/// Like [`pairs`], with a third bit: bit g of byte i of `high` `[32]` is that of value 32g + i.
 #[inline(always)]
 pub(crate) fn q3_k(high: &[u8], bytes: &[u8], numbers: &mut [u8]) {
     pairs(bytes, numbers);

@@ -175,7 +175,7 @@ impl Report {
 
     /// The tasks that have the quantity, and the kinds with several tasks.
     fn changes(&self, quantity: Quantity, of: fn(&TaskFinding) -> Option<Change>) -> Table {
-        let header = ["task", "kind", "questions", "memory on", "memory off", "off less on", "± error"];
+        let header = ["task", "kind", "questions", "memory on", "memory off", "off minus on", "± error"];
         let mut table = Table::new(header);
         let pair = |found: Estimate| [format!("{:+.4}", found.value), format!("{:.4}", found.error)];
         for task in &self.findings.tasks {
@@ -197,7 +197,7 @@ impl Report {
             "guess",
             "memory on",
             "memory off",
-            "off less on",
+            "off minus on",
             "± error",
             "retained",
             "± error",
