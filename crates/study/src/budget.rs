@@ -107,7 +107,7 @@ pub(crate) fn check(cost: Cost, found: u64, target: u64) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "no configuration meets the budget: it needs {} of {target} (±{} %); the nearest \
+        "no configuration meets the budget: it needs {target} {} (±{} %); the nearest \
          value is {found} ({:+.2} %)",
         cost.name(),
         100.0 * cost.tolerance(),
