@@ -20,7 +20,7 @@ SPEED = ROOT / "target/release/examples/speed"
 
 
 def tokens(count: int, seed: int, vocabulary: int) -> list[int]:
-    """As the example `speed` has them."""
+    """The same as in the example `speed`."""
     return [(seed * 7919 + at * 104_729 + 13) % vocabulary for at in range(count)]
 
 

@@ -192,7 +192,7 @@ def main():
         last = [model.logits(model.hidden([tokenizer.encode(prompt)])[0][0, -1]).numpy() for prompt in prompts]
         np.save(options.out, np.stack(last))
         return
-    # Answers are written as they come; the same command goes on after the last.
+    # Answers are written as they come; the same command resumes after the last one.
     out = open(options.out, "a+", encoding="utf-8") if options.out else None
     answered = 0
     if out:

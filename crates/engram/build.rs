@@ -1,10 +1,10 @@
-//! Tells the program which commit it is built from, for results to name it.
+//! Records the commit that the program is built from, so that results can name it.
 
 use std::path::Path;
 use std::process::Command;
 
 fn main() {
-    // A source archive has no history; results then say so.
+    // A source archive has no history; the commit is then "unknown".
     let commit = git(&["describe", "--always", "--dirty", "--abbrev=9", "--exclude=*"]);
     println!("cargo::rustc-env=ENGRAM_COMMIT={}", commit.as_deref().unwrap_or("unknown"));
     println!("cargo::rerun-if-changed=build.rs");

@@ -19,7 +19,7 @@ fuzz_target!(|input: &[u8]| {
     }
     let header: [u8; 160] = take(&mut rest);
     let Some(mut bytes) = sealed_table(&header, rest, LIMIT) else {
-        // Too large for this file, or for any: a header that promises what is not there.
+        // Too large for this file, or for any: a header that promises more than the file holds.
         let mut bytes = header.to_vec();
         bytes.resize(PAGE, 0);
         seal(&mut bytes);

@@ -1,4 +1,4 @@
-//! Row ids per second on one core: V4.1's first memory layer, orders 2 to 4, 8 heads each, from token ids.
+//! Row ids per second on one core for V4.1's first memory layer (orders 2 to 4, 8 heads each), from token ids.
 //! `benches/pytorch/addressing.py` measures the same in numpy.
 
 use std::hint::black_box;
@@ -17,7 +17,7 @@ fn addressing(criterion: &mut Criterion) {
         boundary: Boundary::None,
         arithmetic: Arithmetic::Exact,
     };
-    // As many tokens and classes as V4.1 has; which ids share a class is of no matter here.
+    // As many tokens and classes as V4.1 has. Which ids share a class does not matter here.
     let classes = (0..129_280).map(|token| token % 99_092).collect();
     let vocabulary = Vocabulary::from_classes(classes).expect("no gaps");
     let addressing = Addressing::new(&config, vocabulary).expect("a valid configuration");
@@ -25,7 +25,7 @@ fn addressing(criterion: &mut Criterion) {
 
     let mut group = criterion.benchmark_group("addressing");
     group.sample_size(20);
-    // A decoded token, a prompt, a batch (its ids do not fit the caches).
+    // A decoded token, a prompt, and a batch whose ids exceed the caches.
     for tokens in [1, 4096, 65_536] {
         let ids: Vec<u32> = (0..tokens as u64).map(|i| (i * 2_654_435_761 % 129_280) as u32).collect();
         let mut out = vec![0; tokens * slots];

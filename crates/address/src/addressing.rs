@@ -14,7 +14,7 @@ use crate::primes::assign_primes;
 use crate::scheme::Scheme;
 use crate::vocabulary::Vocabulary;
 
-/// From token ids to row ids, for every memory layer of a model. Clones share their parts.
+/// Maps token ids to row ids, for every memory layer of a model. Clones share their parts.
 #[derive(Clone, Debug)]
 pub struct Addressing {
     scheme: Arc<Scheme>,
@@ -22,10 +22,10 @@ pub struct Addressing {
 }
 
 impl Addressing {
-    /// Draws the multipliers and searches the primes that `config` asks for.
+    /// Draws the multipliers and finds the primes for `config`.
     ///
     /// # Errors
-    /// A value that cannot be used, by its key.
+    /// An invalid value, by its key.
     pub fn new(config: &AddressConfig, vocabulary: Vocabulary) -> Result<Self> {
         config.validate()?;
         let primes = assign_primes(config.layers.len(), &config.base_rows, config.heads)?;
@@ -43,11 +43,11 @@ impl Addressing {
         Self::from_stored(stored, vocabulary)
     }
 
-    /// Takes multipliers and primes as a checkpoint stores them.
+    /// Uses multipliers and primes as stored in a checkpoint.
     ///
     /// # Errors
-    /// A value that cannot be used, by its key; with exact arithmetic also a multiplier that is not
-    /// positive or whose product with a class reaches 2^63.
+    /// An invalid value, by its key. With exact arithmetic also a multiplier that is not positive, or whose product
+    /// with a class reaches 2^63.
     pub fn from_stored(stored: StoredAddressing, vocabulary: Vocabulary) -> Result<Self> {
         stored.validate()?;
         let StoredAddressing { layers, pad_id, boundary, arithmetic } = stored;
@@ -66,7 +66,7 @@ impl Addressing {
         Ok(Self { identity: identity_of(&scheme), scheme: Arc::new(scheme) })
     }
 
-    /// Everything but the vocabulary, spelled out for a checkpoint.
+    /// Everything but the vocabulary, in the form that a checkpoint stores.
     pub fn to_stored(&self) -> StoredAddressing {
         let layer = |layer: &LayerAddress| StoredLayer {
             layer: layer.layer(),
@@ -81,7 +81,7 @@ impl Addressing {
         }
     }
 
-    /// The hash over everything that decides row ids.
+    /// The hash of everything that decides row ids.
     pub fn identity(&self) -> AddressIdentity {
         self.identity
     }
@@ -106,19 +106,17 @@ impl Addressing {
         self.scheme.max_order()
     }
 
-    /// The history of a sequence that has not begun.
+    /// The history of an empty sequence.
     pub fn history(&self) -> History {
         History::new(Arc::clone(&self.scheme))
     }
 
-    /// Row ids of a whole sequence in one memory layer's table, `[time, order, head]`; replaces what
-    /// `out` held.
+    /// Row ids of a whole sequence in one memory layer's table, `[time, order, head]`. Replaces the contents of `out`.
     ///
     /// `layer_index` counts memory layers from 0; it is not the block's id.
     ///
     /// # Errors
-    /// A token outside the vocabulary, a mask of another length than the tokens, a layer that does not
-    /// exist.
+    /// A token outside the vocabulary, a mask whose length differs from the tokens', a layer that does not exist.
     pub fn row_ids<'t>(
         &self,
         layer_index: usize,
@@ -130,10 +128,10 @@ impl Addressing {
         self.row_ids_into(layer_index, tokens, out)
     }
 
-    /// The same into a slice of `tokens.len() * slots` entries.
+    /// The same, written to a slice of `tokens.len() * slots` entries.
     ///
     /// # Errors
-    /// Those of [`row_ids`](Self::row_ids), and a slice of another length.
+    /// Those of [`row_ids`](Self::row_ids), and a slice of the wrong length.
     pub fn row_ids_into<'t>(
         &self,
         layer_index: usize,
@@ -191,7 +189,7 @@ fn identity_of(scheme: &Scheme) -> AddressIdentity {
     hasher.finish()
 }
 
-// The history counts how far a position sees in 16 bits.
+// The history stores how many positions a token sees in 16 bits.
 const _: () = assert!(MAX_ORDER <= u16::MAX as usize);
 
 #[cfg(test)]
@@ -259,7 +257,7 @@ mod tests {
         assert_eq!(addressing().identity(), identities[0]);
     }
 
-    /// Tables and checkpoints on disk carry identities: what goes into one, and how, must not change.
+    /// Tables and checkpoints on disk carry identities, so the hashed facts and their encoding must never change.
     #[test]
     fn the_identity_of_a_known_addressing() {
         let expected = "8ee1a21c3b6c430825fe9a72d055755b14128a475a00dae22aa172f773c6bb75";

@@ -13,13 +13,12 @@ use crate::vocabulary::Vocabulary;
 impl Vocabulary {
     /// The classes of a tokenizer's ids, numbered in the order of their first token.
     ///
-    /// A token's key is its decoded text after normalisation (compatibility forms, accents, case and runs
-    /// of white space made equal), or the text itself where normalising leaves nothing, or, for a token
-    /// that is not valid UTF-8 by itself, its raw vocabulary entry.
+    /// A token's key is its decoded text after normalisation, which unifies compatibility forms, accents, case and runs
+    /// of white space. If normalisation leaves nothing, the key is the text itself. A token that is not valid UTF-8 by
+    /// itself has its raw vocabulary entry as key.
     ///
     /// # Errors
-    /// A tokenizer with ids beyond its own size (its numbering has holes), or one that fails to decode an
-    /// id.
+    /// A tokenizer whose ids have gaps, or one that fails to decode an id.
     pub fn from_tokenizer(tokenizer: &Tokenizer) -> Result<Self> {
         let tokens = tokenizer.get_vocab_size(true) as u32;
         refuse_ids_beyond(tokens, tokenizer)?;
@@ -64,7 +63,7 @@ fn key(token: u32, tokenizer: &Tokenizer, normalizer: &impl Normalizer) -> Resul
     let failure = |error: tokenizers::Error| AddressError::Tokenizer {
         token,
         problem: format!(
-            "{error}; its text decides its class, so repair the tokenizer's decoder or vocabulary"
+            "{error}; a token's class depends on its text, so repair the tokenizer's decoder or vocabulary"
         ),
     };
     let text = tokenizer.decode(&[token], false).map_err(failure)?;
@@ -76,8 +75,8 @@ fn key(token: u32, tokenizer: &Tokenizer, normalizer: &impl Normalizer) -> Resul
     Ok(if normalized.get().is_empty() { text } else { normalized.get().to_owned() })
 }
 
-/// NFKC, NFD, no accents, lower case, runs of white space to one space, no outer space. A text that is
-/// nothing but one space keeps it: a private character stands for it while the others are stripped.
+/// NFKC, NFD, no accents, lower case, runs of white space to one space, no outer space. A text of exactly one space
+/// keeps it: a private-use character replaces it while outer spaces are stripped.
 fn normalizer() -> Sequence {
     const LONE_SPACE: &str = "\u{E000}";
     let replace = |pattern: ReplacePattern, content: &str| {
@@ -150,8 +149,8 @@ mod tests {
     fn tokens_of_equal_text_share_a_class() {
         let tokens = ["The", "Ġthe", "cafÃ©", "CAFE", "Ġ", "Ċ", "ĠĠ", "Ã", "Â", "THE", "Ìģ", "ģ"];
         let vocabulary = Vocabulary::from_tokenizer(&byte_level_tokenizer(&tokens)).unwrap();
-        // White space is one class; lone bytes keep their own, as does an accent that normalising would
-        // leave nothing of; `<The>` is another text than `The`.
+        // White space is one class. Lone bytes keep their own class, as does an accent that normalisation would remove.
+        // `<The>` is not the same text as `The`.
         assert_eq!(vocabulary.as_slice(), [0, 0, 1, 1, 2, 2, 2, 3, 4, 0, 5, 6, 7]);
         assert_eq!((vocabulary.len(), vocabulary.classes()), (13, 8));
     }

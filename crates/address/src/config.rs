@@ -5,10 +5,11 @@ use crate::error::{AddressError, Result};
 /// The longest n-gram this crate hashes.
 pub const MAX_ORDER: usize = 64;
 
-/// The most heads of an order. Published models have 8; a token of 3 orders would read 12,288 rows with these.
+/// The maximum number of heads per order. Published models have 8; with 3 orders of this many, a token reads 12,288
+/// rows.
 pub const MAX_HEADS: usize = 4096;
 
-/// What decides the row ids of a model, besides its vocabulary.
+/// Everything that decides the row ids of a model, except its vocabulary.
 ///
 /// ```
 /// use engram_address::{AddressConfig, Boundary};
@@ -26,10 +27,10 @@ pub const MAX_HEADS: usize = 4096;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AddressConfig {
-    /// Seed of the multipliers; 0 if not given.
+    /// Seed of the multipliers; default 0.
     #[serde(default)]
     pub seed: u64,
-    /// Ids of the blocks with memory, 0-based. They decide the multipliers; their order decides the primes.
+    /// Ids of the blocks with memory, 0-based. The ids decide the multipliers; their order decides the primes.
     pub layers: Vec<usize>,
     /// Length of the longest n-gram, at least 2.
     pub max_order: usize,
@@ -39,15 +40,15 @@ pub struct AddressConfig {
     pub base_rows: Vec<u64>,
     /// Token whose class stands for everything before the start of a sequence.
     pub pad_id: u32,
-    /// Tokens at which the n-grams start again; none if not given.
+    /// Tokens at which n-grams start again; none by default.
     #[serde(default)]
     pub boundary: Boundary,
-    /// How classes and multipliers are multiplied; exact if not given.
+    /// Arithmetic of classes times multipliers; exact by default.
     #[serde(default)]
     pub arithmetic: Arithmetic,
 }
 
-/// A token that n-grams do not reach across: what lies beyond counts as pad.
+/// A token that n-grams do not cross: what lies beyond it counts as pad.
 ///
 /// In TOML: `boundary = "none"`, `boundary = { after = 1 }`, `boundary = { before = 0 }`.
 /// Qwen3.8-Flash-Next has its end-of-sequence token both as `after` and as `pad_id`.
@@ -57,29 +58,28 @@ pub enum Boundary {
     /// N-grams reach across documents, as in the paper and in V4.1.
     #[default]
     None,
-    /// The token ends its document (an end-of-sequence token): it sees the document, later tokens see
-    /// neither it nor what is older.
+    /// The token ends its document (an end-of-sequence token). It sees the document; later tokens see neither it nor
+    /// anything older.
     After(u32),
-    /// The token starts its document (a beginning-of-sequence token): nothing older is seen by it or by
-    /// later tokens.
+    /// The token starts its document (a beginning-of-sequence token). Neither it nor later tokens see anything older.
     Before(u32),
 }
 
-/// How classes and multipliers are multiplied. The remainder is the floored one in both cases.
+/// How classes and multipliers are multiplied. Both use the floored remainder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Arithmetic {
-    /// Multipliers are positive and every product stays below 2^63; others are refused.
+    /// Multipliers are positive, and every product stays below 2^63. Others are refused.
     #[default]
     Exact,
     /// Any 64-bit multipliers; products wrap around as signed 64-bit integers.
     Wrapping,
 }
 
-/// Addressing with its multipliers and sizes spelled out, as a checkpoint stores it.
+/// An addressing with explicit multipliers and sizes, as a checkpoint stores it.
 ///
-/// Multipliers are written as strings, because many readers of JSON turn numbers into doubles and lose
-/// their last digits; strings and integers are read, floating-point numbers are refused.
+/// Multipliers are written as strings, because many readers of JSON convert numbers to doubles and lose the last
+/// digits. Strings and integers are read; floating-point numbers are refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StoredAddressing {
@@ -87,7 +87,7 @@ pub struct StoredAddressing {
     pub layers: Vec<StoredLayer>,
     /// Token whose class stands for everything before the start of a sequence.
     pub pad_id: u32,
-    /// Tokens at which the n-grams start again.
+    /// Tokens at which n-grams start again.
     #[serde(default)]
     pub boundary: Boundary,
     /// How classes and multipliers are multiplied.
@@ -109,10 +109,10 @@ pub struct StoredLayer {
 }
 
 impl AddressConfig {
-    /// Checks what can be checked without a vocabulary.
+    /// Checks everything that does not need a vocabulary.
     ///
     /// # Errors
-    /// Names the key whose value cannot be used.
+    /// The key of an invalid value.
     pub fn validate(&self) -> Result<()> {
         validate_shape(self.layers.iter().copied(), self.max_order, self.heads)?;
         if self.base_rows.len() != self.max_order - 1 {
@@ -130,10 +130,10 @@ impl AddressConfig {
 }
 
 impl StoredAddressing {
-    /// Checks what can be checked without a vocabulary.
+    /// Checks everything that does not need a vocabulary.
     ///
     /// # Errors
-    /// Names the key whose value cannot be used.
+    /// The key of an invalid value.
     pub fn validate(&self) -> Result<()> {
         let (orders, heads) = match self.layers.first() {
             Some(first) => (first.primes.len(), first.primes.first().map_or(0, Vec::len)),
@@ -185,7 +185,7 @@ fn validate_shape(layers: impl Iterator<Item = usize>, max_order: usize, heads: 
     Ok(())
 }
 
-/// Fails unless an order may have so many heads.
+/// Fails if an order cannot have this many heads.
 pub(crate) fn check_heads(heads: usize) -> Result<()> {
     match heads {
         0 => config_error("heads", "is 0; every order needs at least one".into()),

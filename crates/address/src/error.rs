@@ -2,20 +2,20 @@ use std::path::PathBuf;
 
 use engram_identity::IdentityMismatch;
 
-/// The result of everything in this crate that can fail.
+/// The result of this crate's fallible functions.
 pub type Result<T> = std::result::Result<T, AddressError>;
 
-/// What was wrong, where, and what to do about it.
+/// What is wrong, where, and what to do about it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddressError {
-    /// A value of an [`AddressConfig`](crate::AddressConfig) or
-    /// [`StoredAddressing`](crate::StoredAddressing) cannot be used.
+    /// A value of an [`AddressConfig`](crate::AddressConfig) or [`StoredAddressing`](crate::StoredAddressing) is
+    /// invalid.
     #[error("address configuration, key `{key}`: {problem}")]
     Config {
         /// The key as it is written in the file.
         key: &'static str,
-        /// What is wrong with its value, and what would be right.
+        /// What is wrong with its value, and what is valid.
         problem: String,
     },
     /// A tokenizer file could not be read or parsed.
@@ -23,7 +23,7 @@ pub enum AddressError {
     TokenizerFile {
         /// The file.
         path: PathBuf,
-        /// What the tokenizer library said.
+        /// The tokenizer library's message.
         problem: String,
     },
     /// A tokenizer cannot be turned into classes.
@@ -43,7 +43,7 @@ pub enum AddressError {
     /// A token id lies outside the vocabulary.
     #[error(
         "token {token} at position {position} is outside the vocabulary, which has {}; \
-         tokenise the text with the tokenizer this vocabulary was made from", ids_of(*len)
+         tokenise the text with the tokenizer that this vocabulary was made from", ids_of(*len)
     )]
     OutOfVocabulary {
         /// The token's id.
@@ -53,53 +53,53 @@ pub enum AddressError {
         /// Tokens in the vocabulary.
         len: usize,
     },
-    /// A mask over tokens does not have one entry per token.
+    /// The number of entries in a mask differs from the number of tokens.
     #[error("the `{mask}` mask has {found} entries for {tokens} tokens; give one entry per token")]
     MaskLength {
         /// `dead` or `starts`.
         mask: &'static str,
         /// Entries in the mask.
         found: usize,
-        /// Tokens it should cover.
+        /// Tokens that it should cover.
         tokens: usize,
     },
-    /// The slice for row ids does not fit the tokens.
+    /// The length of a slice for row ids does not match the tokens.
     #[error(
         "row ids of {tokens} tokens with {slots} slots each need {} entries, the output has {found}",
         tokens * slots
     )]
     OutputLength {
-        /// Tokens to be addressed.
+        /// Tokens to address.
         tokens: usize,
         /// Row ids per token.
         slots: usize,
         /// Entries in the slice.
         found: usize,
     },
-    /// There is no layer of that index.
+    /// No layer has this index.
     #[error(
         "there is no memory layer of index {index}; the memory layers are {layers:?} (index 0 is the first)"
     )]
     LayerIndex {
-        /// The index asked for.
+        /// The requested index.
         index: usize,
-        /// The ids of the layers there are.
+        /// The ids of the existing layers.
         layers: Vec<usize>,
     },
-    /// A history cannot go back that far.
+    /// A history cannot be rolled back that far.
     #[error(
-        "cannot roll back {asked} of {len} tokens: the history can give up {available}; \
+        "cannot roll back {asked} of {len} tokens: the history keeps {available} for rollback; \
          keep more with `History::with_rollback`, or start it again"
     )]
     Rollback {
-        /// Tokens to be taken back.
+        /// Tokens to remove.
         asked: usize,
         /// Tokens in the sequence.
         len: usize,
-        /// Tokens that can be taken back.
+        /// Tokens that can be removed.
         available: usize,
     },
-    /// Two parts were made with different addressing.
+    /// Two parts belong to different addressings.
     #[error(transparent)]
     Identity(#[from] IdentityMismatch),
 }

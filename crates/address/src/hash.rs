@@ -6,11 +6,11 @@ const LANES: usize = 8;
 /// One token as the hash sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Position {
-    /// Its class; that of pad if it is dead.
+    /// Its class; that of pad if the token is dead.
     pub(crate) class: u32,
-    /// How many positions before it count as themselves; what is older counts as pad.
+    /// How many positions before it count as themselves; older ones count as pad.
     pub(crate) reach: u16,
-    /// Whether it and what is older count as pad for later tokens.
+    /// Whether it and everything older count as pad for later tokens.
     pub(crate) closes: bool,
 }
 
@@ -43,7 +43,7 @@ impl LayerAddress {
         self.layer
     }
 
-    /// Rows of the layer's table: those of all its heads, one after another (order-major, head-minor).
+    /// Rows of the layer's table: those of all its heads in sequence (order-major, head-minor).
     pub fn rows(&self) -> u64 {
         self.rows
     }
@@ -68,16 +68,15 @@ impl LayerAddress {
         &self.primes
     }
 
-    /// Row ids of `positions[first..]`, to `out` as `[time, order, head]`; those before `first` are only
-    /// seen. `out` has `slots()` entries for each.
+    /// Writes row ids of `positions[first..]` to `out` as `[time, order, head]`. Positions before `first` are only
+    /// context. `out` has `slots()` entries for each position.
     pub(crate) fn row_ids(&self, positions: &[Position], first: usize, pad_class: u32, out: &mut [u64]) {
         debug_assert_eq!(out.len(), (positions.len() - first) * self.slots());
         pulp::Arch::new().dispatch(RowIds { layer: self, positions, first, pad_class, out });
     }
 }
 
-/// One call of [`LayerAddress::row_ids`], compiled for every instruction set that `pulp` can find at run
-/// time.
+/// One call of [`LayerAddress::row_ids`], compiled for every instruction set that `pulp` detects at run time.
 struct RowIds<'a> {
     layer: &'a LayerAddress,
     positions: &'a [Position],
@@ -91,8 +90,8 @@ impl pulp::NullaryFnOnce for RowIds<'_> {
 
     #[inline(always)]
     fn call(mut self) {
-        // All lanes of a vector are written at once. Those of absent heads lie where the next slots will
-        // be, or, after the last token, beyond the end.
+        // All lanes of a vector are written at once. Lanes of absent heads are overwritten by the next slots or, after
+        // the last token, lie beyond the end.
         let slots = self.layer.slots();
         let absent = self.layer.heads().next_multiple_of(LANES) - self.layer.heads();
         let roomy = self.out.len().saturating_sub(absent) / slots;
@@ -106,7 +105,7 @@ impl pulp::NullaryFnOnce for RowIds<'_> {
 }
 
 impl RowIds<'_> {
-    /// The rows of some tokens. `write` puts the first `heads` of the lanes at the beginning of a slice.
+    /// The rows of some tokens. `write` stores the first `heads` lanes at the beginning of a slice.
     #[inline(always)]
     fn tokens(&mut self, times: Range<usize>, write: impl Fn(&mut [u64], [u64; LANES], usize)) {
         let Self { layer, positions, first, pad_class, ref mut out } = *self;
@@ -128,13 +127,12 @@ impl RowIds<'_> {
     }
 }
 
-/// Up to [`LANES`] heads of one order, and what their remainders need. Absent heads have one row.
+/// Up to [`LANES`] heads of one order, with the constants of their remainders. Absent heads have one row.
 ///
-/// With mix = high·2^32 + low (high signed), mix ≡ high·carry + low (mod p) where carry = 2^32 mod p < p:
-/// a number that fits 64 bits and whose quotient by p is at most 2^32 in size. A double finds that
-/// quotient to the nearest integer with an error of at most one half and 2^-18, so the remainder it
-/// leaves lies strictly between −p and p and is exact after adding p to a negative one. This holds for
-/// every 64-bit mix and every p below 2^32.
+/// With mix = high·2^32 + low (high signed), mix ≡ high·carry + low (mod p), where carry = 2^32 mod p < p. That number
+/// fits 64 bits, and its quotient by p is at most 2^32 in size. Double arithmetic gives the nearest integer to the
+/// quotient with an error of at most one half plus 2^-18. So the remainder lies strictly between −p and p, and is exact
+/// after adding p to a negative one. This holds for every 64-bit mix and every p below 2^32.
 #[derive(Clone, Debug)]
 struct HeadLanes {
     heads: usize,
@@ -168,7 +166,7 @@ impl HeadLanes {
     /// `first_row + mix mod prime` (floored) of every head.
     #[inline(always)]
     fn rows(&self, mix: i64) -> [u64; LANES] {
-        // Added to a double of small size, this rounds it to an integer held in the low bits.
+        // Adding this to a small double rounds it to an integer held in the low bits.
         const ROUND: f64 = 6755399441055744.0; // 1.5 · 2^52
         let (high, low) = (mix >> 32, mix & 0xffff_ffff);
         let (high_share, low_share) = (high as f64, low as f64);
@@ -202,7 +200,7 @@ mod tests {
         i128::from(mix).rem_euclid(i128::from(prime)) as u64
     }
 
-    /// Where a rounded quotient is most likely to be one off: multiples of p and their neighbours.
+    /// Values whose rounded quotient is most likely off by one: multiples of p and their neighbours.
     fn around_multiples(prime: u64) -> impl Strategy<Value = i64> {
         let last = i64::MAX / prime as i64;
         (prop_oneof![-last..=last, -9..=9i64, Just(last), Just(-last)], -2..=2i64)
@@ -258,7 +256,7 @@ mod tests {
         }
     }
 
-    /// The instruction set at hand, AVX2 alone, and none: bit for bit the same.
+    /// The available instruction set, AVX2 alone, and none give the same bits.
     #[test]
     fn every_instruction_set_gives_the_same_ids() {
         let layer = LayerAddress::new(

@@ -5,9 +5,9 @@ use crate::error::{AddressError, Result};
 use crate::hash::Position;
 use crate::scheme::Scheme;
 
-/// Tokens with what is known about them besides their ids.
+/// Tokens with optional masks.
 ///
-/// A slice of ids converts into it; masks are added where there are any.
+/// Converts from a slice of ids.
 ///
 /// ```
 /// use engram_address::Tokens;
@@ -23,14 +23,14 @@ pub struct Tokens<'a> {
 }
 
 impl<'a> Tokens<'a> {
-    /// Marks dead positions (image tokens in V4.1), one entry per token. A dead position, and everything
-    /// older as seen from a later token, counts as pad. Its id must be of the vocabulary all the same.
+    /// Marks dead positions (image tokens in V4.1), one entry per token. For later tokens, a dead position and
+    /// everything older count as pad. The id of a dead position must still be in the vocabulary.
     pub fn dead(self, mask: &'a [bool]) -> Self {
         Self { dead: Some(mask), ..self }
     }
 
-    /// Marks the first tokens of documents, one entry per token: what is older counts as pad for them and
-    /// for later tokens. For packed documents without a boundary token; see also [`Boundary`].
+    /// Marks the first tokens of documents, one entry per token. For them and for later tokens, everything older counts
+    /// as pad. Use it for packed documents without a boundary token; see also [`Boundary`].
     pub fn starts(self, mask: &'a [bool]) -> Self {
         Self { starts: Some(mask), ..self }
     }
@@ -45,12 +45,12 @@ impl<'a> Tokens<'a> {
         self.ids.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no tokens.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 
-    /// Pieces of at most `size` tokens, masks cut alike. The masks have been checked.
+    /// Pieces of at most `size` tokens with their part of the masks. The masks have been checked.
     fn pieces(self, size: usize) -> impl Iterator<Item = Tokens<'a>> {
         (0..self.len()).step_by(size).map(move |start| {
             let range = start..self.len().min(start + size);
@@ -90,11 +90,11 @@ impl<'a> From<&'a Vec<u32>> for Tokens<'a> {
     }
 }
 
-/// What addressing remembers of one sequence, shared by all memory layers.
+/// The state of one sequence, shared by all memory layers.
 ///
-/// Ids need no more than the last N−1 classes; a history keeps the whole sequence (8 bytes a token), so
-/// that it can be rolled back to any length, unless [`with_rollback`](Self::with_rollback) says how far
-/// is enough. A clone is a fork. In whatever pieces a sequence comes, its ids are those of the whole.
+/// Ids need only the last N−1 classes. A history keeps the whole sequence (8 bytes a token) so that it can be rolled
+/// back to any length, unless [`with_rollback`](Self::with_rollback) limits it. A clone is a fork. Ids do not depend on
+/// how a sequence is divided into pieces.
 ///
 /// ```
 /// use engram_address::{AddressConfig, Addressing, Arithmetic, Boundary, Vocabulary};
@@ -117,9 +117,9 @@ impl<'a> From<&'a Vec<u32>> for Tokens<'a> {
 #[derive(Clone, Debug)]
 pub struct History {
     scheme: Arc<Scheme>,
-    /// The newest positions of the sequence; all of them, or enough to see and to roll back.
+    /// The newest positions of the sequence: all of them, or those needed as context and for rollback.
     positions: Vec<Position>,
-    /// Older positions that are kept no longer.
+    /// Number of older positions that were dropped.
     dropped: usize,
     rollback: usize,
 }
@@ -129,8 +129,8 @@ impl History {
         Self { scheme, positions: Vec::new(), dropped: 0, rollback: usize::MAX }
     }
 
-    /// Keeps only what is needed to take back the newest `tokens` tokens, in one rollback or several; as many
-    /// as were taken back have to come again before the full number can be.
+    /// Keeps only what is needed to remove the newest `tokens` tokens, in one rollback or several. After a rollback,
+    /// the full number is available again when as many tokens have been appended.
     pub fn with_rollback(mut self, tokens: usize) -> Self {
         self.rollback = tokens;
         self
@@ -141,16 +141,16 @@ impl History {
         self.dropped + self.positions.len()
     }
 
-    /// Whether the sequence has not begun.
+    /// Whether the sequence is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Appends tokens; the answer gives their row ids, layer by layer.
+    /// Appends tokens. The result gives their row ids, layer by layer.
     ///
     /// # Errors
-    /// A token outside the vocabulary (with its position in the sequence) or a mask of another length. The
-    /// history is then as it was before.
+    /// A token outside the vocabulary (with its position in the sequence), or a mask of the wrong length. The history
+    /// then stays unchanged.
     pub fn extend<'t>(&mut self, tokens: impl Into<Tokens<'t>>) -> Result<NewTokens<'_>> {
         let tokens = tokens.into();
         tokens.check_masks()?;
@@ -171,7 +171,7 @@ impl History {
         Ok(NewTokens { scheme: &self.scheme, positions: &self.positions, first })
     }
 
-    /// One token of the sequence once more, to be addressed again; none where it, or what it sees, is kept no longer.
+    /// One token of the sequence, for addressing it again; none if it or its context was dropped.
     ///
     /// ```
     /// # use engram_address::{AddressConfig, Addressing, Arithmetic, Boundary, Vocabulary};
@@ -194,11 +194,11 @@ impl History {
         Some(NewTokens { scheme: &self.scheme, positions, first: index })
     }
 
-    /// Takes back the newest tokens.
+    /// Removes the newest tokens.
     ///
     /// # Errors
-    /// More tokens than there are, or than [`with_rollback`](Self::with_rollback) keeps. The history is
-    /// then as it was before.
+    /// More tokens than the sequence has, or than [`with_rollback`](Self::with_rollback) keeps. The history then stays
+    /// unchanged.
     pub fn rollback(&mut self, tokens: usize) -> Result<()> {
         let needed = if self.dropped == 0 { 0 } else { self.sight() };
         let available = self.positions.len().saturating_sub(needed);
@@ -209,7 +209,7 @@ impl History {
         Ok(())
     }
 
-    /// The token as the hash will see it if it comes next.
+    /// The next token as the hash will see it.
     fn position(&self, token: u32, dead: bool, start: bool) -> Result<Position> {
         let Scheme { vocabulary, boundary, pad_class, .. } = &*self.scheme;
         let class = vocabulary.class_at(token, self.len())?;
@@ -222,12 +222,12 @@ impl History {
         Ok(Position { class: if dead { *pad_class } else { class }, reach, closes })
     }
 
-    /// Positions before a token that its longest n-gram takes in.
+    /// Positions before a token that its longest n-gram includes.
     fn sight(&self) -> usize {
         self.scheme.max_order() - 1
     }
 
-    /// Drops what no token to come can see and no rollback can reach, once that is most of what is kept.
+    /// Drops positions that no later token sees and no rollback reaches, once they are the larger part.
     fn forget(&mut self) {
         let kept = self.rollback.saturating_add(self.sight());
         if self.positions.len() / 2 > kept {
@@ -238,27 +238,27 @@ impl History {
     }
 }
 
-/// Tokens just appended to a [`History`], ready to be addressed in every layer.
+/// Tokens just appended to a [`History`], ready for addressing in every layer.
 #[derive(Clone, Copy, Debug)]
 pub struct NewTokens<'a> {
     scheme: &'a Scheme,
-    /// The new tokens after those they can see.
+    /// The new tokens, preceded by their context.
     positions: &'a [Position],
     first: usize,
 }
 
 impl NewTokens<'_> {
-    /// How many there are.
+    /// The number of new tokens.
     pub fn len(&self) -> usize {
         self.positions.len() - self.first
     }
 
-    /// Whether there are none.
+    /// Whether there are no new tokens.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Their row ids in a memory layer's table, `[time, order, head]`; replaces what `out` held.
+    /// Their row ids in a memory layer's table, `[time, order, head]`. Replaces the contents of `out`.
     ///
     /// # Errors
     /// A layer index that does not exist. (It counts memory layers from 0; it is not the block's id.)
@@ -267,10 +267,10 @@ impl NewTokens<'_> {
         self.row_ids_into(layer_index, out)
     }
 
-    /// The same into a slice of `len() * slots` entries.
+    /// The same, written to a slice of `len() * slots` entries.
     ///
     /// # Errors
-    /// A layer index that does not exist, or a slice of another length.
+    /// A layer index that does not exist, or a slice of the wrong length.
     pub fn row_ids_into(&self, layer_index: usize, out: &mut [u64]) -> Result<()> {
         let layer = self.scheme.layer(layer_index)?;
         let (tokens, slots) = (self.len(), layer.slots());
@@ -282,7 +282,7 @@ impl NewTokens<'_> {
     }
 }
 
-/// Row ids of a whole sequence, in pieces that stay in the fastest cache.
+/// Row ids of a whole sequence, in pieces that fit the fastest cache.
 pub(crate) fn row_ids_of_sequence(
     scheme: &Arc<Scheme>,
     layer_index: usize,

@@ -1,7 +1,7 @@
 use engram_identity::AddressIdentity;
 
-/// Hashes facts one after another, each as a little-endian number; lists with their length first, so that
-/// no two different lists of facts give the same bytes.
+/// Hashes facts one after another, each as a little-endian number. Lists start with their length, so that different
+/// lists of facts never give the same bytes.
 pub(crate) struct IdentityHasher(blake3::Hasher);
 
 impl IdentityHasher {

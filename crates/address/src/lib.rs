@@ -1,22 +1,21 @@
 //! Token ids to memory row ids: the exact addressing of Engram's hashed n-gram tables.
 //!
-//! Engram (arXiv 2601.07372) gives a language model a memory that is looked up rather than computed: the
-//! last few tokens are hashed, and the hash names rows of a large table. Which rows a token needs depends
-//! on tokens alone, so it is known before the forward pass begins. This crate finds them; it knows
-//! nothing of tensors or of files of rows.
+//! Engram (arXiv 2601.07372) gives a language model a memory that is looked up rather than computed: the last few
+//! tokens are hashed, and the hash selects rows of a large table. The rows depend on tokens alone, so they are known
+//! before the forward pass begins. This crate computes them. It knows nothing of tensors or of files of rows.
 //!
 //! 1. [`Vocabulary`]: tokens whose texts differ only in case, accents or white space become one class.
 //! 2. [`draw_multipliers`]: every layer draws an odd 64-bit multiplier for each position of an n-gram,
 //!    from numpy's generator, bit for bit.
 //! 3. [`assign_primes`]: every hash head of the model gets its own prime number of rows.
-//! 4. [`LayerAddress`]: classes times multipliers, xored, modulo each head's prime. A layer's heads lie
-//!    one after another in one table.
-//! 5. [`History`]: what is remembered of a sequence while it grows, is forked, or is rolled back. In
-//!    whatever pieces it comes, the ids are those of the whole. Dead positions ([`Tokens::dead`]) and
-//!    document boundaries ([`Boundary`], [`Tokens::starts`]) cut n-grams short.
-//! 6. [`AddressIdentity`]: one hash over all of it, which tables and checkpoints carry. One wrong digit
-//!    in a multiplier, one class too many, and every row belongs to other words, silently: so another
-//!    identity is refused.
+//! 4. [`LayerAddress`]: classes times multipliers, xored, modulo each head's prime. A layer's heads follow each other
+//!    in one table.
+//! 5. [`History`]: the state of a sequence that grows, is forked, or is rolled back. Ids do not depend on how the
+//!    sequence is divided into pieces. Dead positions ([`Tokens::dead`]) and document boundaries ([`Boundary`],
+//!    [`Tokens::starts`]) end n-grams.
+//! 6. [`AddressIdentity`]: one hash over all of it, stored in tables and checkpoints. With one wrong digit in a
+//!    multiplier, or one class too many, every row would silently belong to other words. So a different identity is
+//!    refused.
 //!
 //! ```
 //! use engram_address::{AddressConfig, Addressing, Arithmetic, Boundary, Vocabulary};
@@ -56,12 +55,11 @@
 //! # Ok::<(), engram_address::AddressError>(())
 //! ```
 //!
-//! [`StoredAddressing`] takes multipliers and sizes from a checkpoint instead of drawing them.
-//! Qwen3.8-Flash-Next is one such: raw token ids ([`Vocabulary::identity`]), [`Arithmetic::Wrapping`],
-//! and its end-of-sequence token both as `pad_id` and as [`Boundary::After`].
+//! [`StoredAddressing`] takes multipliers and sizes from a checkpoint instead of drawing them. Qwen3.8-Flash-Next needs
+//! it: raw token ids ([`Vocabulary::identity`]), [`Arithmetic::Wrapping`], and its end-of-sequence token both as
+//! `pad_id` and as [`Boundary::After`].
 //!
-//! Ids are exact on every machine. Where the processor has AVX2 or AVX-512, found at run time, they come
-//! from vector instructions, and bit for bit the same.
+//! Ids are exact on every machine. AVX2 or AVX-512 are used if the processor has them, and give the same bits.
 #![forbid(unsafe_code)]
 
 mod addressing;

@@ -3,11 +3,11 @@ use crate::numpy_random::NumpyRandom;
 /// One odd multiplier per position of the longest n-gram, position 0 being the current token.
 ///
 /// They are `2v + 1` for the first `max_order` draws v of
-/// `numpy.random.default_rng(seed + 10007·layer).integers(0, bound, max_order, int64)`, with a bound that
-/// keeps every product with a class below 2^63. A greater order continues the same stream, so the
-/// multipliers of a smaller order are a prefix of those of a greater one.
+/// `numpy.random.default_rng(seed + 10007·layer).integers(0, bound, max_order, int64)`. The bound keeps every product
+/// with a class below 2^63. A larger order continues the same stream, so the multipliers of a smaller order are a
+/// prefix.
 ///
-/// `classes` is the number of vocabulary classes: one too many or too few moves every multiplier.
+/// `classes` is the number of vocabulary classes. A different number changes every multiplier.
 pub fn draw_multipliers(seed: u64, layer: usize, classes: usize, max_order: usize) -> Vec<i64> {
     const LAYER_STRIDE: u128 = 10007;
     let largest = i64::MAX as u64 / (classes.max(1) as u64);

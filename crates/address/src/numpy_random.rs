@@ -1,17 +1,17 @@
-//! The part of numpy's `random` module that the published multipliers were drawn with: `SeedSequence`,
-//! `PCG64` (the XSL-RR 128/64 output of a 128-bit linear congruential generator) and Lemire's bounded draw.
+//! The part of numpy's `random` module that drew the published multipliers: `SeedSequence`, `PCG64` (the XSL-RR 128/64
+//! output of a 128-bit linear congruential generator) and Lemire's bounded draw.
 
 /// `numpy.random.default_rng(seed)`, bit for bit.
 #[derive(Clone, Debug)]
 pub(crate) struct NumpyRandom {
     state: u128,
     increment: u128,
-    /// The upper half of a 64-bit output whose lower half was already given out as a 32-bit draw.
+    /// The upper half of a 64-bit output whose lower half was already returned as a 32-bit draw.
     half: Option<u32>,
 }
 
 impl NumpyRandom {
-    /// The generator of a seed. (numpy takes integers of any size; 128 bits cover every seed used here.)
+    /// The generator for a seed. (numpy takes integers of any size; 128 bits cover every seed used here.)
     pub(crate) fn new(seed: u128) -> Self {
         let words = seed_sequence(seed);
         let join = |high: u64, low: u64| (u128::from(high) << 64) | u128::from(low);
@@ -24,8 +24,7 @@ impl NumpyRandom {
 
     /// `integers(0, bound, count, int64)`.
     ///
-    /// numpy changes the generator with the size of the bound: no draw at all for 1, 32-bit draws up to
-    /// 2^32, 64-bit draws above.
+    /// numpy chooses the method by the bound: no draw at all for 1, 32-bit draws up to 2^32, 64-bit draws above.
     pub(crate) fn integers(&mut self, bound: u64, count: usize) -> Vec<u64> {
         assert!(bound > 0, "numpy refuses an empty range as well");
         (0..count)
@@ -79,10 +78,10 @@ impl NumpyRandom {
     }
 }
 
-/// `SeedSequence(seed).generate_state(4, uint64)`: the seed's 32-bit words stirred into a pool of four,
-/// and eight words drawn from the pool.
+/// `SeedSequence(seed).generate_state(4, uint64)`: the seed's 32-bit words are mixed into a pool of four, and eight
+/// words are drawn from the pool.
 fn seed_sequence(seed: u128) -> [u64; 4] {
-    // A seed has at most four words, so none is left over once the pool is filled; missing ones are zero.
+    // A seed has at most four words, which all fit into the pool. Missing words are zero.
     let mut absorb = Scramble { factor: 0x43b0_d7e5, step: 0x931e_8875 };
     let mut pool: [u32; 4] = std::array::from_fn(|i| absorb.word((seed >> (32 * i)) as u32));
     for source in 0..4 {

@@ -3,17 +3,16 @@ use std::collections::HashSet;
 use crate::config::check_heads;
 use crate::error::{AddressError, Result};
 
-/// Rows a head may have at most: the largest prime below 2^32.
+/// Maximum number of rows per head: the largest prime below 2^32.
 pub const MAX_HEAD_ROWS: u64 = 4_294_967_291;
 
 /// The table sizes of every head of a model: `[layer][order][head]`, each its own prime.
 ///
-/// For each layer in turn, each order in turn (`base_rows` has one entry per order, 2-grams first), and
-/// each head in turn the next larger prime that no head of the model has yet, starting at the order's base.
+/// Goes through the layers, then the orders (`base_rows` has one entry per order, 2-grams first), then the heads. Each
+/// head takes the next larger prime that no head of the model has yet, starting at the order's base.
 ///
 /// # Errors
-/// A base of 0, no heads or more than [`MAX_HEADS`](crate::MAX_HEADS), or a search that leaves the range of sizes (up to
-/// [`MAX_HEAD_ROWS`]).
+/// A base of 0, no heads or more than [`MAX_HEADS`](crate::MAX_HEADS), or a search that exceeds [`MAX_HEAD_ROWS`].
 pub fn assign_primes(layers: usize, base_rows: &[u64], heads: usize) -> Result<Vec<Vec<Vec<u64>>>> {
     check_heads(heads)?;
     let mut taken = HashSet::new();

@@ -3,7 +3,7 @@ use crate::error::{AddressError, Result};
 use crate::hash::LayerAddress;
 use crate::vocabulary::Vocabulary;
 
-/// What decides row ids, and an addressing and its histories share.
+/// What decides row ids, shared by an addressing and its histories.
 #[derive(Debug)]
 pub(crate) struct Scheme {
     pub(crate) vocabulary: Vocabulary,

@@ -1,6 +1,6 @@
 use crate::error::{AddressError, Result};
 
-/// Token ids to classes: tokens whose texts differ only in case, accents or white space share one.
+/// Maps token ids to classes: tokens whose texts differ only in case, accents or white space share one.
 ///
 /// Section "Tokenizer compression" of the paper (arXiv 2601.07372). Classes are numbered from 0 without
 /// gaps.
@@ -21,21 +21,21 @@ pub struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// Every token is its own class: no compression. Without tokens it is empty, and no addressing takes it: its pad
-    /// must be a token.
+    /// Every token is its own class: no compression. With 0 tokens it is empty; every addressing refuses it, because
+    /// its pad must be a token.
     ///
     /// # Panics
-    /// If ids do not fit 32 bits: from 2^32 + 1 tokens on.
+    /// If ids do not fit 32 bits, which is from 2^32 + 1 tokens on.
     pub fn identity(tokens: usize) -> Self {
         let last = tokens.checked_sub(1).map(|last| u32::try_from(last).expect("token ids fit 32 bits"));
         Self { class_of: last.map_or(Vec::new(), |last| (0..=last).collect()), classes: tokens }
     }
 
-    /// A ready-made map: `class_of[token]`.
+    /// A given map: `class_of[token]`.
     ///
     /// # Errors
-    /// An empty map, or one that skips a class: the number of classes decides every multiplier, so a map
-    /// with the wrong number must not pass.
+    /// An empty map, or one that skips a class. The number of classes decides every multiplier, so a map with the wrong
+    /// number must not pass.
     pub fn from_classes(class_of: Vec<u32>) -> Result<Self> {
         let refuse = |problem: String| Err(AddressError::Classes { problem });
         let Some(&largest) = class_of.iter().max() else {
@@ -57,7 +57,7 @@ impl Vocabulary {
         Ok(Self { class_of, classes: used.len() })
     }
 
-    /// Token ids: 0 to `len() - 1`.
+    /// Number of token ids, which are 0 to `len() - 1`.
     #[expect(clippy::len_without_is_empty, reason = "an empty vocabulary cannot address anything")]
     pub fn len(&self) -> usize {
         self.class_of.len()
@@ -76,7 +76,7 @@ impl Vocabulary {
         self.class_at(token, 0)
     }
 
-    /// The class of the token at a position, which the error names.
+    /// The class of the token at a position; the error names the position.
     pub(crate) fn class_at(&self, token: u32, position: usize) -> Result<u32> {
         let class = self.class_of.get(token as usize).copied();
         class.ok_or(AddressError::OutOfVocabulary { token, position, len: self.len() })

@@ -72,7 +72,7 @@ fn module_configurations() {
     }
 }
 
-/// The published multipliers and head sizes of Qwen3.8-Flash-Next: its sizes are those of our search.
+/// The published multipliers and head sizes of Qwen3.8-Flash-Next. Our search finds the same sizes.
 #[test]
 fn qwen_sizes() {
     let sizes = engram_address::assign_primes(1, &[20_000_000, 20_000_000], 8).unwrap();
@@ -81,8 +81,8 @@ fn qwen_sizes() {
 }
 
 /// Qwen3.8-Flash-Next's arithmetic: products that wrap around as signed 64-bit integers, floored remainders, and an
-/// end-of-sequence token that ends its document and stands for what is beyond. The ids are those of a program in numpy,
-/// whose `int64` products wrap and whose `mod` is floored.
+/// end-of-sequence token that ends its document and is also the pad. The expected ids come from a numpy program; its
+/// `int64` products wrap and its `mod` is floored.
 #[test]
 fn qwen_rows_of_raw_ids() {
     let golden: Value = serde_json::from_str(include_str!("golden/addressing_qwen.json")).unwrap();
@@ -104,7 +104,7 @@ fn qwen_rows_of_raw_ids() {
     }
 }
 
-/// The 129,280 ids of the DeepSeek tokenizer. Needs the tokenizer; without it it only says so.
+/// The 129,280 ids of the DeepSeek tokenizer. Without the tokenizer, the test prints a notice.
 #[test]
 #[cfg(feature = "tokenizers")]
 fn deepseek_classes() {
@@ -225,7 +225,7 @@ fn of<T: serde::de::DeserializeOwned>(value: &Value) -> T {
     serde_json::from_value(value.clone()).unwrap()
 }
 
-/// A path from an environment variable; if it is not set or not there, says so even though tests' output
+/// A path from an environment variable. If it is not set or does not exist, prints a notice even though tests' output
 /// is captured.
 fn from_environment(variable: &str, what: &str) -> Option<PathBuf> {
     let path = std::env::var_os(variable).map(PathBuf::from).filter(|path| path.exists());
@@ -236,8 +236,8 @@ fn from_environment(variable: &str, what: &str) -> Option<PathBuf> {
     path
 }
 
-/// The published classes of the DeepSeek tokenizer's ids. The file has a number for each id: 0 for a class of its own, else
-/// one more than the class of an id before.
+/// The published classes of the DeepSeek tokenizer's ids. The file has a number for each id: 0 for a class of its own,
+/// otherwise one more than the class of an earlier id.
 fn deepseek_vocabulary() -> Vocabulary {
     let packed = include_bytes!("golden/deepseek_classes.u32.zst");
     let bytes = zstd::decode_all(&packed[..]).unwrap();

@@ -1,5 +1,5 @@
-//! Row ids of a sequence that grows in pieces, is forked and rolled back are those of the whole, and
-//! those of a plain reading of the definition.
+//! Row ids of a sequence that grows in pieces, is forked and rolled back equal those of the whole sequence, and those
+//! of a direct implementation of the definition.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use engram_address::{
@@ -67,11 +67,11 @@ fn row_ids_by_definition(
     ids
 }
 
-/// One thing that can happen to a sequence.
+/// An event in a sequence.
 #[derive(Clone, Debug)]
 enum Event {
     Extend(Sequence),
-    /// Takes back as many tokens, or as many as there are and the limit allows.
+    /// Removes this many tokens, or as many as exist and the limit allows.
     Rollback(usize),
     /// Continues with a fork while the original takes other tokens, or the other way round.
     Fork(Sequence, bool),
@@ -101,12 +101,12 @@ fn boundary() -> impl Strategy<Value = Boundary> {
         Just(Boundary::None),
         (0..TOKENS).prop_map(Boundary::After),
         (0..TOKENS).prop_map(Boundary::Before),
-        // Qwen's: the boundary token is the pad as well.
+        // As in Qwen: the boundary token is also the pad.
         Just(Boundary::After(PAD)),
     ]
 }
 
-/// Two layers of any order and number of heads, with multipliers drawn or of any 64 bits.
+/// Two layers of any order and number of heads, with drawn multipliers or any 64-bit ones.
 fn addressing() -> impl Strategy<Value = (Addressing, Boundary)> {
     let shape = || (2..6usize, 1..19usize, boundary());
     let drawn = (shape(), any::<u64>()).prop_map(|((max_order, heads, boundary), seed)| {
@@ -163,7 +163,7 @@ proptest! {
         let mut history = addressing.history().with_rollback(rollback);
         let mut sequence = Sequence::default();
         let mut ids = vec![Vec::new(); layers];
-        // What the limit promises to be able to take back.
+        // What the limit must be able to remove.
         let mut promised = 0;
         for event in events {
             match event {

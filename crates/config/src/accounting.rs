@@ -1,7 +1,7 @@
-//! What a configuration costs: parameters by kind and floating-point operations per token.
+//! The cost of a configuration: parameters by kind and floating-point operations per token.
 //!
-//! A multiplication and an addition are two operations. A forward pass costs twice the weights of the matrices that
-//! a token meets, plus the products of attention over the tokens before it; training costs three times that.
+//! A multiplication and an addition are two operations. A forward pass costs twice the weights of the matrices that a
+//! token uses, plus the products of attention over the tokens before it. Training costs three times that.
 
 use crate::attention::{AttentionConfig, LatentConfig, PlainConfig};
 use crate::model::{GateForm, MemoryConfig, MemoryForm, ModelConfig};
@@ -11,8 +11,8 @@ use crate::model::{GateForm, MemoryConfig, MemoryForm, ModelConfig};
 pub struct Account {
     /// Every parameter, memory included.
     pub total: u64,
-    /// Parameters of the blocks and head that one token meets. The embedding and memory tables are looked up, not
-    /// computed with, and do not count; a tied head does.
+    /// Parameters of the blocks and head that one token uses. Looking up the embedding and memory tables is not
+    /// computation and does not count; a tied head does.
     pub active: u64,
     /// Parameters of routed experts.
     pub experts: u64,
@@ -29,7 +29,7 @@ pub struct Account {
 }
 
 impl Account {
-    /// Parameters that a token does not activate: resting experts, tables, the embedding.
+    /// Parameters that a token does not activate: inactive experts, tables, the embedding.
     pub fn sparse(&self) -> u64 {
         self.total - self.active
     }
@@ -39,8 +39,8 @@ impl Account {
         3 * self.forward_flops
     }
 
-    /// Accounts for a configuration, which must be valid. `table_rows` are the rows of each memory layer's table as
-    /// addressing lays it out (`LayerAddress::rows`).
+    /// Accounts for a valid configuration. `table_rows` are the rows of each memory layer's table according to its
+    /// addressing (`LayerAddress::rows`).
     pub fn of(config: &ModelConfig, table_rows: &[u64]) -> Self {
         let mut account = Self {
             total: 0,
@@ -72,13 +72,14 @@ impl Account {
         account
     }
 
-    /// `vectors` parameters that act element by element, `matrices` that every token is multiplied with and Muon trains.
+    /// Adds `vectors` parameters that act element by element, and `matrices` that multiply every token and that Muon
+    /// trains.
     fn add(&mut self, vectors: u64, matrices: u64) {
         self.add_for_adam(vectors, matrices);
         self.muon += matrices;
     }
 
-    /// As [`add`](Self::add), with matrices that Adam trains.
+    /// Like [`add`](Self::add), for matrices that Adam trains.
     fn add_for_adam(&mut self, vectors: u64, matrices: u64) {
         self.total += vectors + matrices;
         self.active += vectors + matrices;
@@ -97,7 +98,7 @@ impl Account {
         let heads = config.attention.heads() as u64;
         let (context, window) = (config.context as u64, config.attention.window_of(block));
         let window = window.map_or(context, |window| context.min(window as u64));
-        // Of the first `window` tokens each sees one more than the one before; the others see `window` each.
+        // Each of the first `window` tokens sees one more than the one before; the others see `window` each.
         let seen = window * (window + 1) / 2 + (context - window) * window;
         self.forward_flops += 2 * heads * (key + value) as u64 * seen / context;
     }
@@ -153,7 +154,7 @@ impl Account {
             self.forward_flops += 2 * kernel * channels;
         }
         if keys > 0 {
-            // The gate's product and its use.
+            // The gate's product, and its application.
             self.forward_flops += 2 * keys + 2 * channels;
         }
         let table = rows * memory.row_width as u64;

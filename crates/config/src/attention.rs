@@ -1,4 +1,4 @@
-//! How tokens look at earlier tokens.
+//! Attention.
 
 use std::f64::consts::TAU;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{ConfigError, positive};
 
-/// How tokens look at earlier tokens.
+/// Attention.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -24,27 +24,27 @@ pub enum AttentionConfig {
 pub struct LatentConfig {
     /// Attention heads.
     pub heads: usize,
-    /// Rank of the query's latent; none: queries are projected directly.
+    /// Rank of the query's latent. Without it, queries are projected directly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub query_rank: Option<usize>,
-    /// Rank of the joint key-value latent, which is all that is cached at inference.
+    /// Rank of the joint key-value latent. At inference, only the latent is cached.
     pub latent_rank: usize,
-    /// Width of a head's content part, which carries no position.
+    /// Width of a head's content part, which has no position.
     pub content_width: usize,
-    /// Width of a head's rotary part, whose key all heads share.
+    /// Width of a head's rotary part. All heads share its key.
     pub rotary_width: usize,
     /// Width of a head's values.
     pub value_width: usize,
     /// Base of the rotary frequencies.
     #[serde(default = "default_rotary_base")]
     pub rotary_base: f32,
-    /// What scores are multiplied by; none: 1/√(content_width + rotary_width), times YaRN's factor.
+    /// Factor of the scores. Default: 1/√(content_width + rotary_width), times YaRN's factor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale: Option<f32>,
-    /// Stretches the rotary positions to a context longer than the one trained on.
+    /// Stretches the rotary positions to a longer context than that of training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub yarn: Option<YarnConfig>,
-    /// How a pretrained model has its rotary positions stretched.
+    /// How a pretrained model stretches its rotary positions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotary_scaling: Option<RotaryScaling>,
 }
@@ -56,8 +56,8 @@ pub struct LatentConfig {
 pub struct PlainConfig {
     /// Attention heads.
     pub heads: usize,
-    /// Heads of keys and values, each shared by as many successive heads as there are for one (grouped queries,
-    /// arXiv 2305.13245); none: every head has its own.
+    /// Heads of keys and values. Successive query heads share one (grouped queries, arXiv 2305.13245). Default: one per
+    /// query head.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_heads: Option<usize>,
     /// Width of a head.
@@ -65,10 +65,10 @@ pub struct PlainConfig {
     /// Base of the rotary frequencies.
     #[serde(default = "default_rotary_base")]
     pub rotary_base: f32,
-    /// Leading values of a head that are rotated; none: all.
+    /// Leading values of a head that are rotated. Default: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotary_width: Option<usize>,
-    /// Whether every head of queries and keys passes an RMS norm before it is rotated (Qwen 3, Gemma 3).
+    /// Whether queries and keys of every head pass an RMS norm before they are rotated (Qwen 3, Gemma 3).
     #[serde(default, skip_serializing_if = "is_false")]
     pub query_key_norm: bool,
     /// Whether queries, keys and values have biases (Qwen 2).
@@ -77,19 +77,19 @@ pub struct PlainConfig {
     /// Whether the output has a bias.
     #[serde(default, skip_serializing_if = "is_false")]
     pub output_bias: bool,
-    /// What scores are multiplied by; none: 1/√head_width.
+    /// Factor of the scores. Default: 1/√head_width.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale: Option<f32>,
-    /// Positions that a position of a local block sees, its own included; none: all.
+    /// Number of positions that a position of a local block sees, including itself. Default: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<usize>,
-    /// Blocks, counted from 0, that see the window alone; none: all, where there is a window.
+    /// Blocks, counted from 0, with the window. Default: all blocks, if there is a window.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local_blocks: Option<Vec<usize>>,
-    /// Base of the rotary frequencies of local blocks, which are not stretched; none: as in the other blocks.
+    /// Base of the rotary frequencies of local blocks, which are not stretched. Default: as in the other blocks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local_rotary_base: Option<f32>,
-    /// Blocks, counted from 0, whose heads are not rotated: they know no positions (arXiv 2501.18795).
+    /// Blocks, counted from 0, whose heads are not rotated and so have no positions (arXiv 2501.18795).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unrotated_blocks: Vec<usize>,
     /// How rotary positions are stretched.
@@ -97,7 +97,7 @@ pub struct PlainConfig {
     pub rotary_scaling: Option<RotaryScaling>,
 }
 
-/// How rotary positions are stretched (YaRN, arXiv 2309.00071) where a model is trained further here. The defaults are
+/// Stretching of rotary positions (YaRN, arXiv 2309.00071) for a model that continues training here. The defaults are
 /// those of the paper's extension to 32k.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -106,23 +106,23 @@ pub struct YarnConfig {
     /// How many times longer the context becomes; 1 changes nothing.
     #[serde(default = "default_yarn_scale")]
     pub scale: f32,
-    /// The context that the model was trained on before.
+    /// The original context: that of the training before.
     pub original_context: usize,
     /// Pairs with fewer turns over the original context are stretched fully.
     #[serde(default = "default_yarn_alpha")]
     pub alpha: f32,
-    /// Pairs with more turns stay as they are.
+    /// Pairs with more turns are unchanged.
     #[serde(default = "default_yarn_beta")]
     pub beta: f32,
     /// Scores are multiplied by (0.1·factor·ln scale + 1)².
     #[serde(default = "default_yarn_factor")]
     pub factor: f32,
-    /// What the ramp between stretched and kept pairs is linear in.
+    /// The variable in which the ramp between stretched and unchanged pairs is linear.
     #[serde(default, skip_serializing_if = "YarnRamp::is_default")]
     pub ramp: YarnRamp,
 }
 
-/// What YaRN's ramp is linear in.
+/// The variable in which YaRN's ramp is linear.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
@@ -140,49 +140,49 @@ impl YarnRamp {
     }
 }
 
-/// How pretrained models have their rotary positions stretched.
+/// How pretrained models stretch their rotary positions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, tag = "kind", rename_all = "snake_case")]
 pub enum RotaryScaling {
     /// Every frequency is divided by the factor (arXiv 2306.15595).
     Linear {
-        /// What frequencies are divided by.
+        /// Divisor of the frequencies.
         factor: f32,
     },
     /// Llama 3.1: pairs with fewer than `low` turns over the original context are stretched fully, those with more than
-    /// `high` stay; between them the frequency is interpolated by the turns.
+    /// `high` are unchanged. Between them the frequency is interpolated by the turns.
     Llama3 {
-        /// What low frequencies are divided by.
+        /// Divisor of low frequencies.
         factor: f32,
         /// Turns below which a pair is stretched fully.
         low: f32,
-        /// Turns above which a pair stays.
+        /// Turns above which a pair is unchanged.
         high: f32,
-        /// The context that the model was trained on before.
+        /// The original context: that of the training before.
         original_context: usize,
     },
-    /// YaRN as DeepSeek and the transformers library compute it: the ramp between stretched and kept pairs is linear in
-    /// the pair's index, not in its turns.
+    /// YaRN as DeepSeek and the transformers library compute it: the ramp between stretched and unchanged pairs is
+    /// linear in the pair's index, not in its turns.
     Yarn {
-        /// What low frequencies are divided by.
+        /// Divisor of low frequencies.
         factor: f32,
-        /// The context that the model was trained on before.
+        /// The original context: that of the training before.
         original_context: usize,
-        /// Turns over the original context above which a pair stays.
+        /// Turns over the original context above which a pair is unchanged.
         fast: f32,
         /// Turns below which it is stretched fully.
         slow: f32,
         /// Whether the ramp's ends are rounded outwards to whole pairs.
         truncate: bool,
-        /// What cosines and sines are multiplied by.
+        /// Factor of cosines and sines.
         amplitude: f32,
     },
-    /// Every frequency is divided by a factor of its own (LongRoPE, arXiv 2402.13753; `rope_freqs` of GGUF files).
+    /// Each frequency has its own divisor (LongRoPE, arXiv 2402.13753; `rope_freqs` of GGUF files).
     Factors {
-        /// One per pair.
+        /// The divisors, one per pair.
         factors: Vec<f32>,
-        /// What cosines and sines are multiplied by.
+        /// Factor of cosines and sines.
         amplitude: f32,
     },
 }
@@ -194,7 +194,7 @@ pub struct BlockRotary {
     pub width: usize,
     /// Radians per position of each pair, `[width/2]`.
     pub frequencies: Vec<f64>,
-    /// What cosines and sines are multiplied by.
+    /// Factor of cosines and sines.
     pub amplitude: f32,
 }
 
@@ -226,7 +226,7 @@ impl AttentionConfig {
         }
     }
 
-    /// Heads of keys and values: as many as heads, unless they are shared.
+    /// Heads of keys and values: as many as query heads, unless they are shared.
     pub fn key_heads(&self) -> usize {
         match self {
             Self::Plain(plain) => plain.key_heads.unwrap_or(plain.heads),
@@ -250,7 +250,7 @@ impl AttentionConfig {
         }
     }
 
-    /// What scores are multiplied by.
+    /// Factor of the scores.
     pub fn scale(&self) -> f32 {
         let given = match self {
             Self::Latent(latent) => latent.scale,
@@ -261,7 +261,7 @@ impl AttentionConfig {
         given.unwrap_or_else(usual)
     }
 
-    /// Positions that a position of block `block` sees, its own included; none: all.
+    /// Number of positions that a position of block `block` sees, including itself; none means all.
     pub fn window_of(&self, block: usize) -> Option<usize> {
         match self {
             Self::Plain(plain) => plain.window.filter(|_| plain.is_local(block)),
@@ -269,7 +269,7 @@ impl AttentionConfig {
         }
     }
 
-    /// The rotary positions of block `block`; none where heads are not rotated.
+    /// The rotary positions of block `block`; none if its heads are not rotated.
     pub fn rotary_of(&self, block: usize) -> Option<BlockRotary> {
         let (width, base) = self.rotary();
         let whole = |base: f32, scaling: Option<&RotaryScaling>| BlockRotary {
@@ -293,7 +293,7 @@ impl AttentionConfig {
         }
     }
 
-    /// How its rotary positions are stretched, if they are.
+    /// How rotary positions are stretched, if they are.
     pub fn yarn(&self) -> Option<&YarnConfig> {
         match self {
             Self::Latent(latent) => latent.yarn.as_ref(),
@@ -301,7 +301,7 @@ impl AttentionConfig {
         }
     }
 
-    /// The same attention with its positions stretched so; plain attention stays as it is.
+    /// The same attention with its positions stretched; plain attention is unchanged.
     pub fn with_yarn(mut self, stretched: Option<YarnConfig>) -> Self {
         if let Self::Latent(latent) = &mut self {
             latent.yarn = stretched;
@@ -337,7 +337,7 @@ impl AttentionConfig {
         if !heads.is_multiple_of(key_heads) {
             return Err(ConfigError::new(
                 "model.attention.key_heads",
-                format!("is {key_heads}, which does not divide the {heads} heads into equal groups"),
+                format!("is {key_heads}, but must divide the number of heads, {heads}"),
             ));
         }
         if let Some(yarn) = self.yarn() {
@@ -352,7 +352,7 @@ impl AttentionConfig {
         if !rotary_width.is_multiple_of(2) {
             return Err(ConfigError::new(
                 rotary_key,
-                format!("is {rotary_width}, but rotary dimensions come in pairs: take an even number"),
+                format!("is {rotary_width}, but must be even: rotary dimensions come in pairs"),
             ));
         }
         check_base("model.attention.rotary_base", base)?;
@@ -368,7 +368,7 @@ impl AttentionConfig {
 }
 
 impl LatentConfig {
-    /// The key that says how wide the rotary part is.
+    /// The key of the rotary width.
     fn validate(&self) -> Result<&'static str, ConfigError> {
         if let Some(rank) = self.query_rank {
             positive("model.attention.query_rank", rank)?;
@@ -380,7 +380,7 @@ impl LatentConfig {
         let stretched = stretched.or_else(|| self.scale.map(|_| "scale"));
         match (stretched, self.yarn) {
             (Some(other), Some(_)) => {
-                let reason = format!("stands beside `model.attention.{other}`: leave one of them out");
+                let reason = format!("excludes `model.attention.{other}`: leave one of them out");
                 Err(ConfigError::new("model.attention.yarn", reason))
             }
             _ => Ok("model.attention.rotary_width"),
@@ -389,7 +389,7 @@ impl LatentConfig {
 }
 
 impl PlainConfig {
-    /// Attention of `heads` heads of width `head_width`, all rotated, without what only some models have.
+    /// Attention with `heads` heads of width `head_width`, all rotated, without the options of models from outside.
     pub fn new(heads: usize, head_width: usize) -> Self {
         Self {
             heads,
@@ -409,12 +409,12 @@ impl PlainConfig {
         }
     }
 
-    /// Whether block `block` sees the window alone.
+    /// Whether block `block` has the window.
     fn is_local(&self, block: usize) -> bool {
         self.window.is_some() && self.local_blocks.as_ref().is_none_or(|local| local.contains(&block))
     }
 
-    /// The key that says how wide the rotary part is.
+    /// The key of the rotary width.
     fn validate(&self, blocks: usize) -> Result<&'static str, ConfigError> {
         positive("model.attention.head_width", self.head_width)?;
         if let Some(window) = self.window {
@@ -426,7 +426,7 @@ impl PlainConfig {
         ];
         if let (None, Some((_, key))) = (self.window, local.iter().find(|(given, _)| *given)) {
             let reason =
-                "speaks of local blocks, but there is no `model.attention.window`: set it, or leave this out";
+                "is for local blocks, but `model.attention.window` is not set: set it, or leave this out";
             return Err(ConfigError::new(*key, reason));
         }
         if let Some(local) = &self.local_blocks {
@@ -439,7 +439,7 @@ impl PlainConfig {
         match self.rotary_width {
             Some(width) if width > self.head_width => Err(ConfigError::new(
                 "model.attention.rotary_width",
-                format!("is {width}, more than the head's width of {}", self.head_width),
+                format!("is {width}, but must be at most the head's width, {}", self.head_width),
             )),
             Some(_) => Ok("model.attention.rotary_width"),
             None => Ok("model.attention.head_width"),
@@ -448,13 +448,13 @@ impl PlainConfig {
 }
 
 impl YarnConfig {
-    /// What scores are multiplied by.
+    /// Factor of the scores.
     pub fn inverse_temperature(&self) -> f32 {
         (0.1 * self.factor * self.scale.ln() + 1.0).powi(2)
     }
 
-    /// Radians per position of each pair, `[width/2]`: a pair that turns fully less than α times over the original
-    /// context turns slower by the scale; one that turns more than β times stays; between the two, in proportion.
+    /// Radians per position of each pair, `[width/2]`. A pair with fewer than α turns over the original context is
+    /// slowed down by the scale; one with more than β turns is unchanged; between them, the change is proportional.
     pub fn frequencies(&self, width: usize, base: f32) -> Vec<f64> {
         if self.ramp == YarnRamp::Index {
             let (factor, original_context) = (self.scale, self.original_context);
@@ -516,7 +516,7 @@ impl RotaryScaling {
                 plain.into_iter().map(stretch).collect()
             }
             Self::Yarn { factor, original_context, fast, slow, truncate, .. } => {
-                // The pair, as a real number, that turns so often over the original context.
+                // The pair, as a real number, with this many turns over the original context.
                 let pair = |turns: f32| {
                     let period = original_context as f64 / (f64::from(turns) * TAU);
                     width as f64 * period.ln() / (2.0 * f64::from(base).ln())
@@ -537,7 +537,7 @@ impl RotaryScaling {
         }
     }
 
-    /// What cosines and sines are multiplied by.
+    /// Factor of cosines and sines.
     pub fn amplitude(&self) -> f32 {
         match *self {
             Self::Linear { .. } | Self::Llama3 { .. } => 1.0,
@@ -565,10 +565,14 @@ impl RotaryScaling {
                 wrong("high", "must be above `low`")
             }
             Self::Yarn { fast, slow, .. } if !(slow > 0.0 && fast >= slow && fast.is_finite()) => {
-                wrong("fast", "must be at least `slow`, and that above 0")
+                wrong("fast", "must be at least `slow`, and `slow` must be above 0")
             }
             Self::Factors { ref factors, .. } if factors.len() != width / 2 => {
-                let reason = format!("has {} values: one for each of the {} pairs", factors.len(), width / 2);
+                let reason = format!(
+                    "has {} values, but needs one for each of the {} pairs",
+                    factors.len(),
+                    width / 2
+                );
                 wrong("factors", &reason)
             }
             Self::Factors { ref factors, .. } if !factors.iter().all(|&factor| above_zero(factor)) => {
@@ -598,7 +602,7 @@ fn check_blocks(key: &str, listed: &[usize], blocks: usize) -> Result<(), Config
     }
     match listed.iter().find(|&&block| block >= blocks) {
         Some(block) => {
-            let reason = format!("names block {block}, but the {blocks} blocks count from 0");
+            let reason = format!("names block {block}, but the {blocks} blocks are counted from 0");
             Err(ConfigError::new(key, reason))
         }
         None => Ok(()),

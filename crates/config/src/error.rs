@@ -1,4 +1,4 @@
-//! What can be wrong with a configuration.
+//! Errors of configurations.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,19 +6,19 @@ use std::path::PathBuf;
 /// Result of reading a configuration file.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A configuration file that cannot be read or used.
+/// A configuration file cannot be read or used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The file system refused.
+    /// The file cannot be read.
     #[error("{}: cannot read: {source}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         source: io::Error,
     },
-    /// A key or value that cannot be used.
+    /// A key or value is invalid.
     #[error("{}:{line}: {problem}", path.display())]
     Config {
         /// The file.
@@ -31,7 +31,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the cause is in what was given, not in the machine.
+    /// Whether the input is at fault, not the machine.
     pub fn is_input(&self) -> bool {
         match self {
             Self::Read { source, .. } => {
@@ -42,13 +42,13 @@ impl Error {
     }
 }
 
-/// A configuration value that cannot be: the key it stands under and why it is refused.
+/// An invalid configuration value: its key, and why it is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{key}`: {reason}")]
 pub struct ConfigError {
     /// Dotted path of the key, such as `model.attention.heads`.
     pub key: String,
-    /// What is wrong and what would be right.
+    /// What is wrong, and what is valid.
     pub reason: String,
 }
 

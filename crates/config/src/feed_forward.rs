@@ -1,4 +1,4 @@
-//! What follows attention in a block: a feed-forward layer, or experts.
+//! The part of a block after attention: a feed-forward layer, or experts.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +11,7 @@ use crate::error::{ConfigError, positive};
 pub struct FeedForwardConfig {
     /// Hidden width.
     pub width: usize,
-    /// The gate's nonlinearity, in experts too.
+    /// The gate's nonlinearity, also in experts.
     #[serde(default, skip_serializing_if = "Activation::is_default")]
     pub activation: Activation,
 }
@@ -24,28 +24,28 @@ pub enum Activation {
     /// SiLU.
     #[default]
     Swiglu,
-    /// GELU, by its approximation with tanh (Gemma).
+    /// GELU in its tanh approximation (Gemma).
     Geglu,
 }
 
-/// Fine-grained routed experts beside shared ones (DeepSeekMoE, arXiv 2401.06066). What is trained here has sigmoid
-/// scores and loss-free balancing (arXiv 2408.15664). No token is ever dropped.
+/// Fine-grained routed experts and shared ones (DeepSeekMoE, arXiv 2401.06066). Models trained here use sigmoid scores
+/// and loss-free balancing (arXiv 2408.15664). No token is ever dropped.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ExpertsConfig {
-    /// The first block, counted from 0, that has experts; those before it are dense.
+    /// The first block, counted from 0, with experts. Earlier blocks are dense.
     pub first_block: usize,
-    /// Later blocks that are dense nevertheless.
+    /// Later blocks that are dense.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dense_blocks: Vec<usize>,
-    /// Routed experts.
+    /// Number of routed experts.
     pub routed: usize,
-    /// Routed experts that see a token.
+    /// Number of routed experts per token.
     pub active: usize,
     /// Hidden width of one routed expert.
     pub width: usize,
-    /// Hidden width of the shared expert (shared experts lie side by side: two of 128 are one of 256).
+    /// Hidden width of the shared expert. Several shared experts act as one wider expert: two of 128 are one of 256.
     pub shared_width: usize,
     /// How the router's logits become scores.
     #[serde(default, skip_serializing_if = "ExpertScore::is_default")]
@@ -53,17 +53,17 @@ pub struct ExpertsConfig {
     /// Whether the scores of a token's experts are divided by their sum.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub normalise: bool,
-    /// What the experts' weights are multiplied by after that.
+    /// Factor of the experts' weights after that.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub scaling: f32,
-    /// Restricts a token's experts to its best groups; none: they come from anywhere.
+    /// Restricts a token's experts to its best groups. Default: no restriction.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub groups: Option<ExpertGroups>,
     /// Step of the balancing bias, by the sign of an expert's load error.
     #[serde(default = "default_balance_rate")]
     pub balance_rate: f32,
-    /// Weight of the loss that balances the experts within each sequence (DeepSeek-V3, arXiv 2412.19437, section 2.1.2);
-    /// 0: there is none.
+    /// Weight of the loss that balances the experts within each sequence (DeepSeek-V3, arXiv 2412.19437, section
+    /// 2.1.2). 0 turns it off.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub sequence_balance: f32,
 }
@@ -73,10 +73,10 @@ pub struct ExpertsConfig {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ExpertScore {
-    /// Each by itself. A balancing bias, `balance`, is added for the choice alone.
+    /// A sigmoid of each logit. The balancing bias, `balance`, is added only for the choice.
     #[default]
     Sigmoid,
-    /// Over all routed experts.
+    /// A softmax over all routed experts.
     Softmax,
 }
 
@@ -85,22 +85,22 @@ pub enum ExpertScore {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ExpertGroups {
-    /// Groups.
+    /// Number of groups.
     pub count: usize,
-    /// Groups whose experts may see a token.
+    /// Number of groups that a token's experts come from.
     pub active: usize,
-    /// What a group is chosen by.
+    /// The score that groups are chosen by.
     pub score: GroupScore,
 }
 
-/// What a group of experts is chosen by.
+/// The score that groups of experts are chosen by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum GroupScore {
-    /// Its best expert (DeepSeek V2).
+    /// The score of its best expert (DeepSeek V2).
     Best,
-    /// The sum of its two best, balancing bias included (DeepSeek V3).
+    /// The sum of its two best scores, balancing bias included (DeepSeek V3).
     TwoBest,
 }
 
@@ -159,14 +159,14 @@ impl ExpertsConfig {
         if self.active > self.routed {
             return Err(ConfigError::new(
                 "model.experts.active",
-                format!("is {}, more than the {} routed experts", self.active, self.routed),
+                format!("is {}, but must be at most the {} routed experts", self.active, self.routed),
             ));
         }
         if self.first_block >= blocks {
             return Err(ConfigError::new(
                 "model.experts.first_block",
                 format!(
-                    "is {}, but the {blocks} blocks count from 0: leave `experts` out for a dense model",
+                    "is {}, but the {blocks} blocks are counted from 0; leave `experts` out for a dense model",
                     self.first_block
                 ),
             ));
@@ -176,8 +176,9 @@ impl ExpertsConfig {
             self.dense_blocks.iter().find(|&&block| block < self.first_block || block >= blocks)
         {
             let (first, last) = (self.first_block, blocks - 1);
-            let reason =
-                format!("names block {block}: name blocks from {first}, the first with experts, to {last}");
+            let reason = format!(
+                "names block {block}, but must name blocks from {first}, the first with experts, to {last}"
+            );
             return Err(ConfigError::new(dense, reason));
         }
         if !self.dense_blocks.is_sorted_by(|a, b| a < b) {
@@ -190,10 +191,10 @@ impl ExpertsConfig {
             groups.validate(self)?;
         }
         if !(self.sequence_balance >= 0.0 && self.sequence_balance.is_finite()) {
-            return Err(ConfigError::new("model.experts.sequence_balance", "must be 0 or above"));
+            return Err(ConfigError::new("model.experts.sequence_balance", "must be at least 0"));
         }
         if !(self.balance_rate >= 0.0 && self.balance_rate.is_finite()) {
-            return Err(ConfigError::new("model.experts.balance_rate", "must be 0 or above"));
+            return Err(ConfigError::new("model.experts.balance_rate", "must be at least 0"));
         }
         Ok(())
     }
@@ -205,12 +206,11 @@ impl ExpertGroups {
         positive("model.experts.groups.count", count)?;
         positive("model.experts.groups.active", self.active)?;
         if !routed.is_multiple_of(count) {
-            let reason =
-                format!("is {count}, which does not divide the {routed} routed experts into equal groups");
+            let reason = format!("is {count}, but must divide the number of routed experts, {routed}");
             return Err(ConfigError::new("model.experts.groups.count", reason));
         }
         if self.active > count {
-            let reason = format!("is {}, more than the {count} groups", self.active);
+            let reason = format!("is {}, but must be at most the {count} groups", self.active);
             return Err(ConfigError::new("model.experts.groups.active", reason));
         }
         let (size, active) = (routed / count, experts.active);
@@ -223,7 +223,7 @@ impl ExpertGroups {
         }
         if self.score == GroupScore::TwoBest && size < 2 {
             let reason =
-                format!("adds the two best of a group, but the groups of {count} have one expert each");
+                format!("adds the two best experts of a group, but the {count} groups have one expert each");
             return Err(ConfigError::new("model.experts.groups.score", reason));
         }
         Ok(())

@@ -1,25 +1,25 @@
-//! How large a model's weights are at the start.
+//! The size of a model's initial weights.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::ConfigError;
 
-/// Standard deviations of the weights at the start. Norms start at one, biases at zero.
+/// Standard deviations of the initial weights. Norms start at one, biases at zero.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct InitConfig {
-    /// Of the token embedding.
+    /// Token embedding.
     #[serde(default = "default_embedding")]
     pub embedding: f32,
-    /// Of an untied output head.
+    /// Untied output head.
     #[serde(default = "default_embedding")]
     pub head: f32,
-    /// Of projections of attention, feed-forward and experts, times the root of their inputs.
+    /// Projections of attention, feed-forward and experts, times the root of their number of inputs.
     #[serde(default = "default_projection")]
     pub projection: f32,
-    /// As `projection`, of those that write to the residual. None: 1/√(2·blocks), so that their sum does not grow with
-    /// depth.
+    /// Like `projection`, for those that write to the residual stream. Default: 1/√(2·blocks), so that their sum does
+    /// not grow with depth.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<f32>,
 }
@@ -56,7 +56,7 @@ impl InitConfig {
         ];
         let wrong = |deviation: &f32| !(*deviation >= 0.0 && deviation.is_finite());
         match deviations.iter().find(|(_, deviation)| deviation.as_ref().is_some_and(wrong)) {
-            Some((key, _)) => Err(ConfigError::new(format!("model.init.{key}"), "must be 0 or above")),
+            Some((key, _)) => Err(ConfigError::new(format!("model.init.{key}"), "must be at least 0")),
             None => Ok(()),
         }
     }

@@ -1,8 +1,8 @@
-//! What a model and a run are: configuration files, their checks, and counts of what they cost.
+//! Configurations of models and runs: their files, their checks, and counts of their cost.
 //!
-//! A [`RunConfig`] is one TOML file: the model ([`ModelConfig`]), its data, and how it trains ([`TrainConfig`]). Every
-//! struct refuses keys that it does not know. Errors name the key, and the file's line where there is a file.
-//! [`Account`] states a model's parameters and operations without building it.
+//! A [`RunConfig`] is one TOML file: the model ([`ModelConfig`]), its data, and its training ([`TrainConfig`]). Every
+//! struct refuses unknown keys. Errors name the key, and the line of the file if there is one. [`Account`] counts a
+//! model's parameters and operations without building it.
 //!
 //! ```
 //! use engram_config::{Account, ModelConfig};

@@ -1,7 +1,7 @@
 //! The shape of a model, as written in a configuration file.
 //!
-//! Every struct refuses unknown keys, and [`ModelConfig::validate`] refuses values that no model could have;
-//! both name the key, so that whoever loads the file can point at its line.
+//! Every struct refuses unknown keys, and [`ModelConfig::validate`] refuses impossible values. Both name the key, so
+//! that the caller can point at its line.
 
 use engram_address::{AddressConfig, AddressError, Arithmetic, Boundary, assign_primes};
 use serde::{Deserialize, Serialize};
@@ -20,7 +20,7 @@ pub struct ModelConfig {
     pub vocabulary: usize,
     /// Width of one residual stream.
     pub width: usize,
-    /// Transformer blocks: attention and feed-forward each.
+    /// Number of transformer blocks, each with attention and feed-forward.
     pub blocks: usize,
     /// Longest sequence in tokens.
     pub context: usize,
@@ -30,27 +30,27 @@ pub struct ModelConfig {
     /// Whether the output head is the transposed embedding.
     #[serde(default)]
     pub tied_head: bool,
-    /// What embeddings are multiplied by before the first block.
+    /// Factor of the embeddings before the first block.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub embedding_scale: Option<f32>,
-    /// Whether what attention and feed-forward compute is normalised before it is added to the residual (Gemma 2,
-    /// arXiv 2408.00118, section 2).
+    /// Whether the outputs of attention and feed-forward are normalised before they are added to the residual stream
+    /// (Gemma 2, arXiv 2408.00118, section 2).
     #[serde(default, skip_serializing_if = "is_false")]
     pub post_norms: bool,
-    /// How large weights are at the start.
+    /// Size of the initial weights.
     #[serde(default, skip_serializing_if = "InitConfig::is_default")]
     pub init: InitConfig,
     /// Attention of every block.
     pub attention: AttentionConfig,
     /// Feed-forward of the blocks without experts.
     pub feed_forward: FeedForwardConfig,
-    /// Experts in the feed-forward of the later blocks; none: every block is dense.
+    /// Experts in the feed-forward of the later blocks. Without it, every block is dense.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts: Option<ExpertsConfig>,
-    /// Manifold-constrained hyper-connections; none: one plain residual stream.
+    /// Manifold-constrained hyper-connections. Without them, there is one plain residual stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hyper_connections: Option<HyperConnectionConfig>,
-    /// Conditional memory; none: the plain backbone.
+    /// Conditional memory. Without it, the model is the plain backbone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryConfig>,
 }
@@ -60,19 +60,19 @@ pub struct ModelConfig {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct HyperConnectionConfig {
-    /// Residual streams.
+    /// Number of residual streams.
     pub streams: usize,
-    /// Alternating row and column normalisations.
+    /// Number of alternating row and column normalisations.
     #[serde(default = "default_sinkhorn_iterations")]
     pub sinkhorn_iterations: usize,
 }
 
-/// How a memory is read into the model: one of the two published forms, or a simpler one to compare them with.
+/// How a memory is read into the model: one of the two published forms, or a simpler one for comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum MemoryForm {
-    /// The paper's and its demonstration code's: projection biases and a short convolution.
+    /// The form of the paper and its demonstration code: projection biases and a short convolution.
     Paper,
     /// DeepSeek-V4.1's: no biases, no convolution, one fused projection.
     V41,
@@ -85,27 +85,27 @@ pub enum MemoryForm {
 }
 
 impl MemoryForm {
-    /// Whether a gate decides how far the memory is read.
+    /// Whether a gate scales what the memory adds.
     pub fn is_gated(self) -> bool {
         matches!(self, Self::Paper | Self::V41)
     }
 }
 
-/// What decides how far a memory is read.
+/// The gates of a memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Gate {
-    /// Every residual stream against a key of its own (paper, section 2.4).
+    /// One gate per residual stream, each with a key of its own (paper, section 2.4).
     #[default]
     PerStream,
-    /// The mean of the streams against one key: one gate for all.
+    /// One gate for all streams: the mean of the streams against one key.
     Shared,
-    /// Nothing: every value is added whole, and there are no keys.
+    /// No gate: every value is added whole, and there are no keys.
     None,
 }
 
-/// What a gate computes of a query and a key.
+/// What a gate computes from a query and a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
@@ -140,7 +140,7 @@ pub enum Compression {
     None,
 }
 
-/// Which n-grams' rows a position reads.
+/// The n-grams whose rows a position reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
@@ -148,7 +148,7 @@ pub enum Lookup {
     /// Those that end there.
     #[default]
     Own,
-    /// Those that end at an earlier position, drawn once for all: a control, whose rows say nothing of the token.
+    /// Those that end at an earlier position, drawn once. A control: these rows say nothing about the token.
     Permuted,
 }
 
@@ -166,29 +166,29 @@ pub struct MemoryConfig {
     /// Form of the module.
     #[serde(default = "default_form")]
     pub form: MemoryForm,
-    /// What decides how far it is read.
+    /// The gates.
     #[serde(default, skip_serializing_if = "Gate::is_default")]
     pub gate: Gate,
     /// What a gate computes.
     #[serde(default, skip_serializing_if = "GateForm::is_default")]
     pub gate_form: GateForm,
-    /// Whether a short convolution follows the gate; none: as the form was published.
+    /// Whether a short convolution follows the gate. Default: as in the published form.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub convolution: Option<bool>,
-    /// Blocks, counted from 0, before whose attention a memory is read; each has a table of its own.
+    /// Blocks, counted from 0, that read a memory before their attention. Each has its own table.
     pub layers: Vec<usize>,
-    /// Longest n-gram: orders 2 to this one are looked up.
+    /// Longest n-gram; the orders are 2 to this one.
     pub max_order: usize,
     /// Hash heads per order.
     pub heads: usize,
     /// Values per row.
     pub row_width: usize,
-    /// Rows per head for each order 2..=max_order; every head takes the next unused prime above.
+    /// Rows per head for each order 2..=max_order. Each head takes the next unused prime above.
     pub rows_per_head: Vec<u64>,
     /// Compression of the vocabulary before hashing.
     #[serde(default = "default_compression")]
     pub compression: Compression,
-    /// Which n-grams' rows a position reads.
+    /// The n-grams whose rows a position reads.
     #[serde(default, skip_serializing_if = "Lookup::is_default")]
     pub lookup: Lookup,
     /// Seed of the hash multipliers.
@@ -197,10 +197,10 @@ pub struct MemoryConfig {
     /// Token that stands before the beginning of a sequence.
     #[serde(default)]
     pub pad_id: u32,
-    /// Taps of the short convolution (its dilation is `max_order`); the paper's form only.
+    /// Taps of the short convolution (its dilation is `max_order`). Only for the paper's form.
     #[serde(default = "default_kernel")]
     pub kernel: usize,
-    /// Standard deviation of the rows at the start; 0 leaves unseen n-grams silent.
+    /// Standard deviation of the initial rows. With 0, unseen n-grams add nothing.
     #[serde(default)]
     pub row_init: f32,
 }
@@ -225,7 +225,7 @@ fn default_kernel() -> usize {
 }
 
 impl ModelConfig {
-    /// Residual streams: 1 without hyper-connections.
+    /// Number of residual streams: 1 without hyper-connections.
     pub fn streams(&self) -> usize {
         self.hyper_connections.as_ref().map_or(1, |hyper| hyper.streams)
     }
@@ -233,14 +233,14 @@ impl ModelConfig {
     /// Rows of each memory layer's table: the sum of its heads' primes.
     ///
     /// # Errors
-    /// When no primes are left for them.
+    /// When the primes run out.
     pub fn table_rows(&self) -> Result<Vec<u64>, AddressError> {
         let Some(memory) = &self.memory else { return Ok(Vec::new()) };
         let primes = assign_primes(memory.layers.len(), &memory.rows_per_head, memory.heads)?;
         Ok(primes.iter().map(|orders| orders.iter().flatten().sum()).collect())
     }
 
-    /// Scale of the weights that write to the residual at the start: each block writes twice, and their sum should not
+    /// Initial scale of the weights that write to the residual stream. Each block writes twice, and the sum should not
     /// grow with depth.
     pub fn output_scale(&self) -> f32 {
         self.init.output.unwrap_or_else(|| (2.0 * self.blocks as f32).sqrt().recip())
@@ -251,8 +251,8 @@ impl ModelConfig {
         self.experts.as_ref().filter(|experts| experts.are_in(block))
     }
 
-    /// The first key by which this model departs from those that are trained here, if one does. Such models come from
-    /// outside: they are decoded, evaluated and served.
+    /// The first key by which this model differs from those that can be trained here, if any. Such models come from
+    /// outside; they can be decoded, evaluated and served.
     pub fn untrainable(&self) -> Option<&'static str> {
         let departures = [
             (self.embedding_scale.is_some(), "model.embedding_scale"),
@@ -264,10 +264,10 @@ impl ModelConfig {
             .or_else(|| self.experts.as_ref().and_then(ExpertsConfig::untrainable))
     }
 
-    /// Refuses what no model could have.
+    /// Refuses impossible values.
     ///
     /// # Errors
-    /// The first offending key, below `model.`, with the reason.
+    /// The first invalid key, below `model.`, with the reason.
     pub fn validate(&self) -> Result<(), ConfigError> {
         positive("model.vocabulary", self.vocabulary)?;
         positive("model.width", self.width)?;
@@ -286,7 +286,7 @@ impl ModelConfig {
             && self.context as f32 > yarn.scale * yarn.original_context as f32
         {
             let reason = format!(
-                "is {}, but {} times the original context of {} is less: raise `model.attention.yarn.scale`",
+                "is {}, but the scale {} times the original context of {} is less: raise `model.attention.yarn.scale`",
                 self.context, yarn.scale, yarn.original_context
             );
             return Err(ConfigError::new("model.context", reason));
@@ -309,7 +309,7 @@ impl HyperConnectionConfig {
         if !(2..=8).contains(&self.streams) {
             return Err(ConfigError::new(
                 "model.hyper_connections.streams",
-                format!("is {}: take 2 to 8, or leave the table out for one plain stream", self.streams),
+                format!("is {}, but must be 2 to 8; leave the table out for one plain stream", self.streams),
             ));
         }
         positive("model.hyper_connections.sinkhorn_iterations", self.sinkhorn_iterations)
@@ -317,12 +317,12 @@ impl HyperConnectionConfig {
 }
 
 impl MemoryConfig {
-    /// Orders that are looked up: 2 to `max_order`.
+    /// Orders of n-grams: 2 to `max_order`.
     pub fn orders(&self) -> usize {
         self.max_order - 1
     }
 
-    /// Rows fetched per token and layer: one per order and head.
+    /// Rows per token and layer: one per order and head.
     pub fn slots(&self) -> usize {
         self.orders() * self.heads
     }
@@ -332,7 +332,7 @@ impl MemoryConfig {
         self.slots() * self.row_width
     }
 
-    /// Gates per token in a model of `streams` residual streams.
+    /// Gates per token in a model with `streams` residual streams.
     pub fn gates(&self, streams: usize) -> usize {
         match self.gate {
             _ if !self.form.is_gated() => 0,
@@ -342,8 +342,8 @@ impl MemoryConfig {
         }
     }
 
-    /// The first key by which this memory departs from both published forms, if one does: what reads published models
-    /// only can refuse it by name.
+    /// The first key by which this memory differs from both published forms, if any. Readers of published models refuse
+    /// it by name.
     pub fn departs(&self) -> Option<&'static str> {
         let departures = [
             (!self.form.is_gated(), "model.memory.form"),
@@ -360,7 +360,7 @@ impl MemoryConfig {
         self.convolution.unwrap_or(self.form == MemoryForm::Paper)
     }
 
-    /// The addressing that this memory asks for.
+    /// The addressing of this memory.
     pub fn addressing(&self) -> AddressConfig {
         AddressConfig {
             seed: self.seed,
@@ -403,7 +403,7 @@ impl MemoryConfig {
         if self.layers.is_empty() {
             return Err(ConfigError::new(
                 "model.memory.layers",
-                "is empty: name a block, or leave `memory` out for a model without",
+                "is empty: name a block, or leave `memory` out for a model without memory",
             ));
         }
         if !self.layers.is_sorted_by(|a, b| a < b) {
@@ -412,7 +412,7 @@ impl MemoryConfig {
         if let Some(&layer) = self.layers.iter().find(|&&layer| layer >= blocks) {
             return Err(ConfigError::new(
                 "model.memory.layers",
-                format!("names block {layer}, but the {blocks} blocks count from 0"),
+                format!("names block {layer}, but the {blocks} blocks are counted from 0"),
             ));
         }
         if self.pad_id as usize >= vocabulary {
@@ -422,7 +422,7 @@ impl MemoryConfig {
             ));
         }
         if !(self.row_init >= 0.0 && self.row_init.is_finite()) {
-            return Err(ConfigError::new("model.memory.row_init", "must be 0 or above"));
+            return Err(ConfigError::new("model.memory.row_init", "must be at least 0"));
         }
         Ok(())
     }
@@ -446,7 +446,7 @@ impl MemoryConfig {
             return Err(ConfigError::new(
                 "model.memory.row_width",
                 format!(
-                    "is {}, but the form \"added\" adds rows to streams of width {}: make them equal",
+                    "is {}, but the form \"added\" needs the width of the streams, {}",
                     self.row_width, model.width
                 ),
             ));
@@ -454,19 +454,19 @@ impl MemoryConfig {
         if self.form == MemoryForm::OverEncoding && self.layers != [0] {
             return Err(ConfigError::new(
                 "model.memory.layers",
-                "names another block than 0, but the form \"over_encoding\" is read at the input: take [0]",
+                "must be [0], because the form \"over_encoding\" reads rows at the input",
             ));
         }
         if self.gate == Gate::Shared && model.streams() == 1 {
             return Err(ConfigError::new(
                 "model.memory.gate",
-                "is \"shared\", but the model has one residual stream, whose gate is no other's: leave it out",
+                "is \"shared\", but the model has only one residual stream: leave it out",
             ));
         }
         if self.convolution == Some(true) && self.form != MemoryForm::Paper {
             return Err(ConfigError::new(
                 "model.memory.convolution",
-                "is true, but only the form \"paper\" has a convolution: take that, or leave it out",
+                "is true, but only the form \"paper\" has a convolution: choose that form, or leave it out",
             ));
         }
         Ok(())
@@ -555,7 +555,7 @@ mod tests {
             (0..4).map(|block| model.attention.window_of(block)).collect::<Vec<_>>(),
             [Some(8), None, Some(8), None]
         );
-        // Local blocks have a base of their own and are not stretched; the last block knows no positions.
+        // Local blocks have their own base and are not stretched. The last block has no positions.
         let frequencies = |block: usize| model.attention.rotary_of(block).map(|rotary| rotary.frequencies);
         assert_eq!(frequencies(0), Some(vec![1.0, 0.1]));
         assert_eq!(frequencies(1), Some(vec![0.125, 0.00125]));

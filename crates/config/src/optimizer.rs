@@ -1,4 +1,4 @@
-//! How the weights learn: rates and constants of Muon and Adam.
+//! Rates and constants of Muon and Adam.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,10 +9,10 @@ use crate::error::ConfigError;
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct OptimizerConfig {
-    /// Peak rate of the matrices, by Muon.
+    /// Peak rate of the matrices, trained by Muon.
     #[serde(default = "default_muon_rate")]
     pub muon_rate: f32,
-    /// Peak rate of embeddings, head, norms and everything else, by Adam.
+    /// Peak rate of embeddings, head, norms and everything else, trained by Adam.
     #[serde(default = "default_adam_rate")]
     pub adam_rate: f32,
     /// Muon's momentum.
@@ -24,7 +24,7 @@ pub struct OptimizerConfig {
     /// Adam's epsilon.
     #[serde(default = "default_epsilon")]
     pub epsilon: f32,
-    /// Whether Muon orthogonalises the projections of every attention head apart; none: those of all heads together.
+    /// Whether Muon orthogonalises the projections of each attention head separately. Default: all heads together.
     #[serde(default, skip_serializing_if = "is_false")]
     pub muon_heads_apart: bool,
     /// Decoupled weight decay of the matrices that Muon trains, per unit of rate.
@@ -34,7 +34,7 @@ pub struct OptimizerConfig {
     /// biases and scales do not decay.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub adam_weight_decay: f32,
-    /// Largest global norm of the weights' gradient; memory rows are left out.
+    /// Maximum global norm of the weights' gradient, without memory rows. Larger gradients are scaled down.
     #[serde(default = "default_clip")]
     pub clip: f32,
 }
@@ -88,7 +88,7 @@ impl OptimizerConfig {
     /// Refuses impossible values, named below `train.optimizer.`.
     ///
     /// # Errors
-    /// The first offending key.
+    /// The first invalid key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let refuse =
             |key: &str, reason: &str| Err(ConfigError::new(format!("train.optimizer.{key}"), reason));
@@ -113,7 +113,7 @@ impl OptimizerConfig {
             [("weight_decay", self.weight_decay), ("adam_weight_decay", self.adam_weight_decay)]
         {
             if !(decay >= 0.0 && decay.is_finite()) {
-                return refuse(key, "must be 0 or above");
+                return refuse(key, "must be at least 0");
             }
         }
         if !positive(self.clip) {

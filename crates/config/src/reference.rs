@@ -1,6 +1,6 @@
-//! The configuration reference of the book is what the code's own comments say, and no key is without one.
+//! The configuration reference of the book is made from the code's own comments. Every key needs one.
 //!
-//!     UPDATE=1 cargo test --release -p engram -p engram-config --lib reference      # writes docs/configuration.md anew
+//!     UPDATE=1 cargo test --release -p engram -p engram-config --lib reference      # rewrites docs/configuration.md
 
 use std::fmt::Write;
 use std::path::Path;
@@ -16,7 +16,7 @@ refused with its line. Relative paths count from the folder of the file.
 This page is made from the comments in `crates/config/src`.
 ";
 
-/// The schema's tables, each once, in the order in which they are met.
+/// The schema's tables, each once, in order of appearance.
 struct Reference<'a> {
     definitions: &'a Map<String, Value>,
     text: String,
@@ -25,7 +25,7 @@ struct Reference<'a> {
 }
 
 impl<'a> Reference<'a> {
-    /// What a reference leads to; the schema itself where it is not one.
+    /// Resolves a reference; a schema that is none is returned as it is.
     fn resolve(&self, schema: &'a Value) -> &'a Value {
         match schema.get("$ref").and_then(Value::as_str) {
             Some(path) => &self.definitions[path.rsplit('/').next().unwrap()],
@@ -33,14 +33,14 @@ impl<'a> Reference<'a> {
         }
     }
 
-    /// The schema of a value that is given: of an optional one, what is inside.
+    /// The schema of a value; of an optional value, the schema inside.
     fn inner(&self, schema: &'a Value) -> &'a Value {
         let any = schema.get("anyOf").and_then(Value::as_array);
         let given = any.and_then(|any| any.iter().find(|one| one.get("type") != Some(&"null".into())));
         self.resolve(given.unwrap_or(schema))
     }
 
-    /// A section for the table at `path`, then sections for what is inside.
+    /// A section for the table at `path`, then sections for the tables inside.
     fn table(&mut self, path: &str, schema: &'a Value) {
         let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return };
         let title = if path.is_empty() { "The file".to_owned() } else { format!("`[{path}]`") };
@@ -167,7 +167,7 @@ fn choices(schema: &Value) -> Option<&[Value]> {
     choices.as_array().map(Vec::as_slice)
 }
 
-/// A schema's comment on one line, without the code's links.
+/// A schema's comment on one line, without links.
 fn sentence(schema: &Value) -> String {
     let text = schema.get("description").and_then(Value::as_str).unwrap_or("");
     let text = text.replace("\n\n", " ").replace('\n', " ").replace('|', "\\|");
@@ -186,7 +186,7 @@ fn sentence(schema: &Value) -> String {
     plain + rest
 }
 
-/// A default as it is written in a file: an f32 in its own digits.
+/// A default as written in a file; an f32 with its own digits.
 fn rounded(value: &Value) -> String {
     match value {
         Value::Number(number) if number.is_f64() => format!("{}", number.as_f64().unwrap() as f32),
@@ -212,6 +212,6 @@ fn the_book_lists_every_key() {
     let found = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(
         found == reference.text,
-        "docs/configuration.md is not what the comments say: run `UPDATE=1 cargo test --release -p engram -p engram-config --lib reference`"
+        "docs/configuration.md differs from the comments: run `UPDATE=1 cargo test --release -p engram -p engram-config --lib reference`"
     );
 }

@@ -1,4 +1,4 @@
-//! How memory rows learn, and where they live meanwhile.
+//! How memory rows learn, and where they live during training.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,22 +9,22 @@ use crate::error::ConfigError;
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RowTraining {
-    /// The rows' rate as a multiple of the weights' (`optimizer.adam_rate`); the paper takes 5.
+    /// Learning rate of the rows as a multiple of `optimizer.adam_rate`. The paper uses 5.
     #[serde(default = "default_rate_factor")]
     pub rate_factor: f32,
     /// The rows' optimiser.
     #[serde(default)]
     pub optimizer: RowOptimizerKind,
-    /// Decay of the first moment; `adam` alone has one. None: 0.9.
+    /// Decay of the first moment, for `adam`. Default: 0.9.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub beta1: Option<f64>,
-    /// Decay of the second moment; `adam` and `row_wise_adam` have one. None: 0.999.
+    /// Decay of the second moment, for `adam` and `row_wise_adam`. Default: 0.999.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub beta2: Option<f64>,
-    /// Added to the root of the second moment. None: 1e-8.
+    /// Added to the root of the second moment. Default: 1e-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epsilon: Option<f64>,
-    /// Whose updates correct the bias of `adam`'s moments. None: the table's.
+    /// Which updates correct the bias of `adam`'s moments. Default: the table's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bias_correction: Option<BiasCorrection>,
     /// Where rows and their optimiser's state live.
@@ -32,7 +32,7 @@ pub struct RowTraining {
     pub storage: RowStorage,
 }
 
-/// The rows' optimiser. None decays rows or clips their gradient.
+/// The rows' optimiser. No optimiser decays rows or clips their gradient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
@@ -42,28 +42,28 @@ pub enum RowOptimizerKind {
     Adam,
     /// One second moment per row.
     RowWiseAdam,
-    /// One moment per value, with steps balanced between rows and columns, as DeepSeek-V4.1's tables learn.
+    /// One moment per value, with steps balanced between rows and columns, as in DeepSeek-V4.1.
     BalancedMomentum,
-    /// Rows stay as they were drawn: a control.
+    /// Rows keep their initial values: a control.
     Frozen,
 }
 
-/// Whose updates are counted to correct the bias of moments that begin at zero.
+/// Which updates are counted to correct the bias of moments that begin at zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum BiasCorrection {
-    /// The table's, as PyTorch's `SparseAdam`: a row that is first touched late takes longer first steps.
+    /// The table's, as in PyTorch's `SparseAdam`. A row that is first touched late takes longer first steps.
     Table,
     /// The row's own.
     Row,
 }
 
 impl RowTraining {
-    /// Refuses impossible values, and settings that the optimiser does not have, named below `train.memory.`.
+    /// Refuses impossible values, and settings that the optimiser does not use, named below `train.memory.`.
     ///
     /// # Errors
-    /// The first offending key.
+    /// The first invalid key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let refuse = |key: &str, reason: String| Err(ConfigError::new(format!("train.memory.{key}"), reason));
         if !(self.rate_factor > 0.0 && self.rate_factor.is_finite()) {
@@ -95,15 +95,15 @@ impl RowTraining {
     }
 }
 
-/// Where a table being trained lives.
+/// Where a table lives while it is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum RowStorage {
-    /// In memory, on huge pages where the system has them.
+    /// In RAM, on huge pages if the system supports them.
     #[default]
     Ram,
-    /// In a mapped scratch file in the run's folder, for tables larger than memory.
+    /// In a mapped scratch file in the run's folder, for tables larger than RAM.
     Mapped,
 }
 

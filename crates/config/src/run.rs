@@ -13,37 +13,37 @@ use crate::schedule::Schedule;
 use crate::text::TextConfig;
 use crate::toml_file::{load_toml, locate};
 
-/// Everything that decides a run: one TOML file, copied into every checkpoint.
+/// Everything that decides a run. One TOML file, copied into every checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {
     /// The model.
     pub model: ModelConfig,
-    /// Where texts begin and end, if not as usual.
+    /// The tokens around a text, if not the default ones.
     #[serde(default, skip_serializing_if = "TextConfig::is_default")]
     pub text: TextConfig,
-    /// What it learns from.
+    /// The training data.
     pub data: DataConfig,
-    /// How it learns.
+    /// The training.
     pub train: TrainConfig,
 }
 
-/// The configuration in a checkpoint: that of the run that made it; or of a model trained elsewhere, which has neither
-/// data nor a course of training.
+/// The configuration in a checkpoint: that of the run that wrote it, or that of a pretrained model, which has neither
+/// data nor training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CheckpointConfig {
     /// The model.
     pub model: ModelConfig,
-    /// Where texts begin and end, if not as usual.
+    /// The tokens around a text, if not the default ones.
     #[serde(default, skip_serializing_if = "TextConfig::is_default")]
     pub text: TextConfig,
-    /// What it learned from.
+    /// The training data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<DataConfig>,
-    /// How it learned.
+    /// The training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub train: Option<TrainConfig>,
 }
@@ -55,7 +55,7 @@ pub struct CheckpointConfig {
 pub struct DataConfig {
     /// Shards to train on.
     pub train: PathBuf,
-    /// Held-out shards; none: no held-out losses.
+    /// Held-out shards. Without them, there are no held-out losses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid: Option<PathBuf>,
     /// The tokenizer, a Hugging Face `tokenizer.json`.
@@ -63,7 +63,7 @@ pub struct DataConfig {
 }
 
 impl DataConfig {
-    /// Takes relative paths from the folder of the file at `path`, which they were read from.
+    /// Resolves relative paths against the folder of the file at `path`, which they were read from.
     pub fn resolve(&mut self, path: &Path) {
         let folder = path.parent().unwrap_or(Path::new(""));
         self.paths_mut().for_each(|data| *data = folder.join(&data));
@@ -74,7 +74,7 @@ impl DataConfig {
         [&mut self.train, &mut self.tokenizer].into_iter().chain(&mut self.valid)
     }
 
-    /// The held-out shards, for what needs some.
+    /// The held-out shards, for callers that need them.
     ///
     /// # Errors
     /// When there are none.
@@ -92,30 +92,30 @@ pub struct TrainConfig {
     /// Seed of weights, rows and the order of the data.
     #[serde(default)]
     pub seed: u64,
-    /// Steps of the whole run.
+    /// Number of steps of the whole run.
     pub steps: u64,
     /// Sequences per step, each of `model.context` tokens.
     pub batch: usize,
-    /// Sequences that are computed at once: a step computes one micro-batch after another and sums their gradients, to
-    /// save memory. Where it does not divide `batch`, the last has fewer. None: all at once.
+    /// Sequences computed at once. A step computes its micro-batches one after another and sums their gradients, which
+    /// saves memory. If it does not divide `batch`, the last one has fewer. Default: the whole batch at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batch: Option<usize>,
-    /// What checkpoints have that were written before there was `micro_batch`; see [`RunConfig::load_saved`].
+    /// The old form of `micro_batch`, in older checkpoints; see [`RunConfig::load_saved`].
     #[serde(default, skip_serializing)]
     accumulation: Option<usize>,
-    /// Whether the documents packed into a window are sequences of their own, which do not see each other; see
-    /// [`Packing`](crate::Packing). Held-out losses are then taken so, too.
+    /// Whether the documents packed into a window are separate sequences, which do not see each other; see
+    /// [`Packing`](crate::Packing). Applies to held-out losses, too.
     #[serde(default, skip_serializing_if = "is_false")]
     pub documents_apart: bool,
-    /// Whether what a block computes is computed again for its gradients instead of kept, so that long sequences fit in
-    /// memory. Losses and gradients stay as they are; a step costs one more forward pass.
+    /// Activation checkpointing: whether a block's activations are computed again in the backward pass instead of kept,
+    /// to save memory. Losses and gradients stay the same. A step costs one more forward pass.
     #[serde(default, skip_serializing_if = "is_false")]
     pub recompute: bool,
-    /// Steps in a row that may be skipped because their loss or gradient is not finite; one more ends the run. With 0
-    /// the first such step does.
+    /// Number of successive steps that may be skipped because their loss or gradient is not finite. One more ends the
+    /// run. With 0, the first such step ends it.
     #[serde(default = "ten")]
     pub skip_limit: u64,
-    /// Factor on the peak rates over the run.
+    /// Schedule: the factor on the peak rates over the run.
     pub schedule: Schedule,
     /// Rates and constants of the weights' optimisers.
     #[serde(default)]
@@ -123,19 +123,19 @@ pub struct TrainConfig {
     /// How memory rows learn.
     #[serde(default)]
     pub memory: RowTraining,
-    /// Numbers that matrix products are computed in.
+    /// Precision of matrix products.
     #[serde(default)]
     pub precision: PrecisionConfig,
-    /// Steps between held-out losses.
+    /// Number of steps between held-out losses.
     #[serde(default = "every")]
     pub evaluate_every: u64,
-    /// Held-out tokens per evaluation at most, in whole windows spread evenly over the text; none: all.
+    /// Maximum number of held-out tokens per evaluation, in whole windows spread evenly over the text. Default: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluate_tokens: Option<usize>,
-    /// Steps between checkpoints.
+    /// Number of steps between checkpoints.
     #[serde(default = "every")]
     pub checkpoint_every: u64,
-    /// Checkpoints kept.
+    /// Number of checkpoints to keep.
     #[serde(default = "two")]
     pub keep: usize,
 }
@@ -154,12 +154,12 @@ fn is_false(value: &bool) -> bool {
 }
 
 impl TrainConfig {
-    /// Sequences that are computed at once.
+    /// Sequences computed at once.
     pub fn windows_at_once(&self) -> usize {
         self.micro_batch.unwrap_or(self.batch)
     }
 
-    /// Says in today's keys what was written in those of before.
+    /// Translates old keys into today's.
     fn modernise(&mut self) {
         if let Some(parts) = self.accumulation.take().filter(|&parts| parts > 1) {
             self.micro_batch = Some(self.batch.div_ceil(parts));
@@ -168,8 +168,7 @@ impl TrainConfig {
 }
 
 impl RunConfig {
-    /// As [`load`](Self::load), for the `run.toml` of a checkpoint, which may have been written before a key got its
-    /// name of today.
+    /// Like [`load`](Self::load), for the `run.toml` of a checkpoint, which may have keys with their old names.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -181,10 +180,10 @@ impl RunConfig {
         Ok(config)
     }
 
-    /// Reads and validates a configuration. Relative paths in it are taken from the file's own folder.
+    /// Reads and validates a configuration. Relative paths in it start at the file's own folder.
     ///
     /// # Errors
-    /// When the file cannot be read, or a key or value in it cannot be used: named with its line.
+    /// When the file cannot be read, or a key or value is invalid. The error names its line.
     pub fn load(path: &Path) -> Result<Self> {
         let (source, mut config) = load_toml::<Self>(path)?;
         config.data.resolve(path);
@@ -192,14 +191,14 @@ impl RunConfig {
         Ok(config)
     }
 
-    /// Refuses what cannot be trained.
+    /// Refuses configurations that cannot be trained.
     ///
     /// # Errors
-    /// The first offending key.
+    /// The first invalid key.
     pub fn validate(&self) -> std::result::Result<(), ConfigError> {
         self.model.validate()?;
         if let Some(key) = self.model.untrainable() {
-            let reason = "describes a pretrained model of a kind that is not trained here: leave it out";
+            let reason = "is only for pretrained models and cannot be trained: leave it out";
             return Err(ConfigError::new(key, reason));
         }
         let train = &self.train;
@@ -215,7 +214,8 @@ impl RunConfig {
             return Err(ConfigError::new(*key, "is 0: must be at least 1"));
         }
         if i64::try_from(train.seed).is_err() {
-            let reason = format!("is {}: at most {}, the largest number of TOML", train.seed, i64::MAX);
+            let reason =
+                format!("is {}, but must be at most {}, the largest number of TOML", train.seed, i64::MAX);
             return Err(ConfigError::new("train.seed", reason));
         }
         if train.evaluate_tokens == Some(0) {
@@ -238,7 +238,7 @@ impl RunConfig {
         let rows = self.model.memory.as_ref().map(|memory| memory.row_init);
         if train.memory.optimizer == RowOptimizerKind::Frozen && rows == Some(0.0) {
             let reason =
-                "is \"frozen\", but rows begin at zero and would stay there: set `model.memory.row_init`";
+                "is \"frozen\", but rows start at zero and would stay zero: set `model.memory.row_init`";
             return Err(ConfigError::new("train.memory.optimizer", reason));
         }
         train.schedule.validate(train.steps)?;
@@ -255,7 +255,7 @@ impl CheckpointConfig {
     /// Reads and validates the configuration of a checkpoint.
     ///
     /// # Errors
-    /// When the file cannot be read, or describes no model: named with its line.
+    /// When the file cannot be read, or describes no model. The error names the line.
     pub fn load(path: &Path) -> Result<Self> {
         let (source, mut config) = load_toml::<Self>(path)?;
         config.train.iter_mut().for_each(TrainConfig::modernise);
@@ -263,7 +263,7 @@ impl CheckpointConfig {
         Ok(config)
     }
 
-    /// The precision to compute in on a device that is a GPU or not.
+    /// The precision for a GPU or another device.
     pub fn precision(&self, gpu: bool) -> Precision {
         self.train.as_ref().map_or(PrecisionConfig::Auto, |train| train.precision).resolve(gpu)
     }
@@ -274,7 +274,7 @@ impl CheckpointConfig {
     }
 }
 
-/// Reads a model's configuration alone: a file with a `[model]` table, whatever else it holds.
+/// Reads only a model's configuration: a file with a `[model]` table. Other tables are ignored.
 ///
 /// # Errors
 /// As [`RunConfig::load`].

@@ -1,4 +1,4 @@
-//! Learning-rate schedules: the share of the peak rate that a step trains with.
+//! Learning-rate schedules: each step's share of the peak rate.
 
 use std::fmt::Display;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::ConfigError;
 
-/// A linear warm-up, then a course of the rate.
+/// A linear warm-up, then a decay.
 ///
 /// ```toml
 /// [schedule]
@@ -20,19 +20,19 @@ pub struct Schedule {
     /// Steps of warm-up: the rate of step `s` (from 0) is `(s + 1) / warmup` of the peak.
     #[serde(default)]
     pub warmup: u64,
-    /// What follows.
+    /// The schedule after the warm-up.
     pub decay: Decay,
 }
 
-/// The course of the rate after the warm-up. "Progress" is the share of the steps after the warm-up that are
-/// done: 0 at the first of them, 1 when training ends.
+/// The schedule after the warm-up. "Progress" is the share of the steps after the warm-up that are done: 0 at the
+/// first of them, 1 when training ends.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Decay {
     /// The peak rate throughout.
     Constant,
-    /// The rate falls by a factor at points of the training; factors multiply.
+    /// The rate is multiplied by factors at points of the training.
     Step(Vec<StepDown>),
     /// Half a cosine from 1 to `floor` over the progress.
     Cosine {
@@ -51,18 +51,18 @@ pub enum Decay {
     },
 }
 
-/// From a point of the training on, multiply the rate.
+/// Multiplies the rate from a point of the training on.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct StepDown {
-    /// Share of all steps, warm-up included, after which this holds.
+    /// Share of all steps, warm-up included, after which the factor applies.
     pub after: f64,
-    /// What the rate is multiplied by.
+    /// Factor of the rate.
     pub factor: f64,
 }
 
-/// How the last part of a [`Decay::Wsd`] schedule falls, with `x` from 0 at its start to 1 at its end.
+/// The shape of the decay in a [`Decay::Wsd`] schedule, with `x` from 0 at its start to 1 at its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
@@ -74,13 +74,13 @@ pub enum WsdShape {
 }
 
 impl Schedule {
-    /// That the schedule makes sense for a training of `total` steps.
+    /// Checks that the schedule is valid for a training of `total` steps.
     ///
     /// # Errors
     /// A warm-up that never ends, a share or factor out of its range, or step points out of order.
     pub fn validate(&self, total: u64) -> Result<(), ConfigError> {
         if self.warmup >= total {
-            let reason = format!("must end before the training does, after {total} steps");
+            let reason = format!("must end before the training, which has {total} steps");
             return Err(refused("schedule.warmup", self.warmup, reason));
         }
         match &self.decay {
@@ -101,8 +101,8 @@ impl Schedule {
         }
     }
 
-    /// The share of the peak rate for step `step`, counted from 0, of `total`. Steps at or after `total` have
-    /// the rate that the schedule ends on.
+    /// The share of the peak rate for step `step`, counted from 0, of `total`. Steps at or after `total` have the final
+    /// rate.
     pub fn rate(&self, step: u64, total: u64) -> f32 {
         let step = step.min(total);
         if step < self.warmup {
@@ -141,14 +141,14 @@ fn validate_steps(downs: &[StepDown]) -> Result<(), ConfigError> {
     }
     match downs.windows(2).find(|pair| pair[0].after >= pair[1].after) {
         Some(pair) => {
-            let reason = format!("must come after the step before it, at {}", pair[0].after);
+            let reason = format!("must be after the previous one, at {}", pair[0].after);
             Err(refused("schedule.decay.step.after", pair[1].after, reason))
         }
         None => Ok(()),
     }
 }
 
-/// `key`, a path below `train`, has a `value` that breaks the rule `reason`.
+/// The error that `key`, a path below `train`, has a `value` that breaks the rule `reason`.
 fn refused(key: &str, value: impl Display, reason: impl Into<String>) -> ConfigError {
     ConfigError::new("train.schedule", format!("{key} = {value}: {}", reason.into()))
 }

@@ -1,9 +1,9 @@
-//! Where a text begins and ends, by the names of tokens.
+//! The tokens at which a text begins and ends, by name.
 
 use serde::{Deserialize, Serialize};
 
-/// The tokens around a text by their names: `[text]` of a configuration. By default a text ends with the token of the
-/// first usual name that the tokenizer has, and begins after the end of another.
+/// The tokens around a text by their names: `[text]` of a configuration. By default a text ends with the first usual
+/// end token that the tokenizer has, and begins after the end of another text.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
@@ -23,12 +23,12 @@ pub struct TextConfig {
 pub enum BeginConfig {
     /// This token, always.
     Always(String),
-    /// This token, where a continuation has nothing else before it.
+    /// This token, if nothing else precedes a continuation.
     IfEmpty(String),
 }
 
 impl TextConfig {
-    /// Whether nothing is said.
+    /// Whether everything is the default.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }

@@ -1,17 +1,17 @@
-//! Configuration files: TOML, with the file and line of whatever is refused.
+//! Configuration files: TOML, with file and line in every error.
 //!
-//! A file may be based on another, of which it states the differences alone:
+//! A file may have a base. It then states only the differences:
 //!
 //! ```toml
 //! base = "moe-27b.toml"           # beside this file
-//! remove = ["train.schedule"]     # keys of the base that do not hold here
+//! remove = ["train.schedule"]     # keys of the base to leave out
 //!
 //! [model.experts]
 //! routed = 55
 //! ```
 //!
-//! Tables are merged key by key; anything else, and a table of another `kind`, replaces what the base has. Relative paths
-//! are taken from the folder of the file that was asked for.
+//! Tables are merged key by key. Anything else, and a table of another `kind`, replaces the base's value. Relative
+//! paths start at the folder of the file that was opened.
 
 use std::path::{Path, PathBuf};
 
@@ -20,10 +20,10 @@ use toml::{Table, Value};
 
 use crate::error::{ConfigError, Error, Result};
 
-/// What a configuration was read from: a file, and those that it is based on.
+/// The origin of a configuration: a file and its bases.
 #[derive(Debug, Clone)]
 pub struct Source {
-    /// The file that was asked for, then its base, then the base of that.
+    /// The file that was opened, then its base, then the base of that.
     files: Vec<File>,
 }
 
@@ -33,11 +33,10 @@ struct File {
     text: String,
 }
 
-/// Reads a TOML file and those that it is based on; their texts, too, so that what is refused later can be
-/// [located](locate).
+/// Reads a TOML file and its bases. Also returns their texts, so that later errors can be [located](locate).
 ///
 /// # Errors
-/// When a file cannot be read, is based on itself, or they do not hold a `T`: with the file and line.
+/// When a file cannot be read, is its own base, or the files do not hold a `T`. The error names file and line.
 pub fn load_toml<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<(Source, T)> {
     let (source, merged) = read(path)?;
     let [asked, bases @ ..] = &source.files[..] else {
@@ -47,7 +46,7 @@ pub fn load_toml<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<(Source, T
         let parsed = toml::from_str(&asked.text).map_err(|error| asked.refuse_toml(&error))?;
         return Ok((source, parsed));
     }
-    // Written out, so that an error has a place in it, and that a key to look for in the files.
+    // Serialized again, so that an error has a place in it, and so a key to look for in the files.
     let text = merged.to_string();
     match toml::from_str(&text) {
         Ok(parsed) => Ok((source, parsed)),
@@ -58,16 +57,16 @@ pub fn load_toml<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<(Source, T
     }
 }
 
-/// Puts the file and line of `error`'s key to it; where the key itself is absent, that of its table.
+/// Adds the file and line of `error`'s key; if the key is absent, those of its table.
 pub fn locate(source: &Source, error: &ConfigError) -> Error {
     source.refuse(&error.key, error.to_string())
 }
 
 impl Source {
-    /// An error at `key`: in the first file that has it, or most of the way to it.
+    /// An error at `key`, in the first file that has the key or the longest part of it.
     fn refuse(&self, key: &str, problem: String) -> Error {
         let places = self.files.iter().map(|file| (file, key_line(&file.text, key)));
-        // Of equals the last is taken, so that the file that was asked for comes last.
+        // The last of equals wins, so the opened file comes last.
         let (file, (_, line)) = places.rev().max_by_key(|(_, (depth, _))| *depth).expect("there is a file");
         Error::Config { path: file.path.clone(), line, problem }
     }
@@ -91,7 +90,7 @@ impl File {
     }
 }
 
-/// The file at `path` and all that it is based on, and what they state together.
+/// The file at `path` with all its bases, and the merged result.
 fn read(path: &Path) -> Result<(Source, Table)> {
     let mut files = Vec::<File>::new();
     let mut layers = Vec::new();
@@ -120,7 +119,7 @@ fn read(path: &Path) -> Result<(Source, Table)> {
     Ok((Source { files }, merged))
 }
 
-/// Takes out of `table` the file that it is based on, and the keys of that which do not hold.
+/// Removes `base` and `remove` from `table` and returns them.
 fn take_base(file: &File, table: &mut Table) -> Result<(Option<String>, Vec<String>)> {
     let string = |value: Value| match value {
         Value::String(text) => Some(text),
@@ -150,7 +149,7 @@ fn same_file(a: &Path, b: &Path) -> bool {
     }
 }
 
-/// Removes the dotted `key`; whether it was there.
+/// Removes the dotted `key`. Returns whether it was there.
 fn take(table: &mut Table, key: &str) -> bool {
     match key.split_once('.') {
         None => table.remove(key).is_some(),
@@ -161,7 +160,7 @@ fn take(table: &mut Table, key: &str) -> bool {
     }
 }
 
-/// Lays `over` on `table`.
+/// Merges `over` into `table`.
 fn merge(table: &mut Table, over: Table) {
     for (key, value) in over {
         match (table.get_mut(&key), value) {
@@ -175,12 +174,12 @@ fn merge(table: &mut Table, over: Table) {
     }
 }
 
-/// Whether `over` states differences from `below`, and not another kind of thing.
+/// Whether `over` changes `below` rather than replacing it by another kind.
 fn is_same_kind(below: &Table, over: &Table) -> bool {
     over.get("kind").is_none_or(|kind| below.get("kind") == Some(kind))
 }
 
-/// How many parts of the dotted `key` the text has, and the line of the last of these; line 1 if it has none.
+/// How many parts of the dotted `key` the text has, and the line of the last of them; line 1 if it has none.
 fn key_line(text: &str, key: &str) -> (usize, usize) {
     let (mut depth, mut line) = (0, 1);
     let Ok(document) = toml::de::DeTable::parse(text) else { return (depth, line) };
@@ -198,7 +197,7 @@ fn key_line(text: &str, key: &str) -> (usize, usize) {
     (depth, line)
 }
 
-/// The dotted key at `offset` of a text in which every table has a header.
+/// The dotted key at `offset` of a text whose tables all have headers.
 fn key_at(text: &str, offset: usize) -> String {
     let mut table = "";
     let mut start = 0;

@@ -1,4 +1,4 @@
-//! What a run needs of memory before its first step: by part, in bytes.
+//! The memory that a run needs before its first step: by part, in bytes.
 
 use engram_address::AddressError;
 use serde::Serialize;
@@ -7,17 +7,17 @@ use crate::accounting::Account;
 use crate::rows::{BiasCorrection, RowOptimizerKind, RowStorage};
 use crate::run::RunConfig;
 
-/// Bytes of memory that training takes at least. What a step computes comes on top, of which only the states between
-/// blocks are counted: the rest depends on the device and on which operations are fused.
+/// A lower bound of the memory for training, in bytes. Of a step's activations, only the states between blocks are
+/// counted: the rest depends on the device and on which operations are fused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct TrainingMemory {
     /// Weights in f32, without the tables.
     pub weights: u64,
     /// Their gradients, in f32.
     pub gradients: u64,
-    /// Moments of the weights: one for those that Muon trains, two for those of Adam.
+    /// Moments of the weights: one for Muon, two for Adam.
     pub optimizer: u64,
-    /// Memory rows in f32 and their optimiser's state; 0 where they live in a mapped file.
+    /// Memory rows in f32 and their optimiser's state; 0 if they live in a mapped file.
     pub tables: u64,
     /// States between blocks that a step keeps for its gradients: `[tokens, streams, width]` for each block.
     pub states: u64,
@@ -28,17 +28,17 @@ impl TrainingMemory {
     pub const PARTS: [&'static str; 5] =
         ["weights", "gradients", "optimiser", "memory tables", "states between blocks"];
 
-    /// Counts for a configuration that is valid.
+    /// Counts for a valid configuration.
     ///
     /// # Errors
-    /// When no primes are left for the tables' rows.
+    /// When the primes run out for the tables' rows.
     pub fn of(config: &RunConfig) -> Result<Self, AddressError> {
         let (model, train) = (&config.model, &config.train);
         let account = Account::of(model, &model.table_rows()?);
         let dense = account.total - account.memory;
         let width = model.memory.as_ref().map_or(1, |memory| memory.row_width as u64);
         let state_values = match (train.memory.optimizer, train.memory.bias_correction) {
-            // A count of the row's own updates beside its moments.
+            // A count of the row's own updates in addition to its moments.
             (RowOptimizerKind::Adam, Some(BiasCorrection::Row)) => 2 * width + 1,
             (RowOptimizerKind::Adam, Some(BiasCorrection::Table) | None) => 2 * width,
             (RowOptimizerKind::BalancedMomentum, _) => width,
@@ -60,7 +60,7 @@ impl TrainingMemory {
         })
     }
 
-    /// All of it.
+    /// The total.
     pub fn total(&self) -> u64 {
         self.parts().iter().map(|(_, bytes)| bytes).sum()
     }

@@ -1,18 +1,19 @@
-//! Corpora: documents streamed, one at a time, from files and folders of text.
+//! Corpora: documents from text files and folders, streamed one at a time.
 //!
 //! | name ends in | documents |
 //! |---|---|
 //! | `.txt` | the file is one document |
-//! | `.jsonl`, `.ndjson` | one JSON object a line, the text in its field `text`; blank lines are skipped, lines end in LF, CRLF or CR |
+//! | `.jsonl`, `.ndjson` | one JSON object a line, the text in its field `text`; blank lines are skipped, lines end in
+//! LF, CRLF or CR |
 //! | the above with `.zst` or `.gz` after it | the same, compressed |
-//! | `.parquet` | one row, the text in its column `text` |
+//! | `.parquet` | one per row, the text in its column `text` |
 //!
-//! A folder stands for the files in it and in its sub-folders, in the order of their paths, so that a corpus
-//! is the same sequence of documents on every machine. Names in it that begin with a dot are left out: systems and
-//! programs keep notes of their own under them.
+//! A folder stands for the files in it and in its sub-folders, in the order of their paths, so that a corpus is the
+//! same sequence of documents on every machine. Names that begin with a dot are left out, because systems and programs
+//! keep notes of their own in such files.
 //!
-//! Texts are UTF-8. A byte order mark before a file's text or a JSON record is left out. What to do with records that
-//! cannot be read is [`OnDamage`]'s; by default the first is an error that names its place.
+//! Texts are UTF-8. A byte order mark before a file's text or a JSON record is removed. [`OnDamage`] decides what
+//! happens to damaged records. By default the first is an error that names its place.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -34,7 +35,7 @@ use crate::damage::{self, DamageReport, OnDamage};
 use crate::error::{Error, Result};
 use crate::json_text::{JsonProblem, JsonText, text_of};
 
-/// The files of a corpus, and where in a record its text stands.
+/// The files of a corpus, and the field that holds a record's text.
 #[derive(Debug, Clone)]
 pub struct Corpus {
     files: Vec<Source>,
@@ -43,7 +44,7 @@ pub struct Corpus {
     on_damage: OnDamage,
 }
 
-/// One file: its name, which tells its format, and its bytes if they are in the program itself.
+/// One file: its name, which gives its format, and its bytes if they are embedded in the program.
 #[derive(Debug, Clone)]
 struct Source {
     path: PathBuf,
@@ -67,11 +68,11 @@ enum Compression {
 }
 
 impl Corpus {
-    /// The corpus of these files and folders, in the order given; nothing is read yet but the folders' lists.
+    /// The corpus of these files and folders, in the given order. Reads only the folders' lists.
     ///
     /// # Errors
-    /// A path that does not exist, a named file of unknown format, or nothing to read at all. Files of
-    /// unknown format inside a folder are left out and listed by [`skipped`](Self::skipped).
+    /// A path that does not exist, a named file of unknown format, or no file at all. Files of unknown format inside a
+    /// folder are left out and listed by [`skipped`](Self::skipped).
     pub fn open<P: AsRef<Path>>(paths: &[P]) -> Result<Self> {
         let mut corpus = Self::of(Vec::new());
         for path in paths {
@@ -93,7 +94,7 @@ impl Corpus {
         Ok(corpus)
     }
 
-    /// A corpus of one file whose bytes are in the program; `name` tells the format and appears in messages.
+    /// A corpus of one file whose bytes are embedded in the program. `name` gives the format and appears in messages.
     ///
     /// # Errors
     /// A name of unknown format.
@@ -108,31 +109,31 @@ impl Corpus {
         Self { files, skipped: Vec::new(), field: "text".to_owned(), on_damage: OnDamage::default() }
     }
 
-    /// Goes on after records that cannot be read, in the way that `on_damage` says.
+    /// Sets what happens to damaged records.
     #[must_use]
     pub fn with_damage(mut self, on_damage: OnDamage) -> Self {
         self.on_damage = on_damage;
         self
     }
 
-    /// Takes the text of a JSON object or of a Parquet row from this field instead of `text`.
+    /// Reads the text of a JSON object or of a Parquet row from this field instead of `text`.
     #[must_use]
     pub fn with_field(mut self, field: impl Into<String>) -> Self {
         self.field = field.into();
         self
     }
 
-    /// The files, in the order in which they are read.
+    /// The files, in reading order.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(|file| file.path.as_path())
     }
 
-    /// Files met in folders and left out, because their names say no known format.
+    /// Files in folders that are left out because their names give no known format.
     pub fn skipped(&self) -> &[PathBuf] {
         &self.skipped
     }
 
-    /// Bytes of all files as stored: the end of the scale that [`Documents::bytes_read`] moves on.
+    /// Stored bytes of all files: the total for [`Documents::bytes_read`].
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.size).sum()
     }
@@ -149,7 +150,7 @@ impl Corpus {
         }
     }
 
-    /// Bytes of text in all documents, by reading them once.
+    /// Bytes of text in all documents. Reads them once.
     ///
     /// # Errors
     /// Those of [`Documents`], and a corpus without any text.
@@ -157,7 +158,7 @@ impl Corpus {
         self.measured().map(|(bytes, _)| bytes)
     }
 
-    /// Bytes of text in all documents, and the records that could not be read as they stood.
+    /// Bytes of text in all documents, and the damaged records.
     pub(crate) fn measured(&self) -> Result<(u64, DamageReport)> {
         let mut documents = self.documents();
         let bytes = documents.try_fold(0, |sum, text| text.map(|text| sum + text.len() as u64))?;
@@ -182,7 +183,7 @@ impl Corpus {
         self.files.push(Source { path: path.to_owned(), format, size, embedded: None });
     }
 
-    /// `above` holds the real paths of the folders entered, so that a link back to one of them ends there.
+    /// `above` holds the real paths of the folders above, so that links back to one of them are not followed.
     fn add_folder(&mut self, folder: &Path, above: &mut BTreeSet<PathBuf>) -> Result<()> {
         let real = folder.canonicalize().map_err(Error::read(folder))?;
         if !above.insert(real.clone()) {
@@ -212,7 +213,7 @@ impl Corpus {
 
 impl Format {
     fn of(path: &Path) -> Option<Self> {
-        // The ending is ASCII, whatever stands before it.
+        // The ending is ASCII, whatever precedes it.
         let name = path.file_name()?.to_string_lossy().to_ascii_lowercase();
         let (stem, compression) = match name.rsplit_once('.')? {
             (stem, "zst") => (stem, Compression::Zstd),
@@ -228,7 +229,7 @@ impl Format {
     }
 }
 
-/// The documents of a [`Corpus`], in order; the first error ends them.
+/// The documents of a [`Corpus`], in order. The first error ends the iteration.
 pub struct Documents<'a> {
     corpus: &'a Corpus,
     next: usize,
@@ -247,12 +248,12 @@ enum Reader {
 }
 
 impl Documents<'_> {
-    /// Stored bytes read so far, of [`Corpus::bytes`].
+    /// Stored bytes read so far, out of [`Corpus::bytes`].
     pub fn bytes_read(&self) -> u64 {
         self.done + self.read.load(Relaxed)
     }
 
-    /// The records so far that could not be read as they stood.
+    /// The damaged records so far.
     pub fn damage(&self) -> &DamageReport {
         &self.damage
     }
@@ -326,7 +327,7 @@ struct Stream {
     offset: u64,
 }
 
-/// Counts the stored bytes that go by.
+/// Counts the stored bytes that pass through.
 struct Counted<R>(R, Arc<AtomicU64>);
 
 impl<R: Read> Read for Counted<R> {
@@ -338,7 +339,7 @@ impl<R: Read> Read for Counted<R> {
 }
 
 impl Stream {
-    /// zstd's `--long` goes up to windows of 2^31 bytes; memory is taken only for what a file asks for.
+    /// zstd's `--long` goes up to windows of 2^31 bytes. Memory is used only as a file needs it.
     const WINDOW_LOG: u32 = 31;
 
     fn open(source: &Source, compression: Compression, count: &Arc<AtomicU64>) -> Result<Self> {
@@ -383,13 +384,13 @@ impl Stream {
     }
 }
 
-/// Most bytes of text in a document: with its tokens it must fit memory.
+/// Maximum bytes of text in a document: it must fit in memory with its tokens.
 const LONGEST: u64 = 4 << 30;
 
-/// What some programs write before UTF-8.
+/// The byte order mark that some programs write before UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Refuses text in UTF-16, which would be invalid UTF-8 at byte 0.
+/// Refuses text in UTF-16, which would otherwise be reported as invalid UTF-8 at byte 0.
 fn refuse_utf16(path: &Path, bytes: &[u8]) -> Result<()> {
     match bytes {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Err(Error::Utf16 { path: path.to_owned() }),
@@ -450,7 +451,7 @@ impl LineReader {
                 let place = format!("line {}: ", self.line);
                 return Err(Error::LongDocument { path: self.stream.path.clone(), place, limit: LONGEST });
             }
-            // Also within a file: files that are put together keep the marks that they began with.
+            // Concatenated files keep their marks, so marks occur within a file, too.
             let mark = if self.buffer.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
             if !self.buffer[mark..].iter().all(u8::is_ascii_whitespace) {
                 let line = self.buffer.split_off(mark);
@@ -492,8 +493,8 @@ impl LineReader {
     }
 }
 
-/// Reads a line with its end: LF, CRLF or CR. In JSON, neither stands inside a string. More than the longest document
-/// is not read.
+/// Reads a line with its end: LF, CRLF or CR. In JSON, neither stands inside a string. Stops after the maximum length
+/// of a document.
 fn read_line(reader: &mut dyn BufRead, to: &mut Vec<u8>) -> std::io::Result<usize> {
     let mut ended = false;
     while !ended && to.len() as u64 <= LONGEST {
@@ -515,20 +516,20 @@ fn read_line(reader: &mut dyn BufRead, to: &mut Vec<u8>) -> std::io::Result<usiz
     Ok(to.len())
 }
 
-/// One row, one document. Reads the text column alone, a few rows at a time.
+/// One row, one document. Reads only the text column, a few rows at a time.
 struct ParquetReader {
     path: PathBuf,
     file: Box<dyn FileReader>,
     field: String,
     column: usize,
     nullable: bool,
-    /// The row group that `rows` belongs to, and the next one to open.
+    /// The row group of `rows`, and the next one to open.
     group: usize,
     next_group: usize,
-    /// The number, within its group, of the row that comes next.
+    /// The number of the next row within its group.
     row: u64,
     rows: Option<ColumnReaderImpl<ByteArrayType>>,
-    /// Rows read and not yet given out.
+    /// Rows read but not yet returned.
     ready: IntoIter<Option<ByteArray>>,
 }
 
@@ -622,7 +623,7 @@ impl ParquetReader {
             .map_err(|reason| self.malformed(reason))?;
         let ColumnReader::ByteArrayColumnReader(rows) = reader else {
             return Err(
-                self.malformed("its text column is stored as another type than the schema says".to_owned())
+                self.malformed("the stored type of its text column differs from the schema".to_owned())
             );
         };
         self.rows = Some(rows);
@@ -638,7 +639,7 @@ impl ParquetReader {
         let outcome = unpanicked(|| rows.read_records(Self::ROWS_AT_ONCE, levels_to, None, &mut values));
         let (records, ..) = outcome.map_err(|reason| self.malformed(reason))?;
         let ready: Vec<_> = if self.nullable {
-            // A row whose definition level is 0 is null and has no value.
+            // A row with definition level 0 is null and has no value.
             let mut values = values.into_iter();
             levels.iter().map(|level| if *level == 0 { None } else { values.next() }).collect()
         } else {
@@ -658,12 +659,12 @@ impl ParquetReader {
     }
 }
 
-/// Runs a part of the crate `parquet`, some of whose decoders panic on damaged bytes. After a failure the
-/// reader is not used again, so a half-changed state is never seen.
+/// Runs a part of the crate `parquet`, some of whose decoders panic on damaged bytes. After a failure the reader is not
+/// used again, so a half-changed state does no harm.
 fn unpanicked<T>(run: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, String> {
     match std::panic::catch_unwind(AssertUnwindSafe(run)) {
         Ok(outcome) => outcome.map_err(|error| error.to_string()),
-        Err(_) => Err("its data are damaged: the decoder stopped".to_owned()),
+        Err(_) => Err("its data is damaged: the decoder failed".to_owned()),
     }
 }
 
@@ -912,7 +913,7 @@ mod tests {
                 "{end:?}"
             );
         }
-        // An end that lies across two reads.
+        // A line end across two reads.
         let mut text = std::io::BufReader::with_capacity(1, &b"a\r\nb\r\rc"[..]);
         let mut line = |expected: &[u8]| {
             let mut bytes = Vec::new();
@@ -968,7 +969,7 @@ mod tests {
         assert_eq!(run("a.parquet", &table, false, true), (texts(&["a", "b"]), 2, 0));
         assert_eq!(run("a.parquet", &table, true, true), (texts(&["a", "\u{fffd}?", "b"]), 1, 1));
         assert_eq!(run("a.txt", b"a\xff", true, false), (texts(&["a\u{fffd}"]), 0, 1));
-        // Files are not records: what cannot be read of them ends the reading.
+        // Files are not records: damage in them ends the reading.
         assert!(run("a.jsonl.gz", &gzip(lines)[..30], true, true).0.is_err());
         assert!(run("b.txt", b"\xff\xfea\0", true, true).0.is_err());
         let skipped = Corpus::embedded("a.jsonl", b"{\"body\": 1}\n").unwrap();
@@ -1026,7 +1027,7 @@ mod tests {
             let message = failure(name, &damaged);
             assert!(message.contains("compressed data is damaged after 0 bytes of text: "), "{message}");
         }
-        // gzip's checksum tells a change that the decoder cannot see.
+        // gzip's checksum reveals a change that the decoder cannot see.
         let mut bytes = gzip(text.as_bytes());
         let end = bytes.len();
         bytes[end - 6] ^= 1;

@@ -1,25 +1,25 @@
-//! Where a long text may be cut so that the tokens of its pieces are the tokens of the whole.
+//! Where to cut a long text so that the tokens of its pieces are the tokens of the whole.
 //!
-//! Pieces keep all cores busy and bound memory. A cut is safe where the tokenizer ends a word anyway, whatever
-//! follows, and where what follows is split as if nothing had stood before it. Which tokenizers promise that is known of
-//! few: those with the split rules of GPT-2, GPT-4 and their successors, without normalisation. SentencePiece's kind
-//! writes `▁` before each text, merges over blanks or normalises over neighbours: its texts are never cut.
+//! Pieces keep all cores busy and bound memory. A cut is safe if the tokenizer ends a word there whatever follows, and
+//! splits the rest as if nothing preceded it. This is known only of tokenizers with the split rules of GPT-2, GPT-4 and
+//! their successors, without normalisation. SentencePiece tokenizers write `▁` before each text, merge over blanks or
+//! normalise over neighbours, so their texts are never cut.
 
 use tokenizers::Tokenizer;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 
 use crate::split_rule::SplitRule;
 
-/// Bytes that a piece has at most, where there are places to cut.
+/// Maximum bytes of a piece, where the text can be cut.
 pub(crate) const PIECE: usize = 1 << 18;
 
-/// The places at which a tokenizer's texts may be cut.
+/// The places where a tokenizer's texts can be cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cut {
-    /// After line ends that an ASCII letter follows: the split rule takes a run of white space up to its last line end as
-    /// one word.
+    /// After line ends before an ASCII letter: the split rule takes a run of white space up to its last line end as one
+    /// word.
     AfterLines,
-    /// After a single line feed between a character that is no white space and an ASCII letter: the split rule leaves
+    /// After a single line feed between a character that is not white space and an ASCII letter: the split rule leaves
     /// the last character of a longer run to the next word.
     AfterSingleLines,
     /// Nowhere.
@@ -27,9 +27,9 @@ pub(crate) enum Cut {
 }
 
 impl Cut {
-    /// The places at which texts of `tokenizer` may be cut.
+    /// The places where texts of `tokenizer` can be cut.
     pub(crate) fn of(tokenizer: &Tokenizer) -> Self {
-        // A token that is looked for before the text is split could stand across a cut, or take blanks beside it.
+        // A token that is matched before the split could lie across a cut, or absorb blanks beside it.
         let crosses = |token: &tokenizers::AddedToken| {
             let takes_neighbours = token.lstrip || token.rstrip || token.single_word;
             !token.special && (takes_neighbours || token.content.contains('\n'))
@@ -41,7 +41,7 @@ impl Cut {
         tokenizer.get_pre_tokenizer().map_or(Self::Never, of_splitters)
     }
 
-    /// `text` in pieces of at most `most` bytes each, but for stretches without a place to cut.
+    /// `text` in pieces of at most `most` bytes each, except for stretches that cannot be cut.
     pub(crate) fn pieces(self, text: &str, most: usize) -> impl Iterator<Item = &str> + use<'_> {
         let mut rest = text;
         std::iter::from_fn(move || {
@@ -54,7 +54,7 @@ impl Cut {
         })
     }
 
-    /// Where the first piece of `text` ends: at the last place within `most` bytes, or else at the first after it.
+    /// The end of the first piece of `text`: the last place within `most` bytes, or else the first after it.
     fn end(self, text: &str, most: usize) -> usize {
         if text.len() <= most || self == Self::Never {
             return text.len();
@@ -79,7 +79,7 @@ impl Cut {
     }
 }
 
-/// The places that the first split rule of a pre-tokenizer allows: those after it only see its words.
+/// The places that the first split rule of a pre-tokenizer allows. Later rules only see its words.
 fn of_splitters(splitter: &PreTokenizerWrapper) -> Cut {
     let splitters = match splitter {
         PreTokenizerWrapper::Sequence(sequence) => sequence.as_ref(),
@@ -90,7 +90,7 @@ fn of_splitters(splitter: &PreTokenizerWrapper) -> Cut {
         let of_this = match (splitter, SplitRule::of(splitter)) {
             (_, Some(SplitRule::Gpt2)) => Cut::AfterSingleLines,
             (_, Some(SplitRule::Lines { .. })) => Cut::AfterLines,
-            // Digits are no line ends, and part from them in either case.
+            // Digits are not line ends, and both rules separate the two.
             (PreTokenizerWrapper::Digits(_), None) => continue,
             (PreTokenizerWrapper::ByteLevel(bytes), None) if !bytes.add_prefix_space => continue,
             _ => return Cut::Never,

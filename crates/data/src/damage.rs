@@ -1,37 +1,37 @@
-//! Records whose text cannot be read as it stands: what to do with them, and how many there were.
+//! Damaged records: what to do with them, and how many there were.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// What to do with a record whose text cannot be read as it stands. Without either, the first ends the reading.
+/// What to do with a damaged record. With neither option, the first one ends the reading.
 ///
-/// With both, a text that can be mended is, and the record is left out otherwise.
+/// With both, a text that can be repaired is repaired, and other records are skipped.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OnDamage {
     /// Write U+FFFD for bytes that are not UTF-8, and for halves of UTF-16 pairs (`"\ud83d"`).
     pub replace: bool,
-    /// Leave out records that are not JSON, hold no text, or hold bytes that are not UTF-8.
+    /// Skip records that are not JSON, hold no text, or hold bytes that are not UTF-8.
     pub skip: bool,
 }
 
 /// How many records were damaged, and the first few.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DamageReport {
-    /// Records that were left out.
+    /// Records that were skipped.
     pub skipped: u64,
-    /// Records with U+FFFD in place of what could not be read.
+    /// Records that were repaired with U+FFFD.
     pub replaced: u64,
-    /// What was wrong with the first of them, with file and place.
+    /// What was wrong with the first few, with file and place.
     pub first: Vec<String>,
 }
 
 impl DamageReport {
-    /// Messages kept: enough to find the kind of damage.
+    /// Number of messages kept, enough to find the kind of damage.
     const FIRST: usize = 5;
 
-    /// Whether every record was read as it stood.
+    /// Whether no record was damaged.
     pub fn is_empty(&self) -> bool {
         self.skipped == 0 && self.replaced == 0
     }
@@ -41,7 +41,7 @@ impl DamageReport {
         self.keep(problem);
     }
 
-    /// Counts a record that was mended, in one place or in several.
+    /// Counts a repaired record, whether it was damaged in one place or in several.
     pub(crate) fn replace(&mut self, record: Self) {
         if record.replaced > 0 {
             self.replaced += 1;
@@ -57,10 +57,11 @@ impl DamageReport {
     }
 }
 
-/// Bytes of a text that may be damaged; `problem` names the place, given the offset of the first byte that is not UTF-8.
+/// Bytes of a text that may be damaged. `problem` names the place, given the offset of the first byte that is not
+/// UTF-8.
 ///
 /// # Errors
-/// `problem`, where the policy does not replace.
+/// `problem`, if the policy does not replace.
 pub(crate) fn text(
     bytes: Vec<u8>,
     policy: OnDamage,
@@ -80,7 +81,7 @@ pub(crate) fn text(
     Ok(replaced(error.as_bytes()))
 }
 
-/// The text of WTF-8: each half of a UTF-16 pair (`ED A0..BF xx`) and each other ill-formed stretch is one U+FFFD.
+/// The text of WTF-8. Each half of a UTF-16 pair (`ED A0..BF xx`) and each other ill-formed stretch becomes one U+FFFD.
 fn replaced(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     let mut rest = bytes;

@@ -1,44 +1,43 @@
-//! What can go wrong between a corpus on disk and a batch of tokens, said so that it can be acted on.
+//! Errors on the way from a corpus to a batch of tokens.
 
 use std::path::{Path, PathBuf};
 
 /// A result whose error is [`Error`].
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A failure of corpora, tokenizers, token shards, samplers or schedules: what was wrong, where, and what to
-/// do.
+/// A failure of corpora, tokenizers, token shards or samplers: what is wrong, where, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The operating system refused to read.
+    /// The file system failed to read.
     #[error("cannot read {}: {source}", path.display())]
     Read {
         /// The file or folder.
         path: PathBuf,
-        /// The system's reason.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// The operating system refused to write (a full disk, for one).
-    #[error("cannot write {}: {source}; nothing was left under that name", path.display())]
+    /// The file system failed to write (such as a full disk).
+    #[error("cannot write {}: {source}; no incomplete file remains", path.display())]
     Write {
-        /// The file or folder that was to be written.
+        /// The file or folder that was being written.
         path: PathBuf,
-        /// The system's reason.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// Something already has the name of the output.
+    /// The name of the output is taken.
     #[error("{} already exists; remove it or choose another name", path.display())]
     Exists {
         /// The name that is taken.
         path: PathBuf,
     },
-    /// The progress callback asked to stop; nothing was left behind.
-    #[error("interrupted; nothing was left half-written")]
+    /// The progress callback asked to stop; no output remains.
+    #[error("interrupted; no incomplete output remains")]
     Interrupted,
 
-    /// A file whose name says nothing about its format.
+    /// A file whose name gives no known format.
     #[error(
-        "{}: unknown format; a corpus is made of .txt, .jsonl (each also .zst or .gz) and .parquet files",
+        "{}: unknown format; a corpus consists of .txt, .jsonl (each also .zst or .gz) and .parquet files",
         path.display()
     )]
     UnknownFormat {
@@ -48,7 +47,7 @@ pub enum Error {
     /// No document, or only documents without text.
     #[error("the corpus is empty: {what}")]
     EmptyCorpus {
-        /// What was looked through.
+        /// Where documents were looked for.
         what: String,
     },
     /// Bytes that are not UTF-8.
@@ -58,20 +57,19 @@ pub enum Error {
         path: PathBuf,
         /// "line 3: " or "row group 0, row 7: "; empty when the document is the file.
         place: String,
-        /// Offset of the first bad byte in the file's text (after decompression), or in the text of a Parquet
-        /// row.
+        /// Offset of the first invalid byte in the file's (decompressed) text, or in the text of a Parquet row.
         offset: u64,
     },
     /// A file in UTF-16.
     #[error(
-        "{}: the text is UTF-16, by the mark it begins with; convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW",
+        "{}: the text is UTF-16, as its byte order mark says; convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW",
         path.display()
     )]
     Utf16 {
         /// The file.
         path: PathBuf,
     },
-    /// Half of a UTF-16 pair in the text of a JSON record: no character.
+    /// Half of a UTF-16 pair in the text of a JSON record, which is not a character.
     #[error(
         "{}: line {line}: the text holds half of a UTF-16 pair, an escape such as \\ud83d without its other half; write \
          the file with whole characters",
@@ -83,9 +81,10 @@ pub enum Error {
         /// Line, counted from 1.
         line: u64,
     },
-    /// A document that does not fit memory together with its tokens.
+    /// A document that does not fit in memory together with its tokens.
     #[error(
-        "{}: {place}more than {limit} bytes of text in one document; split it into documents, one a line of JSON",
+        "{}: {place}more than {limit} bytes of text in one document; split it into several \
+         documents, one JSON object per line",
         path.display()
     )]
     LongDocument {
@@ -93,10 +92,10 @@ pub enum Error {
         path: PathBuf,
         /// "line 3: "; empty when the document is the file.
         place: String,
-        /// Most bytes of a document.
+        /// Maximum bytes of a document.
         limit: u64,
     },
-    /// A Parquet file without a column of text under the name asked for.
+    /// A Parquet file without a text column of the requested name.
     #[error("{}: schema: {reason}", path.display())]
     MissingColumn {
         /// The file.
@@ -114,7 +113,7 @@ pub enum Error {
         /// The parser's reason, with the column.
         reason: String,
     },
-    /// A record without the text field, or with something that is not text in it.
+    /// A record without the text field, or whose field is not text.
     #[error("{}: {place}: {reason}", path.display())]
     MissingText {
         /// The file.
@@ -124,7 +123,7 @@ pub enum Error {
         /// What was found in place of the text.
         reason: String,
     },
-    /// A compressed file that ends before its contents do.
+    /// A compressed file that is cut off.
     #[error("{}: compressed data is cut off after {offset} bytes of text: it is incomplete", path.display())]
     TruncatedCompression {
         /// The file.
@@ -139,7 +138,7 @@ pub enum Error {
         path: PathBuf,
         /// Decompressed bytes that were still readable.
         offset: u64,
-        /// The decoder's reason.
+        /// The decoder's error.
         source: std::io::Error,
     },
     /// A Parquet file that cannot be read.
@@ -149,7 +148,7 @@ pub enum Error {
         path: PathBuf,
         /// "footer" or "row group 0, row 7".
         place: String,
-        /// The reader's reason.
+        /// The reader's error.
         reason: String,
     },
 
@@ -161,14 +160,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// Tokens, or a text, that the tokenizer cannot turn into the other.
+    /// The tokenizer failed to encode a text or decode tokens.
     #[error("the tokenizer failed: {reason}")]
     Tokenize {
-        /// The tokenizer's reason.
+        /// The tokenizer's error.
         reason: String,
     },
 
-    /// A file that is not a token shard, or not a whole one.
+    /// A file that is not a token shard, or an incomplete one.
     #[error("{}: {reason}", path.display())]
     MalformedShard {
         /// The file or folder.
@@ -178,32 +177,31 @@ pub enum Error {
     },
     /// Token shards made with another tokenizer.
     #[error(
-        "{}: its tokens were made with tokenizer {found}, not with {expected}; prepare the data again",
+        "{}: made with tokenizer {found}, not with {expected}; prepare the data again",
         path.display()
     )]
     WrongTokenizer {
         /// The shards.
         path: PathBuf,
-        /// Hash of the tokenizer at hand.
+        /// Hash of the tokenizer in use.
         expected: String,
         /// Hash of the tokenizer that made the shards.
         found: String,
     },
 
-    /// An option outside its range.
+    /// An option out of range.
     #[error("{key} = {value}: {reason}")]
     InvalidOption {
         /// Name of the option, as in the configuration.
         key: &'static str,
-        /// The value given.
+        /// Its value.
         value: String,
         /// The range, and why.
         reason: String,
     },
 }
 
-/// Whether the system refused because a name leads to nothing that can be used as asked: the name is at fault, not
-/// the machine.
+/// Whether a path does not exist or is of the wrong kind, so that the input is at fault and not the machine.
 fn names_nothing(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{
         AlreadyExists, DirectoryNotEmpty, InvalidFilename, IsADirectory, NotADirectory, NotFound,
@@ -223,7 +221,7 @@ fn names_nothing(error: &std::io::Error) -> bool {
 }
 
 impl Error {
-    /// Whether the cause is in what was given (usage, configuration, input), not in the machine.
+    /// Whether the input (usage, configuration, data) is at fault, not the machine.
     pub fn is_input(&self) -> bool {
         match self {
             Self::Interrupted => false,
@@ -232,7 +230,7 @@ impl Error {
         }
     }
 
-    /// Whether one record is at fault, so that those after it can still be read.
+    /// Whether only one record is at fault, so that reading can continue.
     pub(crate) fn is_of_one_record(&self) -> bool {
         use Error::{HalfPair, InvalidUtf8, MalformedJson, MissingText};
         matches!(self, InvalidUtf8 { .. } | HalfPair { .. } | MalformedJson { .. } | MissingText { .. })

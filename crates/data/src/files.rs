@@ -7,10 +7,10 @@ use tempfile::{NamedTempFile, TempDir};
 
 use crate::error::{Error, Result};
 
-/// Writes a file under another name in the same folder, and gives it its own when it is safely on disk.
+/// Writes a temporary file in the same folder, flushes it to disk, and renames it.
 ///
 /// # Errors
-/// When the file system refuses; what stood under the name before is unchanged.
+/// When the file system fails. An existing file is then unchanged.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = folder_of(path);
     let mut file = new_file(folder, "").map_err(Error::write(path))?;
@@ -20,23 +20,23 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     sync_folder(folder)
 }
 
-/// A file in `folder` that goes away unless it is given a name. Its temporary name ends in `ending`.
+/// A temporary file in `folder`, removed unless it is renamed. Its temporary name ends in `ending`.
 ///
 /// # Errors
-/// When the file system refuses.
+/// When the file system fails.
 pub fn new_file(folder: &Path, ending: &str) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(".writing-").suffix(ending);
-    // Temporary files are the owner's alone; this one becomes an ordinary file, to which the umask applies.
+    // By default only the owner can read temporary files. Use ordinary permissions, to which the umask applies.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     builder.tempfile_in(folder)
 }
 
-/// A folder in `folder` that goes away unless it is given a name. Its temporary name begins with `prefix`.
+/// A temporary folder in `folder`, removed unless it is renamed. Its temporary name begins with `prefix`.
 ///
 /// # Errors
-/// When the file system refuses.
+/// When the file system fails.
 pub fn new_folder(folder: &Path, prefix: &str) -> io::Result<TempDir> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(prefix);
@@ -45,15 +45,15 @@ pub fn new_folder(folder: &Path, prefix: &str) -> io::Result<TempDir> {
     builder.tempdir_in(folder)
 }
 
-/// The folder that a path's last name stands in.
+/// The parent folder of a path.
 pub fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Makes the names in a folder durable. Only Unix lets a folder be flushed; elsewhere nothing is done.
+/// Flushes a folder, which makes its names durable. Does nothing on systems other than Unix.
 ///
 /// # Errors
-/// When the file system refuses.
+/// When the file system fails.
 pub fn sync_folder(folder: &Path) -> Result<()> {
     #[cfg(unix)]
     std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::write(folder))?;

@@ -1,4 +1,4 @@
-//! The text of a JSON record: the value of one field, without building the others.
+//! The text of a JSON record: one field's value, without building the others.
 
 use std::fmt;
 
@@ -16,13 +16,13 @@ pub(crate) enum JsonText {
 /// Why a record has no text.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum JsonProblem {
-    /// It is not JSON: the reason, with the column.
+    /// It is not JSON. Holds the reason, with the column.
     Malformed(String),
-    /// It is not an object with a string in that field: what it is.
+    /// It is not an object with a string in that field. Holds what it is.
     Missing(String),
 }
 
-/// The text in `field` of the JSON object `json`, which is one record. Of a field that stands twice, the last counts.
+/// The text in `field` of the JSON object `json`, which is one record. If the field occurs twice, the last one counts.
 pub(crate) fn text_of(json: &str, field: &str) -> Result<JsonText, JsonProblem> {
     let strict = match parse(json, field, Strictness::Text) {
         Ok(bytes) => match String::from_utf8(bytes) {
@@ -32,7 +32,7 @@ pub(crate) fn text_of(json: &str, field: &str) -> Result<JsonText, JsonProblem> 
         Err(error) => error,
     };
     match parse(json, field, Strictness::Bytes) {
-        // What is valid was refused for another reason, such as a control character.
+        // Valid JSON was refused for another reason, such as a control character.
         Ok(bytes) if std::str::from_utf8(&bytes).is_err() => Ok(JsonText::Halves(bytes)),
         _ => Err(problem(json, field, &strict)),
     }
@@ -45,7 +45,7 @@ fn parse(json: &str, field: &str, strictness: Strictness) -> serde_json::Result<
     found.ok_or_else(|| serde_json::Error::custom("no such field"))
 }
 
-/// What is wrong with a record whose text was refused with `error`: found out by building all of it.
+/// Why the record was refused with `error`. Builds the whole value to find out.
 fn problem(json: &str, field: &str, error: &serde_json::Error) -> JsonProblem {
     use serde_json::Value;
     let missing = match serde_json::from_str::<Value>(json) {
@@ -63,7 +63,7 @@ fn problem(json: &str, field: &str, error: &serde_json::Error) -> JsonProblem {
     JsonProblem::Missing(missing)
 }
 
-/// serde_json counts lines within the record, which is one line: only its column says something.
+/// serde_json counts lines within the record, which is one line, so only its column is useful.
 fn reason(error: &serde_json::Error) -> String {
     let message = error.to_string();
     let reason = message.rsplit_once(" at line ").map_or(message.as_str(), |(reason, _)| reason);
@@ -86,7 +86,7 @@ fn kind(value: &serde_json::Value) -> &'static str {
 enum Strictness {
     /// As JSON has it.
     Text,
-    /// As bytes, which halves of UTF-16 pairs are allowed in.
+    /// As bytes, which may contain halves of UTF-16 pairs.
     Bytes,
 }
 

@@ -1,9 +1,9 @@
 //! Text to tokens to batches.
 //!
-//! A [`Corpus`] streams documents from text, JSON lines and Parquet files. A [`Tokenizer`] is trained on it
-//! or loaded; [`prepare`] turns the corpus into [`TokenShards`], memory-mapped, with the boundaries and the
-//! bytes of documents; a [`Sampler`] gives training windows in a random order of which two numbers tell where
-//! it is; [`Packing`] says which tokens of a window belong to one document.
+//! A [`Corpus`] streams documents from text, JSON lines and Parquet files. A [`Tokenizer`] is trained on it or loaded.
+//! [`prepare`] turns the corpus into memory-mapped [`TokenShards`] with the boundaries and sizes of documents. A
+//! [`Sampler`] gives training windows in a random order; its state is two numbers. [`Packing`] tells which tokens of a
+//! window belong to one document.
 //!
 //! ```
 //! use std::ops::ControlFlow::Continue;

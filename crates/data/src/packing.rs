@@ -1,16 +1,16 @@
-//! What a window of training text is to the model: one sequence, or the documents packed into it.
+//! How a window of training text is divided into sequences: not at all, or into its documents.
 
 /// How the tokens of a window divide into sequences that do not see each other.
 ///
-/// Attention, the n-grams of a memory and its short convolution end where a sequence does, and its rotary positions
-/// begin at 0: to the model, a sequence is a text by itself.
+/// Attention, the n-grams of a memory and its short convolution end with a sequence, and rotary positions start at 0.
+/// To the model, each sequence is a separate text.
 ///
-/// An end-of-text token is the first of the sequence that follows it: a text begins with one, unless `[text]` says
-/// otherwise, and what comes after it is predicted from it alone. Where it is the target of the token before, it ends
-/// that document. Where the window's edge cuts a document, the window holds the part inside.
+/// An end-of-text token is the first token of the sequence that follows it. A text begins with one, unless `[text]`
+/// says otherwise, and its first token is predicted from it alone. As the target of the token before, it ends that
+/// document. If the window's edge cuts a document, the window holds the part inside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Packing {
-    /// A window is one sequence: its documents see those before them.
+    /// A window is one sequence: documents see those before them.
     Together,
     /// Every document is a sequence.
     Apart {
@@ -20,7 +20,7 @@ pub enum Packing {
 }
 
 impl Packing {
-    /// That of a run with `documents_apart`, over documents that end with `end_of_text`.
+    /// The packing of a run with `documents_apart`, for documents that end with `end_of_text`.
     pub fn new(documents_apart: bool, end_of_text: u32) -> Self {
         if documents_apart { Self::Apart { end_of_text } } else { Self::Together }
     }
@@ -64,7 +64,7 @@ mod tests {
         assert_eq!(lengths(&[END, END, END], 1), [1, 1, 1]);
         assert_eq!(lengths(&[1, 2, 3], 1), [3]);
         assert_eq!(lengths(&[1, 2, END], 1), [2, 1]);
-        // The edge of a window is one of its documents, too.
+        // The edge of a window also ends a document.
         assert_eq!(lengths(&[1, 2, 3, 4, END, 5], 2), [3, 1, 2]);
     }
 

@@ -1,10 +1,10 @@
-//! The control for a memory: rows of other n-grams than a position's own.
+//! The control for a memory: each position reads the rows of other n-grams.
 
 use engram_config::{Lookup, MemoryConfig};
 
 use crate::sampler::mix;
 
-/// From which earlier position each position has its rows, where they are not its own.
+/// The earlier position whose rows each position reads, if not its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PermutedPlaces {
     seed: u64,
@@ -13,14 +13,14 @@ pub struct PermutedPlaces {
 }
 
 impl PermutedPlaces {
-    /// As `memory` has it; none where every position reads the rows of its own n-grams.
+    /// The control of `memory`; none if every position reads the rows of its own n-grams.
     pub fn of(memory: &MemoryConfig) -> Option<Self> {
         let MemoryConfig { seed, max_order, pad_id, .. } = *memory;
         (memory.lookup == Lookup::Permuted).then_some(Self { seed, max_order, pad_id })
     }
 
-    /// The earlier position whose n-grams `position` reads, drawn once for all by the seed. They share no token with
-    /// its own, nor with what is to be predicted. Where there is none yet, an n-gram of padding is read.
+    /// The earlier position whose n-grams `position` reads, drawn once by the seed. These n-grams share no token with
+    /// its own, nor with the next token. If there is no such position yet, an n-gram of padding is read.
     pub fn source(&self, position: usize) -> Option<usize> {
         let choices = (position + 1).checked_sub(self.max_order)? as u64;
         // Of 2⁶⁴ numbers hardly more fall on one choice than on another.
@@ -28,7 +28,7 @@ impl PermutedPlaces {
         (choices > 0).then(|| (random % choices) as usize)
     }
 
-    /// The token whose n-grams are read where there is no earlier position.
+    /// The token whose n-grams are read if there is no earlier position.
     pub fn padding(&self) -> u32 {
         self.pad_id
     }

@@ -1,22 +1,22 @@
-//! Training windows in a random order that is a formula: any window of any epoch is known from a few numbers.
+//! Training windows in a random order given by a formula: a few numbers determine any window of any epoch.
 //!
-//! An epoch cuts the tokens into windows of `context + 1` tokens that overlap by one (the last target of one
-//! is the first input of the next), from an offset that differs per epoch, and goes through them in the order
-//! of a pseudo-random permutation. No list of windows is kept, so the state of a sampler is two numbers, and
-//! going on from them is going on as if nothing had happened.
+//! An epoch divides the tokens into windows of `context + 1` tokens that overlap by one (the last target of one is the
+//! first input of the next), starting at an offset that differs per epoch. It visits them in the order of a
+//! pseudo-random permutation. No list of windows is kept, so the state of a sampler is two numbers, and a resumed
+//! sampler continues exactly.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::shards::TokenShards;
 
-/// Where a [`Sampler`] is: what a checkpoint keeps of it.
+/// The position of a [`Sampler`], as stored in a checkpoint.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SamplerState {
-    /// Times that all windows have been used.
+    /// Number of finished epochs.
     pub epoch: u64,
-    /// Windows of this epoch that have been used.
+    /// Number of windows of this epoch that have been used.
     pub position: u64,
 }
 
@@ -44,8 +44,7 @@ pub struct Sampler {
 /// Windows of tokens, one after another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
-    /// `[windows, context + 1]`: a window's first `context` tokens are inputs, its last `context` are their
-    /// targets.
+    /// `[windows, context + 1]`. The first `context` tokens of a window are inputs, the last `context` are targets.
     pub tokens: Vec<u32>,
     /// Position of each window's first token in the data.
     pub starts: Vec<u64>,
@@ -57,47 +56,47 @@ impl Sampler {
     /// A sampler at the start of its first epoch, over `tokens` tokens.
     ///
     /// # Errors
-    /// A context or batch of 0, or fewer tokens than one window has.
+    /// A context or batch of 0, or fewer tokens than one window needs.
     pub fn new(seed: u64, context: usize, batch: usize, tokens: u64) -> Result<Self> {
         if batch == 0 {
-            return Err(Error::option("batch", batch, "at least 1 window"));
+            return Err(Error::option("batch", batch, "must be at least 1"));
         }
         let context = checked_context(context, tokens)?;
         Ok(Self { seed, context, batch, tokens, state: SamplerState::default() })
     }
 
-    /// The same sampler elsewhere: after this, all is as if it had come there by itself.
+    /// The same sampler at another position, as if it had advanced there.
     ///
     /// # Errors
     /// A position that the epoch does not have: the state belongs to another sampler or to other data.
     pub fn at(mut self, state: SamplerState) -> Result<Self> {
         let windows = self.windows(state.epoch);
         if state.position > windows {
-            let reason = format!("epoch {} has {windows} windows; the state is of other data", state.epoch);
+            let reason =
+                format!("epoch {} has {windows} windows; the state belongs to other data", state.epoch);
             return Err(Error::option("position", state.position, reason));
         }
         self.state = state;
         Ok(self)
     }
 
-    /// Where the sampler is.
+    /// The sampler's position.
     pub fn state(&self) -> SamplerState {
         self.state
     }
 
-    /// Number of windows of an epoch; it differs by at most one between epochs, with their offsets.
+    /// Number of windows of an epoch. It differs by at most one between epochs, because of their offsets.
     pub fn windows(&self, epoch: u64) -> u64 {
         (self.tokens - 1 - self.offset(epoch)) / self.context
     }
 
-    /// How often the data have been used: whole epochs, and the share of this one.
+    /// How often the data has been used: whole epochs plus the share of the current one.
     pub fn epochs(&self) -> f64 {
         let SamplerState { epoch, position } = self.state;
         epoch as f64 + position as f64 / self.windows(epoch) as f64
     }
 
-    /// Positions of the first tokens of the next batch's windows. A batch may end one epoch and begin the
-    /// next.
+    /// Positions of the first tokens of the next batch's windows. A batch may span two epochs.
     pub fn next_starts(&mut self) -> Vec<u64> {
         (0..self.batch).map(|_| self.next_start()).collect()
     }
@@ -105,10 +104,10 @@ impl Sampler {
     /// The next batch.
     ///
     /// # Errors
-    /// Shards of another length than the sampler's, or damaged ones; the state is then unchanged.
+    /// Shards whose length differs from the sampler's, or damaged ones. The state is then unchanged.
     pub fn next_batch(&mut self, shards: &TokenShards) -> Result<Batch> {
         if shards.len() != self.tokens {
-            let reason = format!("the data have {} tokens", shards.len());
+            let reason = format!("the data has {} tokens", shards.len());
             return Err(Error::option("tokens", self.tokens, reason));
         }
         let mut ahead = self.clone();
@@ -127,7 +126,7 @@ impl Sampler {
         self.offset(epoch) + window * self.context
     }
 
-    /// The epoch's first window starts here; there is always room for one window after it.
+    /// Where the epoch's first window starts. At least one window fits after it.
     fn offset(&self, epoch: u64) -> u64 {
         let choices = self.context.min(self.tokens - self.context);
         mix(mix(self.seed ^ mix(epoch)) ^ 0x6f66_6673_6574) % choices
@@ -152,22 +151,22 @@ impl Batch {
         self.starts.len()
     }
 
-    /// Whether there is no window.
+    /// Whether there are no windows.
     pub fn is_empty(&self) -> bool {
         self.starts.is_empty()
     }
 }
 
-/// Positions of validation windows of `context + 1` tokens, in order, overlapping by one token only. With a
-/// `limit`, that many of them, spread evenly over the data; a rest shorter than a window is left out.
+/// Positions of validation windows of `context + 1` tokens, in order, overlapping by one token. With a `limit`, that
+/// many of them, spread evenly over the data. A rest shorter than a window is left out.
 ///
 /// # Errors
-/// A context or limit of 0, or fewer tokens than one window has.
+/// A context or limit of 0, or fewer tokens than one window needs.
 pub fn validation_windows(tokens: u64, context: usize, limit: Option<u64>) -> Result<Vec<u64>> {
     let context = checked_context(context, tokens)?;
     let all = (tokens - 1) / context;
     let count = match limit {
-        Some(0) => return Err(Error::option("limit", 0, "at least 1 window")),
+        Some(0) => return Err(Error::option("limit", 0, "must be at least 1")),
         Some(limit) => limit.min(all),
         None => all,
     };
@@ -177,19 +176,19 @@ pub fn validation_windows(tokens: u64, context: usize, limit: Option<u64>) -> Re
 
 fn checked_context(context: usize, tokens: u64) -> Result<u64> {
     match context as u64 {
-        0 => Err(Error::option("context", context, "at least 1 token")),
+        0 => Err(Error::option("context", context, "must be at least 1")),
         wide if wide >= tokens => {
             let reason =
-                format!("the data have {tokens} tokens, and a window needs one more than the context");
+                format!("the data has {tokens} tokens, but a window needs one more than the context");
             Err(Error::option("context", context, reason))
         }
         fits => Ok(fits),
     }
 }
 
-/// The image of `index` under a pseudo-random permutation of `0..count`: a Feistel network permutes the
-/// smallest square of a power of two that holds `count`, and is applied again until the image is inside
-/// (fewer than four times on average).
+/// The image of `index` under a pseudo-random permutation of `0..count`. A Feistel network permutes the smallest square
+/// of a power of two that holds `count`, and is applied again until the image is inside (fewer than four times on
+/// average).
 fn permute(index: u64, count: u64, key: u64) -> u64 {
     const ROUNDS: u64 = 6;
     let half = (u64::BITS - (count - 1).leading_zeros()).div_ceil(2).max(1);
@@ -223,7 +222,7 @@ mod tests {
 
     #[test]
     fn the_order_is_fixed_for_good() {
-        // A change of these numbers changes every training that is resumed.
+        // A change of these numbers changes every resumed training.
         let mut sampler = Sampler::new(42, 16, 4, 1000).unwrap();
         assert_eq!(sampler.windows(0), 62);
         assert_eq!(sampler.next_starts(), [305, 529, 673, 481]);
@@ -268,7 +267,7 @@ mod tests {
         };
         refused(Sampler::new(0, 0, 1, 10), "context = 0: ");
         refused(Sampler::new(0, 8, 0, 10), "batch = 0: ");
-        refused(Sampler::new(0, 10, 1, 10), "context = 10: the data have 10 tokens");
+        refused(Sampler::new(0, 10, 1, 10), "context = 10: the data has 10 tokens");
         let beyond = SamplerState { epoch: 0, position: 1000 };
         refused(Sampler::new(0, 9, 1, 10).unwrap().at(beyond), "position = 1000: epoch 0 has 1 windows");
         assert!(validation_windows(10, 10, None).is_err());
@@ -315,7 +314,7 @@ mod tests {
             let mut starts: Vec<_> = (0..windows).flat_map(|_| one.next_starts()).collect();
             prop_assert_eq!(one.state(), SamplerState { epoch, position: windows });
             starts.sort();
-            // Windows lie one after another from an offset below the context, and no further one would fit.
+            // Windows follow each other from an offset below the context, and no further one would fit.
             prop_assert!(starts[0] < context as u64);
             prop_assert!(starts.windows(2).all(|pair| pair[1] - pair[0] == context as u64));
             let end = starts[starts.len() - 1] + context as u64 + 1;

@@ -57,20 +57,20 @@ const DOCUMENT: usize = 16;
 pub struct TokenShards {
     path: PathBuf,
     shards: Vec<Shard>,
-    /// Position of each shard's first token, and after the last the number of tokens.
+    /// Position of each shard's first token, followed by the number of tokens.
     starts: Vec<u64>,
 }
 
 /// A document of [`TokenShards`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardDocument {
-    /// Its tokens, the last of them end-of-text.
+    /// Its tokens, ending with end-of-text.
     pub tokens: Range<u64>,
     /// Its bytes of text.
     pub bytes: u64,
 }
 
-/// What tells one prepared data set from another: a hash over the headers of its shards, which hash the rest.
+/// Identifies a prepared data set: a hash over the headers of its shards, which hash the rest.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DataIdentity(pub [u8; 32]);
 
@@ -95,12 +95,11 @@ struct Header {
 }
 
 impl TokenShards {
-    /// Opens a shard, or the folder of all shards of a split, and checks that every file is whole: the
-    /// header's own hash, the file's length, and that no shard of the folder is missing.
-    /// [`verify`](Self::verify) checks the rest.
+    /// Opens a shard, or the folder of all shards of a split. Checks the header's own hash and the file's length of
+    /// every file, and that no shard is missing. [`verify`](Self::verify) checks the rest.
     ///
-    /// The files are mapped, not read. Nothing may cut them short while they are open: the operating system
-    /// would end the program.
+    /// The files are mapped, not read. If another process truncates them while they are open, the operating system ends
+    /// this program.
     ///
     /// # Errors
     /// [`Error::MalformedShard`], naming the file and what is wrong with it, and [`Error::Read`].
@@ -120,8 +119,8 @@ impl TokenShards {
         Ok(Self { path: path.to_owned(), shards, starts })
     }
 
-    /// Reads everything and compares it with the checksums made when it was written; that every token is in
-    /// the vocabulary and that documents lie one after another is checked as well.
+    /// Reads everything and compares it with the stored checksums. Also checks that every token is in the vocabulary
+    /// and that documents follow each other without gaps.
     ///
     /// # Errors
     /// [`Error::MalformedShard`] with the first file that differs.
@@ -129,7 +128,7 @@ impl TokenShards {
         self.shards.iter().try_for_each(Shard::verify)
     }
 
-    /// That these tokens were made with this tokenizer.
+    /// Checks that these tokens were made with this tokenizer.
     ///
     /// # Errors
     /// [`Error::WrongTokenizer`] naming both.
@@ -147,12 +146,12 @@ impl TokenShards {
         self.starts[self.shards.len()]
     }
 
-    /// Whether there is no token; shards that [`prepare`] wrote have some.
+    /// Whether there are no tokens. Shards written by [`prepare`] have some.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Bytes of text that the tokens stand for.
+    /// Bytes of the text of these tokens.
     pub fn text_bytes(&self) -> u64 {
         self.shards.iter().map(|shard| shard.header.text_bytes).sum()
     }
@@ -162,7 +161,7 @@ impl TokenShards {
         self.shards.iter().map(|shard| shard.header.documents).sum()
     }
 
-    /// Number of token ids of the tokenizer that made the tokens.
+    /// Number of token ids of the tokenizer.
     pub fn vocabulary(&self) -> usize {
         self.shards[0].header.vocabulary as usize
     }
@@ -172,12 +171,12 @@ impl TokenShards {
         self.shards[0].header.end_of_text
     }
 
-    /// Hash of the tokenizer that made the tokens.
+    /// Hash of the tokenizer.
     pub fn tokenizer(&self) -> TokenizerHash {
         self.shards[0].header.tokenizer
     }
 
-    /// What tells these tokens from others; a checkpoint keeps it beside the position in them.
+    /// Identifies this data set. A checkpoint stores it with the position in the data.
     pub fn identity(&self) -> DataIdentity {
         let mut hash = blake3::Hasher::new();
         self.shards.iter().for_each(|shard| _ = hash.update(&shard.map[..HEADER]));
@@ -214,7 +213,7 @@ impl TokenShards {
         self.check_range(start, out.len() as u64)?;
         let (mut position, mut out) = (start, out);
         while !out.is_empty() {
-            // The last shard that starts at or before the position: shards are not empty.
+            // The last shard that starts at or before the position. Shards are not empty.
             let index = self.starts.partition_point(|first| *first <= position) - 1;
             let count = (self.starts[index + 1] - position).min(out.len() as u64);
             let (now, later) = out.split_at_mut(count as usize);
@@ -228,7 +227,7 @@ impl TokenShards {
         if start.checked_add(count).is_some_and(|end| end <= self.len()) {
             return Ok(());
         }
-        let reason = format!("{count} tokens from {start} on go beyond its {} tokens", self.len());
+        let reason = format!("{count} tokens from {start} on exceed its {} tokens", self.len());
         Err(Error::MalformedShard { path: self.path.clone(), reason })
     }
 }
@@ -266,13 +265,13 @@ fn shard_files(folder: &Path) -> Result<Vec<PathBuf>> {
     paths.sort();
     if paths.is_empty() {
         let reason =
-            "no .tokens file in this folder; name the folder of one split (train or valid)".to_owned();
+            "no .tokens file in this folder; give the folder of one split (train or valid)".to_owned();
         return Err(Error::MalformedShard { path: folder.to_owned(), reason });
     }
     Ok(paths)
 }
 
-/// That the shards of a folder are all of one split, and of one preparation.
+/// Checks that the shards of a folder belong to one split and one preparation.
 fn complete(folder: &Path, shards: &[Shard]) -> Result<()> {
     let first = &shards[0].header;
     for (index, Shard { path, header, .. }) in shards.iter().enumerate() {
@@ -280,7 +279,9 @@ fn complete(folder: &Path, shards: &[Shard]) -> Result<()> {
         if (header.shards, header.tokenizer, header.width, header.end_of_text)
             != (first.shards, first.tokenizer, first.width, first.end_of_text)
         {
-            return malformed("belongs to another preparation than the shards beside it".to_owned());
+            return malformed(
+                "comes from a different preparation than the other shards in its folder".to_owned(),
+            );
         }
         if header.shard as usize != index {
             return malformed(format!("is shard {}, and shard {index} is missing", header.shard));
@@ -303,15 +304,15 @@ impl Shard {
                 "{length} bytes are too few for a token shard's header of {HEADER}"
             )));
         }
-        // SAFETY: the map is only read, and only within `length`, which is the file's now. Another process
-        // changing the file would change the values read, all of which are checked or harmless; cutting it
-        // short would end this process, which `TokenShards::open` states.
+        // SAFETY: the map is only read, and only within `length`, the file's current length. A change by another
+        // process would change the values read, all of which are checked or harmless. A truncation would end this
+        // process, as `TokenShards::open` states.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::read(path))?;
         let header = Header::read(&map[..HEADER]).map_err(malformed)?;
         match header.file_length() {
             Some(expected) if expected == length => Ok(Self { path: path.to_owned(), header, map }),
             Some(expected) => {
-                Err(malformed(format!("has {length} bytes instead of {expected}: it is cut off or damaged")))
+                Err(malformed(format!("has {length} bytes instead of {expected}; it is cut off or damaged")))
             }
             None => Err(malformed("its header states an impossible size".to_owned())),
         }
@@ -321,15 +322,13 @@ impl Shard {
         let malformed =
             |reason: &str| Err(Error::MalformedShard { path: self.path.clone(), reason: reason.to_owned() });
         if *blake3::hash(&self.map[HEADER..]).as_bytes() != self.header.body {
-            return malformed(
-                "its contents do not match its checksum: it is damaged, prepare the data again",
-            );
+            return malformed("its contents do not match its checksum; prepare the data again");
         }
         let mut next = 0;
         for index in 0..self.header.documents {
             let (range, _) = self.document(index);
             if range.start != next || range.is_empty() || range.end > self.header.tokens {
-                return malformed(&format!("document {index} does not follow the one before"));
+                return malformed(&format!("document {index} does not follow the previous one"));
             }
             next = range.end;
         }
@@ -412,9 +411,7 @@ impl Header {
             ));
         }
         if *blake3::hash(&bytes[..128]).as_bytes() != hash(128) {
-            return Err(
-                "its header does not match its checksum: it is damaged, prepare the data again".to_owned()
-            );
+            return Err("its header does not match its checksum; prepare the data again".to_owned());
         }
         let header = Self {
             width: word(12),
@@ -444,15 +441,15 @@ impl Header {
     }
 }
 
-/// How to turn a corpus into token shards.
+/// Options for preparing token shards.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PrepareOptions {
-    /// Share of the documents held out for validation, 0 ≤ share < 1. Whether a document is among them
-    /// depends on its text alone, so two copies are never on both sides, and a corpus that grows keeps its
-    /// sides. A share above 0 that none of a few documents falls into holds out the nearest to it.
+    /// Share of the documents held out for validation, 0 ≤ share < 1. A document's text alone decides whether it is
+    /// held out, so two copies are never on both sides, and a growing corpus keeps its split. If a share above 0
+    /// selects none of a few documents, the nearest one is held out.
     pub hold_out: f64,
-    /// A shard ends with the document that brings it to this many tokens.
+    /// A shard ends with the document that reaches this number of tokens.
     pub shard_tokens: u64,
 }
 
@@ -462,7 +459,7 @@ impl Default for PrepareOptions {
     }
 }
 
-/// How far a preparation has come.
+/// The progress of a preparation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PrepareProgress {
     /// Stored bytes of the corpus read.
@@ -475,28 +472,28 @@ pub struct PrepareProgress {
     pub tokens: u64,
 }
 
-/// What a preparation wrote.
+/// The result of a preparation.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct PrepareSummary {
-    /// The split to train on, in the folder `train`.
+    /// The training split, in the folder `train`.
     pub train: SplitSummary,
-    /// The split held out, in the folder `valid`; all zero if there is none.
+    /// The held-out split, in the folder `valid`; all zero if there is none.
     pub valid: SplitSummary,
-    /// Documents without text, which were left out.
+    /// Empty documents, which were left out.
     pub empty_documents: u64,
-    /// Records that could not be read as they stood.
+    /// Damaged records.
     pub damage: DamageReport,
-    /// Whether the share to hold out fell between the documents, so that the document nearest to it was held out; or
-    /// none, where all are the same.
+    /// Whether the share to hold out selected no document, so that the nearest one was held out; or none, if all
+    /// documents are equal.
     pub share_missed: bool,
 }
 
-/// What a preparation wrote into one split.
+/// Counts of one split.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct SplitSummary {
     /// Documents.
     pub documents: u64,
-    /// Tokens, one end-of-text per document among them.
+    /// Tokens, including one end-of-text per document.
     pub tokens: u64,
     /// Bytes of text.
     pub text_bytes: u64,
@@ -504,17 +501,15 @@ pub struct SplitSummary {
     pub shards: u32,
 }
 
-/// Turns a corpus into token shards in the new folder `out`, which appears when all of it is written and on
-/// disk.
+/// Turns a corpus into token shards in the new folder `out`, which appears when everything is written and flushed.
 ///
-/// Documents keep their order; their tokens are made by all threads of rayon's pool, and are the same at any
-/// number of threads. Memory holds the documents of one round (a few MiB, or one document that is longer) and
-/// their tokens. A document longer than 256 KiB is turned into tokens in pieces where its tokenizer is known to
-/// give the same tokens then.
+/// Documents keep their order. All threads of rayon's pool make tokens, and the result does not depend on their number.
+/// Memory holds the documents of one round (a few MiB, or one longer document) and their tokens. A document longer than
+/// 256 KiB is encoded in pieces, if this is known not to change its tokens.
 ///
 /// # Errors
-/// An `out` that exists, a share outside [0, 1) or that leaves nothing to train on, the errors of the corpus and of
-/// writing, and [`Error::Interrupted`] if `progress` breaks. After an error nothing is left.
+/// An `out` that exists, a share outside [0, 1) or that leaves nothing to train on, errors of reading the corpus and of
+/// writing, and [`Error::Interrupted`] if `progress` breaks. After an error no output remains.
 pub fn prepare(
     corpus: &Corpus,
     tokenizer: &Tokenizer,
@@ -531,7 +526,7 @@ pub fn prepare(
     first.run(corpus, progress)?;
     let preparation = match first.share_of_one() {
         None => first,
-        // Few documents, of which none fell into the share. Another reading holds out the nearest to it.
+        // The share selected none of a few documents. A second pass holds out the nearest one.
         Some(share) => {
             first.discard()?;
             let mut second = Preparation::new(&work, tokenizer, options, share)?;
@@ -547,10 +542,10 @@ pub fn prepare(
 impl PrepareOptions {
     fn validate(&self) -> Result<()> {
         if !(0.0..1.0).contains(&self.hold_out) {
-            return Err(Error::option("hold_out", self.hold_out, "a share, at least 0 and below 1"));
+            return Err(Error::option("hold_out", self.hold_out, "must be at least 0 and below 1"));
         }
         if self.shard_tokens == 0 {
-            return Err(Error::option("shard_tokens", self.shard_tokens, "at least 1"));
+            return Err(Error::option("shard_tokens", self.shard_tokens, "must be at least 1"));
         }
         Ok(())
     }
@@ -563,15 +558,15 @@ struct Preparation<'a> {
     hold_out: f64,
     empty_documents: u64,
     damage: DamageReport,
-    /// The documents' least and greatest place in the order that shares are taken from.
+    /// The documents' smallest and largest value of the hash that decides the split.
     places: Option<(f64, f64)>,
 }
 
-/// Documents that are turned into tokens at once.
+/// Number of documents encoded at once.
 struct Round {
     documents: Vec<String>,
     empty_documents: u64,
-    /// Stored bytes of the corpus read up to its end.
+    /// Stored bytes of the corpus read up to the end of this round.
     bytes_read: u64,
 }
 
@@ -615,7 +610,7 @@ impl<'a> Preparation<'a> {
         })
     }
 
-    /// Reads on a thread of its own, so that all cores have documents to turn into tokens all the time.
+    /// Reads in a thread of its own, so that all other cores always have documents to encode.
     fn run(
         &mut self,
         corpus: &Corpus,
@@ -627,7 +622,7 @@ impl<'a> Preparation<'a> {
                 let mut documents = corpus.documents();
                 while let Some(round) = Round::read(&mut documents)? {
                     if rounds.send(round).is_err() {
-                        // Whoever writes has failed, and says why.
+                        // The writer has failed, and reports why.
                         break;
                     }
                 }
@@ -655,15 +650,15 @@ impl<'a> Preparation<'a> {
         })
     }
 
-    /// The share that holds out the document nearest to it, where some share was asked for and holds out none. None
-    /// where another is not needed, or would leave nothing to train on.
+    /// The share that holds out the nearest document, if a share was requested that holds out none. None if no other
+    /// share is needed, or if it would leave nothing to train on.
     fn share_of_one(&self) -> Option<f64> {
         let (least, greatest) = self.places?;
         let none_held_out = self.hold_out > 0.0 && self.valid.summary.documents == 0;
         (none_held_out && least < greatest).then(|| least.next_up())
     }
 
-    /// Removes what was written.
+    /// Removes the output.
     fn discard(self) -> Result<()> {
         let folder = self.train.folder.clone();
         drop(self);
@@ -689,7 +684,7 @@ impl<'a> Preparation<'a> {
         Ok(())
     }
 
-    /// `asked` is the share that was asked for.
+    /// `asked` is the requested share.
     fn finish(self, corpus: &Corpus, asked: f64) -> Result<PrepareSummary> {
         let (train, valid) = (self.train.finish()?, self.valid.finish()?);
         let all = train.documents + valid.documents;
@@ -698,7 +693,7 @@ impl<'a> Preparation<'a> {
         }
         if train.documents == 0 {
             let reason =
-                format!("leaves nothing for training of the corpus's {all} documents; choose another share");
+                format!("leaves none of the corpus's {all} documents for training; choose another share");
             return Err(Error::option("hold_out", self.hold_out, reason));
         }
         let share_missed = asked > 0.0 && (valid.documents == 0 || asked != self.hold_out);
@@ -712,18 +707,17 @@ impl<'a> Preparation<'a> {
     }
 }
 
-/// The document's hash as a number in [0, 1): it is held out where that is below the share.
+/// The document's hash as a number in [0, 1). The document is held out if it is below the share.
 fn place(document: &str) -> f64 {
     let hash = number(blake3::hash(document.as_bytes()).as_bytes(), 0);
-    // The upper 53 bits are a double's: the division is exact, and the quotient below 1.
+    // The upper 53 bits fit a double: the division is exact, and the quotient below 1.
     (hash >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// The shards of one split: files of tokens whose headers are written last, when the number of shards is
-/// known.
+/// The shards of one split. Their headers are written last, when the number of shards is known.
 struct SplitWriter {
     folder: PathBuf,
-    /// What is the same in every header.
+    /// The part that all headers share.
     blank: Header,
     shard_tokens: u64,
     done: Vec<Header>,
@@ -736,7 +730,7 @@ struct ShardWriter {
     file: BufWriter<File>,
     header: Header,
     hash: blake3::Hasher,
-    /// Per document its first token and its bytes.
+    /// For each document, its first token and its bytes.
     documents: Vec<[u64; 2]>,
 }
 
@@ -842,7 +836,7 @@ impl ShardWriter {
         self.file.write_all(bytes).map_err(Error::write(&self.path))
     }
 
-    /// Everything but the header, which wants the number of shards.
+    /// Writes everything but the header, which needs the number of shards.
     fn finish(mut self) -> Result<Header> {
         self.header.documents = self.documents.len() as u64;
         let end = HEADER as u64 + self.header.tokens * u64::from(self.header.width);
@@ -1026,8 +1020,7 @@ mod tests {
         assert!(run(&bad, &hold_out(f64::NAN)).starts_with("hold_out = NaN: "));
         let one = corpus(&texts()[..1]);
         assert!(
-            run(&one, &hold_out(0.999999))
-                .contains("leaves nothing for training of the corpus's 1 documents")
+            run(&one, &hold_out(0.999999)).contains("leaves none of the corpus's 1 documents for training")
         );
         let none = PrepareOptions { shard_tokens: 0, ..Default::default() };
         assert!(run(&one, &none).starts_with("shard_tokens = 0: "));
@@ -1046,7 +1039,7 @@ mod tests {
         sorted.sort_by(|one, other| place(one).total_cmp(&place(other)));
         let valid = TokenShards::open(&out.join("valid")).unwrap();
         assert_eq!(valid.tokens(0..valid.len()).unwrap(), expected(tokenizer(), &sorted[..1]));
-        // With one document, or none but copies of it, all are needed for training.
+        // With one document, or only copies of it, all are needed for training.
         let folder = tempfile::tempdir().unwrap();
         let copies = corpus(&[texts()[0].clone(), texts()[0].clone()]);
         let out = folder.path().join("data");
@@ -1111,8 +1104,7 @@ mod tests {
             damaged[at] ^= 1 << (at % 8);
             let message = try_all(&damaged).unwrap_err().to_string();
             assert!(message.contains("damaged.tokens: "), "byte {at}: {message}");
-            // Reading without having verified may give other tokens, but none that has no meaning, and never
-            // fails otherwise.
+            // Reading without verifying may give other tokens, but only valid ones, and never fails otherwise.
             if let Ok(shards) = TokenShards::open(&path) {
                 let tokens = shards.tokens(0..shards.len());
                 assert!(
@@ -1145,7 +1137,7 @@ mod tests {
         refused(&train, "is shard 2, and shard 1 is missing");
         let (_other_folder, other, _) = prepared(&PrepareOptions::default());
         std::fs::copy(other.join("train/00000.tokens"), &second).unwrap();
-        refused(&train, "belongs to another preparation");
+        refused(&train, "comes from a different preparation");
         std::fs::write(&second, b"{}".repeat(200)).unwrap();
         refused(&train, "00001.tokens: is not a token shard");
         std::fs::rename(&hidden, &second).unwrap();
@@ -1162,7 +1154,7 @@ mod tests {
         assert!(shards.tokens(end - 1..end).is_ok());
         let message = shards.tokens(end - 1..end + 1).unwrap_err().to_string();
         assert!(
-            message.contains(&format!("2 tokens from {} on go beyond its {end} tokens", end - 1)),
+            message.contains(&format!("2 tokens from {} on exceed its {end} tokens", end - 1)),
             "{message}"
         );
         assert!(shards.read(u64::MAX, &mut [0; 2]).is_err());

@@ -4,13 +4,13 @@ use tokenizers::SplitDelimiterBehavior;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::split::SplitPattern;
 
-/// A rule that is known in all its consequences.
+/// A known split rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SplitRule {
-    /// GPT-2's: of white space before something else, the last character is left to the next word.
+    /// GPT-2's: before other text, the last white-space character is left to the next word.
     Gpt2,
-    /// GPT-4's, Llama 3's, Qwen 2's and that of tokenizers trained here: white space up to its last line end is one word.
-    /// They differ in the digits that stand together.
+    /// GPT-4's, Llama 3's, Qwen 2's and that of tokenizers trained here: white space up to its last line end is one
+    /// word. They differ in how digits are grouped.
     Lines {
         /// The expression for digits.
         digits: &'static str,
@@ -46,8 +46,8 @@ impl SplitRule {
         }
     }
 
-    /// The rule as an expression with `\s+` in place of its end `\s+(?!\S)|\s+`, for libraries without look-ahead. What
-    /// the two differ in is [`cut`](Self::cut) off.
+    /// The rule as an expression with `\s+` in place of its end `\s+(?!\S)|\s+`, for libraries without look-ahead.
+    /// [`cut`](Self::cut) removes the difference.
     pub(crate) fn without_look_ahead(self) -> String {
         match self {
             Self::Gpt2 => format!("{}{}", Self::GPT2, r"\s+"),
@@ -57,14 +57,15 @@ impl SplitRule {
         }
     }
 
-    /// The part of `word`, a match [without look-ahead](Self::without_look_ahead) that more text follows, which the rule
-    /// itself matches: of white space, the last character is left to the next word, unless it is the only one.
+    /// The part of `word` that the rule itself matches, where `word` is a match [without
+    /// look-ahead](Self::without_look_ahead) that more text follows. The last character of white space is left to the
+    /// next word, unless it is the only one.
     pub(crate) fn cut(self, word: &str) -> &str {
         let Some((last, _)) = word.char_indices().next_back() else { return word };
         let by_blanks = word.chars().all(char::is_whitespace)
             && match self {
                 Self::Gpt2 => true,
-                // `\s*[\r\n]+` comes first: what it leaves holds no line end.
+                // `\s*[\r\n]+` comes first, so the rest holds no line end.
                 Self::Lines { .. } => !word.contains(['\r', '\n']),
             };
         if by_blanks && last > 0 { &word[..last] } else { word }

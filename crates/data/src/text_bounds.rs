@@ -1,16 +1,16 @@
-//! Where a text begins and ends, in tokens.
+//! Tokens at which a text begins and ends.
 
 use engram_config::{BeginConfig, TextConfig};
 
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
 
-/// What stands before the first token of a text.
+/// The token before the first token of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Begin {
-    /// This token, always: the model has seen no text without.
+    /// This token, always: the model has seen no text without it.
     Always(u32),
-    /// This token, where a continuation has nothing else before it.
+    /// This token, if nothing else precedes a continuation.
     IfEmpty(u32),
 }
 
@@ -31,7 +31,7 @@ impl Begin {
         }
     }
 
-    /// The configuration of texts that begin so and end as `tokenizer` has it.
+    /// The configuration of texts that begin with this and end as in `tokenizer`.
     ///
     /// # Errors
     /// When a token has no name.

@@ -1,9 +1,8 @@
-//! Tokenizers: byte-level BPE trained from a corpus, kept as a Hugging Face `tokenizer.json`.
+//! Tokenizers: byte-level BPE trained on a corpus, stored as a Hugging Face `tokenizer.json`.
 //!
-//! Any `tokenizer.json` can be loaded. One that is trained here splits text by a GPT-4-like rule (words with
-//! the sign or space before them, numbers two digits at a time so that they do not fill a small vocabulary,
-//! line ends) and merges bytes within the pieces, so that every text has tokens and every text comes back
-//! from its tokens unchanged.
+//! Any `tokenizer.json` can be loaded. Tokenizers trained here split text by a rule like GPT-4's: words with the sign
+//! or space before them, numbers two digits at a time (so that they do not fill a small vocabulary), line ends. They
+//! merge bytes within these pieces. Every text has tokens, and decoding them gives the text unchanged.
 
 use std::fmt;
 use std::ops::ControlFlow;
@@ -27,7 +26,7 @@ use crate::word_encoder::WordEncoder;
 
 /// The token after every document of a tokenizer trained here; its id is 0.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
-/// The token that stands for no text in a tokenizer trained here; its id is 1.
+/// The padding token of a tokenizer trained here; its id is 1.
 pub const PAD: &str = "<|pad|>";
 
 /// Names that common tokenizers give to the end-of-text token, the least ambiguous first.
@@ -54,17 +53,17 @@ pub struct Tokenizer {
     words: Option<Arc<WordEncoder>>,
 }
 
-/// blake3 of a `tokenizer.json`: token shards and checkpoints carry it.
+/// blake3 of a `tokenizer.json`, stored in token shards and checkpoints.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TokenizerHash(pub [u8; 32]);
 
-/// How to train a tokenizer.
+/// Options for training a tokenizer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TokenizerTraining {
-    /// Number of tokens, the 256 bytes and the two special ones among them.
+    /// Number of tokens, including the 256 bytes and the two special ones.
     pub vocabulary: usize,
-    /// Most bytes of text to learn from. A longer corpus is sampled evenly from its start to its end.
+    /// Maximum bytes of text to learn from. A longer corpus is sampled evenly from its start to its end.
     pub byte_budget: u64,
 }
 
@@ -74,23 +73,23 @@ impl Default for TokenizerTraining {
     }
 }
 
-/// How far the training of a tokenizer has come.
+/// The progress of training a tokenizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenizerProgress {
     /// Words are being counted.
     Reading {
-        /// Bytes of text gone through.
+        /// Bytes of text read.
         done: u64,
         /// Bytes of text in the corpus.
         total: u64,
     },
-    /// Tokens are being merged from the counted words; nothing is reported until it is done.
+    /// Tokens are being merged from the counted words. Nothing is reported until this is done.
     Merging,
 }
 
 impl Tokenizer {
-    /// Trains a tokenizer on a corpus, which is read twice: once for its length, once for its words.
-    /// The same corpus and options give the same tokenizer, byte for byte.
+    /// Trains a tokenizer on a corpus. Reads it twice: once for its length, once for its words. The same corpus and
+    /// options give the same tokenizer, byte for byte.
     ///
     /// # Errors
     /// A vocabulary of fewer than 258 tokens or of more than the text has pairs for, a byte budget of 0 or
@@ -103,7 +102,7 @@ impl Tokenizer {
         Self::train_reporting(corpus, options, progress).map(|(tokenizer, _)| tokenizer)
     }
 
-    /// As [`train`](Self::train), with the records of the corpus that could not be read as they stood.
+    /// Like [`train`](Self::train), and returns the damaged records of the corpus.
     ///
     /// # Errors
     /// As [`train`](Self::train).
@@ -135,7 +134,7 @@ impl Tokenizer {
         let found = untrained.get_vocab_size(true);
         if found < options.vocabulary {
             let reason =
-                format!("the text has only {found} different tokens; ask for fewer or give more text");
+                format!("the text has only {found} different tokens; reduce the vocabulary or use more text");
             return Err(Error::option("vocabulary", options.vocabulary, reason));
         }
         let json = untrained.to_string(true).map_err(tokenize)?;
@@ -150,7 +149,7 @@ impl Tokenizer {
         Self::load_ending(path, None)
     }
 
-    /// As [`load`](Self::load), with the name of the token that ends a text, where that is known.
+    /// Like [`load`](Self::load), with the name of the end-of-text token if it is known.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -159,8 +158,8 @@ impl Tokenizer {
         Self::from_json(&json, &path.display().to_string(), end_of_text)
     }
 
-    /// Reads the bytes of a `tokenizer.json`; `origin` names them in messages. `end_of_text` is the token
-    /// that ends a document; `None` looks for one of the usual names.
+    /// Reads the bytes of a `tokenizer.json`. `origin` names them in messages. `end_of_text` is the token that ends a
+    /// document; `None` looks for one of the usual names.
     ///
     /// # Errors
     /// Bytes that are not a tokenizer, or a tokenizer without the end-of-text token.
@@ -168,7 +167,7 @@ impl Tokenizer {
         let malformed = |reason: String| Error::MalformedTokenizer { origin: origin.to_owned(), reason };
         let mut inner =
             tokenizers::Tokenizer::from_bytes(json).map_err(|error| malformed(error.to_string()))?;
-        // A file may ask for texts to be cut or filled up, as classifiers need: a corpus must stay as it is.
+        // A file may ask for truncation or padding, as classifiers need. A corpus must stay as it is.
         inner.with_truncation(None).map_err(tokenize)?;
         inner.with_padding(None);
         // A document that happens to contain "<|endoftext|>" must not end there.
@@ -199,7 +198,7 @@ impl Tokenizer {
         })
     }
 
-    /// Writes the `tokenizer.json`, whole or not at all.
+    /// Writes the `tokenizer.json` to a temporary file and renames it.
     ///
     /// # Errors
     /// [`Error::Write`].
@@ -207,12 +206,12 @@ impl Tokenizer {
         write_file(path, &self.json)
     }
 
-    /// The bytes of the `tokenizer.json`, of which [`hash`](Self::hash) is the blake3.
+    /// The bytes of the `tokenizer.json`. [`hash`](Self::hash) is their blake3.
     pub fn json(&self) -> &[u8] {
         &self.json
     }
 
-    /// What tells this tokenizer from another.
+    /// Identifies this tokenizer.
     pub fn hash(&self) -> TokenizerHash {
         self.hash
     }
@@ -227,15 +226,15 @@ impl Tokenizer {
         self.end_of_text
     }
 
-    /// Id of the token that stands for no text, if there is one.
+    /// Id of the padding token, if there is one.
     pub fn pad(&self) -> Option<u32> {
         self.pad
     }
 
-    /// The tokens of a text, without end-of-text. Names of special tokens in the text are ordinary text.
+    /// The tokens of a text, without end-of-text. Names of special tokens in the text are read as ordinary text.
     ///
     /// # Errors
-    /// A tokenizer that has no token for some of the text and no token for the unknown.
+    /// Text that has no token, in a tokenizer without a token for unknown text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         if let Some(words) = &self.words {
             return words.encode(&self.inner, text).map_err(tokenize);
@@ -244,14 +243,14 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// A text in pieces whose tokens, one after another, are those of the text. A tokenizer that is not known to allow
-    /// that has one piece.
+    /// A text in pieces whose tokens together are those of the text. If this is not known to hold for the tokenizer,
+    /// there is one piece.
     pub(crate) fn pieces<'a>(&self, text: &'a str) -> impl Iterator<Item = &'a str> + use<'a> {
         self.cut.pieces(text, PIECE)
     }
 
-    /// The text of tokens, special tokens left out. Bytes that are not UTF-8, as where a character is cut in
-    /// two, become U+FFFD.
+    /// The text of tokens, without special tokens. Bytes that are not UTF-8, such as parts of a character, become
+    /// U+FFFD.
     ///
     /// # Errors
     /// An id outside the vocabulary.
@@ -263,14 +262,14 @@ impl Tokenizer {
         self.inner.decode(tokens, true).map_err(tokenize)
     }
 
-    /// The bytes of text that a token stands for: none for special tokens and for ids without a token.
+    /// The bytes of text of a token: none for special tokens and for ids without a token.
     ///
-    /// For byte-level tokenizers the bytes of a text's tokens, one after another, are the text.
+    /// For byte-level tokenizers, the bytes of a text's tokens together are the text.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
         self.bytes.get(id)
     }
 
-    /// Bytes of text per token id: what turns a loss per token into bits per byte.
+    /// Bytes of text per token id, for converting a loss per token to bits per byte.
     pub fn byte_lengths(&self) -> Vec<u32> {
         self.bytes.ends.windows(2).map(|ends| ends[1] - ends[0]).collect()
     }
@@ -289,16 +288,20 @@ impl fmt::Debug for Tokenizer {
 
 impl TokenizerTraining {
     const SMALLEST: usize = 256 + 2;
-    /// The trainer counts pairs in 32 bits; the most frequent pair of a text is well under a tenth of it.
+    /// The trainer counts pairs in 32 bits. The most frequent pair of a text is well under a tenth of it.
     const LARGEST_BUDGET: u64 = 16 << 30;
 
     fn validate(&self) -> Result<()> {
         if self.vocabulary < Self::SMALLEST {
-            let reason = "at least 258: the 256 bytes, end of text and pad";
+            let reason = "must be at least 258: the 256 bytes, end of text and pad";
             return Err(Error::option("vocabulary", self.vocabulary, reason));
         }
         if !(1..=Self::LARGEST_BUDGET).contains(&self.byte_budget) {
-            return Err(Error::option("byte_budget", self.byte_budget, "at least 1 and at most 16 GiB"));
+            return Err(Error::option(
+                "byte_budget",
+                self.byte_budget,
+                "must be at least 1 and at most 16 GiB",
+            ));
         }
         Ok(())
     }
@@ -323,7 +326,7 @@ impl fmt::Debug for TokenizerHash {
     }
 }
 
-/// Texts to learn from: of every stretch of the corpus the same share, so that the budget is met at its end.
+/// Texts to learn from. Takes the same share of every part of the corpus, so that the budget is met at its end.
 struct Sample<'a> {
     documents: Documents<'a>,
     cut: Cut,
@@ -336,7 +339,7 @@ struct Sample<'a> {
 }
 
 impl Iterator for Sample<'_> {
-    /// The pieces taken of one document.
+    /// The selected pieces of one document.
     type Item = Vec<String>;
 
     fn next(&mut self) -> Option<Vec<String>> {
@@ -376,7 +379,7 @@ impl Iterator for Sample<'_> {
 #[derive(Clone)]
 struct TokenBytes {
     bytes: Vec<u8>,
-    /// End of each token's bytes, after a 0 for the start of the first.
+    /// End of each token's bytes, preceded by a 0 for the start of the first.
     ends: Vec<u32>,
 }
 
@@ -425,8 +428,8 @@ fn is_byte_level(decoder: Option<&DecoderWrapper>) -> bool {
     }
 }
 
-/// Byte-level vocabularies write a byte as one printable character: itself where it is printable in Latin-1,
-/// else the next free one from U+0100 on.
+/// Byte-level vocabularies write a byte as one printable character: itself if it is printable in Latin-1, otherwise the
+/// next free one from U+0100 on.
 fn byte_level_bytes(character: char, to: &mut Vec<u8>) {
     const fn printable(byte: u8) -> bool {
         matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF)
@@ -522,7 +525,7 @@ mod tests {
         assert_eq!((tokenizer.vocabulary(), tokenizer.end_of_text(), tokenizer.pad()), (320, 0, Some(1)));
         assert_eq!(tokenizer.token_bytes(0), b"");
         assert_eq!(tokenizer.decode(&[0, 1]).unwrap(), "");
-        // The names are text like any other: a document cannot end itself.
+        // The names are ordinary text: a document cannot end itself.
         let tokens = tokenizer.encode("a<|endoftext|>b").unwrap();
         assert!(!tokens.contains(&0));
         assert_eq!(tokenizer.decode(&tokens).unwrap(), "a<|endoftext|>b");
@@ -613,8 +616,8 @@ mod tests {
             seen.push(progress);
             ControlFlow::Continue(())
         });
-        // Pairs of both halves are equally frequent: had the budget gone to the first, none of "omega" were
-        // merged.
+        // Pairs of both halves are equally frequent. If the whole budget went to the first half, no pair of "omega"
+        // would be merged.
         let trained = trained.unwrap();
         let tokens = |text| trained.encode(text).unwrap().len();
         assert!(tokens("alpha") < 5 && tokens("omega") < 5, "{} {}", tokens("alpha"), tokens("omega"));

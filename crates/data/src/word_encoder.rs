@@ -1,8 +1,8 @@
-//! Tokens word by word, each word's tokens looked up where they are known: several times as fast as going through the
-//! general tokenizer, which keeps offsets and normalisations for every character.
+//! Encodes word by word with a cache of words' tokens. Several times as fast as the general tokenizer, which tracks
+//! offsets and normalisations for every character.
 //!
-//! It serves byte-level BPE without normalisation whose split rule is known: there, the tokens of a text are the tokens
-//! of its words, one after another, and depend on nothing else.
+//! Works for byte-level BPE without normalisation and with a known split rule: there, the tokens of a text are the
+//! tokens of its words in order, and depend on nothing else.
 
 use std::sync::Mutex;
 
@@ -14,12 +14,12 @@ use tokenizers::{Model, Tokenizer};
 
 use crate::split_rule::SplitRule;
 
-/// Turns texts into tokens, word by word.
+/// Encodes texts word by word.
 pub(crate) struct WordEncoder {
     rule: SplitRule,
     /// The rule without its look-ahead.
     words: Regex,
-    /// A cache for each thread of rayon's pool, so that none waits for another.
+    /// One cache per thread of rayon's pool, so that no thread waits for another.
     caches: Vec<Mutex<Cache>>,
     /// How byte-level vocabularies write each byte.
     characters: [char; 256],
@@ -28,13 +28,14 @@ pub(crate) struct WordEncoder {
 /// Tokens of words by their bytes.
 type Cache = HashMap<Box<str>, Box<[u32]>>;
 
-/// Words that a cache holds at most; a fuller one is emptied. With the usual lengths these are some 100 MB.
+/// Maximum number of words in a cache, which is emptied when it is full. With words of usual length this is some 100
+/// MB.
 const CACHED_WORDS: usize = 1 << 20;
-/// Bytes of a cached word at most: longer ones seldom come again.
+/// Maximum bytes of a cached word. Longer words seldom occur again.
 const CACHED_BYTES: usize = 64;
 
 impl WordEncoder {
-    /// The encoder of `tokenizer`, if it serves it.
+    /// The encoder for `tokenizer`, if it is of the supported kind.
     pub(crate) fn of(tokenizer: &Tokenizer) -> Option<Self> {
         let looks_for_tokens = tokenizer.get_added_tokens_decoder().values().any(|token| !token.special);
         let ModelWrapper::BPE(model) = tokenizer.get_model() else { return None };
@@ -47,10 +48,10 @@ impl WordEncoder {
         Some(Self { rule, words, caches, characters: byte_characters() })
     }
 
-    /// The tokens of `text`, which `tokenizer` would give.
+    /// The same tokens of `text` that `tokenizer` gives.
     pub(crate) fn encode(&self, tokenizer: &Tokenizer, text: &str) -> tokenizers::Result<Vec<u32>> {
         let thread = rayon::current_thread_index().unwrap_or(0) % self.caches.len();
-        // A cache that a panic left behind holds whole entries.
+        // Even after a panic, a cache holds only complete entries.
         let mut cache = self.caches[thread].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut tokens = Vec::with_capacity(text.len() / 3);
         for word in self.split(text) {
@@ -81,7 +82,7 @@ impl WordEncoder {
             let word = match self.words.find_at(text, at) {
                 Some(found) if found.start() > at => &text[at..found.start()],
                 Some(found) if found.end() < text.len() => self.rule.cut(found.as_str()),
-                // What the rule does not match is a word, too, though the known rules match everything.
+                // Text that the rule does not match is a word, too, though the known rules match everything.
                 _ => &text[at..],
             };
             at += word.len();
@@ -90,7 +91,7 @@ impl WordEncoder {
     }
 }
 
-/// The split rule of a pre-tokenizer that does nothing else but to write bytes as characters.
+/// The split rule of a pre-tokenizer that otherwise only writes bytes as characters.
 fn only_rule(splitter: &PreTokenizerWrapper) -> Option<SplitRule> {
     match splitter {
         PreTokenizerWrapper::Sequence(sequence) => match sequence.as_ref() {
@@ -106,7 +107,7 @@ fn only_rule(splitter: &PreTokenizerWrapper) -> Option<SplitRule> {
     }
 }
 
-/// Byte-level vocabularies write a byte as one printable character: itself where it is printable in Latin-1, else the
+/// Byte-level vocabularies write a byte as one printable character: itself if it is printable in Latin-1, otherwise the
 /// next free one from U+0100 on.
 pub(crate) fn byte_characters() -> [char; 256] {
     let mut next = 0x100;

@@ -1,4 +1,4 @@
-//! A folder that output is made in, beside its place: it gets its name when it is complete, and goes away otherwise.
+//! A temporary folder for output, beside its final place. It is renamed when it is complete, and removed otherwise.
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -8,8 +8,8 @@ use tempfile::TempDir;
 use crate::error::{Error, Result};
 use crate::files::{folder_of, new_folder, sync_folder};
 
-/// A folder under a temporary name. Dropped before it [stands](Self::stand), it is removed. A process that is killed
-/// leaves it behind; the next that makes one in the same place removes it, as it finds it unlocked.
+/// A folder under a temporary name. Dropping it before [`stand`](Self::stand) removes it. A killed process leaves it
+/// behind, unlocked; the next process that makes one in the same place removes it.
 #[derive(Debug)]
 pub(crate) struct WorkFolder {
     temporary: TempDir,
@@ -21,17 +21,17 @@ impl WorkFolder {
     const PREFIX: &str = ".preparing-";
     const LOCK: &str = "lock";
 
-    /// A folder that is to stand at `place`.
+    /// A temporary folder for the final path `place`.
     ///
     /// # Errors
-    /// When the file system refuses.
+    /// When the file system fails.
     pub(crate) fn new(place: &Path) -> Result<Self> {
         let parent = folder_of(place);
         std::fs::create_dir_all(parent).map_err(Error::write(parent))?;
         remove_abandoned(parent);
         let temporary = new_folder(parent, Self::PREFIX).map_err(Error::write(place))?;
         let lock = File::create(temporary.path().join(Self::LOCK)).map_err(Error::write(place))?;
-        // A file system without locks: then nobody takes the folder for abandoned, either.
+        // A file system without locks. Then no process takes the folder for abandoned, either.
         let _ = lock.try_lock();
         Ok(Self { temporary, lock, place: place.to_owned() })
     }
@@ -40,10 +40,10 @@ impl WorkFolder {
         self.temporary.path()
     }
 
-    /// Puts the folder, which is complete, in its place, where nothing may stand.
+    /// Moves the complete folder to its final path, which must not exist.
     ///
     /// # Errors
-    /// When something stands there, or the file system refuses.
+    /// When the path exists, or the file system fails.
     pub(crate) fn stand(self) -> Result<()> {
         let Self { temporary, lock, place } = self;
         drop(lock);
@@ -54,20 +54,20 @@ impl WorkFolder {
             Ok(_) => Error::Exists { path: place.clone() },
             Err(_) => Error::write(&place)(error),
         })?;
-        // The folder has its own name now: there is nothing left to remove.
+        // The folder has its final name now, so there is nothing to remove.
         let _ = temporary.keep();
         sync_folder(folder_of(&place))
     }
 }
 
-/// Removes the folders that killed processes left in `parent`: those whose lock nobody holds. What cannot be removed
-/// stays; it is in nobody's way.
+/// Removes the folders that killed processes left in `parent`: those that nobody locks. Ignores those that it cannot
+/// remove.
 fn remove_abandoned(parent: &Path) {
     let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
     for path in entries.map(|entry| entry.path()) {
         let named =
             path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(WorkFolder::PREFIX));
-        // A folder without a lock was made this moment, or by another program.
+        // A folder without a lock was just created, or belongs to another program.
         let Some(lock) = named.then(|| File::open(path.join(WorkFolder::LOCK)).ok()).flatten() else {
             continue;
         };

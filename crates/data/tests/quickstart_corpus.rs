@@ -1,4 +1,4 @@
-//! What `data/README.md` states of the quickstart's corpus.
+//! Checks the statements of `data/README.md` about the quickstart's corpus.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::collections::BTreeSet;

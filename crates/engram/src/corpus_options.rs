@@ -7,49 +7,49 @@ use engram_data::{Corpus, DamageReport, OnDamage};
 
 use crate::note::note;
 
-/// A corpus, and what to do with records of it that cannot be read.
+/// A corpus, and what to do with damaged records.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct CorpusOptions {
     /// Files (.txt, .jsonl, each also .zst or .gz; .parquet) and folders of them.
     #[arg(value_name = "CORPUS", required = true)]
     paths: Vec<PathBuf>,
-    /// Field of JSON lines, or column of Parquet files, that holds the text.
+    /// Field of JSON lines, or column of Parquet files, with the text.
     #[arg(long, value_name = "NAME", default_value = "text")]
     field: String,
-    /// Leave out records that are not JSON, hold no text or are not UTF-8, and count them; without this option the
-    /// first is an error that names its place.
+    /// Skip and count records that are not JSON, hold no text or are not UTF-8. Without this option, the first such
+    /// record is an error that names its place.
     #[arg(long)]
     skip_damaged: bool,
-    /// Write U+FFFD for bytes that are not UTF-8 and for halves of UTF-16 pairs (`\ud83d`), and count the records.
+    /// Replace bytes that are not UTF-8 and halves of UTF-16 pairs (`\ud83d`) by U+FFFD, and count the records.
     #[arg(long)]
     replace_damaged: bool,
 }
 
 impl CorpusOptions {
-    /// Opens the corpus and says which files of its folders are left out.
+    /// Opens the corpus and reports files that its folders leave out.
     pub(crate) fn open(&self) -> anyhow::Result<Corpus> {
         let on_damage = OnDamage { replace: self.replace_damaged, skip: self.skip_damaged };
         Ok(open_corpus(&self.paths, &self.field)?.with_damage(on_damage))
     }
 }
 
-/// Opens a corpus and says which files of its folders are left out.
+/// Opens a corpus and reports files that its folders leave out.
 pub(crate) fn open_corpus(paths: &[PathBuf], field: &str) -> anyhow::Result<Corpus> {
     let corpus = Corpus::open(paths)?.with_field(field);
     for path in corpus.skipped() {
-        note(format_args!("left out, its name is hidden or of no known format: {}", path.display()));
+        note(format_args!("left out, because it is hidden or its format is unknown: {}", path.display()));
     }
     Ok(corpus)
 }
 
-/// Tells which records could not be read as they stood, if any.
+/// Reports damaged records.
 pub(crate) fn tell_damage(damage: &DamageReport) {
     if damage.is_empty() {
         return;
     }
     for (count, what) in [
         (damage.skipped, "skipped because they could not be read"),
-        (damage.replaced, "read with U+FFFD in place of what is damaged"),
+        (damage.replaced, "repaired with U+FFFD"),
     ] {
         if count > 0 {
             note(format_args!("records {what}: {count}"));

@@ -7,17 +7,17 @@ use engram_address::{Addressing, History, LayerAddress, StoredAddressing, Stored
 use engram_store::{ReuseDistances, RowUse, StoreError};
 use rayon::prelude::*;
 
-/// Windows of tokens in which repetitions are counted: rows that are looked up together are fetched once.
+/// Windows of tokens in which repetitions are counted: rows looked up together are fetched once.
 pub(crate) const WINDOWS: [u32; 5] = [64, 512, 4096, 32_768, 262_144];
 
-/// Tokens that are addressed at a time.
+/// Tokens addressed at a time.
 pub(crate) const PIECE: usize = 8192;
 
-/// The two largest primes below 2³². The remainders of a hash by both tell it from every other: their product
-/// is nearly 2⁶⁴.
+/// The two largest primes below 2³². A hash is told from every other by its remainders modulo both, whose product is
+/// nearly 2⁶⁴.
 const TELLING_PRIMES: [u64; 2] = [4_294_967_291, 4_294_967_279];
 
-/// What became of the tokens added so far, which are one sequence.
+/// Statistics of the tokens added so far, which form one sequence.
 #[derive(Debug)]
 pub(crate) struct CorpusRows {
     /// 2-grams first.
@@ -52,7 +52,7 @@ pub(crate) struct TokenRows {
 }
 
 impl CorpusRows {
-    /// No tokens yet. `layer` is the memory layer's place; hit rates are found from a share of the rows.
+    /// Statistics without tokens. `layer` is the index among memory layers. Hit rates come from a share of the rows.
     pub(crate) fn new(addressing: &Addressing, layer: usize, share: f64) -> anyhow::Result<Self> {
         let address = &addressing.layers()[layer];
         let mut first = 0;
@@ -85,7 +85,7 @@ impl CorpusRows {
         Ok(())
     }
 
-    /// Counts hits from here on only; the caches keep what they have.
+    /// Counts hits only from here on; the caches keep their rows.
     pub(crate) fn count_hits_from_here(&mut self) {
         self.all.count_from_here();
         self.orders.iter_mut().for_each(|order| order.distances.count_from_here());
@@ -93,7 +93,7 @@ impl CorpusRows {
 }
 
 impl TokenRows {
-    /// A sequence that has not begun.
+    /// A sequence before its first token.
     pub(crate) fn new(addressing: &Addressing, layer: usize) -> anyhow::Result<Self> {
         let orders = addressing.max_order() - 1;
         let StoredAddressing { layers, pad_id, boundary, arithmetic } = addressing.to_stored();
@@ -102,7 +102,7 @@ impl TokenRows {
         let layers = vec![StoredLayer { layer: id, multipliers, primes }];
         let telling = StoredAddressing { layers, pad_id, boundary, arithmetic };
         let telling = Addressing::from_stored(telling, addressing.vocabulary().clone())
-            .context("telling n-grams apart")?;
+            .context("distinguishing n-grams")?;
         Ok(Self {
             history: addressing.history().with_rollback(0),
             telling: telling.history().with_rollback(0),
@@ -113,15 +113,14 @@ impl TokenRows {
         })
     }
 
-    /// Goes on to the next tokens.
+    /// Moves to the next tokens.
     pub(crate) fn next(&mut self, tokens: &[u32]) -> anyhow::Result<()> {
         self.history.extend(tokens)?.row_ids(self.layer, &mut self.rows)?;
         self.telling.extend(tokens)?.row_ids(0, &mut self.remainders)?;
         Ok(())
     }
 
-    /// For each of these tokens its n-gram's number, and its rows in the `heads` heads of order number
-    /// `index`.
+    /// For each of these tokens, its n-gram's number and its rows in the `heads` heads of order number `index`.
     pub(crate) fn of_order(&self, index: usize, heads: usize) -> impl Iterator<Item = (u64, &[u64])> {
         let first: u64 = TELLING_PRIMES.iter().sum::<u64>() * index as u64;
         let key = move |remainders: &[u64]| {
@@ -134,12 +133,12 @@ impl TokenRows {
     }
 }
 
-/// Which n-grams fall on some rows of one order, found by going through the corpus once more.
+/// The n-grams that fall on some rows of one order, found in a second pass over the corpus.
 #[derive(Debug)]
 pub(crate) struct Sharers {
     index: usize,
     heads: usize,
-    /// Row of the first head to n-grams on it, by their numbers: how often, and the last time.
+    /// For each row of the first head, its n-grams by number: how often, and the last time.
     rows: HashMap<u64, HashMap<u64, (u64, u64)>>,
     time: u64,
 }
@@ -151,7 +150,7 @@ impl Sharers {
         Self { index, heads, rows, time: 0 }
     }
 
-    /// The next tokens, whose rows these are.
+    /// Adds the next tokens, whose rows these are.
     pub(crate) fn add(&mut self, tokens: &TokenRows) {
         for (key, rows) in tokens.of_order(self.index, self.heads) {
             if let Some(n_grams) = self.rows.get_mut(&rows[0]) {
@@ -162,7 +161,7 @@ impl Sharers {
         }
     }
 
-    /// How often each n-gram on the row was looked up, and when last; the most often first.
+    /// How often each n-gram read the row, and when last; the most frequent first.
     pub(crate) fn of_row(&self, row: u64) -> Vec<(u64, u64)> {
         let n_grams = self.rows.get(&row).into_iter().flat_map(HashMap::values);
         let mut n_grams: Vec<(u64, u64)> = n_grams.copied().collect();
@@ -171,8 +170,8 @@ impl Sharers {
     }
 }
 
-/// The rows that the last of `tokens` reads in the first head of every order, `layer` being a memory layer's
-/// place. As many tokens as the longest n-gram has suffice.
+/// The rows that the last of `tokens` reads in the first head of every order. `layer` is the index among memory layers.
+/// As many tokens as the longest n-gram has are enough.
 pub(crate) fn first_rows(addressing: &Addressing, layer: usize, tokens: &[u32]) -> anyhow::Result<Vec<u64>> {
     let address: &LayerAddress = &addressing.layers()[layer];
     let mut rows = Vec::new();

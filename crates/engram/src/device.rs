@@ -1,4 +1,4 @@
-//! The device that computes.
+//! The device to compute on.
 
 use burn::tensor::Device;
 use clap::ValueEnum;
@@ -6,14 +6,14 @@ use clap::ValueEnum;
 /// A kind of device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum DeviceKind {
-    /// The processor, in f32.
+    /// The CPU, in f32.
     Cpu,
-    /// The first NVIDIA GPU, in bf16 with f32 weights; needs a build with `--features cuda`.
+    /// The first NVIDIA GPU, in bf16 with f32 weights. Needs a build with `--features cuda`.
     Cuda,
 }
 
 impl DeviceKind {
-    /// As `--device` has it.
+    /// Its name for `--device`.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",
@@ -29,7 +29,7 @@ impl DeviceKind {
             Self::Cuda => Ok(Device::cuda(0)),
             #[cfg(not(feature = "cuda"))]
             Self::Cuda => crate::failure::refuse(
-                "--device cuda: this engram was built without it; build with `cargo build --release --features cuda`",
+                "--device cuda: built without CUDA; build with `cargo build --release --features cuda`",
             ),
         }
     }

@@ -1,4 +1,4 @@
-//! What the disk under a file can do: random reads past the page cache.
+//! Measures the disk under a file: random reads past the page cache.
 
 use std::fs::File;
 use std::path::Path;
@@ -11,19 +11,19 @@ use anyhow::Context;
 #[cfg(target_os = "linux")]
 use crate::random::Random;
 
-/// Bytes of a read, and of what its place and its memory must be a multiple of.
+/// Bytes per read; offsets and buffers must be multiples of it.
 #[cfg(any(target_os = "linux", test))]
 const PAGE: usize = 4096;
 
-/// Random reads of 4096 bytes a second over the file at `path`, from `depth` threads of one read each,
-/// measured for `time`. None where the system or the file system does not read past its cache.
+/// Random reads of 4096 bytes per second over the file at `path`, from `depth` threads with one read each, measured for
+/// `time`. None if the system or the file system cannot read past its cache.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn random_reads(_path: &Path, _depth: usize, _time: Duration) -> anyhow::Result<Option<f64>> {
     Ok(None)
 }
 
-/// Random reads of 4096 bytes a second over the file at `path`, from `depth` threads of one read each,
-/// measured for `time`. None where the system or the file system does not read past its cache.
+/// Random reads of 4096 bytes per second over the file at `path`, from `depth` threads with one read each, measured for
+/// `time`. None if the system or the file system cannot read past its cache.
 #[cfg(target_os = "linux")]
 pub(crate) fn random_reads(path: &Path, depth: usize, time: Duration) -> anyhow::Result<Option<f64>> {
     use std::os::unix::fs::OpenOptionsExt;
@@ -54,19 +54,19 @@ pub(crate) fn random_reads(path: &Path, depth: usize, time: Duration) -> anyhow:
 #[cfg(target_os = "linux")]
 fn read_page(file: &File, page: &mut [u8], number: u64) -> std::io::Result<()> {
     use std::os::unix::fs::FileExt;
-    // A table's last page is whole; nothing short is counted.
+    // A table's last page is whole, so short reads do not count.
     file.read_exact_at(page, number * PAGE as u64)
 }
 
-/// Bytes that this process has had read from disks so far; none where the system does not tell.
+/// Bytes that this process has read from disks; none if the system does not tell.
 pub(crate) fn bytes_read() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/io").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("read_bytes: "))?;
     line.trim().parse().ok()
 }
 
-/// Asks the system to forget what it keeps of the file at `path` in memory; what is still to be written is
-/// flushed first. Whether it agreed; only Linux does.
+/// Flushes the file at `path` and asks the system to drop it from the page cache. Returns whether it did; only Linux
+/// can.
 pub(crate) fn forget(path: &Path) -> anyhow::Result<bool> {
     let failed = || format!("cannot read {}", path.display());
     let file = File::open(path).with_context(failed)?;

@@ -1,10 +1,10 @@
-//! How the command ends when something is wrong: a message and an exit status.
+//! How the command ends after an error: a message and an exit status.
 //!
 //! | status | when |
 //! |---|---|
-//! | 0 | all went well, or whoever read the output had read enough |
-//! | 1 | the machine refused: a full disk, no memory, a device that is not there |
-//! | 2 | what was asked for cannot be: an option, a configuration, a file that is missing or damaged |
+//! | 0 | success, or the reader of the output closed it |
+//! | 1 | the machine failed: a full disk, no memory, a missing device |
+//! | 2 | bad input: an option, a configuration, a missing or damaged file |
 //! | 130 | interrupted (Ctrl-C) |
 
 use std::io;
@@ -14,22 +14,22 @@ use engram_address::AddressError;
 use engram_data::Error as DataError;
 use engram_store::StoreError;
 
-/// Something was asked for that cannot be.
+/// Bad input.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Refused(pub(crate) String);
 
-/// Interrupted, with what is left behind and how to go on.
+/// An interruption, with what is left and how to resume.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted{0}")]
 pub(crate) struct Interrupted(pub(crate) String);
 
-/// An error of exit status 2.
+/// An error with exit status 2.
 pub(crate) fn refuse<T>(problem: impl Into<String>) -> anyhow::Result<T> {
     Err(Refused(problem.into()).into())
 }
 
-/// The exit status that `error` calls for.
+/// The exit status of `error`.
 pub(crate) fn status(error: &anyhow::Error) -> u8 {
     for cause in error.chain() {
         if let Some(io) = cause.downcast_ref::<io::Error>()
@@ -143,7 +143,7 @@ fn of_input(input: bool) -> u8 {
     if input { 2 } else { 1 }
 }
 
-/// Whether the system refused because a name leads to nothing, or to something that cannot be read as asked.
+/// Whether the system refused because the path does not exist or is of the wrong kind.
 fn names_no_input(error: &io::Error) -> bool {
     use io::ErrorKind::{
         AlreadyExists, DirectoryNotEmpty, InvalidData, InvalidFilename, IsADirectory, NotADirectory,
@@ -163,7 +163,7 @@ fn names_no_input(error: &io::Error) -> bool {
     )
 }
 
-/// The message of `error`: what happened, then each cause that the text before it does not already tell.
+/// The message of `error`: what happened, then each cause that the text does not already mention.
 pub(crate) fn message(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {

@@ -11,12 +11,12 @@ use tempfile::NamedTempFile;
 use crate::failure::refuse;
 use crate::note::note;
 
-/// Writes `text` under another name beside `path`, then gives it its own.
+/// Writes `text` to a temporary file beside `path`, then renames it.
 pub(crate) fn write_file(path: &Path, text: &str) -> anyhow::Result<()> {
     write_bytes(path, text.as_bytes())
 }
 
-/// Writes a figure into a folder, which is made: `name.svg`, and `name.png` that looks the same.
+/// Writes a figure into a folder, which is created: `name.svg`, and `name.png` with the same picture.
 pub(crate) fn write_figure(folder: &Path, name: &str, svg: &str) -> anyhow::Result<()> {
     let picture = png(svg).map_err(|problem| anyhow::anyhow!("figure {name}: {problem}"))?;
     std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
@@ -28,7 +28,7 @@ pub(crate) fn write_figure(folder: &Path, name: &str, svg: &str) -> anyhow::Resu
     Ok(())
 }
 
-/// Removes the files of a figure, where there are any.
+/// Removes the files of a figure if they exist.
 pub(crate) fn remove_figure(folder: &Path, name: &str) -> anyhow::Result<()> {
     for ending in ["svg", "png"] {
         let path = folder.join(format!("{name}.{ending}"));
@@ -48,7 +48,7 @@ fn write_bytes(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
 
 fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     if path.exists() && !path.is_file() {
-        // A device or a pipe has nothing to be replaced.
+        // Devices and pipes are written directly.
         return std::fs::write(path, bytes);
     }
     let mut file = hidden(folder_of(path), "")?;
@@ -57,12 +57,12 @@ fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     file.persist(path).map(|_| ()).map_err(|error| error.error)
 }
 
-/// A file in `folder` that goes away unless it is given a name.
+/// A temporary file in `folder`, removed unless it is renamed.
 pub(crate) fn new_file(folder: &Path, ending: &str) -> anyhow::Result<NamedTempFile> {
     hidden(folder, ending).with_context(|| format!("cannot write to {}", folder.display()))
 }
 
-/// Refuses an output that exists, or whose folder does not, before work is done for it.
+/// Refuses an output that exists, or whose folder does not, before any work is done.
 pub(crate) fn refuse_unwritable(out: &Path) -> anyhow::Result<()> {
     if out.symlink_metadata().is_ok() {
         return refuse(format!("{} already exists; remove it or choose another name", out.display()));
@@ -70,7 +70,7 @@ pub(crate) fn refuse_unwritable(out: &Path) -> anyhow::Result<()> {
     let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
     match folder {
         Some(folder) if !folder.is_dir() => {
-            refuse(format!("{}: there is no folder {}; make it first", out.display(), folder.display()))
+            refuse(format!("{}: the folder {} does not exist; create it first", out.display(), folder.display()))
         }
         _ => Ok(()),
     }

@@ -1,4 +1,4 @@
-//! Heat maps of gates on a terminal, or in plain text.
+//! Heat maps of gates for a terminal or plain text.
 
 use std::fmt::Write;
 
@@ -12,12 +12,12 @@ use crate::terminal;
 pub(crate) struct Canvas {
     /// Columns.
     pub(crate) width: usize,
-    /// Whether 24-bit colours are understood; else bars below the text tell the same.
+    /// Whether the terminal shows 24-bit colours. Without them, bars below the text show the gates.
     pub(crate) colour: bool,
 }
 
 impl Canvas {
-    /// What standard output can show.
+    /// The canvas of standard output.
     pub(crate) fn of_stdout() -> Self {
         let colour = terminal::takes_colour(&std::io::stdout());
         let width = terminal_size::terminal_size_of(std::io::stdout()).map(|(width, _)| usize::from(width.0));
@@ -25,8 +25,8 @@ impl Canvas {
     }
 }
 
-/// The maps of texts of one model, on one scale per memory layer: per token the mean gate over the streams, or the
-/// gate of one stream.
+/// The maps of one model's texts, with one scale per memory layer. Each token shows its mean gate over the streams, or
+/// the gate of one stream.
 pub(crate) fn draw(texts: &[GateText], stream: Option<usize>, canvas: Canvas) -> String {
     let mut out = String::new();
     for index in 0..texts.first().map_or(0, |text| text.layers.len()) {
@@ -59,8 +59,7 @@ fn legend(scale: &Scale, colour: bool) -> String {
     format!("gate ≤ {:.2} {bar} ≥ {:.2}", scale.low, scale.high)
 }
 
-/// Ranges of tokens that fit on a line, broken between words where that is possible; a line also ends where the text
-/// has one end.
+/// Ranges of tokens that fit on a line, broken between words where possible. A line break in the text also ends a line.
 fn lines(tokens: &[String], width: usize) -> Vec<std::ops::Range<usize>> {
     let (mut lines, mut start, mut used) = (Vec::new(), 0, 0);
     // Where the last word on the line begins, and the columns before it.
@@ -117,7 +116,7 @@ fn block(heat: f32) -> char {
     BLOCKS[(heat * 7.0).round() as usize]
 }
 
-/// `text` on a background from dark blue over red to yellow. Both colours are set, so that it reads on any terminal.
+/// `text` on a background from dark blue over red to yellow. Sets both colours, so that any terminal can show it.
 fn coloured(text: &str, heat: f32) -> String {
     const STOPS: [[f32; 3]; 4] =
         [[28.0, 30.0, 48.0], [104.0, 38.0, 98.0], [214.0, 73.0, 62.0], [253.0, 208.0, 92.0]];

@@ -1,4 +1,4 @@
-//! Heat maps of gates as one HTML page that needs nothing else.
+//! Heat maps of gates as one self-contained HTML page.
 
 use std::fmt::Write;
 
@@ -9,7 +9,7 @@ use crate::gate_text::{GateText, Scale};
 
 const TEMPLATE: &str = include_str!("../assets/gates.html");
 
-/// The page of these texts, all of one model. `title` and `lead` are plain text.
+/// The page for texts of one model. `title` and `lead` are plain text.
 pub(crate) fn page(title: &str, lead: &str, texts: &[GateText]) -> String {
     let means: Vec<Vec<f32>> =
         texts.iter().map(|text| text.layers.first().map(|layer| layer.means()).unwrap_or_default()).collect();
@@ -22,7 +22,7 @@ pub(crate) fn page(title: &str, lead: &str, texts: &[GateText]) -> String {
         }
         spans.push_str("</p>\n");
     }
-    // One pass over the template, so that a text which looks like a placeholder stays a text.
+    // One pass over the template, so that a text that looks like a placeholder stays a text.
     let fill = |name: &str| match name {
         "title" => escape(title),
         "lead" => escape(lead),
@@ -43,7 +43,7 @@ pub(crate) fn page(title: &str, lead: &str, texts: &[GateText]) -> String {
     page
 }
 
-/// The texts as JSON inside of a `script` element, which only `<` could end.
+/// The texts as JSON for a `script` element; `<` is escaped because it could end the element.
 fn data(texts: &[GateText]) -> String {
     let texts = texts.iter().map(|text| {
         let layers = text.layers.iter().map(|layer| {

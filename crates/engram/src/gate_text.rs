@@ -1,13 +1,13 @@
-//! The gates of a memory over a text, ready to be shown.
+//! The gates of a memory over a text.
 
 use serde::Serialize;
 
-/// A text's tokens and, for each memory layer, how far the gate opened at each of them.
+/// A text's tokens and, for each memory layer, each token's gates.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct GateText {
-    /// Texts of the tokens, which follow each other without a gap.
+    /// Texts of the tokens; joined, they are the whole text.
     pub(crate) tokens: Vec<String>,
-    /// Longest n-gram that is looked up.
+    /// Longest n-gram of the memory.
     pub(crate) max_order: usize,
     /// One for each memory layer.
     pub(crate) layers: Vec<GateLayer>,
@@ -29,13 +29,13 @@ impl GateLayer {
     }
 }
 
-/// Gates to heat. Its ends leave out the outermost twentieth on each side, or one odd token would take all the
-/// difference.
+/// A scale from gates to heat. It leaves out the outermost twentieth on each side: otherwise one odd token would take
+/// up the whole range.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Scale {
-    /// This gate, and all below it, are cold.
+    /// This gate and all below it are cold.
     pub(crate) low: f32,
-    /// This gate, and all above it, are hot.
+    /// This gate and all above it are hot.
     pub(crate) high: f32,
 }
 
@@ -56,7 +56,7 @@ impl Scale {
     }
 }
 
-/// `text` on one line: what has no shape of its own gets one.
+/// `text` on one line: invisible characters become visible ones.
 pub(crate) fn visible(text: &str) -> String {
     let shape = |c: char| match c {
         '\n' => '↵',

@@ -38,11 +38,11 @@ pub(crate) fn local(named: &Path) -> anyhow::Result<PathBuf> {
     }
 }
 
-/// Puts the records that `data` says into `path`, which is not there yet; its folder is made.
+/// Writes the records that `data` names to `path`, which does not exist yet. Creates its folder.
 pub(crate) fn fetch(hub: &Hub, data: &HubData, path: &Path) -> anyhow::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    // Its name tells the format of what is read from it.
+    // The name of the temporary file keeps the ending, which tells the format.
     let ending = Path::new(data.file()).extension().map_or(String::new(), |e| format!(".{}", e.display()));
     let mut whole = new_file(folder, &ending)?;
     let repository = HubRepository {
@@ -62,7 +62,7 @@ pub(crate) fn fetch(hub: &Hub, data: &HubData, path: &Path) -> anyhow::Result<()
         }
     };
     let records = data.records(whole.path()).or_else(|error| match error {
-        // The file under its own name.
+        // Name the downloaded file, not the temporary one.
         Error::Line { line, problem, .. } => refuse(format!("{source}:{line}: {problem}")),
         error => Err(error.into()),
     });

@@ -1,12 +1,12 @@
-//! Ctrl-C: the first asks for an orderly end, the second ends at once.
+//! Ctrl-C: the first asks for an orderly end, the second ends the program.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static ASKED: AtomicBool = AtomicBool::new(false);
 
-/// From now on Ctrl-C (and a termination signal) is noticed by [`asked`] instead of ending the program. Files are
-/// written under other names until they are whole, so a second signal may end it anywhere.
+/// From now on Ctrl-C (and a termination signal) sets [`asked`] instead of ending the program. A second signal may end
+/// it anywhere, because files keep temporary names until they are complete.
 pub(crate) fn listen() -> anyhow::Result<()> {
     ctrlc::set_handler(|| {
         if ASKED.swap(true, Ordering::SeqCst) {
@@ -16,11 +16,11 @@ pub(crate) fn listen() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Ends at the first Ctrl-C or termination signal, of which it hears from this call on: for a server, which answers
-/// what it has taken before it ends.
+/// Waits for the first Ctrl-C or termination signal after this call, for a server that finishes its requests before it
+/// ends.
 ///
 /// # Errors
-/// When the system gives no notice of signals.
+/// When the system cannot report signals.
 pub(crate) fn asked_to_stop() -> std::io::Result<impl Future<Output = ()>> {
     #[cfg(unix)]
     {
@@ -45,7 +45,7 @@ pub(crate) fn asked() -> bool {
     ASKED.load(Ordering::SeqCst)
 }
 
-/// Whether an orderly end was asked for; the next Ctrl-C is then a first one again.
+/// Whether an orderly end was asked for; resets the state, so that the next Ctrl-C is a first one again.
 pub(crate) fn taken() -> bool {
     ASKED.swap(false, Ordering::SeqCst)
 }

@@ -1,21 +1,21 @@
-//! JSON as every reader understands it.
+//! JSON that every reader understands.
 
 use std::io::{self, Write};
 
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
-/// The largest whole number that a reader with 64-bit floats takes exactly: 2⁵³.
+/// The largest whole number that readers with 64-bit floats represent exactly: 2⁵³.
 const EXACT: u64 = 1 << 53;
 
-/// `value` as indented JSON. Whole numbers beyond 2⁵³, which most readers round, are strings.
+/// `value` as indented JSON. Whole numbers beyond 2⁵³, which most readers round, become strings.
 pub(crate) fn pretty(value: &impl Serialize) -> serde_json::Result<String> {
     let mut bytes = Vec::new();
     value.serialize(&mut Serializer::with_formatter(&mut bytes, ExactNumbers(PrettyFormatter::new())))?;
     Ok(String::from_utf8(bytes).expect("JSON is UTF-8"))
 }
 
-/// A number that is a string however small it is, for keys that also hold numbers beyond 2⁵³.
+/// A number that is always written as a string, for keys that also hold numbers beyond 2⁵³.
 pub(crate) fn as_strings<S: serde::Serializer>(numbers: &[i64], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(numbers.iter().map(i64::to_string))
 }

@@ -1,7 +1,7 @@
-//! How much memory this machine has.
+//! The memory of this machine.
 
-/// Bytes of memory that a process may use here: the machine's, or what its control group is limited to. None where the
-/// system does not say.
+/// Bytes of memory that a process may use: the machine's, or the limit of its control group. None if the system does
+/// not tell.
 pub(crate) fn machine_memory() -> Option<u64> {
     let total = total(&std::fs::read_to_string("/proc/meminfo").ok()?)?;
     let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();

@@ -1,7 +1,7 @@
 //! The command `engram`: trains, examines and uses language models with conditional memory.
 //!
-//! Thin by design: each command parses, calls the crates, and prints. Results go to standard output, progress and
-//! errors to standard error.
+//! Each command parses its options, calls the crates, and prints. Results go to standard output, progress and errors to
+//! standard error.
 
 #[cfg(test)]
 mod book;
@@ -41,7 +41,7 @@ use commands::Command;
 
 /// Language models with conditional memory: train, study and use them.
 ///
-/// `engram quickstart` trains one beside its baseline and shows what the memory does.
+/// `engram quickstart` trains a model and its baseline, and shows what the memory does.
 #[derive(Debug, Parser)]
 #[command(name = "engram", version, arg_required_else_help = true, propagate_version = true)]
 struct Cli {
@@ -50,7 +50,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    // Before the parser, which knows the new names only.
+    // Before the parser, which knows only the new names.
     let arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
     let run = || {
         renamed::check(arguments)?;

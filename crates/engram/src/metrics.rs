@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: what a run reports, a JSON object a line.
+//! `metrics.jsonl`: a run's metrics, one JSON object per line.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
@@ -33,7 +33,7 @@ impl Metric {
     }
 }
 
-/// The file, being added to.
+/// The open file, for appending.
 #[derive(Debug)]
 pub(crate) struct MetricsLog {
     path: PathBuf,
@@ -41,8 +41,8 @@ pub(crate) struct MetricsLog {
 }
 
 impl MetricsLog {
-    /// Opens the log of the run in `folder`, which stands at `step`: lines of later steps, which a run that was
-    /// killed reached after its last checkpoint, are removed, for they come again.
+    /// Opens the log of the run in `folder` at `step`. Removes lines of later steps: a run that was killed after its
+    /// last checkpoint repeats them.
     pub(crate) fn open(folder: &Path, step: u64) -> anyhow::Result<Self> {
         let path = folder.join("metrics.jsonl");
         let open = || -> std::io::Result<File> {
@@ -61,17 +61,17 @@ impl MetricsLog {
     pub(crate) fn add(&mut self, metric: Metric) -> anyhow::Result<()> {
         let mut line = serde_json::to_string(&metric)?;
         line.push('\n');
-        // One write a line: a run that is killed leaves at most its last line unfinished.
+        // One write per line: a killed run leaves at most its last line unfinished.
         self.file.write_all(line.as_bytes()).with_context(|| format!("cannot write {}", self.path.display()))
     }
 
-    /// Puts what was added on disk.
+    /// Flushes the lines to disk.
     pub(crate) fn flush(&mut self) -> anyhow::Result<()> {
         self.file.sync_data().with_context(|| format!("cannot write {}", self.path.display()))
     }
 }
 
-/// Bytes of the lines up to `step`, as far as they are whole.
+/// Bytes of the complete lines up to `step`.
 fn whole_until(file: &File, step: u64) -> std::io::Result<u64> {
     let (mut reader, mut line, mut bytes) = (BufReader::new(file), String::new(), 0);
     while reader.read_line(&mut line)? > 0 {

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::io::Write;
 
-/// Writes a line to standard error. That nobody reads it, or that its disk is full, is no reason to stop.
+/// Writes a line to standard error. Ignores errors: a closed or full standard error must not stop the program.
 pub(crate) fn note(text: impl Display) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }

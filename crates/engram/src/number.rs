@@ -1,4 +1,4 @@
-//! Numbers as people read them.
+//! Numbers for people.
 
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ pub(crate) fn bytes(count: u64) -> String {
     }
 }
 
-/// Hours, minutes and seconds, as many as matter: `2h 05m`, `3m 09s`, `12s`.
+/// Hours, minutes and seconds, as precise as is useful: `2h 05m`, `3m 09s`, `12s`.
 pub(crate) fn duration(duration: Duration) -> String {
     let seconds = duration.as_secs_f64().round() as u64;
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {

@@ -1,4 +1,4 @@
-//! Progress on standard error: a bar on a terminal, now and then a line elsewhere.
+//! Progress on standard error: a bar on a terminal, otherwise a line now and then.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -11,13 +11,13 @@ use crate::note::note;
 use crate::number::{bytes, duration, short};
 use crate::terminal;
 
-/// Time between lines where there is no terminal.
+/// Time between lines without a terminal.
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
 
-/// How far a job has come.
+/// The progress of a job.
 #[derive(Debug)]
 pub(crate) struct Progress {
-    /// None where there is no terminal.
+    /// None without a terminal.
     bar: Option<ProgressBar>,
     last_line: Option<Instant>,
 }
@@ -35,7 +35,7 @@ impl Progress {
         Self { bar, last_line: None }
     }
 
-    /// Shows that `done` units are done. `message` is asked for only if it will be shown.
+    /// Shows that `done` units are done. Calls `message` only if it is shown.
     pub(crate) fn show(&mut self, done: u64, message: impl FnOnce() -> String) {
         match &self.bar {
             Some(bar) => {
@@ -59,7 +59,7 @@ impl Progress {
     }
 }
 
-/// A job that goes through data: how far it has come, how fast it is, and how long it will take.
+/// A job over data: its progress, speed and remaining time.
 #[derive(Debug)]
 pub(crate) struct Passage {
     name: String,
@@ -69,7 +69,7 @@ pub(crate) struct Passage {
     unit: Unit,
 }
 
-/// What progress is reported in.
+/// The unit of progress.
 #[derive(Debug, Clone, Copy)]
 enum Unit {
     /// Steps of this many bytes each.
@@ -109,7 +109,7 @@ impl Passage {
         Self { name, progress: Progress::new(total), pace: Pace::new(0), begun: Instant::now(), unit }
     }
 
-    /// Shows that `done` units of `total` are done; whether to go on.
+    /// Shows that `done` units of `total` are done. Returns whether to continue.
     pub(crate) fn show(&mut self, done: u64, total: u64) -> ControlFlow<()> {
         let &mut Self { ref name, ref pace, begun, unit, .. } = self;
         self.progress.show(done, || {

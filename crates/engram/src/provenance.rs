@@ -1,17 +1,17 @@
-//! Where a result comes from: the program and the machine.
+//! The origin of a result: program and machine.
 
-/// The version, and the commit that the program was built from.
+/// The program's version and commit.
 pub(crate) fn program() -> String {
     format!("engram {}, commit {}", env!("CARGO_PKG_VERSION"), env!("ENGRAM_COMMIT"))
 }
 
-/// The command as a shell takes it, as far as its words are Unicode.
+/// The command, quoted for a shell, as far as its arguments are Unicode.
 pub(crate) fn command() -> String {
     let words = std::env::args_os().skip(1).map(|word| quoted(&word.to_string_lossy()));
     std::iter::once("engram".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
 }
 
-/// A word as a shell takes it.
+/// A word, quoted for a shell.
 pub(crate) fn quoted(word: &str) -> String {
     let plain = |character: char| character.is_alphanumeric() || "-_./,:=+@%".contains(character);
     if !word.is_empty() && word.chars().all(plain) {

@@ -1,4 +1,4 @@
-//! Random row ids for measurements: few instructions each, the same on every machine.
+//! Random row ids for measurements: fast, and the same on every machine.
 
 /// SplitMix64 (Steele et al. 2014).
 #[derive(Debug, Clone)]
@@ -15,13 +15,13 @@ impl Random {
         scatter(self.0)
     }
 
-    /// From 0 to one less than `end`, each as likely but for one part in 2⁶⁴ / `end`.
+    /// From 0 to one less than `end`; uniform to within 2⁶⁴ / `end`.
     pub(crate) fn below(&mut self, end: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(end)) >> 64) as u64
     }
 
-    /// One of `end` ids, used in proportion to their rank to the power −`exponent`: Zipf's law, for the rank
-    /// taken as continuous. Which id has which rank is scattered.
+    /// One of `end` ids by Zipf's law: probability proportional to rank to the power −`exponent`, with the rank taken
+    /// as continuous. Ranks are scattered over the ids.
     pub(crate) fn zipf(&mut self, end: u64, exponent: f64) -> u64 {
         let uniform = (self.next() >> 11) as f64 / 2f64.powi(53);
         let most = end as f64 + 1.0;

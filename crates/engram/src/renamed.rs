@@ -1,8 +1,8 @@
-//! Options that have another name now: whoever uses an old one is told the new one.
+//! Old names of options are refused with the new name.
 
 use crate::failure::refuse;
 
-/// A command, an option that it had, and what that is called now.
+/// A command, an option that it had, and the option's new name.
 const RENAMED: &[(&str, &str, &str)] = &[
     ("serve", "--running", "--max-num-seqs"),
     ("serve", "--waiting", "--max-queue"),

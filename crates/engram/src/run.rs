@@ -1,4 +1,4 @@
-//! A training run in its folder: steps, held-out losses, metrics and checkpoints when they are due.
+//! A training run in its folder: steps, held-out losses, metrics and checkpoints.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::metrics::{Metric, MetricsLog};
 use crate::note::note;
 use crate::number::{duration, short};
 
-/// A run that goes on step by step.
+/// A run that advances step by step.
 #[derive(Debug)]
 pub(crate) struct Run {
     trainer: Trainer,
@@ -26,16 +26,16 @@ pub(crate) struct Run {
     saved: u64,
 }
 
-/// Steps that speed and loss are averaged over for people.
+/// Number of steps that the displayed speed and loss are averaged over.
 const RECENT: usize = 20;
 
 impl Run {
-    /// Begins a run in `folder`, with a checkpoint of its beginning.
+    /// Starts a run in `folder` and saves a checkpoint of step 0.
     pub(crate) fn begin(config: RunConfig, folder: &Path, device: &Device) -> anyhow::Result<Self> {
         Self::begun(Trainer::new(config, folder, device)?, folder)
     }
 
-    /// Begins a run in `folder` with the weights and memory of another's checkpoint.
+    /// Starts a run in `folder` with the weights and memory of another run's checkpoint.
     pub(crate) fn from_checkpoint(
         config: RunConfig,
         from: &Path,
@@ -46,7 +46,7 @@ impl Run {
         Self::begun(Trainer::from_checkpoint(config, from, context, folder, device)?, folder)
     }
 
-    /// Continues from the newest checkpoint in `folder`; the settings whose keys are in `changes` may differ from its.
+    /// Continues from the newest checkpoint in `folder`. Settings named in `changes` may differ from the checkpoint's.
     pub(crate) fn resume(
         config: RunConfig,
         changes: &[String],
@@ -58,7 +58,7 @@ impl Run {
         Self::of(trainer, folder)
     }
 
-    /// A run that has not taken a step, with a checkpoint of its beginning.
+    /// A run before its first step, with a checkpoint of step 0.
     fn begun(trainer: Trainer, folder: &Path) -> anyhow::Result<Self> {
         let run = Self::of(trainer, folder)?;
         run.trainer.save()?;
@@ -77,7 +77,7 @@ impl Run {
         if seen > there {
             let times = seen as f64 / there as f64;
             note(format_args!(
-                "the data repeat: {} steps read {} tokens, {times:.1} times the {} of {}",
+                "the data repeats: {} steps read {} tokens, {times:.1} times the {} of {}",
                 train.steps,
                 short(seen),
                 short(there),
@@ -85,7 +85,7 @@ impl Run {
             ));
         }
         if trainer.config().data.valid.is_none() {
-            note("no `data.valid`: no held-out losses");
+            note("no held-out losses, because `data.valid` is not set");
         }
         Ok(Self { trainer, metrics, pace, recent: VecDeque::new(), held_out: None, saved: step })
     }
@@ -100,12 +100,12 @@ impl Run {
         self.trainer.config().train.steps
     }
 
-    /// Whether all steps are taken.
+    /// Whether the run is finished.
     pub(crate) fn is_done(&self) -> bool {
         self.step_count() >= self.steps()
     }
 
-    /// One step, and what is due after it. Returns the held-out loss if that was.
+    /// Takes one step and does what is due after it. Returns the held-out loss if it was measured.
     pub(crate) fn step(&mut self) -> anyhow::Result<Option<HeldOut>> {
         let report = self.trainer.step()?;
         self.metrics.add(Metric::Step(report))?;
@@ -130,11 +130,11 @@ impl Run {
         Ok(held_out)
     }
 
-    /// Writes a checkpoint of this step, if there is none.
+    /// Writes a checkpoint of this step if there is none.
     pub(crate) fn save(&mut self) -> anyhow::Result<()> {
         let step = self.step_count();
         if self.saved < step {
-            // What the checkpoint says has happened must be in the log.
+            // Everything up to the checkpoint must be in the log.
             self.metrics.flush()?;
             self.trainer.save().with_context(|| format!("step {step}: no checkpoint was written"))?;
             self.saved = step;
@@ -147,12 +147,12 @@ impl Run {
         self.mean(|report| f64::from(report.loss))
     }
 
-    /// Time left at the pace so far; none before the first step.
+    /// Remaining time at the current speed; none before the first step.
     pub(crate) fn time_left(&self) -> Option<Duration> {
         self.pace.left(self.step_count(), self.steps())
     }
 
-    /// How it is going, on a line.
+    /// The state of the run in one line.
     pub(crate) fn status(&self) -> String {
         let mut status = format!("step {}/{}", self.step_count(), self.steps());
         if let Some(left) = self.time_left() {
@@ -184,7 +184,7 @@ impl Run {
     }
 }
 
-/// Tells what a resumed run does otherwise than before.
+/// Reports what a resumed run does differently.
 fn tell(resumption: &Resumption, step: u64) {
     for change in &resumption.changes {
         note(format_args!("resumed with another setting: {change}"));
@@ -192,7 +192,7 @@ fn tell(resumption: &Resumption, step: u64) {
     let [before, after] = resumption.schedule;
     if before != after {
         note(format_args!(
-            "the schedule's rate at step {step} is {after:.3} of the peak; as the run was, it would be {before:.3}"
+            "the schedule's rate at step {step} is {after:.3} of the peak; without the change it would be {before:.3}"
         ));
     }
     if resumption.new_data {
@@ -200,13 +200,13 @@ fn tell(resumption: &Resumption, step: u64) {
     }
 }
 
-/// A held-out loss on a line.
+/// A held-out loss in one line.
 pub(crate) fn held_out_line(step: u64, loss: &HeldOut) -> String {
     let HeldOut { nats_per_token, bits_per_byte, .. } = loss;
     format!("step {step}: held-out {nats_per_token:.4} nats/token, {bits_per_byte:.4} bits/byte")
 }
 
-/// Where the checkpoints of the run in `folder` are.
+/// The folder of a run's checkpoints.
 pub(crate) fn checkpoints(folder: &Path) -> PathBuf {
     folder.join("checkpoints")
 }

@@ -1,4 +1,4 @@
-//! A model made ready to answer: weights laid out for decoding, and each memory layer's rows in a tier.
+//! A model ready to generate: weights laid out for decoding, and each memory layer's rows in a tier.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -21,31 +21,31 @@ use crate::hub;
 use crate::interrupt;
 use crate::note::note;
 
-/// Which model answers, and where its memory lives.
+/// The model, and where its memory lives.
 #[derive(Debug, Args)]
 pub(crate) struct ModelOptions {
     /// A checkpoint, a run's folder (its newest checkpoint), a GGUF file, a folder with config.json, or hf:org/name.
     checkpoint: PathBuf,
-    /// Read a memory layer's rows from this table file instead of the checkpoint's; the file says which layer's.
+    /// Read a memory layer's rows from this table file instead of the checkpoint's. The file names its layer.
     #[arg(long = "table", value_name = "FILE")]
     tables: Vec<PathBuf>,
-    /// Numbers that weights are kept in.
+    /// Precision of the weights.
     #[arg(long, value_enum, default_value = "file")]
     dtype: Numbers,
     #[command(flatten)]
     tier: TierOptions,
 }
 
-/// Numbers that weights are kept in.
+/// Precisions of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Numbers {
-    /// As they are, multiplied with activations as they are.
+    /// f32 weights and activations.
     F32,
-    /// Rounded to bf16, in half the memory of f32; products and sums stay f32.
+    /// bf16 weights, half the memory of f32. Products and sums stay f32.
     Bf16,
-    /// Eight bits and a scale per 32, in a quarter of the memory of f32; activations are rounded alike.
+    /// 8 bits and a scale per 32 values, a quarter of the memory of f32. Activations are rounded the same way.
     Int8,
-    /// As the file has them; where they are quantised, activations are rounded to eight bits.
+    /// As stored in the file. If weights are quantised, activations are rounded to 8 bits.
     File,
 }
 
@@ -60,12 +60,12 @@ impl Numbers {
     }
 }
 
-/// A model that is ready to answer.
+/// A model ready to generate.
 pub(crate) struct Served {
     pub(crate) model: Model,
     pub(crate) codec: TextCodec,
     pub(crate) facts: Facts,
-    /// Of the checkpoint's tokenizer, if it has one.
+    /// The chat template of the checkpoint's tokenizer, if it has one.
     pub(crate) template: Option<ChatTemplate>,
 }
 
@@ -86,7 +86,7 @@ impl ModelOptions {
         Served::of(&model, tables, tiers, self.dtype.dtype())
     }
 
-    /// The name of the checkpoint's folder, or of the file.
+    /// The name of the checkpoint's folder or of the file.
     pub(crate) fn name(&self) -> String {
         let path = self.checkpoint.canonicalize().unwrap_or_else(|_| self.checkpoint.clone());
         path.file_name().map_or_else(|| "engram".into(), |name| name.to_string_lossy().into_owned())
@@ -96,14 +96,14 @@ impl ModelOptions {
 /// How long a step waits for memory rows before its requests fail.
 const ROW_LIMIT: Duration = Duration::from_secs(15);
 
-/// Opens the model at `path`, or on the hub, and says what the user should know of it.
+/// Opens the model at `path`, or on the hub, and prints its notes.
 pub(crate) fn open(path: &Path) -> anyhow::Result<engram_import::Model> {
     let model = engram_import::Model::open(&hub::local(path)?)?;
     model.notes().iter().for_each(|of_model| note(format_args!("note: {}: {of_model}", path.display())));
     Ok(model)
 }
 
-/// The tables of a model's memory, if it has one.
+/// The tables of a model's memory, if it has any.
 fn tables(model: &engram_import::Model) -> anyhow::Result<Option<MemoryTables>> {
     let Some(memory) = &model.config().model.memory else { return Ok(None) };
     let Some(checkpoint) = model.checkpoint() else {
@@ -167,7 +167,7 @@ impl Served {
         Ok(Self { model: Model { decoder, rows, token_bytes }, codec, facts, template })
     }
 
-    /// An engine for one request at a time, with room for one context, and what turns text into tokens.
+    /// An engine for one request at a time with room for one context, and the text codec.
     pub(crate) fn for_one(self) -> anyhow::Result<(Engine, TextCodec)> {
         let own = EngineOptions::default();
         let options =
@@ -175,14 +175,14 @@ impl Served {
         Ok((Engine::start(self.model, options)?, self.codec))
     }
 
-    /// Bytes of the cache that one context fills, in pages of `page` positions.
+    /// Bytes of the KV cache for one context, in pages of `page` positions.
     pub(crate) fn context_bytes(&self, page: usize) -> usize {
         let layout = self.model.decoder.cache_layout(page);
         4 * layout.pages_for(self.model.decoder.config().context) * layout.page_values()
     }
 }
 
-/// Hits and misses of the caches of rows.
+/// Hits and misses of the row caches, for Prometheus.
 fn row_metrics(layers: &[usize], counts: &[Counts]) -> String {
     let mut text = String::new();
     let counts: Vec<_> =
@@ -198,7 +198,7 @@ fn row_metrics(layers: &[usize], counts: &[Counts]) -> String {
     text
 }
 
-/// A text that came from an engine, and what it cost.
+/// Generated text and its cost.
 #[derive(Debug, Default)]
 pub(crate) struct Said {
     pub(crate) text: String,
@@ -208,7 +208,7 @@ pub(crate) struct Said {
     pub(crate) interrupted: bool,
 }
 
-/// Answers `request`, giving each piece of whole characters to `show`.
+/// Answers `request` and passes each piece of whole characters to `show`.
 pub(crate) fn say(
     engine: &Engine,
     request: Request,

@@ -1,8 +1,8 @@
-//! Commands to be copied into a shell.
+//! Commands to copy into a shell.
 
 use std::path::Path;
 
-/// A path as one word of a command line: in quotes where it holds more than letters, digits and the usual signs.
+/// A path as one word of a command line, quoted if it holds more than letters, digits and the usual signs.
 pub(crate) fn word(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |c: char| c.is_alphanumeric() || "/\\:._-+,=@%~".contains(c);

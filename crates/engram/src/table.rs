@@ -1,4 +1,4 @@
-//! Tables for people: aligned columns, names on the left, numbers on the right.
+//! Text tables: aligned columns, names on the left, numbers on the right.
 
 use std::fmt;
 

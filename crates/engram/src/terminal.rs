@@ -2,19 +2,19 @@
 
 use std::io::IsTerminal;
 
-/// Whether `stream` is a terminal that understands control sequences: one that is not called dumb.
+/// Whether `stream` is a terminal that understands control sequences (not a dumb one).
 pub(crate) fn takes_controls(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && understands(std::env::var_os("TERM").as_deref())
 }
 
-/// Whether `stream` is to be written to in colours. `NO_COLOR` is respected (<https://no-color.org>).
+/// Whether to write colours to `stream`. Respects `NO_COLOR` (<https://no-color.org>).
 pub(crate) fn takes_colour(stream: &impl IsTerminal) -> bool {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     takes_controls(stream) && !refused
 }
 
-/// Whether a terminal of that name understands control sequences. Windows' terminals have none; elsewhere one without a
-/// name promises nothing.
+/// Whether a terminal of this name understands control sequences. On Windows, terminals have no name and do; elsewhere
+/// a terminal without a name does not.
 fn understands(term: Option<&std::ffi::OsStr>) -> bool {
     term.map_or(cfg!(windows), |term| term != "dumb" && !term.is_empty())
 }

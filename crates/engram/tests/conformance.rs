@@ -96,7 +96,7 @@ fn bad_input_is_refused() {
     expect(&conformance(&[]), 2, "usage: conformance");
     expect(&conformance(&[Path::new("--fast"), &golden()]), 2, "usage: conformance");
     if cfg!(not(feature = "cuda")) {
-        expect(&conformance(&[Path::new("--cuda"), &golden()]), 2, "add `--features cuda`");
+        expect(&conformance(&[Path::new("--cuda"), &golden()]), 2, "build with `--features cuda`");
     }
     expect(&conformance(&[Path::new("no/such/folder")]), 2, "cannot list no/such/folder");
     let empty = tempfile::tempdir().unwrap();

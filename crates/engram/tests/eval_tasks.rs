@@ -105,7 +105,7 @@ fn two_checkpoints_are_compared_pair_by_pair() {
 
     workshop.fails("eval tasks run letters.toml --out first", INPUT, &["letters.jsonl:1", "another model"]);
     workshop.ok("eval tasks run letters.toml --limit 2 --out fewer");
-    workshop.fails("eval compare first fewer", INPUT, &["not of the same questions"]);
+    workshop.fails("eval compare first fewer", INPUT, &["different questions"]);
     workshop.fails("eval tasks run letters.toml --limit 2 --out second", INPUT, &["other questions"]);
     let begun: String =
         workshop.read("first/letters.jsonl").lines().take(2).map(|line| format!("{line}\n")).collect();
@@ -126,9 +126,9 @@ fn what_cannot_be_asked_is_refused_with_file_and_line() {
     fails(&task.replace("answer = 'gold'", "answer ="), LETTERS, &["bad.toml:5: "]);
     fails(&task.replace("answer", "answers"), LETTERS, &["bad.toml:5: unknown field `answers`"]);
     fails(&task.replace("{{ who }}", "{{ whom }}"), LETTERS, &["bad.jsonl:1: `prompt` of bad.toml"]);
-    fails(&task, "", &["bad.jsonl:1: no record: the set is empty"]);
+    fails(&task, "", &["bad.jsonl:1: the file has no records"]);
     fails(&task, "{\"who\": \"Ada\", \"gold\": 0}\n{\"who\"", &["bad.jsonl:2: not a JSON object"]);
-    fails(&task, "{\"who\": \"Ada\", \"gold\": 2}", &["bad.jsonl:1: ", "2 is not among the candidates"]);
+    fails(&task, "{\"who\": \"Ada\", \"gold\": 2}", &["bad.jsonl:1: ", "2 is not among the choices"]);
     let long = format!("{{\"who\": \"{}\", \"gold\": 0}}", "Ada Lovelace ".repeat(40));
     fails(&task, &long, &["bad.jsonl:1: ", "the model's context is 32", "--cut"]);
     workshop.ok("eval tasks run bad.toml --cut");
@@ -181,17 +181,21 @@ fn ruler_writes_tasks_that_can_be_asked() {
     assert_eq!(workshop.read("ruler/single-500.jsonl"), workshop.read("again/single-500.jsonl"));
     workshop.fails(&write.replace("500", "600"), INPUT, &["--out"]);
     workshop.fails(&format!("{write} --out r").replace("500", "600"), INPUT, &["600", "context is 500"]);
-    workshop.fails(&format!("{write} --out r").replace("400,500", "30"), INPUT, &["the shortest takes"]);
+    workshop.fails(
+        &format!("{write} --out r").replace("400,500", "30"),
+        INPUT,
+        &["the shortest record needs"],
+    );
     // Lengths that a kind cannot have are left out and named; the others are written.
     let some = workshop.run(&format!("{write} --out some").replace("400,500", "30,400"));
-    some.expect(0, &["single-30 is left out: single: the shortest takes", "variable_tracking-30"]);
+    some.expect(0, &["single-30 is left out: single: the shortest record needs", "variable_tracking-30"]);
     assert_eq!(workshop.list("some").len(), 4);
     workshop.fails("eval ruler long --lengths 300 --kinds needle --out r", INPUT, &["multi_query"]);
     workshop.fails("eval ruler long --lengths 300 --digits 1 --out r", INPUT, &["--digits", "2..=9"]);
 
     // Questions take part where they are given.
     let all = "eval ruler long --lengths 400 --samples 1";
-    let words = ["question_answering is left out: it needs --questions", "the shortest takes"];
+    let words = ["question_answering is left out: it needs --questions", "the shortest record needs"];
     workshop.run(&format!("{all} --out all")).expect(0, &words);
     let question = |town: usize| {
         format!(
@@ -220,7 +224,7 @@ fn ruler_writes_tasks_that_can_be_asked() {
     );
 }
 
-/// The differentiable forward pass, which computes the whole text anew for each token.
+/// The differentiable forward pass, which computes the whole text again for each token.
 struct WholeModel<'a>(&'a Trained);
 
 impl Scorer for WholeModel<'_> {
@@ -279,7 +283,7 @@ impl Scorer for WholeModel<'_> {
     }
 }
 
-/// What the whole model says, computed anew for each token.
+/// The whole model's answer, computed again for each token.
 fn said_by_the_whole_model(model: &Trained, task: &Task) -> Vec<Outcome> {
     let questions = task.questions(None, FewShot { count: None, seed: 0 }, None).unwrap();
     let all: Vec<usize> = (0..questions.len()).collect();

@@ -91,7 +91,7 @@ fn what_is_missing_is_downloaded_once() {
     workshop.fails(
         "eval tasks run letters.toml --data sets",
         INPUT,
-        &["letters.jsonl is not there", "--hub"],
+        &["cannot find", "letters.jsonl", "--hub"],
     );
 
     let outcome = run(&workshop, LINE, &format!("{}/", hub.address), "none")
@@ -108,7 +108,7 @@ fn what_is_missing_is_downloaded_once() {
 
     workshop.write("plain.toml", TASK.split("[hub]").next().unwrap().replace("letters.jsonl", "plain.jsonl"));
     run(&workshop, &LINE.replace("letters", "plain"), &hub.address, "none")
-        .expect(INPUT, &["plain.jsonl is not there", "[hub]"]);
+        .expect(INPUT, &["cannot find", "plain.jsonl", "[hub]"]);
 }
 
 #[test]

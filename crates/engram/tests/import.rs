@@ -84,7 +84,7 @@ fn the_checkpoint_answers_as_the_model_did() {
         let metadata = std::fs::metadata(workshop.path("imported").join(name)).unwrap();
         std::os::unix::fs::PermissionsExt::mode(&metadata.permissions())
     };
-    assert_eq!(mode("model.safetensors"), mode("run.toml"), "whoever may read the one may read the other");
+    assert_eq!(mode("model.safetensors"), mode("run.toml"), "both have the same readers");
 
     let sailed = "data = 'who.jsonl'\n[multiple_choice]\nprompt = '{{ who }} sailed'\n\
                   choices = '[\"to New York\", \"the old captain\"]'\nanswer = 'gold'\n";
@@ -184,7 +184,7 @@ fn what_cannot_become_a_checkpoint_is_refused() {
     workshop.write("model/tokenizer_config.json", "{\"chat_template\": \"{% for %}\"}");
     workshop.fails("import model --out imported", INPUT, &["model: chat template: "]);
     write_model(&workshop, (4, 2), |_| ());
-    workshop.fails("import model --out nowhere/imported", INPUT, &["there is no folder nowhere"]);
+    workshop.fails("import model --out nowhere/imported", INPUT, &["the folder nowhere does not exist"]);
     workshop.ok("import model --out imported");
     workshop.fails("import model --out imported", INPUT, &["imported already exists"]);
     assert!(workshop.list(".").iter().all(|name| !name.contains("unfinished")));

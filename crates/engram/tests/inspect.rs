@@ -127,7 +127,7 @@ fn facts_are_forgotten_when_the_memory_is_off() {
             squares += number(&outcome["cloze"]["tokens"]).powi(2);
         }
         means.push(nats / tokens);
-        // Eight answers of unequal length say no more than tokens²/squares equal ones.
+        // Eight answers of unequal length have the precision of tokens²/squares equal ones.
         assert!((number(&lost["degrees"]) - (tokens * tokens / squares - 1.0)).abs() < 1e-9, "{lost}");
         assert!((number(&task(0)["likelihood"][memory]) - nats / tokens).abs() < 1e-9);
     }
@@ -149,7 +149,7 @@ fn facts_are_forgotten_when_the_memory_is_off() {
     let written =
         |of: &serde_json::Value| format!("{:+.4} ± {:.4}", number(&of["value"]), number(&of["error"]));
     let contrast = written(&compared["over_questions"]);
-    let expected = format!("Facts less reading: over the questions of these tasks, {contrast} (95 %: ");
+    let expected = format!("Facts minus reading: over the questions of these tasks, {contrast} (95 %: ");
     assert!(statement.contains(&expected), "{expected} in {statement}");
     for (group, tasks) in [(0, "2 tasks"), (1, "1 task")] {
         let group = &found["groups"][group];
@@ -163,7 +163,7 @@ fn facts_are_forgotten_when_the_memory_is_off() {
         assert_eq!(task(index)["cut"], 0);
     }
     let last = found["statements"].as_array().unwrap().last().unwrap().as_str().unwrap();
-    assert!(last.ends_with("so they are left out: phrases, say, again."), "{last}");
+    assert!(last.ends_with("These scores are left out: phrases, say, again."), "{last}");
 
     assert_eq!(workshop.list("found"), ["figures", "findings.json", "off", "on"]);
     let figures = ["choices.png", "choices.svg", "likelihood.png", "likelihood.svg"];

@@ -145,7 +145,7 @@ fn a_model_beyond_all_memory_is_refused_with_numbers() {
 #[test]
 fn epochs_are_counted() {
     let workshop = Workshop::prepared();
-    workshop.run("train config.toml --out run --steps 400").expect(0, &["the data repeat: 400 steps"]);
+    workshop.run("train config.toml --out run --steps 400").expect(0, &["the data repeats: 400 steps"]);
     let metrics = workshop.metrics("run");
     let epoch = |index: usize| metrics[index]["epoch"].as_f64().unwrap();
     let steps: Vec<usize> = (0..metrics.len()).filter(|&index| metrics[index]["kind"] == "step").collect();

@@ -79,9 +79,7 @@ fn a_dry_run_shows_the_plan_and_leaves_nothing() {
     let workshop = workshop();
     let line = "study allocation --config study.toml --out out --dry-run";
     let plan = workshop.ok(line);
-    for words in
-        ["rho 1 ", "rho 0.7", "3 arms × 2 seeds = 6 runs", "6 pilots", "12 to be done", "Expected time"]
-    {
+    for words in ["rho 1 ", "rho 0.7", "3 arms × 2 seeds = 6 runs", "6 pilots", "12 left", "Expected time"] {
         assert!(plan.contains(words), "`{words}` is not in {plan}");
     }
     assert!(!workshop.path("out").exists());
@@ -235,7 +233,7 @@ fn arms_may_be_added_to_a_finished_study() {
     workshop.write("more.toml", STUDY.replace("[1.0, 0.7, 0.4]", "[1.0, 0.7, 0.5, 0.4]"));
     let more = line.replace("study.toml", "more.toml");
     let plan = workshop.ok(&format!("{more} --dry-run"));
-    assert!(plan.contains("4 to be done"), "two pilots and two seeds of one arm: {plan}");
+    assert!(plan.contains("4 left"), "two pilots and two seeds of one arm: {plan}");
     workshop.ok(&more);
     workshop.ok(&more.replace("--out out", "--out whole"));
     assert_eq!(outcome(&workshop, "out"), outcome(&workshop, "whole"));
@@ -280,7 +278,7 @@ fn what_cannot_be_studied_is_refused_before_any_run() {
     workshop.fails(
         "study allocation --config study.toml --out data",
         INPUT,
-        &["data", "is no study's folder"],
+        &["data", "is not a study's folder"],
     );
     workshop.ok(line);
     workshop.fails("study memory --config study.toml --out out", INPUT, &["out", "a study of allocation"]);

@@ -207,7 +207,7 @@ fn what_cannot_be_made_is_refused_before_anything_is_written() {
     );
     refused(
         "table create t --preset v41 --tokenizer tokenizer.json --layer 1",
-        &["99,092 classes", "it has"],
+        &["99,092 classes", "this one has"],
     );
     refused("table create t --config config.toml", &["--tokenizer"]);
     refused(
@@ -265,10 +265,10 @@ fn checkpoints_that_do_not_hold_the_table_are_refused() {
     refused(&import("cut.safetensors", ""), &["cut.safetensors", "promises", "byte 8"]);
     workshop.write("cut.safetensors", &whole[..6]);
     refused(&import("cut.safetensors", ""), &["cut.safetensors", "byte 6"]);
-    // The addressing at hand has other rows than the checkpoint.
+    // The given addressing has other rows than the checkpoint.
     workshop.ok("tokenizer train corpus.jsonl --vocabulary 320 --out tokenizer.json");
     let preset = "table import layer1.safetensors out --preset v41 --tokenizer tokenizer.json --layer 1";
-    refused(preset, &["tokenizer.json", "99,092 classes", "it has"]);
+    refused(preset, &["tokenizer.json", "99,092 classes", "this one has"]);
     workshop.write("config.toml", common::CONFIG);
     let own = "table import layer1.safetensors out --config config.toml --tokenizer tokenizer.json --layer 1";
     refused(own, &["9088 rows", "in layer 1"]);
@@ -390,7 +390,7 @@ fn tiers_are_measured() {
     let shortest = json(&workshop.ok("table bench made --cold --seconds 1e-9 --json"));
     assert_eq!(shortest["requests"], 1);
     let text = workshop.ok("table bench made --cold --seconds 0.05");
-    assert!(text.contains("mapped file, cold") && text.contains("99 % within"), "{text}");
+    assert!(text.contains("mapped file, cold") && text.contains("99th percentile"), "{text}");
 
     workshop.fails("table bench nowhere", INPUT, &["nowhere"]);
     workshop.fails("table bench made --cache 10B", INPUT, &["cache"]);

@@ -1,4 +1,4 @@
-//! Logits after the last token of each prompt, as a numpy file: to be set beside another implementation.
+//! Writes the logits after the last token of each prompt as a numpy file, to compare with another implementation.
 //!
 //!     cargo run --release -p engram-eval --example logits -- MODEL LAMBADA.jsonl 50 logits.npy
 //!

@@ -1,4 +1,4 @@
-//! Figures: points with error bars and lines over two axes, as SVG, and as PNG that looks the same.
+//! Figures: points with error bars and lines over two axes, as SVG, and as PNG with the same picture.
 //!
 //! Numbers are written with fixed digits, so that equal results give equal files.
 
@@ -8,29 +8,29 @@ use std::sync::Arc;
 /// A figure of series over two axes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Figure {
-    /// What it shows.
+    /// Title.
     pub title: String,
     /// The horizontal axis.
     pub x: Axis,
     /// The vertical axis.
     pub y: Axis,
-    /// What is drawn, later ones on top.
+    /// The series; later ones are drawn on top.
     pub series: Vec<Series>,
 }
 
 /// An axis.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Axis {
-    /// What it measures, with its unit.
+    /// Its quantity and unit.
     pub label: String,
-    /// How values become places.
+    /// How values map to places.
     pub scale: Scale,
 }
 
-/// How values become places on an axis.
+/// How values map to places on an axis.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Scale {
-    /// In proportion.
+    /// Proportionally.
     Linear,
     /// By their logarithm; values must be above 0.
     Logarithmic,
@@ -38,12 +38,12 @@ pub enum Scale {
     Names(Vec<String>),
 }
 
-/// What belongs together, in one colour.
+/// Elements that belong together, in one colour.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Series {
-    /// Its name; empty: it is not in the key.
+    /// Its name; an empty name is left out of the key.
     pub name: String,
-    /// Which of the colours it has.
+    /// Index of its colour.
     pub colour: usize,
     /// Corners of a line.
     pub line: Vec<(f64, f64)>,
@@ -57,14 +57,14 @@ pub struct Series {
     pub bars: bool,
 }
 
-/// A point with an error bar along the axis that measures.
+/// A point with an optional error bar.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Point {
-    /// Horizontally.
+    /// Horizontal value.
     pub x: f64,
-    /// Vertically.
+    /// Vertical value.
     pub y: f64,
-    /// The bar's ends.
+    /// Its error bar.
     pub bar: Bar,
 }
 
@@ -83,7 +83,7 @@ const WIDTH: f64 = 720.0;
 const TOP: f64 = 44.0;
 const RIGHT: f64 = 24.0;
 const BOTTOM: f64 = 56.0;
-/// Told apart by people of all kinds of colour vision (Okabe and Ito); then grey.
+/// Distinguishable with all kinds of colour vision (Okabe and Ito); then grey.
 const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#777777"];
 
 impl Figure {
@@ -174,7 +174,7 @@ impl Places {
     }
 }
 
-/// Round values between two others, some four to eight of them, as written.
+/// About four to eight round values between two others, as text.
 fn linear_ticks(low: f64, high: f64) -> Vec<(f64, String)> {
     let power = 10f64.powf(((high - low) / 5.0).log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].map(|factor| factor * power);
@@ -189,7 +189,7 @@ fn linear_ticks(low: f64, high: f64) -> Vec<(f64, String)> {
     (first..=last).map(tick).collect()
 }
 
-/// Powers of ten between two decimal logarithms, with their doubles and fivefolds where these are few.
+/// Powers of ten between two decimal logarithms, with their doubles and fivefolds if these are few.
 fn decades(low: f64, high: f64) -> Vec<(f64, String)> {
     let factors: &[f64] = if high - low > 3.0 { &[1.0] } else { &[1.0, 2.0, 5.0] };
     let written = |value: f64| match value {
@@ -342,15 +342,15 @@ impl Page {
     }
 }
 
-/// Text as it stands in XML and HTML.
+/// Text escaped for XML and HTML.
 pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
 }
 
-/// An SVG document as a PNG picture of twice its size in pixels. Text is set in a font that is part of the program.
+/// Renders an SVG document as a PNG picture of twice its size in pixels. The font is embedded in the program.
 ///
 /// # Errors
-/// When the document cannot be drawn: what is wrong with it.
+/// When the document cannot be drawn; says what is wrong with it.
 pub fn png(svg: &str) -> Result<Vec<u8>, String> {
     use resvg::{tiny_skia, usvg};
     let mut fonts = usvg::fontdb::Database::new();
@@ -358,8 +358,8 @@ pub fn png(svg: &str) -> Result<Vec<u8>, String> {
     fonts.set_sans_serif_family("Ubuntu");
     let options = usvg::Options { fontdb: Arc::new(fonts), ..usvg::Options::default() };
     let tree = usvg::Tree::from_str(svg, &options).map_err(|error| error.to_string())?;
-    let size = tree.size().to_int_size().scale_by(2.0).ok_or("a picture of no size")?;
-    let mut picture = tiny_skia::Pixmap::new(size.width(), size.height()).ok_or("a picture of no size")?;
+    let size = tree.size().to_int_size().scale_by(2.0).ok_or("an empty picture")?;
+    let mut picture = tiny_skia::Pixmap::new(size.width(), size.height()).ok_or("an empty picture")?;
     resvg::render(&tree, tiny_skia::Transform::from_scale(2.0, 2.0), &mut picture.as_mut());
     picture.encode_png().map_err(|error| error.to_string())
 }
@@ -403,7 +403,7 @@ mod tests {
         assert_eq!(x.len(), 3);
         assert!(x.iter().all(|x| (76.0..WIDTH - RIGHT).contains(x)), "{x:?}");
         assert!(y.iter().all(|y| (TOP..420.0 - BOTTOM).contains(y)), "{y:?}");
-        // A third of the way on a logarithmic axis, and more loss stands higher.
+        // A third of the way on a logarithmic axis; higher loss is higher.
         let by_place = |of: f64| x[1] + of * (x[2] - x[1]);
         assert!((x[0] - by_place(1.0 / 3.0)).abs() < 0.2, "{x:?}");
         assert!(y[1] < y[0] && y[0] < y[2], "{y:?}");
@@ -425,7 +425,7 @@ mod tests {
         assert!(y[0] < y[1], "{y:?}");
         assert!(svg.contains(">no convolution<"));
 
-        // Bars begin at zero, which is then on the page.
+        // Bars begin at zero, so zero must be on the page.
         let mut bars = figure;
         bars.series[0] = Series {
             points: vec![

@@ -11,7 +11,7 @@ use crate::depth::read_window;
 /// An n-gram and how far the gate opens at its last token.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct NgramGate {
-    /// Its tokens, the last of which is where the gate stands.
+    /// Its tokens. The gate is that of the last one.
     pub tokens: Vec<u32>,
     /// Mean gate over its occurrences and the streams.
     pub gate: f64,
@@ -30,22 +30,22 @@ pub struct LayerNgrams {
     pub ngrams: Vec<NgramGate>,
 }
 
-/// Which n-grams are listed.
+/// Which n-grams to list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NgramOptions {
-    /// Tokens of the text that are read, at most; none: all.
+    /// Maximum number of tokens to read; none means all.
     pub tokens: Option<usize>,
-    /// Fewest occurrences: the gate at a single one says little.
+    /// Minimum number of occurrences. The gate at a single one says little.
     pub least: u64,
-    /// How many are listed.
+    /// Number of n-grams to list.
     pub top: usize,
 }
 
 /// Sum of gates and number of occurrences.
 type Sums = HashMap<Vec<u32>, (f64, u64)>;
 
-/// The n-grams, of the longest order that the memory of `model` looks up, at which its gates open most in `shards`.
-/// `progress` is told tokens done and to do, and stops the work by returning `false`.
+/// The n-grams of `shards`, of the longest order of the memory of `model`, at which its gates open most. `progress`
+/// gets the tokens done and the total. Returning `false` stops the work.
 ///
 /// # Errors
 /// When the model has no gates, the shards do not fit it or cannot be read, or `progress` asked to stop.

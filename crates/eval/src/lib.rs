@@ -1,8 +1,8 @@
-//! Checkpoints to evidence.
+//! Evaluation of checkpoints.
 //!
-//! * [`tasks`]: answers, not only losses. Questions of the kinds that the field uses, written down as files, put to
-//!   a model and counted with their standard errors.
-//! * [`depth`]: how early a model's layers know what it will say, and which layers of another model they are like.
+//! * [`tasks`]: questions of the kinds that the field uses, defined in files, put to a model and scored with standard
+//!   errors.
+//! * [`depth`]: how early a model's layers predict its output, and which layers of another model they resemble.
 //! * [`sensitivity`]: what a model's answers lose without its memory, task by task, facts against reading.
 //! * [`gates`]: the n-grams at which a memory opens most.
 

@@ -1,30 +1,30 @@
 //! Differences of held-out losses, paired over seeds and documents, with their errors.
 //!
-//! Two arms that are trained with the same seed see the same data in the same order, and are measured on the same
-//! documents: the difference of their losses varies much less than the losses do. Everything that a study claims is
-//! a *contrast*, a weighted sum Σ c_a·L_a of the arms' mean losses whose weights add up to 0: a difference (1 and −1),
-//! or the slope of a fitted line (weights of least squares).
+//! Two arms trained with the same seed see the same data in the same order, and are measured on the same documents. So
+//! the difference of their losses varies much less than the losses do. Everything that a study claims is a *contrast*,
+//! a weighted sum Σ c_a·L_a of the arms' mean losses whose weights add up to 0: a difference (1 and −1), or the slope
+//! of a fitted line (weights of least squares).
 //!
 //! Seeds and documents are both samples, and their variances add:
 //!
-//! * over S seeds: with L_as the loss of arm a and seed s in nats per token, `L_as = μ_a + β_s + ε_as`. Whatever a seed
-//!   does to all arms, β_s, leaves a contrast alone. The variance σ² of ε is that of the residuals of all A arms, with
-//!   (A−1)(S−1) degrees of freedom, and `v_s = σ² · Σ c_a² / S`. This takes arms to be equally noisy, and makes three
-//!   seeds bearable;
-//! * over documents of T_d tokens, T in all, on the contrast's means over seeds x_d: the error of their ratio, with each
-//!   document left out in turn ([`crate::ratio`]). Documents of unequal length say no more than fewer equal ones,
-//!   `n = T² / Σ T_d²` (Kish), so that `n − 1` are the degrees of freedom.
+//! * over S seeds: with L_as as the loss of arm a and seed s in nats per token, `L_as = μ_a + β_s + ε_as`. The effect
+//!   β_s of a seed on all arms cancels in a contrast. The variance σ² of ε is that of the residuals of all A arms, with
+//!   (A−1)(S−1) degrees of freedom, and `v_s = σ² · Σ c_a² / S`. This assumes equally noisy arms, and makes three seeds
+//!   bearable;
+//! * over documents of T_d tokens, T in all, on the contrast's means over seeds x_d: the error of their ratio, with
+//!   each document left out in turn ([`crate::ratio`]). Documents of unequal length have the precision of fewer equal
+//!   ones, `n = T² / Σ T_d²` (Kish), so there are `n − 1` degrees of freedom.
 //!
-//! What is noise of both is counted in both, so that the standard error `√(v_s + v_d)` is rather too large than too
-//! small. Intervals are those of Student's t with the degrees of freedom of Welch and Satterthwaite. With one seed
-//! nothing is known about others, and an interval covers documents only.
+//! Noise that affects both is counted in both, so the standard error `√(v_s + v_d)` is too large rather than too small.
+//! Intervals are those of Student's t with the degrees of freedom of Welch and Satterthwaite. With one seed, an
+//! interval covers documents only.
 
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
 use crate::ratio::{equal_parts, ratio_with_error};
 
-/// A contrast of mean losses, in nats per token (times whatever unit its weights have).
+/// A contrast of mean losses, in nats per token (times the unit of its weights).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
     /// The estimate.
@@ -33,11 +33,11 @@ pub struct Estimate {
     pub error: f64,
     /// Degrees of freedom of the error.
     pub degrees: f64,
-    /// Seeds it rests on.
+    /// Number of seeds.
     pub seeds: usize,
 }
 
-/// Losses of the same documents by all arms with the same seeds.
+/// Losses on the same documents of all arms with the same seeds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Panel {
     /// Sums of cross-entropies in nats, `[arm][seed][document]`.
@@ -47,7 +47,7 @@ pub struct Panel {
 }
 
 impl Panel {
-    /// Of sums of cross-entropies `[arm][seed][document]`, in nats, and the tokens of each document. None where there
+    /// From sums of cross-entropies `[arm][seed][document]`, in nats, and the tokens of each document. None if there
     /// are no tokens, or the numbers of seeds or documents differ. Documents without a token are left out.
     pub fn new(mut losses: Vec<Vec<Vec<f64>>>, mut tokens: Vec<f64>) -> Option<Self> {
         let seeds = losses.first()?.len();
@@ -65,7 +65,7 @@ impl Panel {
         (!tokens.is_empty()).then_some(Self { losses, tokens })
     }
 
-    /// How many documents of equal length would say as much as these: `T² / Σ T_d²`.
+    /// The number of documents of equal length with the same precision: `T² / Σ T_d²`.
     pub fn equal_documents(&self) -> f64 {
         equal_parts(self.tokens.iter().copied())
     }
@@ -81,14 +81,14 @@ impl Panel {
         mean(&self.by_seed(arm))
     }
 
-    /// The difference of arm `a` less arm `b`.
+    /// The difference of arm `a` minus arm `b`.
     pub fn difference(&self, a: usize, b: usize) -> Option<Estimate> {
         let weight = |arm| f64::from(u8::from(arm == a)) - f64::from(u8::from(arm == b));
         self.contrast(&(0..self.losses.len()).map(weight).collect::<Vec<_>>())
     }
 
-    /// The contrast with one weight per arm; the weights must add up to 0. None for one seed and one document, whose
-    /// error nobody knows.
+    /// The contrast with one weight per arm; the weights must add up to 0. None for one seed and one document, which
+    /// give no error.
     pub fn contrast(&self, weights: &[f64]) -> Option<Estimate> {
         let seeds = self.losses[0].len();
         // (x_d, T_d)
@@ -131,8 +131,8 @@ impl Panel {
     }
 }
 
-/// How many standard errors with so many degrees of freedom an interval reaches to either side, to miss the truth with
-/// probability `risk`.
+/// Half the width of an interval that misses the true value with probability `risk`, in standard errors with this many
+/// degrees of freedom.
 pub(crate) fn student_quantile(degrees: f64, risk: f64) -> f64 {
     // The crate refuses only degrees that are not above 0, which no estimate has.
     StudentsT::new(0.0, 1.0, degrees).map_or(f64::INFINITY, |student| student.inverse_cdf(1.0 - risk / 2.0))
@@ -143,29 +143,29 @@ fn mean(values: &[f64]) -> f64 {
 }
 
 impl Estimate {
-    /// The confidence interval that misses the truth with probability `risk`.
+    /// The confidence interval that misses the true value with probability `risk`.
     pub fn interval(&self, risk: f64) -> (f64, f64) {
         let reach = self.error * student_quantile(self.degrees, risk);
         (self.value - reach, self.value + reach)
     }
 
-    /// Whether zero lies outside of that interval.
+    /// Whether zero lies outside that interval.
     pub fn is_beyond_noise(&self, risk: f64) -> bool {
         let (low, high) = self.interval(risk);
         low > 0.0 || high < 0.0
     }
 }
 
-/// Weights with which values at `x` add up to the slope of the line that fits them best.
+/// Weights with which values at `x` add up to the slope of the best-fitting line.
 pub fn slope_weights(x: &[f64]) -> Vec<f64> {
     let mean = x.iter().sum::<f64>() / x.len() as f64;
     let squares: f64 = x.iter().map(|x| (x - mean).powi(2)).sum();
     x.iter().map(|x| (x - mean) / squares).collect()
 }
 
-/// Weights with which values at `x` add up to the coefficient of x² of the parabola that fits them best.
+/// Weights with which values at `x` add up to the coefficient of x² of the best-fitting parabola.
 pub fn curvature_weights(x: &[f64]) -> Vec<f64> {
-    // x² less what a line explains of it, by least squares.
+    // x² minus what a line explains of it, by least squares.
     let squares: Vec<f64> = x.iter().map(|x| x * x).collect();
     let mean = squares.iter().sum::<f64>() / x.len() as f64;
     let centre = x.iter().sum::<f64>() / x.len() as f64;
@@ -216,7 +216,7 @@ mod tests {
         let with = panel(&[&[&[1.0, 0.0, 3.0, 2.0]], &[&[0.0; 4]]], &[1.0, 0.0, 1.0, 1.0]);
         let without = panel(&[&[&[1.0, 3.0, 2.0]], &[&[0.0; 3]]], &[1.0; 3]);
         assert_eq!(with, without);
-        // All tokens in one document, and one seed: no error is known.
+        // All tokens in one document, and one seed: the error is unknown.
         assert_eq!(panel(&[&[&[1.0, 0.0]], &[&[2.0, 0.0]]], &[4.0, 0.0]).difference(0, 1), None);
         assert_eq!(Panel::new(vec![vec![vec![0.0]]], vec![0.0]), None);
     }
@@ -291,7 +291,7 @@ mod tests {
     /// Share of a thousand draws in which the interval of a difference misses it.
     fn missed(lengths: [f64; 30]) -> f64 {
         use std::num::Wrapping;
-        // Four arms of one true loss; seeds, documents, and arms with either have effects of their own.
+        // Four arms with one true loss. Seeds, documents, and arms with either have effects of their own.
         let mut state = Wrapping(9_u64);
         let mut normal = || -> f64 {
             let mut uniform = || {

@@ -1,4 +1,4 @@
-//! A checkpoint of Engram, with memory and experts, asked through the same door as every model.
+//! A checkpoint of Engram, with memory and experts, asked through the interface of every model.
 #![allow(clippy::unwrap_used, reason = "a panic is a failure")]
 
 use std::ops::ControlFlow::Continue;
@@ -65,7 +65,7 @@ warmup = 1
 decay = { cosine = { floor = 0.1 } }
 "#;
 
-/// A model after three steps: no longer as symmetric as it began.
+/// A model after three steps, when its symmetry is broken.
 fn train(folder: &Path) -> Trained {
     let text = folder.join("text.txt");
     std::fs::write(&text, "Some of them sailed to the far islands, and others wrote letters. ".repeat(60))
@@ -132,7 +132,7 @@ proptest! {
     ) {
         let mut texts = texts;
         if again {
-            // What another reads, and a beginning of it.
+            // The tokens of another request, and a beginning of them.
             let (context, continuation) = texts[0].clone();
             texts.push((context.clone(), continuation.iter().map(|token| token + 1).collect()));
             texts.push((context, vec![7]));

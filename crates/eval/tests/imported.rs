@@ -1,4 +1,4 @@
-//! A model from elsewhere, and the checkpoint that is made of it: the same answers, by both forward passes.
+//! A model from elsewhere and the checkpoint made from it give the same answers, with both forward passes.
 #![allow(clippy::unwrap_used, reason = "a panic is a failure")]
 
 use std::ops::ControlFlow::Continue;
@@ -11,7 +11,7 @@ use engram_import::testing::{CONFIG, gguf};
 use engram_infer::{Decoder, Dtype, Offline};
 use engram_train::Trained;
 
-/// The model, its checkpoint, and the folder that both are in.
+/// The model, its checkpoint, and the folder of both.
 fn imported() -> (Model, Model, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tiny.gguf");

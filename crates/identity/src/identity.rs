@@ -41,7 +41,7 @@ impl AddressIdentity {
 /// Two parts were made with different addressing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdentityMismatch {
-    /// The identity of the model at hand.
+    /// The identity of the model in use.
     pub expected: AddressIdentity,
     /// The identity that the table or checkpoint carries.
     pub found: AddressIdentity,

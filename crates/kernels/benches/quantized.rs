@@ -1,17 +1,17 @@
-//! Products with a GGUF file's blocks: bytes of weights a second for one row, beside a plain read of as many bytes, and
-//! operations a second for a prompt.
+//! Products with a GGUF file's blocks: bytes of weights per second for one row, compared with a plain read of the same
+//! number of bytes, and operations per second for a prompt.
 //!
-//! `cargo bench -p engram-kernels --bench quantized -- [threads] [format …]`; each number is a median of some
-//! rounds, in which kernels and the plain read take turns.
+//! `cargo bench -p engram-kernels --bench quantized -- [threads] [format …]`; each number is a median of several
+//! rounds, in which kernels and the plain read alternate.
 
 use engram_kernels::{Activations, BlockFormat, PackedMatrix, WeightFormat};
 use std::hint::black_box;
 use std::time::Instant;
 
-/// Of each matrix: those of a small model's feed-forward layers.
+/// Sizes of each matrix: those of a small model's feed-forward layers.
 const INPUTS: usize = 1536;
 const OUTPUTS: usize = 1536;
-/// Bytes that one row passes through: more than the caches of most machines.
+/// Bytes read for one row: more than the caches of most machines.
 const BYTES: usize = 128 << 20;
 const PROMPT: usize = 512;
 const ROUNDS: usize = 7;
@@ -32,7 +32,7 @@ fn seconds(work: impl FnOnce()) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
-/// Adds up all words, each thread those of its part.
+/// Adds up all words; each thread adds those of its part.
 fn read(bytes: &[u64]) -> u64 {
     let threads = rayon::current_num_threads();
     let parts = bytes.chunks(bytes.len().div_ceil(threads));
@@ -46,8 +46,8 @@ fn read(bytes: &[u64]) -> u64 {
     sums.into_iter().fold(0, u64::wrapping_add)
 }
 
-/// Bytes a second of the plain read and of one row by each matrix, and operations a second of a prompt: medians over
-/// matrices and parts, so that a thread that is put aside now and then does not matter.
+/// Bytes per second of the plain read and of one row by each matrix, and operations per second of a prompt. Medians
+/// over matrices and parts, which ignore threads that are occasionally interrupted.
 fn measure(name: &str, matrices: &[PackedMatrix], memory: &[u64]) {
     let x: Vec<f32> = (0..PROMPT * INPUTS).map(|i| (i as f32 * 0.37).sin()).collect();
     let mut y = vec![0.0; PROMPT * OUTPUTS];

@@ -1,10 +1,9 @@
 //! Causal attention that never stores its probabilities (Dao et al. 2022, arXiv 2205.14135), plain
 //! and as multi-head latent attention (DeepSeek-V2, arXiv 2405.04434).
 //!
-//! Each (sequence, head) is a task. Its queries are taken [`QUERIES`] at a time against the keys up
-//! to the last of them, [`KEYS`] at a time, so one block of scores stays in the second-level cache.
-//! The forward pass keeps only the logarithm of each row's sum of exponentials; the backward pass
-//! computes the probabilities of a block again from it.
+//! Each (sequence, head) is a task. It computes [`QUERIES`] queries at a time against the keys up to the last of them,
+//! [`KEYS`] keys at a time, so one block of scores stays in the second-level cache. The forward pass keeps only the
+//! logarithm of each row's sum of exponentials. From it, the backward pass recomputes the probabilities of a block.
 
 use crate::heads::{self, HeadMut};
 use crate::parallel;
@@ -50,7 +49,7 @@ pub struct LatentShape {
 }
 
 impl LatentShape {
-    /// The attention this becomes once queries and keys are put together.
+    /// The plain attention after concatenating queries and keys.
     fn assembled(self) -> AttentionShape {
         let Self { batch, time, heads, content, rotary, value } = self;
         AttentionShape { batch, time, heads, key: content + rotary, value }
@@ -66,7 +65,7 @@ pub struct Attention {
     pub log_sum_exp: Vec<f32>,
 }
 
-/// The parts of an [`Attention`] that its backward pass reads, wherever they are kept.
+/// The parts of an [`Attention`] that its backward pass reads.
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionOutput<'a> {
     /// `[batch, time, heads, value]`: the output.
@@ -109,7 +108,7 @@ pub struct LatentGradients {
 /// `q`, `k`: `[batch, time, heads, key]`; `v`: `[batch, time, heads, value]`.
 ///
 /// # Panics
-/// When a size is 0, `scale` is not positive, or a slice does not have the shape stated.
+/// When a size is 0, `scale` is not positive, or a slice does not have the stated shape.
 pub fn causal_attention(q: &[f32], k: &[f32], v: &[f32], shape: AttentionShape, scale: f32) -> Attention {
     check_plain(q, k, v, shape);
     forward(
@@ -168,11 +167,10 @@ pub fn causal_attention_backward(
 /// * `k_rotary` `[batch, time, rotary]`: the rotary key, shared by the heads, not yet turned.
 /// * `angles` `[time, rotary/2]`.
 ///
-/// Equals [`causal_attention`] of the queries and keys put together after [`rotary`](crate::rotary).
+/// Equals [`causal_attention`] of the concatenated queries and keys after [`rotary`](crate::rotary).
 ///
 /// # Panics
-/// When a size other than `rotary` is 0, `scale` is not positive, or a slice does not have the shape
-/// stated.
+/// When a size other than `rotary` is 0, `scale` is not positive, or a slice does not have the stated shape.
 pub fn latent_attention(
     q: &[f32],
     kv: &[f32],
@@ -275,7 +273,7 @@ fn pieces_mut(mut data: &mut [f32], len: usize, count: usize) -> Vec<&mut [f32]>
     pieces
 }
 
-/// One head's operands, put together: `q`, `k` `[time, key]`, `v` `[time, value]`.
+/// One head's concatenated operands: `q`, `k` `[time, key]`, `v` `[time, value]`.
 struct Operands {
     q: Vec<f32>,
     k: Vec<f32>,
@@ -352,7 +350,7 @@ impl Latent<'_> {
         );
     }
 
-    /// Puts together one head's queries and keys, turning the rotary parts.
+    /// Concatenates one head's queries and keys and rotates the rotary parts.
     #[inline(always)]
     fn load(&self, batch: usize, head: usize, operands: &mut Operands) {
         let LatentShape { time, heads, content, rotary, value, .. } = self.shape;
@@ -373,7 +371,7 @@ impl Latent<'_> {
     }
 }
 
-/// Attention of every head, whose operands `load(batch, head, operands)` puts together.
+/// Attention of every head, whose operands `load(batch, head, operands)` fills.
 fn forward(
     shape: AttentionShape,
     scale: f32,
@@ -465,7 +463,7 @@ impl Block {
         KEYS.min(self.first_query + self.queries - self.first_key)
     }
 
-    /// How many of the block's keys its query number `row` may see: at least one.
+    /// How many of the block's keys query number `row` sees: at least one.
     #[inline(always)]
     fn visible(self, row: usize) -> usize {
         self.keys().min(self.first_query + row + 1 - self.first_key)
@@ -479,8 +477,8 @@ impl Block {
         multiply(1.0, q, keys, 0.0, MatrixMut::new(scores, self.queries, n), Threads::One);
     }
 
-    /// Turns scores into exponentials relative to each row's maximum so far, and brings what earlier
-    /// blocks left in `rows` and `output` to the same maximum.
+    /// Turns scores into exponentials relative to each row's maximum so far, and rescales the sums of earlier blocks in
+    /// `rows` and `output` to the same maximum.
     #[inline(always)]
     fn exponentiate(self, scale: f32, scores: &mut [f32], rows: &mut [Row; QUERIES], output: &mut [f32]) {
         let value = output.len() / self.queries;
@@ -715,8 +713,8 @@ mod tests {
         check_latent(LatentShape { batch: 2, time: KEYS + 70, heads: 2, content: 8, rotary: 4, value: 8 }, 9);
     }
 
-    /// Latent attention against plain attention of the operands put together by hand, and its
-    /// gradients against differences.
+    /// Latent attention equals plain attention of operands concatenated by hand, and its gradients equal finite
+    /// differences.
     fn check_latent(shape: LatentShape, seed: u64) {
         let LatentShape { batch, time, heads, content, rotary: turned, value } = shape;
         let rows = batch * time * heads;

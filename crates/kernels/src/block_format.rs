@@ -1,8 +1,8 @@
-//! How numbers lie in a GGUF file: f32, 16 bits, or blocks of small whole numbers with a common scale (ggml).
+//! The number formats of GGUF files: f32, 16 bits, or blocks of small whole numbers with a common scale (ggml).
 //!
 //! A value of a block is `d · s · (q − offset) + m`: q is a whole number of 2 to 8 bits, d the block's scale, s a scale
-//! of its group of 16 or 32 values (1 where a block is one group) and m its group's minimum (absent in half of the
-//! formats). ggml's names say the bits (`Q4`), a minimum (`_1`) and groups with scales of their own (`_K`).
+//! of its group of 16 or 32 values (1 if a block is one group) and m its group's minimum (absent in half of the
+//! formats). ggml's names tell the bits (`Q4`), a minimum (`_1`) and groups with their own scales (`_K`).
 
 pub(crate) mod numbers;
 pub(crate) mod scales;
@@ -18,7 +18,7 @@ pub(crate) const SUPER: usize = 256;
 
 /// A format of numbers, by ggml's name.
 ///
-/// The importer's way from a file's bytes to values:
+/// From a file's bytes to values:
 ///
 /// ```
 /// use engram_kernels::BlockFormat;
@@ -52,29 +52,29 @@ pub enum BlockFormat {
     IQ4_XS,
 }
 
-/// Why bytes are not numbers of a format.
+/// Errors of bytes that do not fit a format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BlockError {
-    /// A row is not whole blocks.
+    /// A row does not consist of whole blocks.
     #[error(
         "{values} values are not whole blocks of {}, which has {} values a block", .format.name(), .format.block_values()
     )]
     Values {
         /// The format.
         format: BlockFormat,
-        /// Values asked for.
+        /// Number of values.
         values: usize,
     },
-    /// There are more or fewer bytes than the values take.
+    /// The number of bytes does not match the number of values.
     #[error("{values} values of {} take {expected} bytes, but there are {found}", .format.name())]
     Bytes {
         /// The format.
         format: BlockFormat,
-        /// Values asked for.
+        /// Number of values.
         values: usize,
-        /// Bytes that these take.
+        /// Bytes that these need.
         expected: usize,
-        /// Bytes that are there.
+        /// Bytes found.
         found: usize,
     },
     /// The bytes are not whole blocks.
@@ -84,11 +84,11 @@ pub enum BlockError {
     Partial {
         /// The format.
         format: BlockFormat,
-        /// Bytes that are there.
+        /// Bytes found.
         found: usize,
     },
     /// A size of a matrix is 0, or their product overflows.
-    #[error("a matrix of {outputs} rows of {inputs} values has no size that can be")]
+    #[error("a matrix of {outputs} rows of {inputs} values has an impossible size")]
     Shape {
         /// Values of a row.
         inputs: usize,
@@ -146,7 +146,7 @@ impl BlockFormat {
         }
     }
 
-    /// The format with this number in a GGUF file; none when it is not known here.
+    /// The format with this number in a GGUF file; none if it is unknown.
     pub fn from_ggml(number: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|format| format.ggml() == number)
     }
@@ -171,7 +171,7 @@ impl BlockFormat {
         self.shape().3
     }
 
-    /// Whether values are whole numbers with scales, and not floats by themselves.
+    /// Whether values are whole numbers with scales, rather than floats.
     pub const fn is_quantized(self) -> bool {
         self.block_values() > 1
     }
@@ -188,7 +188,7 @@ impl BlockFormat {
             .ok_or(BlockError::Values { format: self, values })
     }
 
-    /// The values of `bytes`, bit for bit as ggml's own `dequantize_row` gives them.
+    /// The values of `bytes`, bit for bit as in ggml's `dequantize_row`.
     ///
     /// # Errors
     /// When the bytes are not whole blocks.
@@ -201,10 +201,10 @@ impl BlockFormat {
         Ok(values)
     }
 
-    /// As [`dequantize`](Self::dequantize), into `values`.
+    /// Like [`dequantize`](Self::dequantize), written to `values`.
     ///
     /// # Errors
-    /// When `values` are not whole blocks or do not take as many bytes as there are.
+    /// When `values` is not whole blocks or does not match the number of bytes.
     pub fn dequantize_into(self, bytes: &[u8], values: &mut [f32]) -> Result<(), BlockError> {
         self.check(bytes, values.len())?;
         let blocks = bytes.chunks_exact(self.block_bytes()).zip(values.chunks_exact_mut(self.block_values()));
@@ -224,7 +224,7 @@ impl BlockFormat {
         Ok(())
     }
 
-    /// That `bytes` are `values` values.
+    /// Checks that `bytes` hold `values` values.
     pub(crate) fn check(self, bytes: &[u8], values: usize) -> Result<(), BlockError> {
         let (expected, found) = (self.bytes(values)?, bytes.len());
         if expected == found {
@@ -251,7 +251,7 @@ impl BlockFormat {
         }
     }
 
-    /// The number that a stored one stands for.
+    /// The number that a stored index or number represents.
     #[inline(always)]
     fn number(self, stored: u8) -> i16 {
         match self {
@@ -260,8 +260,8 @@ impl BlockFormat {
         }
     }
 
-    /// What is taken from a stored number. Signed bytes are stored with their highest bit turned over, as by
-    /// [`numbers`](Self::numbers); numbers of a table are offset likewise where they are looked up as bytes.
+    /// The offset subtracted from a stored number. Signed bytes are stored with their highest bit flipped, by
+    /// [`numbers`](Self::numbers). Numbers of a lookup table have the same offset where they are looked up as bytes.
     pub(crate) const fn offset(self) -> i16 {
         match self {
             Self::Q8_0 | Self::IQ4_NL | Self::IQ4_XS => 128,
@@ -282,7 +282,7 @@ impl BlockFormat {
         }
     }
 
-    /// The stored numbers of a block, one after another.
+    /// The stored numbers of a block, in order.
     ///
     /// # Panics
     /// When the format is not quantised, or a slice is not of one block.
@@ -396,7 +396,7 @@ mod tests {
     }
 
     proptest! {
-        /// No bytes make it panic, and their number is that of the values.
+        /// No bytes make it panic, and the number of values is right.
         #[test]
         fn any_bytes_are_values_or_an_error(
             format in prop::sample::select(BlockFormat::ALL.to_vec()),

@@ -1,61 +1,61 @@
-//! Attention of single positions to a paged cache: what decoding does, one token or a chunk at a time.
+//! Attention of single positions to a paged cache, for decoding one token or a chunk at a time.
 //!
-//! A cache entry holds what is kept of a position; keys and values are ranges of it. In latent attention
-//! (DeepSeek-V2, arXiv 2405.04434, section 2.1.2) with absorbed projections all heads read one key, the latent and
-//! the shared rotary part, and one value, the latent again. In plain attention each head has a range of its own, or
-//! shares it with a group of heads (arXiv 2305.13245).
+//! A cache entry holds the stored values of a position; keys and values are ranges of it. In latent attention
+//! (DeepSeek-V2, arXiv 2405.04434, section 2.1.2) with absorbed projections, all heads read one key (the latent and the
+//! shared rotary part) and one value (the latent again). In plain attention each head has its own range, or shares it
+//! with a group of heads (arXiv 2305.13245).
 //!
-//! Every score is one chain of multiply-adds over the values of a key, and every value of a position one over its
-//! predecessors, whatever else is computed beside it: its result has the same bits in any batch and for any division
-//! of its sequence into pages or chunks.
+//! Every score is one chain of multiply-adds over the values of a key, and every output value one chain over the
+//! earlier positions. So a result has the same bits in any batch and for any division of its sequence into pages or
+//! chunks.
 
 use crate::heads::HeadMut;
 use crate::parallel;
 use crate::simd::{exp_in_place, max, multiply_add, vectorized};
 
-/// Where keys and values lie in an entry.
+/// The places of keys and values in an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CachedAttentionShape {
     /// Attention heads.
     pub heads: usize,
-    /// Heads of keys and values, each shared by as many attention heads, one after another.
+    /// Heads of keys and values; consecutive attention heads share one.
     pub key_heads: usize,
     /// Width of a query and of a key. An entry begins with its keys `[key_heads, key]`.
     pub key: usize,
     /// Width of a value.
     pub value: usize,
-    /// Where the values `[key_heads, value]` begin.
+    /// Start of the values `[key_heads, value]`.
     pub value_start: usize,
     /// Values of an entry.
     pub entry: usize,
 }
 
-/// What one position sees.
+/// What one position attends to.
 #[derive(Debug, Clone, Copy)]
 pub struct Seen<'a> {
     /// Pages `[page, entry]` of its sequence; all but the last are full.
     pub pages: &'a [&'a [f32]],
-    /// The first entry it sees: 0, unless a window slides along the sequence.
+    /// The first entry that it sees: 0, unless a window slides along the sequence.
     pub first: usize,
-    /// Entries of the sequence up to its own, which is the last it sees.
+    /// Number of entries up to its own, which is the last one that it sees.
     pub count: usize,
 }
 
-/// Heads of a task, at most: they share a key.
+/// Maximum number of heads in a task; they share a key.
 const HEADS: usize = 8;
-/// Queries of a task, about: they share each pass over the pages.
+/// Approximate number of queries in a task; they share each pass over the pages.
 const QUERIES: usize = 64;
-/// Keys that are laid side by side, so that a vector holds one value of several keys.
+/// Number of keys laid side by side, so that a vector holds one value of several keys.
 const TILE: usize = 32;
-/// Columns of a value that are summed at once.
+/// Number of columns of a value summed at once.
 const COLUMNS: usize = 32;
-/// Queries whose sums fit the vector registers together.
+/// Number of queries whose sums fit the vector registers together.
 const FEW: usize = 4;
 
-/// Softmax attention of `queries` `[rows, heads, key]`, row r of which sees `seen[r]`; gives `[rows, heads, value]`.
+/// Softmax attention of `queries` `[rows, heads, key]`, where row r sees `seen[r]`. Returns `[rows, heads, value]`.
 ///
 /// # Panics
-/// When a slice does not have the shape stated, or a position sees nothing or more than its pages hold.
+/// When a slice does not have the stated shape, or a position sees nothing or more than its pages hold.
 pub fn cached_attention(
     queries: &[f32],
     seen: &[Seen<'_>],
@@ -100,7 +100,7 @@ pub fn cached_attention(
     output
 }
 
-/// Rows of one sequence, each seeing no less than the one before, and heads that share a key.
+/// Rows of one sequence, each seeing at least as much as the previous one, and heads that share a key.
 struct Task<'a> {
     /// `[rows]`
     seen: &'a [Seen<'a>],
@@ -112,7 +112,7 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
-    /// Queries: the heads of the first row, then of the next.
+    /// Queries: the heads of the first row, then those of the next.
     fn count(&self) -> usize {
         self.seen.len() * self.output.len()
     }
@@ -130,17 +130,17 @@ impl Task<'_> {
         seen.first..seen.count
     }
 
-    /// Entries that any query sees: both bounds ascend with the queries.
+    /// Entries that any query sees; both bounds ascend with the queries.
     fn entries(&self) -> std::ops::Range<usize> {
         self.sees(0).start..self.sees(self.count() - 1).end
     }
 
-    /// The entry of the first score that is kept: whole tiles from the first of the sequence on.
+    /// The entry of the first stored score, aligned to tiles from the start of the sequence.
     fn base(&self) -> usize {
         self.entries().start / TILE * TILE
     }
 
-    /// Scores kept of each query.
+    /// Number of stored scores per query.
     fn stride(&self) -> usize {
         (self.entries().end - self.base()).next_multiple_of(TILE)
     }
@@ -184,7 +184,7 @@ impl CachedAttentionShape {
         let mut weights = self.scores(&task);
         for (query, weights) in weights.chunks_exact_mut(stride).enumerate() {
             let sees = task.sees(query);
-            // What the window has left behind weighs nothing, so that queries can be summed together.
+            // Positions before the window get weight 0, so that queries can be summed together.
             let (behind, weights) = weights[..sees.end - base].split_at_mut(sees.start - base);
             behind.fill(0.0);
             let shift = scale * max(weights);
@@ -196,8 +196,8 @@ impl CachedAttentionShape {
         }
     }
 
-    /// Products of queries and keys from [`Task::base`] on, `[queries, stride]`, of which each row counts where its query
-    /// sees.
+    /// Products of queries and keys from [`Task::base`] on, `[queries, stride]`. Only the products that a query sees
+    /// count.
     #[inline(always)]
     fn scores(&self, task: &Task<'_>) -> Vec<f32> {
         let (base, stride) = (task.base(), task.stride());
@@ -236,7 +236,7 @@ impl CachedAttentionShape {
         scores
     }
 
-    /// Values of the output from `column` on, given each query's weights, `[queries, stride]`.
+    /// Output values from `column` on, given each query's weights, `[queries, stride]`.
     #[inline(always)]
     fn columns(&self, task: &mut Task<'_>, column: usize, weights: &[f32]) {
         let (base, stride, entries) = (task.base(), task.stride(), task.entries());
@@ -307,7 +307,7 @@ fn few_scores<const R: usize>(queries: &[f32], tile: &[[f32; TILE]], scores: &mu
     }
 }
 
-/// Weighted sums of `values` for R queries, each of which sees no less than the one before.
+/// Weighted sums of `values` for R queries, each of which sees at least as much as the previous one.
 #[inline(always)]
 fn few_sums<const R: usize>(
     weights: [&[f32]; R],
@@ -383,7 +383,7 @@ mod tests {
     }
 
     proptest! {
-        /// What a window has left behind changes no bit.
+        /// Positions before the window change no bit.
         #[test]
         fn a_window_is_a_sequence_of_its_own(
             time in 1_usize..150, window in 1_usize..90, heads in 1_usize..4, key in 1_usize..20,

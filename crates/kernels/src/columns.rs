@@ -1,10 +1,10 @@
-//! The columns of a matrix `[rows, width]`, cut into pieces that threads write at once.
+//! The columns of a matrix `[rows, width]`, divided into pieces that threads write concurrently.
 
 use std::marker::PhantomData;
 
-/// Adjacent columns of every row, to be written.
+/// Adjacent columns of every row, writable.
 ///
-/// Different pieces interleave in memory without sharing a value, so threads may each hold one.
+/// Different pieces interleave in memory without sharing values, so each thread may hold one.
 pub(crate) struct ColumnsMut<'a> {
     start: *mut f32,
     rows: usize,

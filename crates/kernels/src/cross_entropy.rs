@@ -1,14 +1,14 @@
-//! The last linear map and the loss in one: logits exist for a few hundred tokens at a time.
+//! The last linear map and the loss in one operation: logits exist for only a few hundred tokens at a time.
 
 use crate::parallel;
 use crate::product::{Matrix, MatrixMut, Threads, multiply, transpose_parallel};
 use crate::simd::{self, vectorized};
 
-/// Values of a block of logits: 8 MiB, so that it is written, read and used while in the last cache.
+/// Values in a block of logits: 8 MiB, so that it is written, read and used while it is in the last-level cache.
 const BLOCK_LOGITS: usize = 1 << 21;
-/// Fewest tokens of a block, so that its products stay efficient with a large vocabulary.
+/// Minimum number of tokens in a block, so that products stay efficient with a large vocabulary.
 const FEWEST_TOKENS: usize = 64;
-/// Tokens of a block that one task turns into probabilities.
+/// Number of tokens of a block that one task turns into probabilities.
 const TASK_TOKENS: usize = 16;
 
 /// What [`linear_cross_entropy`] computes.
@@ -18,7 +18,7 @@ pub struct LinearCrossEntropy {
     pub mean: f32,
     /// `[tokens]`: −log probability of each target, in nats.
     pub losses: Vec<f32>,
-    /// Gradients of the mean, when asked for.
+    /// Gradients of the mean, if requested.
     pub gradients: Option<LinearCrossEntropyGradients>,
 }
 
@@ -37,8 +37,7 @@ pub struct LinearCrossEntropyGradients {
 /// With `gradients`, both gradients of the mean loss come from the same pass over the logits.
 ///
 /// # Panics
-/// When there is no token, a target is not below the vocabulary's size, or a slice does not have the
-/// shape stated.
+/// When there is no token, a target is not below the vocabulary's size, or a slice does not have the stated shape.
 pub fn linear_cross_entropy(
     hidden: &[f32],
     weight: &[f32],
@@ -68,19 +67,19 @@ pub fn linear_cross_entropy(
     LinearCrossEntropy { mean: mean as f32, losses, gradients: found }
 }
 
-/// How a target fares among the logits of its token.
+/// The score of a target among the logits of its token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TargetScore {
     /// Logarithm of the target's probability, in nats.
     pub log_probability: f32,
-    /// The likeliest target; of several, the first.
+    /// Whether the target is the likeliest; of several equal ones, the first.
     pub likeliest: u32,
 }
 
 /// Scores of `targets` `[tokens]` under softmax(hidden · weight). Shapes as for [`linear_cross_entropy`].
 ///
-/// A few thousand words of the vocabulary at a time, for many tokens: each part of the weight is read once for all of
-/// them, and the logits are used while they are in cache.
+/// Computes a few thousand words of the vocabulary at a time, for many tokens: each part of the weight is read once for
+/// all of them, and the logits are used while they are in cache.
 ///
 /// # Panics
 /// As [`linear_cross_entropy`].
@@ -101,7 +100,7 @@ pub fn linear_target_scores(hidden: &[f32], weight: &[f32], targets: &[u32]) -> 
                 vectorized(
                     #[inline(always)]
                     || {
-                        // No `for_each`: its closure would be compiled by itself, without vectors.
+                        // Not `for_each`: its closure would be compiled separately, without vectors.
                         for ((logits, row), &target) in logits.chunks_exact_mut(words).zip(rows).zip(targets)
                         {
                             row.add(logits, first, target as usize);
@@ -115,11 +114,11 @@ pub fn linear_target_scores(hidden: &[f32], weight: &[f32], targets: &[u32]) -> 
     scores
 }
 
-/// Tokens, and words of the vocabulary, whose logits exist at a time: 8 MiB.
+/// Numbers of tokens and of words of the vocabulary whose logits exist at a time: 8 MiB.
 const SCORED_TOKENS: usize = 1024;
 const SCORED_WORDS: usize = 2048;
 
-/// What is known of a token's logits so far.
+/// Running state of a token's logits.
 #[derive(Clone, Copy)]
 struct Partial {
     max: f32,
@@ -132,7 +131,7 @@ struct Partial {
 impl Partial {
     const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0, likeliest: 0, of_target: f32::NAN };
 
-    /// Takes in the logits of the words from `first` on, which it overwrites.
+    /// Adds the logits of the words from `first` on, and overwrites them.
     #[inline(always)]
     fn add(&mut self, logits: &mut [f32], first: usize, target: usize) {
         if let Some(&logit) = target.checked_sub(first).and_then(|index| logits.get(index)) {
@@ -229,8 +228,7 @@ impl<'a> Problem<'a> {
         });
     }
 
-    /// Adds what the tokens from `first` contribute, given the gradient of their logits and the
-    /// weight transposed.
+    /// Adds the contributions of the tokens from `first`, given the gradient of their logits and the transposed weight.
     fn gradients(
         &self,
         first: usize,
@@ -263,14 +261,14 @@ fn token_loss(logits: &mut [f32], target: usize, share: Option<f32>) -> f32 {
     max + sum.ln() - of_target
 }
 
-/// The logarithm of the sum of the exponentials of `logits`: what log-probabilities are less than logits. NaN where one
-/// is, −∞ where there are none.
+/// The logarithm of the sum of the exponentials of `logits`. Log-probabilities are logits minus this. NaN if one is
+/// NaN, −∞ if there are none.
 pub fn log_sum_exp(logits: &[f32]) -> f32 {
     vectorized(
         #[inline(always)]
         || {
             let max = simd::max(logits);
-            // Where nothing is likely, nothing is to be subtracted from.
+            // All logits are −∞, so there is nothing to subtract.
             let shift = if max == f32::NEG_INFINITY { 0.0 } else { max };
             shift + simd::sum(logits.len(), |i| simd::exp(logits[i] - shift)).ln()
         },

@@ -59,7 +59,7 @@ fn check(ids: &[u32], rows: usize) {
     }
 }
 
-/// Where each id occurs: a counting sort of positions by id, which keeps their order.
+/// The positions of each id: a counting sort of positions by id, which keeps their order.
 #[derive(Debug, Clone)]
 pub(crate) struct Occurrences {
     /// `[rows + 1]`: a row's positions are `positions[starts[row]..starts[row + 1]]`.

@@ -1,9 +1,9 @@
-//! Routed experts (DeepSeekMoE, arXiv 2401.06066): every token through the few experts chosen for it.
+//! Routed experts (DeepSeekMoE, arXiv 2401.06066): every token passes through the few experts chosen for it.
 //!
-//! y = Σ over the chosen e of gateₑ · (silu(x·Gₑ) ∘ (x·Uₑ))·Wₑ. Assignments of a token to an expert are
-//! sorted by expert, so that each expert multiplies all its tokens at once; no token is ever dropped.
-//! The forward pass saves the sorted order and the products x·(G|U): computing them anew would cost a
-//! third of the pass, while rows of x and of gradients are gathered again as they are needed.
+//! y = Σ over the chosen e of gateₑ · (silu(x·Gₑ) ∘ (x·Uₑ))·Wₑ. Assignments of tokens to experts are sorted by expert,
+//! so that each expert multiplies all its tokens at once. No token is ever dropped. The forward pass saves the sorted
+//! order and the products x·(G|U), because recomputing them costs a third of the pass. Rows of x and of gradients are
+//! gathered again when they are needed.
 
 use crate::embedding::Occurrences;
 use crate::parallel::{self, block_rows};
@@ -14,9 +14,9 @@ use std::ops::Range;
 /// Sizes of [`experts`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExpertsShape {
-    /// E, how many experts there are.
+    /// E, the number of experts.
     pub experts: usize,
-    /// K, how many of them each token takes.
+    /// K, the number of experts per token.
     pub active: usize,
     /// D, the width of a token.
     pub width: usize,
@@ -29,7 +29,7 @@ pub struct ExpertsShape {
 pub struct ExpertsInput<'a> {
     /// `[rows, width]`: the tokens.
     pub x: &'a [f32],
-    /// `[rows, active]`: the experts each token takes.
+    /// `[rows, active]`: the experts of each token.
     pub choice: &'a [u32],
     /// `[rows, active]`: the weight of each.
     pub gate: &'a [f32],
@@ -53,20 +53,20 @@ pub struct Experts {
 pub struct ExpertsSaved {
     /// Positions of `choice`, sorted by expert.
     order: Occurrences,
-    /// `[rows · active]`: where each position of `choice` stands in that order.
+    /// `[rows · active]`: the place of each position of `choice` in that order.
     place: Vec<u32>,
     /// `[rows · active, 2·hidden]` in that order: x·w_in.
     gate_up: Vec<f32>,
 }
 
 impl ExpertsSaved {
-    /// How many tokens took `expert`.
+    /// Number of tokens of `expert`.
     pub fn load(&self, expert: usize) -> usize {
         self.order.of_row(expert).len()
     }
 }
 
-/// What [`experts_backward`] computes, each of its input's shape. An expert without tokens has zeros.
+/// Gradients computed by [`experts_backward`], in the shapes of its inputs. An expert without tokens has zeros.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExpertsGradients {
     /// Gradient of the tokens.
@@ -79,17 +79,17 @@ pub struct ExpertsGradients {
     pub w_out: Vec<f32>,
 }
 
-/// Rows multiplied at once: few enough for the caches, and enough that packing an expert's weights for
-/// each product costs little.
+/// Rows multiplied at once: few enough for the caches, and enough that packing an expert's weights for each product
+/// costs little.
 const CHUNK_ROWS: usize = 512;
-/// Rows of one expert in a task of the backward pass. Experts with more are split, at the price of
-/// adding up gradients as large as their weights.
+/// Rows of one expert in a task of the backward pass. Experts with more rows are split, which requires adding gradients
+/// as large as their weights.
 const TASK_ROWS: usize = 2 * CHUNK_ROWS;
 
 /// Each token's sum over its experts, weighted by their gates, in the order of its choices.
 ///
 /// # Panics
-/// When a size is 0, a slice does not have the shape stated, or a choice is not below `experts`.
+/// When a size is 0, a slice does not have the stated shape, or a choice is not below `experts`.
 pub fn experts(input: &ExpertsInput<'_>, shape: ExpertsShape) -> Experts {
     shape.check(input);
     let ExpertsShape { active, width, hidden, .. } = shape;
@@ -136,8 +136,8 @@ pub fn experts(input: &ExpertsInput<'_>, shape: ExpertsShape) -> Experts {
 
 /// Gradients of [`experts`], given `grad` `[rows, width]` of its output.
 ///
-/// With a = silu(gate part) ∘ up part: da = grad·w_outᵀ is needed for x's gradient and gives the
-/// gate's too, as grad·(a·w_out) = da·a, so that no expert's output has to be saved.
+/// With a = silu(gate part) ∘ up part: da = grad·w_outᵀ is needed for x's gradient, and also gives the gate's, as
+/// grad·(a·w_out) = da·a. So no expert's output has to be saved.
 ///
 /// # Panics
 /// As [`experts`], and when `grad` or `saved` belong to another shape.
@@ -251,7 +251,7 @@ fn split_rows<'a>(mut buffer: &'a mut [f32], tasks: &[Task], width: usize) -> Ve
     parts
 }
 
-/// The weight gradients of an expert, for the task that is the first of its expert.
+/// An expert's weight gradients, in the task that is its first.
 fn first_of_each_expert<'a>(
     tasks: &[Task],
     w_in: &'a mut [f32],
@@ -263,7 +263,7 @@ fn first_of_each_expert<'a>(
     tasks.iter().map(|task| slots[task.expert].take()).collect()
 }
 
-/// Where each assignment stands in the sorted order.
+/// The place of each assignment in the sorted order.
 fn places(order: &Occurrences) -> Vec<u32> {
     let mut places = vec![0; order.positions.len()];
     for (place, &assignment) in order.positions.iter().enumerate() {
@@ -517,8 +517,8 @@ mod tests {
         }
     }
 
-    /// One expert has most tokens and is split into several tasks; the gradients are those of the
-    /// experts' own tokens alone, whatever the tasks are.
+    /// One expert has most tokens and is split into several tasks. The gradients are those of the experts' own tokens,
+    /// independent of the tasks.
     #[test]
     fn an_overloaded_expert_is_exact_and_repeats_its_bits() {
         let shape = ExpertsShape { experts: 3, active: 1, width: 6, hidden: 5 };

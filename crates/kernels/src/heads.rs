@@ -1,10 +1,10 @@
-//! The heads of a tensor `[batch, time, heads, width]`, each as a matrix of its own.
+//! The heads of a tensor `[batch, time, heads, width]`, each as a separate matrix.
 
 use std::marker::PhantomData;
 
-/// One head of one sequence, to be written: `time` rows that lie `heads · width` values apart.
+/// One head of one sequence, writable: `time` rows that are `heads · width` values apart.
 ///
-/// Different heads interleave in memory without sharing a value, so threads may each hold one.
+/// Different heads interleave in memory without sharing values, so each thread may hold one.
 pub(crate) struct HeadMut<'a> {
     start: *mut f32,
     time: usize,

@@ -1,5 +1,5 @@
-//! Manifold-constrained hyper-connections (Xie et al. 2025, arXiv 2512.24880): a residual of several
-//! streams, of which every block reads one mixture and to which it writes back.
+//! Manifold-constrained hyper-connections (Xie et al. 2025, arXiv 2512.24880): a residual of several streams. Every
+//! block reads one mixture of them and writes back to all.
 //!
 //! For the streams x₁…xₙ of a token, each of one width, and the block F:
 //!
@@ -17,12 +17,12 @@ use crate::product::{Matrix, MatrixMut, Threads, multiply};
 use crate::simd::{LANES, dot, exp, sigmoid, vectorized};
 use std::array::from_fn;
 
-/// What every entry of res has before it is normalised. Without it, a column whose logits all lie 88 below the
-/// largest of their rows would sum to zero, and dividing by that leaves no number. It is lost in the rounding of
-/// all entries above e^−43.
+/// Added to every entry of res before it is normalised. Without it, a column whose logits all lie 88 below the largest
+/// of their rows would sum to zero, and the division would give NaN. It vanishes in the rounding of all entries above
+/// e^−43.
 const LEAST: f32 = 1e-26;
 
-/// The largest number of streams.
+/// Maximum number of streams.
 pub const MAX_STREAMS: usize = 8;
 
 /// The coefficients of one token for each number of streams: pre, post and res.
@@ -39,7 +39,7 @@ pub struct HyperShape {
     pub width: usize,
     /// Added to the mean square before its root.
     pub epsilon: f32,
-    /// Alternating normalisations of rows and of columns, at least 1 (the paper has 20).
+    /// Alternating normalisations of rows and of columns, at least 1 (the paper uses 20).
     pub iterations: usize,
 }
 
@@ -78,7 +78,7 @@ pub struct HyperGradients {
     pub bias: Vec<f32>,
 }
 
-/// Rows a task of [`hyper_coefficients`] takes: enough for an efficient product with the narrow φ.
+/// Rows per task of [`hyper_coefficients`]: enough for an efficient product with the narrow φ.
 const PRODUCT_ROWS: usize = 128;
 
 /// The mixing coefficients of each row of streams in `x` `[rows, streams, width]`.
@@ -103,7 +103,7 @@ pub fn hyper_coefficients(x: &[f32], weights: HyperWeights<'_>, shape: HyperShap
 }
 
 /// The coefficients `[rows, coefficient_count]` of [`hyper_coefficients`] from `product` `[rows, coefficient_count]`,
-/// which is `x`·φ as the caller computed it: a decoder's products have an order of sums of their own.
+/// which is `x`·φ computed by the caller: a decoder's products have their own order of sums.
 ///
 /// # Panics
 /// As [`hyper_coefficients`], and when `product` is not of that shape.
@@ -128,7 +128,7 @@ pub fn hyper_coefficients_of_product(
 
 /// Gradients of [`hyper_coefficients`], given `grad` `[rows, coefficient_count]` of its output.
 ///
-/// The iterations of Sinkhorn's normalisation are run again and differentiated one by one.
+/// Sinkhorn's iterations run again and are differentiated one by one.
 /// With z = r·(x·φ) and dz: g = r·dz, dφ = xᵀg, dx = g·φᵀ − x·r²·mean over the row of (dz·z).
 ///
 /// # Panics
@@ -239,18 +239,18 @@ fn check_streams(streams: usize) {
     assert!((1..=MAX_STREAMS).contains(&streams), "{streams} streams; 1 to {MAX_STREAMS} are possible");
 }
 
-/// One value for each of the rows that are worked on side by side.
+/// One value per row, for the rows computed side by side.
 type Lane = [f32; LANES];
 
-/// Coefficients of [`LANES`] rows at once, value by value: what is small for one row (a matrix of
-/// streams × streams) becomes full vectors.
+/// Coefficients of [`LANES`] rows at once, value by value: one row's matrix of streams × streams is small, and many
+/// rows fill the vectors.
 struct Group<'a> {
     weights: HyperWeights<'a>,
     streams: usize,
     iterations: usize,
-    /// Res of each row `[streams · streams]`; after the forward pass what the last step made of it.
+    /// Res of each row `[streams · streams]`; after the forward pass, the result of the last step.
     matrix: Vec<Lane>,
-    /// Every step's result `[2 · iterations, streams · streams]`, when differentiating.
+    /// Every step's result `[2 · iterations, streams · streams]`, if differentiating.
     steps: Vec<Lane>,
     /// Every step's 1 / sum of each line `[2 · iterations, streams]`.
     inverse_sums: Vec<Lane>,
@@ -357,7 +357,7 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// Leaves the gradient of α₂z + b in `matrix`, given that of the coefficients.
+    /// Writes the gradient of α₂z + b to `matrix`, given that of the coefficients.
     #[inline(always)]
     fn backward_sinkhorn(&mut self, z: &[f32], grad: &[f32]) {
         let (n, count) = (self.streams, self.bias_grad.len());
@@ -763,7 +763,7 @@ mod tests {
             });
         }
 
-        /// Streams that the mix has given up must not become NaN, which would end a run.
+        /// Streams with vanishing weights must not become NaN, which would end a run.
         #[test]
         fn any_logits_give_a_mixture_and_finite_gradients(
             streams in 2_usize..=8, low in -1e4_f32..-50.0, seed: u64,

@@ -1,28 +1,24 @@
 //! Fused CPU operations of Engram's models, forward and backward, on plain slices.
 //!
-//! A general tensor library computes attention, normalisation or a loss as a chain of small operations,
-//! each of which writes its result to memory for the next to read. On a CPU that traffic costs as much
-//! as the arithmetic. Here each of those chains is one function that reads its inputs once, works on
-//! blocks that stay in cache, and writes the result.
+//! A general tensor library computes attention, normalisation or a loss as a chain of small operations. Each writes its
+//! result to memory, and the next reads it. On a CPU that traffic costs as much as the arithmetic. Here each of those
+//! chains is one function that reads its inputs once, works on blocks that stay in cache, and writes the result.
 //!
 //! * **Layout.** Tensors are row-major `f32` slices; shapes are stated with every argument. A token's
 //!   values are adjacent, and weights are `[inputs, outputs]`.
-//! * **Backward.** Each forward pass that needs it returns what its backward pass wants (a norm, a
-//!   logarithm), never an intermediate as large as the work itself: attention recomputes its
-//!   probabilities, and the cross-entropy gives its gradients in the forward pass, so that logits
-//!   exist for a few hundred tokens at a time.
-//! * **Threads.** Work is spread over rayon's current pool in blocks that depend on shapes alone, and
-//!   sums over blocks are added in block order: the same input gives the same bits on every run, with
-//!   any number of threads.
+//! * **Backward.** A forward pass returns what its backward pass needs (a norm, a logarithm), but never an intermediate
+//!   as large as the work itself. Attention recomputes its probabilities. The cross-entropy computes its gradients in
+//!   the forward pass, so logits exist for only a few hundred tokens at a time.
+//! * **Threads.** Work is divided over rayon's current pool in blocks that depend on shapes alone, and sums over blocks
+//!   are added in block order. The same input gives the same bits on every run, with any number of threads.
 //! * **Quantised weights.** [`BlockFormat`] names the block types of GGUF files and dequantises them as ggml does.
-//!   [`PackedMatrix::from_blocks`] multiplies by them as they are, with rows rounded to eight bits or exact.
-//! * **Decoding.** [`PackedMatrix`] and [`cached_attention`] give a row the same bits in any batch, so that a
-//!   server's answer does not depend on what else it answers.
-//! * **Instruction sets.** Loops are compiled several times and the best version is chosen when the
-//!   program runs (AVX-512, AVX2 with FMA, NEON); no compiler flag is needed. Without fused
-//!   multiply-add the results are the same, slowly.
-//! * **Errors.** Shapes are the caller's promise: a slice of another size panics with the shape it
-//!   should have had. NaN and infinity pass through.
+//!   [`PackedMatrix::from_blocks`] multiplies by them in their stored form, with rows rounded to eight bits or exact.
+//! * **Decoding.** [`PackedMatrix`] and [`cached_attention`] give a row the same bits in any batch, so a server's
+//!   answer does not depend on its other requests.
+//! * **Instruction sets.** Loops are compiled several times, and the best version is chosen at run time (AVX-512, AVX2
+//!   with FMA, NEON). No compiler flag is needed. Without fused multiply-add the results are the same, but slow.
+//! * **Errors.** The caller guarantees shapes: a slice of another size panics with the expected shape. NaN and infinity
+//!   pass through.
 //!
 //! ```
 //! use engram_kernels::{AttentionShape, causal_attention, causal_attention_backward, rms_norm};

@@ -1,5 +1,4 @@
-//! The gate that lets retrieved memory into the hidden state (Engram, arXiv 2601.07372, section 2.3,
-//! with the signed root of the published code).
+//! The gate of retrieved memory (Engram, arXiv 2601.07372, section 2.3, with the signed root of the published code).
 //!
 //! For each residual stream m of a token, with hidden state h, key k and the shared value v:
 //!
@@ -10,10 +9,10 @@
 use crate::parallel::{self, block_rows};
 use crate::simd::{dot, sigmoid, vectorized};
 
-/// Below this the root of a score is taken of a constant, which has no gradient.
+/// Scores below this are replaced by it under the root; it has no gradient.
 const SMALLEST_SCORE: f32 = 1e-6;
 
-/// What goes into [`memory_gate`], all row-major.
+/// The inputs of [`memory_gate`], all row-major.
 #[derive(Debug, Clone, Copy)]
 pub struct MemoryGateInput<'a> {
     /// `[rows, streams, width]`: the hidden state.
@@ -58,7 +57,7 @@ pub struct MemoryGateGradients {
     pub key_weight: Vec<f32>,
 }
 
-/// The value of each row, gated for each stream by how well its key agrees with the hidden state.
+/// The value of each row, gated per stream by the agreement of key and hidden state.
 ///
 /// # Panics
 /// When the input is empty or its slices do not have the shapes stated.
@@ -162,7 +161,7 @@ impl MemoryGateInput<'_> {
         (rows, width)
     }
 
-    /// Only the product of both weights matters to the gradients of h and k: `[streams, width]`.
+    /// The product of both weights, `[streams, width]`. The gradients of h and k depend on nothing else.
     fn joint_weight(&self) -> Vec<f32> {
         self.query_weight.iter().zip(self.key_weight).map(|(q, k)| q * k).collect()
     }
@@ -170,8 +169,8 @@ impl MemoryGateInput<'_> {
 
 /// The score s and the inverse root mean squares of h and k.
 ///
-/// Near s = 0 the root is so steep that the last bits of s decide its gradient. So each operation rounds, and
-/// each sum runs, as in the published code on a CPU.
+/// Near s = 0 the root is so steep that the last bits of s decide its gradient. So each operation rounds, and each sum
+/// runs, in the order of the published code on a CPU.
 #[inline(always)]
 fn compare(h: &[f32], k: &[f32], query_weight: &[f32], key_weight: &[f32], epsilon: f32) -> [f32; 3] {
     let width = h.len();
@@ -186,8 +185,8 @@ fn compare(h: &[f32], k: &[f32], query_weight: &[f32], key_weight: &[f32], epsil
     [agreement / (width as f32).sqrt(), inverse_h, inverse_k]
 }
 
-/// Sum of `term(i)` for i in 0..len: 32 partial sums, which fold to 8, which are added one after another to what
-/// the tail makes. PyTorch's order for up to 512 terms; beyond, its partial sums cascade.
+/// Sum of `term(i)` for i in 0..len: 32 partial sums fold to 8, which are added one after another to the sum of the
+/// tail. This is PyTorch's order for up to 512 terms; beyond, its partial sums cascade.
 #[inline(always)]
 fn sum_as_published(len: usize, term: impl Fn(usize) -> f32) -> f32 {
     const VECTOR: usize = 8;
@@ -330,12 +329,12 @@ mod tests {
             };
             let found = memory_gate(&input);
             let (output, gates) = naive(&input);
-            // The root is steep near 0, where the rounding of a score shows.
+            // The root is steep near 0, where rounding of a score becomes visible.
             let near_zero = found.saved.chunks(3).any(|s| s[0].abs() < 1e-3);
             assert_close(&found.output, &output, if near_zero { 1e-3 } else { 1e-5 });
             assert_close(&found.gates, &gates, if near_zero { 1e-3 } else { 1e-5 });
 
-            // Differences across the kink at 0 mean nothing: the loss leaves such streams out.
+            // Finite differences are meaningless across the kink at 0, so the loss leaves such streams out.
             let mut grad = random(rows * row, seed ^ 5);
             for (grad, saved) in grad.chunks_mut(width).zip(found.saved.chunks(3)) {
                 if saved[0].abs() < 0.7 { grad.fill(0.0); }

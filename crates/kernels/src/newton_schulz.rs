@@ -9,7 +9,7 @@ use crate::simd::{dot, vectorized};
 /// value into about (0.7, 1.2).
 const COEFFICIENTS: (f32, f32, f32) = (3.4445, -4.7750, 2.0315);
 const STEPS: usize = 5;
-/// Added to the norm by which a matrix is divided, for the matrix of zeros.
+/// Added to the norm that divides a matrix, for the zero matrix.
 const NORM_EPSILON: f32 = 1e-7;
 
 /// Replaces the singular values of each matrix in `matrices` `[count, rows, columns]` by values near 1.
@@ -20,7 +20,7 @@ const NORM_EPSILON: f32 = 1e-7;
 /// # Panics
 /// When `matrices` is not a whole number of matrices.
 pub fn newton_schulz(matrices: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    // A product that does not fit is no length of a slice either.
+    // No slice has a length that overflows.
     let size = rows.checked_mul(columns).unwrap_or(0);
     assert!(
         size > 0 && matrices.len().is_multiple_of(size),

@@ -1,12 +1,11 @@
-//! Products with weights that are packed once and used for every token that is decoded.
+//! Products with weights that are packed once and used for every decoded token.
 //!
-//! A decoder multiplies one row, or a few dozen, by the same weights again and again, so that reading the
-//! weights is what costs. They are kept in panels of [`PANEL`] columns, each read from start to end: floats as they are
-//! or rounded to 16 bits, or whole numbers of two to eight bits with scales, as a GGUF file has them or rounded here.
+//! A decoder multiplies one row, or a few dozen, by the same weights again and again, so reading the weights dominates.
+//! They are stored in panels of [`PANEL`] columns, each read from start to end: floats, exact or rounded to 16 bits, or
+//! whole numbers of two to eight bits with scales, from a GGUF file or rounded here.
 //!
-//! **Every value is one chain of fused multiply-adds over the inputs (or groups of them), in their order.** A row's
-//! result therefore has the same bits alone, in any batch, and with any number of threads: what a server promises of an
-//! answer holds by construction.
+//! **Every value is one chain of fused multiply-adds over the inputs (or groups of them), in order.** So a row's result
+//! has the same bits alone, in any batch, and with any number of threads.
 
 mod block_panels;
 mod dot;
@@ -28,35 +27,35 @@ use block_panels::{BlockPanels, Scratch};
 use line::from_f16;
 use rounded_rows::RoundedRows;
 
-/// Columns of a panel: four vectors of 256 bits, which is what loops are compiled to even where wider ones exist.
+/// Columns of a panel: four vectors of 256 bits, the width that loops are compiled for even if wider ones exist.
 const PANEL: usize = 32;
 /// Rows that share one pass over a panel: their sums and a panel's values together fit the registers of AVX-512.
 const ROWS: usize = 4;
-/// Rows of a task of float weights, where there are many: a panel stays in cache meanwhile.
+/// Rows per task of float weights, if there are many: a panel stays in cache during the task.
 const TASK_ROWS: usize = 48;
-/// Multiplications below which a second thread costs more than it saves.
+/// Below this number of multiplications, a second thread costs more than it saves.
 const WORTH_SHARING: usize = 1 << 17;
 
-/// The numbers that f32 weights are packed as.
+/// The formats that f32 weights are packed in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WeightFormat {
-    /// As they are.
+    /// f32, unchanged.
     #[default]
     F32,
     /// Rounded to the nearest bf16, ties to even. Products and sums stay f32.
     Bf16,
-    /// Eight bits and a scale for every 32 inputs; the rows that are multiplied are rounded in the same way.
+    /// Eight bits and a scale for every 32 inputs. The rows that they multiply are rounded in the same way.
     Int8,
 }
 
-/// What becomes of the rows that quantised weights are multiplied with.
+/// How rows are rounded before they are multiplied with quantised weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Activations {
-    /// Rounded to eight bits and a scale for every 32 values, so that whole numbers are multiplied: fast.
+    /// To eight bits and a scale for every 32 values, for fast products of whole numbers.
     #[default]
     Rounded,
-    /// Left as they are. Weights become f32 again, a panel at a time: what the product of a dequantised matrix would be,
-    /// bit for bit as of [`WeightFormat::F32`].
+    /// Not at all. Weights become f32 again, a panel at a time. The product equals that of a dequantised matrix, bit
+    /// for bit as with [`WeightFormat::F32`].
     Exact,
 }
 
@@ -77,7 +76,7 @@ enum Panels {
     Blocks(BlockPanels, Activations),
 }
 
-/// A weight, and rows in the form that it wants them in.
+/// A weight, and rows in the form that it needs.
 enum Factors<'a> {
     F32(&'a [f32], Strided<'a>),
     F16(&'a [u16], Strided<'a>),
@@ -115,9 +114,9 @@ impl PackedMatrix {
         Self { inputs, outputs, panels }
     }
 
-    /// Packs a tensor of a GGUF file: the blocks of `outputs` rows of `inputs` values, which is the transpose of what
-    /// [`new`](Self::new) wants. Weights keep their bits, in at most 1.04 times the file's bytes; a
-    /// [`BlockPacker`] takes them part by part.
+    /// Packs a tensor of a GGUF file: the blocks of `outputs` rows of `inputs` values, which is the transpose of the
+    /// argument of [`new`](Self::new). Weights keep their bits, in at most 1.04 times the file's bytes. A
+    /// [`BlockPacker`] packs them part by part.
     ///
     /// # Errors
     /// When a row is not whole blocks, a size is 0 or too large, or `bytes` has another size.
@@ -152,10 +151,10 @@ impl PackedMatrix {
         }
     }
 
-    /// The weights of one output, `[inputs]`, as f32: a row of the embedding where this is a tied head.
+    /// The weights of one output, `[inputs]`, as f32: a row of the embedding, if this is a tied head.
     ///
     /// # Panics
-    /// When there is no such output, or `values` has another size.
+    /// When the output does not exist, or `values` has the wrong size.
     pub fn output_weights_into(&self, output: usize, values: &mut [f32]) {
         assert!(output < self.outputs, "packed: output {output} of {}", self.outputs);
         assert_eq!(values.len(), self.inputs, "packed: an output has {} weights", self.inputs);
@@ -180,7 +179,7 @@ impl PackedMatrix {
         y
     }
 
-    /// As [`product`](Self::product), into `y`.
+    /// Like [`product`](Self::product), written to `y`.
     ///
     /// # Panics
     /// When `x` is not a whole number of rows, or `y` has not as many.
@@ -188,8 +187,8 @@ impl PackedMatrix {
         Self::products_into(x, &mut [(self, y)]);
     }
 
-    /// The products of the same rows by several weights, such as those of queries, keys and values, which threads share
-    /// together.
+    /// The products of the same rows by several weights, such as those of queries, keys and values. Threads share the
+    /// whole work.
     ///
     /// # Panics
     /// As [`product_into`](Self::product_into), for each of them.
@@ -215,7 +214,7 @@ impl PackedMatrix {
         share_columns(x, others.map(|(weight, y)| (*weight, &mut **y)).collect());
     }
 
-    /// As [`product`](Self::product), on the calling thread: for products inside a parallel task.
+    /// Like [`product`](Self::product), on the calling thread: for products inside a parallel task.
     ///
     /// # Panics
     /// As [`product`](Self::product).
@@ -244,7 +243,7 @@ impl PackedMatrix {
         }
     }
 
-    /// The rows as this weight wants them. With `share`, threads share the work.
+    /// The rows in the form that this weight needs. With `share`, threads share the work.
     fn factors<'a>(&'a self, x: Strided<'a>, share: bool) -> Factors<'a> {
         match &self.panels {
             Panels::F32(panels) => Factors::F32(panels, x),
@@ -255,7 +254,7 @@ impl PackedMatrix {
         }
     }
 
-    /// Gives `write` each row's values of one panel.
+    /// Passes each row's values of one panel to `write`.
     fn panel(
         &self,
         panel: usize,
@@ -310,13 +309,13 @@ fn share_columns(x: &[f32], products: Vec<(&PackedMatrix, &mut [f32])>) {
     });
 }
 
-/// Each head's part of `x` by a weight of its own.
+/// Each head's part of `x` by its own weight.
 ///
-/// Row r of `x` has `x_row` values, of which head h reads `inputs` from `h · x_head` on; it writes the first
-/// `outputs` of the `width` values that it has in row r of `y` `[rows, heads, width]`. The others are left alone.
+/// Row r of `x` has `x_row` values. Head h reads `inputs` of them from `h · x_head` on, and writes the first `outputs`
+/// of its `width` values in row r of `y` `[rows, heads, width]`. The others stay unchanged.
 ///
 /// # Panics
-/// When a slice has not the shape stated, or the weights are not all of one shape.
+/// When a slice does not have the stated shape, or the weights differ in shape.
 pub fn head_products(
     x: &[f32],
     [x_row, x_head]: [usize; 2],
@@ -348,13 +347,13 @@ pub fn head_products(
     }
 }
 
-/// Rows of each task: at most [`TASK_ROWS`], and as many for each thread, in whole groups of [`ROWS`].
+/// Rows per task: at most [`TASK_ROWS`], divided evenly among threads in whole groups of [`ROWS`].
 fn task_rows(rows: usize, threads: usize) -> usize {
     let tasks = rows.div_ceil(TASK_ROWS).next_multiple_of(threads);
     rows.div_ceil(tasks).next_multiple_of(ROWS)
 }
 
-/// Copies a row's values of one panel to the beginning of `target`, without a call where the panel is full.
+/// Copies a row's values of one panel to the beginning of `target`, without a call if the panel is full.
 fn copy(values: &[f32], target: &mut [f32]) {
     match <&[f32; PANEL]>::try_from(values) {
         Ok(values) => target[..PANEL].copy_from_slice(values),
@@ -362,7 +361,7 @@ fn copy(values: &[f32], target: &mut [f32]) {
     }
 }
 
-/// Rows of `width` values that lie `stride` apart.
+/// Rows of `width` values that are `stride` apart.
 #[derive(Clone, Copy)]
 struct Strided<'a> {
     data: &'a [f32],
@@ -460,7 +459,7 @@ mod tests {
             assert_close(&packed.product(&x), &plain(&x, &w, inputs, outputs), 1e-5);
         }
 
-        /// Errors of rounding are those of independent half steps: a hundredth of a product of random values.
+        /// Rounding errors are those of independent half steps: a hundredth of a product of random values.
         #[test]
         fn eight_bits_are_nearly_the_product(rows in 1_usize..6, inputs in 1_usize..200, seed: u64) {
             let outputs = 40;
@@ -495,7 +494,7 @@ mod tests {
         }
     }
 
-    /// Sizes that take every path: one thread, shared columns, shared rows.
+    /// Sizes that cover every path: one thread, shared columns, shared rows.
     #[test]
     fn a_row_has_the_same_bits_in_any_batch() {
         let (inputs, outputs) = (300, 1000);

@@ -1,7 +1,7 @@
 //! Work split into fixed blocks, spread over rayon's pool.
 //!
-//! Which block a value belongs to depends on shapes alone, never on which thread was free, so sums
-//! over blocks (added in block order) have the same bits on every run.
+//! A value's block depends on shapes alone, never on thread timing, so sums over blocks (added in block order) have the
+//! same bits on every run.
 
 use rayon::prelude::*;
 

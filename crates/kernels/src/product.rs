@@ -1,4 +1,4 @@
-//! Matrix products on borrowed row-major matrices: a safe face on the `gemm` crate.
+//! Matrix products on borrowed row-major matrices: a safe interface to the `gemm` crate.
 
 use crate::parallel::{self, block_rows};
 use gemm::Parallelism;
@@ -19,7 +19,7 @@ impl<'a> Matrix<'a> {
         Self::strided(data, rows, columns, columns)
     }
 
-    /// As [`Matrix::new`], with `row_stride` values from one row's start to the next.
+    /// Like [`Matrix::new`], with `row_stride` values from one row's start to the next.
     pub(crate) fn strided(data: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
         check(data.len(), rows, columns, row_stride);
         Self { data, rows, columns, row_stride, column_stride: 1 }
@@ -62,7 +62,7 @@ impl<'a> MatrixMut<'a> {
         Self::strided(data, rows, columns, columns)
     }
 
-    /// As [`MatrixMut::new`], with `row_stride` values from one row's start to the next.
+    /// Like [`MatrixMut::new`], with `row_stride` values from one row's start to the next.
     pub(crate) fn strided(data: &'a mut [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
         check(data.len(), rows, columns, row_stride);
         Self { data, rows, columns, row_stride }
@@ -140,15 +140,15 @@ pub(crate) fn multiply(
 
 /// The transpose `[columns, rows]` of `data` `[rows, columns]`, moved.
 ///
-/// Worth its pass over the data where a transposed view would be read again and again: rows a power
-/// of two apart compete for the same cache lines.
+/// Worth its pass over the data if a transposed view would be read repeatedly: rows a power of two apart compete for
+/// the same cache lines.
 pub(crate) fn transpose(data: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     let mut transposed = vec![0.0; rows * columns];
     transpose_from(data, rows, columns, 0, &mut transposed);
     transposed
 }
 
-/// As [`transpose`], with all threads.
+/// Like [`transpose`], with all threads.
 pub(crate) fn transpose_parallel(data: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     let mut transposed = vec![0.0; rows * columns];
     let band = block_rows(2 * rows);

@@ -47,7 +47,7 @@ impl Segment {
 ///   another.
 ///
 /// # Panics
-/// When the segments do not cover the tokens in order, see rows that are not there, or a slice does not have the shape
+/// When the segments do not cover the tokens in order, see rows that do not exist, or a slice does not have the shape
 /// stated.
 pub fn segment_attention(
     q: &[f32],

@@ -6,8 +6,8 @@
 //! n = RMSNorm(u)      c[t] = Σⱼ wⱼ·n[t − (kernel − 1 − j)·dilation]      y = u + silu(c)
 //! ```
 //!
-//! One filter for each channel of each stream, no bias, zeros before the sequence starts. A normalised
-//! value exists only inside a block: forward and backward read u once each and save 1/rms alone.
+//! One filter per channel of each stream, no bias, zeros before the sequence starts. Normalised values exist only
+//! inside a block: forward and backward read u once each and save only 1/rms.
 
 use crate::parallel;
 use crate::simd::{dot, sigmoid, vectorized};
@@ -58,7 +58,7 @@ pub struct ShortConvolutionGradients {
     pub filter: Vec<f32>,
 }
 
-/// Positions a task takes, besides those before (and in the backward pass after) that its taps reach.
+/// Positions per task, besides those before (and in the backward pass after) it that its taps reach.
 const BLOCK_TIME: usize = 64;
 
 /// u + silu(convolution of the normalised u) for `u` `[batch, time, streams, width]`.
@@ -135,7 +135,7 @@ pub fn short_convolution_backward(
     ShortConvolutionGradients { input, norm, filter }
 }
 
-/// Positions a task of the backward pass takes: more, as it computes dc anew for those after them.
+/// Positions per task of the backward pass: more, because it recomputes dc for the positions after them.
 const BACKWARD_TIME: usize = 128;
 
 /// One sequence of the backward pass's operands.

@@ -1,7 +1,7 @@
 //! Loops compiled for the widest vectors the machine has, and the arithmetic they share.
 //!
-//! Sums run over [`LANES`] interleaved partial sums whatever the vector width is, so a result does
-//! not depend on which instruction set was found.
+//! Sums run over [`LANES`] interleaved partial sums at any vector width, so results do not depend on the instruction
+//! set.
 
 use std::sync::OnceLock;
 
@@ -10,7 +10,7 @@ pub(crate) const LANES: usize = 16;
 
 /// Runs `work` compiled for the best instruction set of this machine (AVX-512, AVX2 with FMA, NEON).
 ///
-/// Only code inlined into `work` gains: mark the closure and what it calls `#[inline(always)]`.
+/// Only code inlined into `work` benefits: mark the closure and its callees `#[inline(always)]`.
 pub(crate) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
     static ARCH: OnceLock<pulp::Arch> = OnceLock::new();
     ARCH.get_or_init(pulp::Arch::new).dispatch(work)
@@ -64,8 +64,8 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sum_lanes(lanes) + tail
 }
 
-/// `sums` \[R, N\] with each of R values times all of `lanes` added. By value, for sums that are borrowed are written to memory
-/// and not kept in registers.
+/// `sums` \[R, N\] with each of R values times all of `lanes` added. Takes sums by value, because borrowed ones would
+/// be written to memory and not kept in registers.
 #[inline(always)]
 pub(crate) fn multiply_add<const R: usize, const N: usize>(
     values: [f32; R],
@@ -80,7 +80,7 @@ pub(crate) fn multiply_add<const R: usize, const N: usize>(
     sums
 }
 
-/// The largest value of a slice, −∞ when it is empty. NaN is passed over.
+/// The largest value of a slice; −∞ if it is empty. Ignores NaN.
 #[inline(always)]
 pub(crate) fn max(values: &[f32]) -> f32 {
     let (whole, tail) = values.as_chunks::<LANES>();
@@ -112,7 +112,7 @@ pub(crate) fn exp_in_place(values: &mut [f32], scale: f32, shift: f32) -> f32 {
     sum_lanes(lanes) + total
 }
 
-/// e^x within 2 units in the last place, as straight-line code a compiler can vectorise.
+/// e^x within 2 units in the last place, as straight-line code that vectorises.
 ///
 /// Results below 2^−125 are 0, arguments above 88.37 give ∞, NaN stays NaN. With n = round(x / ln 2)
 /// and r = x − n·ln 2 (|r| ≤ ln 2 / 2): e^x = 2^n · (1 + r + r²·q(r)), where q is the polynomial of

@@ -14,7 +14,7 @@ pub fn swiglu(gate_up: &[f32], width: usize) -> Vec<f32> {
     output
 }
 
-/// As [`swiglu`], into `output` `[rows, width]`.
+/// Like [`swiglu`], written to `output` `[rows, width]`.
 ///
 /// # Panics
 /// As [`swiglu`], or when `output` has another size.
@@ -28,7 +28,7 @@ pub fn swiglu_into(gate_up: &[f32], width: usize, output: &mut [f32]) {
     )
 }
 
-/// As [`swiglu`], with gelu(gate) · up in the approximation by tanh (Hendrycks & Gimpel 2016, arXiv 1606.08415):
+/// Like [`swiglu`], with gelu(gate) · up in the approximation by tanh (Hendrycks & Gimpel 2016, arXiv 1606.08415):
 /// gelu(x) = x·(1 + tanh z)/2 = x·σ(2z) with z = √(2/π)·(x + 0.044715·x³).
 ///
 /// # Panics
@@ -39,7 +39,7 @@ pub fn geglu(gate_up: &[f32], width: usize) -> Vec<f32> {
     output
 }
 
-/// As [`geglu`], into `output` `[rows, width]`.
+/// Like [`geglu`], written to `output` `[rows, width]`.
 ///
 /// # Panics
 /// As [`geglu`], or when `output` has another size.

@@ -1,4 +1,4 @@
-//! What the tests of every kernel share: random values, and gradients by finite differences.
+//! Helpers of all kernel tests: random values, and gradients by finite differences.
 
 /// `len` values in (−1, 1), the same for the same seed (SplitMix64).
 pub(crate) fn random(len: usize, seed: u64) -> Vec<f32> {

@@ -1,5 +1,5 @@
-//! Dequantised values against the reference's, bit for bit: tensors of GGUF files that llama.cpp's converter wrote, with
-//! the values that the `gguf` Python package makes of them (which equal llama.cpp's own).
+//! Compares dequantised values with the reference's, bit for bit: tensors of GGUF files written by llama.cpp's
+//! converter, with the values of the `gguf` Python package (which equal llama.cpp's own).
 //!
 //! The file in `tests/golden` holds a few blocks of every quantised format; set `ENGRAM_GOLDEN` to a folder with more
 //! `block_formats*.safetensors` to check those as well.

@@ -1,5 +1,5 @@
-//! Memory gate and short convolution against the published demonstration of Engram's module: its
-//! output and every gradient, for random weights.
+//! Compares memory gate and short convolution with the published demonstration of Engram's module: output and every
+//! gradient, for random weights.
 //!
 //! The files hold what the published code computed (PyTorch, f32). The smallest is in `tests/golden`;
 //! set `ENGRAM_GOLDEN` to a folder with more `module_*.safetensors` to check those as well.
@@ -102,9 +102,9 @@ fn check_within(factor: f32, name: &str, found: &[f32], expected: &[f32]) {
     }
 }
 
-/// What the gradients of the key projections may differ by. Where a score is near 0 its root is steep
-/// and amplifies f32's rounding: in `module_n3_conv`, with a score of 0.0023, the published gradients
-/// themselves lie 1.5 tolerances from the same formulas in f64. Elsewhere this factor is not needed.
+/// Tolerance factor of the key projections' gradients. Where a score is near 0 its root is steep and amplifies f32's
+/// rounding: in `module_n3_conv`, with a score of 0.0023, the published gradients themselves are 1.5 tolerances from
+/// the same formulas in f64. Other values do not need this factor.
 const KEY_FACTOR: f32 = 2.0;
 
 fn check_layer(layer: &Layer, dilation: usize) {

@@ -1,4 +1,4 @@
-//! The same bits with any number of threads, from every kernel that adds up over rows.
+//! Every kernel that sums over rows gives the same bits with any number of threads.
 
 use engram_kernels::*;
 

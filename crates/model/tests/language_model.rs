@@ -406,7 +406,7 @@ fn impossible_forms_are_refused() {
     let error = config(form(MemoryForm::Added), &|memory| memory.row_width = 8);
     assert!(error.starts_with("`model.memory.row_width`: is 8"), "{error}");
     let error = config(form(MemoryForm::OverEncoding), &|memory| memory.layers = vec![1]);
-    assert!(error.starts_with("`model.memory.layers`: names another"), "{error}");
+    assert!(error.starts_with("`model.memory.layers`: must be [0]"), "{error}");
     let error = config(form(MemoryForm::AttentionValues), &|memory| memory.gate = Gate::Shared);
     assert!(error.starts_with("`model.memory.gate`: chooses"), "{error}");
     let error = config(form(MemoryForm::Added), &|memory| memory.convolution = Some(true));
@@ -448,7 +448,9 @@ fn key_heads_divide_the_heads_and_are_written_only_where_they_are_fewer() {
         });
         ModelConfig { attention, ..PLAIN.config() }.validate().unwrap_err().to_string()
     };
-    assert!(refused(3).starts_with("`model.attention.key_heads`: is 3, which does not divide the 4 heads"));
+    assert!(
+        refused(3).starts_with("`model.attention.key_heads`: is 3, but must divide the number of heads, 4")
+    );
     assert!(refused(8).starts_with("`model.attention.key_heads`: is 8"));
     assert!(refused(0).starts_with("`model.attention.key_heads`: is 0"));
     assert!(!toml::to_string(&PLAIN.config()).unwrap().contains("key_heads"));

@@ -1,4 +1,4 @@
-//! The arms of a study: what is trained, at what cost.
+//! The arms of a study and their costs.
 
 use std::path::Path;
 
@@ -17,18 +17,18 @@ use crate::patch::{Patch, lookup_mut, merge, parse, remove};
 pub enum Kind {
     /// The share of experts and memory in a fixed budget.
     Allocation,
-    /// More memory for the same backbone.
+    /// The size of the memory over one backbone.
     Memory,
-    /// Where the memory stands.
+    /// The layers that read the memory.
     Placement,
-    /// What it cannot do without.
+    /// The memory without one of its parts.
     Ablation,
-    /// What else the parameters could be spent on, and negative controls.
+    /// Other uses of the parameters, and negative controls.
     Baselines,
 }
 
 impl Kind {
-    /// Its name, which is also that of its table below `[study]`.
+    /// Its name, which is also the name of its table below `[study]`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Allocation => "allocation",
@@ -45,30 +45,30 @@ impl Kind {
 pub struct Arm {
     /// Its name, such as `rho 0.75`.
     pub name: String,
-    /// Where it stands on the study's axis, if that has one: ρ, or slots.
+    /// Its value on the study's axis, if there is one: ρ, or slots.
     pub x: Option<f64>,
-    /// The curve that it belongs to, where a study has several.
+    /// Its series, if the study has several.
     pub series: Option<String>,
-    /// What it costs.
+    /// Its cost.
     pub costs: Costs,
-    /// What is trained; its seed and rates are set by each run.
+    /// Its configuration. Each run sets the seed and the rates.
     pub config: RunConfig,
 }
 
-/// What an arm costs; see [`Account`].
+/// The cost of an arm; see [`Account`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Costs {
     /// All parameters, memory included.
     pub total_parameters: u64,
-    /// Those that a token meets.
+    /// Parameters that a token uses.
     pub active_parameters: u64,
-    /// Those of routed experts.
+    /// Parameters of routed experts.
     pub expert_parameters: u64,
-    /// Those in memory tables.
+    /// Parameters in memory tables.
     pub memory_parameters: u64,
     /// Rows of all memory tables.
     pub memory_rows: u64,
-    /// Routed experts of a block.
+    /// Routed experts per block.
     pub routed_experts: usize,
     /// Floating-point operations of a forward pass per token.
     pub forward_flops_per_token: u64,
@@ -90,15 +90,15 @@ impl Costs {
     }
 }
 
-/// The arms of the study `kind` over `config`, read from `path`, the reference first.
+/// The arms of the study `kind` over `config`, read from `path`. The reference is the first.
 ///
 /// # Errors
-/// When the file does not describe that study, or an arm is no run, or no configuration meets its budget.
+/// When the file does not describe that study, an arm is invalid, or no configuration meets its budget.
 pub fn arms(kind: Kind, config: &StudyConfig, path: &Path) -> Result<Vec<Arm>> {
     let base = Base::of(config.base());
     let study = &config.study;
     let missing = || {
-        let problem = format!("there is no `[study.{}]`, which says what this study compares", kind.name());
+        let problem = format!("`[study.{}]` is missing; it states what this study compares", kind.name());
         engram_config::Error::Config { path: path.to_owned(), line: 1, problem }
     };
     match kind {
@@ -121,17 +121,17 @@ impl Base {
         Self { run, table }
     }
 
-    /// The budget is the base's without memory: with ρ = 1, every resting parameter is an expert's. With less, experts
-    /// go, the shared expert is narrowed until the operations of the memory module are paid for, and rows fill what
-    /// is left of the parameters.
+    /// The budget is the base without memory: with ρ = 1, every inactive parameter is an expert's. With a smaller ρ,
+    /// experts are removed, the shared expert is narrowed until the memory module's operations are paid for, and rows
+    /// fill the remaining parameters.
     fn allocation(&self, allocation: &Allocation) -> Result<Vec<Arm>> {
         const ALL_EXPERTS: &str = "rho 1";
         let refused = |problem: &str| Error::arm(ALL_EXPERTS, problem);
         let experts = self.run.model.experts.as_ref().ok_or_else(|| {
-            refused("the base has no `[model.experts]`, whose parameters this study is about")
+            refused("the base has no `[model.experts]`, but this study divides the parameters of experts")
         })?;
         if self.run.model.memory.is_none() {
-            return Err(refused("the base has no `[model.memory]`, which the other arms get"));
+            return Err(refused("the base has no `[model.memory]` for the other arms"));
         }
         let resting = experts.routed - experts.active;
         let one = budget::expert_parameters(&self.run).unwrap_or(0);
@@ -145,8 +145,8 @@ impl Base {
                 return Err(Error::arm(
                     &name,
                     format!(
-                        "has as many experts as `{}`: of {resting} resting experts of {one} parameters, none lies \
-                     between; take shares further apart, or more and narrower experts",
+                        "has the same number of experts as `{}`: of {resting} inactive experts of {one} \
+                         parameters, none lies between; use shares further apart, or more and narrower experts",
                         other.name
                     ),
                 ));
@@ -175,7 +175,7 @@ impl Base {
             budget::meet(config, &flops, budget.forward_flops_per_token)?;
             budget::meet(config, &solve("model.memory.rows_per_head", Cost::Total), budget.total_parameters)
         })?;
-        // Rows cost no operations, but that is for the account to say.
+        // Rows cost no operations by themselves; the account counts what they cause.
         let flops = arm.costs.forward_flops_per_token;
         budget::check(Cost::Flops, flops, budget.forward_flops_per_token)
             .map_err(|problem| Error::arm(name, problem))?;
@@ -216,8 +216,7 @@ impl Base {
             let reference = arms.first().map(|arm| arm.config.model.clone());
             let made = self.arm(&arm.name, &patch, |config| {
                 arm.solve.iter().try_for_each(|solve| {
-                    let reference =
-                        reference.as_ref().ok_or("the reference has nothing to be adjusted to")?;
+                    let reference = reference.as_ref().ok_or("the reference cannot be adjusted to itself")?;
                     budget::meet(config, solve, solve.equal.of(reference)?)
                 })
             })?;
@@ -247,7 +246,8 @@ impl Base {
         make().map_err(|problem| Error::arm(name, problem))
     }
 
-    /// Losses are compared document by document: all arms need the same ones, and as many tokens to learn from.
+    /// Losses are compared document by document, so all arms need the same documents and the same number of training
+    /// tokens.
     fn check_measured_alike(&self, config: &RunConfig) -> std::result::Result<(), String> {
         let (base, arm) = (&self.run, config);
         let tokens = |run: &RunConfig| run.train.steps * (run.train.batch * run.model.context) as u64;
@@ -258,18 +258,19 @@ impl Base {
             ("the number of training tokens", tokens(arm) == tokens(base)),
         ];
         match alike.into_iter().find(|(_, alike)| !alike) {
-            Some((what, _)) => Err(format!("changes {what}, which the arms of a study must have in common")),
+            Some((what, _)) => Err(format!("changes {what}, which must be the same for all arms of a study")),
             None => Ok(()),
         }
     }
 }
 
-/// Names become folders' names.
+/// Names become names of folders.
 fn check_name(name: &str) -> std::result::Result<(), String> {
     let fine = |c: char| c.is_ascii_alphanumeric() || " .+-_()".contains(c);
     if name.is_empty() || !name.chars().all(fine) || !name.starts_with(|c: char| c.is_ascii_alphanumeric()) {
         return Err(
-            "a name has letters, digits, blanks and `.+-_()`, and begins with a letter or digit".into()
+            "a name consists of letters, digits, blanks and `.+-_()`, and begins with a letter or digit"
+                .into(),
         );
     }
     Ok(())
@@ -354,7 +355,7 @@ mod tests {
         }
         let shares: Vec<_> = arms.iter().map(|arm| arm.x.unwrap()).collect();
         assert_eq!(shares, [1.0, 0.75, 0.5, 0.25, 0.0]);
-        // A quarter of 64 resting experts in two blocks, less what the module itself takes.
+        // A quarter of 64 inactive experts in two blocks, minus the cost of the module itself.
         let freed = 16 * 2 * 3 * 64 * 24;
         let rows = arms[1].costs.memory_parameters;
         assert!((0.8..1.05).contains(&(rows as f64 / freed as f64)), "{rows} of {freed}");
@@ -422,7 +423,10 @@ mod tests {
         let allocation =
             |shares: &str| refused(Kind::Allocation, &format!("allocation = {{ shares = {shares} }}"));
         let message = allocation("[1.0, 0.5, 0.501]");
-        assert!(message.contains("arm `rho 0.5`: has as many experts as `rho 0.501`"), "{message}");
+        assert!(
+            message.contains("arm `rho 0.5`: has the same number of experts as `rho 0.501`"),
+            "{message}"
+        );
         assert!(refused(Kind::Memory, "").contains("[study.memory]"));
 
         let mut narrow = config("allocation = { shares = [1.0, 0.5, 0.0] }");
@@ -442,11 +446,14 @@ mod tests {
             ("set.model.memory.gait = false", "arm `b`: unknown field `gait`"),
             ("set.model.memory.heads = 0", "arm `b`: `model.memory.heads`: is 0"),
             ("remove = ['model.memroy']", "arm `b`: the base has no `model.memroy`"),
-            ("solve = [{ key = 'model.heads', equal = 'total' }]", "arm `b`: there is no `model.heads`"),
+            (
+                "solve = [{ key = 'model.heads', equal = 'total' }]",
+                "arm `b`: `model.heads` cannot be adjusted",
+            ),
             ("solve = [{ key = 'model.tied_head', equal = 'total' }]", "is not a whole number"),
             (
                 "set.model.memory.rows_per_head = [10, 10]\nsolve = [{ key = 'train.batch', equal = 'total' }]",
-                "does not raise its parameters in all",
+                "does not raise its parameters to",
             ),
             ("set.data.valid = 'elsewhere'", "arm `b`: changes data"),
             ("set.train.steps = 11", "arm `b`: changes the number of training tokens"),
@@ -455,7 +462,7 @@ mod tests {
             assert!(message.contains(words), "{message}");
         }
         let message = refused(Kind::Ablation, "ablation.arms = [{ name = 'a' }, { name = '../b' }]");
-        assert!(message.contains("arm `../b`: a name has"), "{message}");
+        assert!(message.contains("arm `../b`: a name consists"), "{message}");
     }
 
     proptest! {
@@ -488,7 +495,8 @@ mod tests {
                     prop_assert!((arm.x.unwrap() - wanted).abs() <= 0.5 / (routed - 2) as f64 + 1e-9);
                 },
                 Err(Error::Arm { problem, .. }) => {
-                    let fine = ["no configuration meets the budget", "has as many experts as", "does not raise"];
+                    let fine =
+                        ["no configuration meets the budget", "has the same number of experts as", "does not raise"];
                     prop_assert!(fine.iter().any(|words| problem.contains(words)), "{}", problem);
                 }
                 Err(other) => prop_assert!(false, "{}", other),

@@ -1,8 +1,8 @@
-//! Configurations that cost as much as another one.
+//! Configurations with the same cost as another one.
 //!
 //! Arms of a study differ in one thing only if they cost the same. A key of the configuration, such as the rows of a
-//! head, is adjusted until a cost, such as the parameters in all, is that of the reference; costs grow with such keys,
-//! so that bisection finds the value.
+//! head, is adjusted until a cost, such as the total number of parameters, equals the reference's. Costs grow with such
+//! keys, so bisection finds the value.
 
 use engram_config::{Account, ModelConfig, RunConfig};
 use serde::{Deserialize, Serialize};
@@ -14,17 +14,17 @@ use crate::patch::{lookup, lookup_mut, parse};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cost {
-    /// Parameters in all, memory included; met to 0.5 %.
+    /// All parameters, memory included; to 0.5 %.
     Total,
-    /// Parameters that a token meets; met to 1 %.
+    /// Parameters that a token uses; to 1 %.
     Active,
-    /// Floating-point operations per token; met to 1 %.
+    /// Floating-point operations per token; to 1 %.
     Flops,
-    /// Rows of all memory tables; met to 3 %, for small tables have few primes to choose from.
+    /// Rows of all memory tables; to 3 %, because small tables have few primes to choose from.
     Rows,
 }
 
-/// A key that is adjusted until a cost is the reference's.
+/// A key to adjust until a cost equals the reference's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Solve {
@@ -35,10 +35,10 @@ pub struct Solve {
 }
 
 impl Cost {
-    /// This cost of a configuration, which must be valid.
+    /// This cost of a valid configuration.
     ///
     /// # Errors
-    /// When no primes are left for its rows.
+    /// When the primes run out for its rows.
     pub fn of(self, model: &ModelConfig) -> Result<u64, String> {
         let rows = model.table_rows().map_err(|error| error.to_string())?;
         let account = Account::of(model, &rows);
@@ -61,7 +61,7 @@ impl Cost {
 
     fn name(self) -> &'static str {
         match self {
-            Self::Total => "parameters in all",
+            Self::Total => "parameters",
             Self::Active => "active parameters",
             Self::Flops => "operations per token",
             Self::Rows => "memory rows",
@@ -69,14 +69,14 @@ impl Cost {
     }
 }
 
-/// Adjusts `solve.key` of `config` until the cost is `target`, as nearly as whole numbers allow.
+/// Adjusts `solve.key` of `config` until the cost is as close to `target` as whole numbers allow.
 pub(crate) fn meet(config: &mut Table, solve: &Solve, target: u64) -> Result<(), String> {
     let knob = Knob::of(config, &solve.key)?;
     let mut cost = |setting: u64| -> Result<u64, String> {
         knob.set(config, setting);
         solve.equal.of(&parse(config)?.model)
     };
-    // The least setting that describes a model at all, then the first at which the cost reaches the target.
+    // The smallest valid setting, then the first at which the cost reaches the target.
     let least = [0, 1, 2].into_iter().find(|&setting| cost(setting).is_ok());
     let least = least.or_else(|| knob.least_valid(&mut cost));
     let Some(least) = least else {
@@ -100,25 +100,25 @@ pub(crate) fn meet(config: &mut Table, solve: &Solve, target: u64) -> Result<(),
     check(solve.equal, found, target).map_err(|problem| format!("{problem} with `{}` = {nearest}", solve.key))
 }
 
-/// That `found` counts as equal to `target`.
+/// Checks that `found` counts as equal to `target`.
 pub(crate) fn check(cost: Cost, found: u64, target: u64) -> Result<(), String> {
     let off = found as f64 / target as f64 - 1.0;
     if off.abs() <= cost.tolerance() {
         return Ok(());
     }
     Err(format!(
-        "no configuration meets the budget: {} of {target} (±{} %) are wanted, and {found} ({:+.2} %) are the \
-         nearest",
+        "no configuration meets the budget: it needs {target} {} (±{} %); the nearest \
+         value is {found} ({:+.2} %)",
         cost.name(),
         100.0 * cost.tolerance(),
         100.0 * off
     ))
 }
 
-/// A key whose value is one number, or a list that is scaled as a whole by setting its first.
+/// A key whose value is a number, or a list that is scaled by its first number.
 struct Knob<'a> {
     key: &'a str,
-    /// The list's values, to keep their proportions; one, if it is no list.
+    /// The list's values, to keep their proportions; one value if it is not a list.
     values: Vec<u64>,
     list: bool,
     start: u64,
@@ -127,11 +127,12 @@ struct Knob<'a> {
 impl<'a> Knob<'a> {
     fn of(config: &Table, key: &'a str) -> Result<Self, String> {
         let whole = |value: &Value| value.as_integer().and_then(|value| u64::try_from(value).ok());
-        let refused = || format!("`{key}` is not a whole number, or a list of them, that could be adjusted");
+        let refused =
+            || format!("`{key}` cannot be adjusted: it is not a whole number or a list of whole numbers");
         let (values, list) = match lookup(config, key) {
             Some(Value::Array(values)) => (values.iter().map(whole).collect::<Option<Vec<_>>>(), true),
             Some(value) => (whole(value).map(|value| vec![value]), false),
-            None => return Err(format!("there is no `{key}` to be adjusted")),
+            None => return Err(format!("`{key}` cannot be adjusted: it does not exist")),
         };
         let values = values.filter(|values| values.first().is_some_and(|&first| first > 0));
         let values = values.ok_or_else(refused)?;
@@ -150,7 +151,7 @@ impl<'a> Knob<'a> {
         }
     }
 
-    /// The least valid setting, where small ones are refused and the one in the file is not.
+    /// The smallest valid setting, if small ones are invalid but the one in the file is valid.
     fn least_valid(&self, cost: &mut impl FnMut(u64) -> Result<u64, String>) -> Option<u64> {
         cost(self.start).ok()?;
         let (mut refused, mut valid) = (2, self.start);
@@ -162,7 +163,7 @@ impl<'a> Knob<'a> {
     }
 }
 
-/// Parameters of one routed expert in all the blocks that have it.
+/// Parameters of one routed expert over all blocks.
 pub(crate) fn expert_parameters(config: &RunConfig) -> Option<u64> {
     let model = &config.model;
     let experts = model.experts.as_ref()?;

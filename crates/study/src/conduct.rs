@@ -1,4 +1,4 @@
-//! A study from its first run to its report.
+//! Conducts a study, from its first run to its report.
 
 use crate::error::{Error, Result};
 use crate::execute::{Watch, Workers};
@@ -11,17 +11,17 @@ use crate::report::page;
 use crate::results::{ResultsLog, RunResult, read_results};
 use engram_eval::figure::png;
 
-/// Runs of `plan` that have no result yet.
+/// Runs of `plan` without a result.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Remaining {
-    /// Those that choose rates.
+    /// Pilot runs, which choose rates.
     pub pilots: Vec<Run>,
-    /// Those that are compared; at the base's rates while an arm lacks pilots.
+    /// Compared runs, at the base's rates while an arm lacks pilots.
     pub runs: Vec<Run>,
 }
 
 impl Remaining {
-    /// What is left of `plan` after `results`, of the arms `only` (all, if none are named).
+    /// The remaining runs of `plan` after `results`, for the arms `only` (all, if empty).
     pub fn of(plan: &Plan, results: &[RunResult], only: &[usize]) -> Self {
         let left = |runs: Vec<Run>| -> Vec<Run> {
             let wanted = |run: &Run| only.is_empty() || only.contains(&run.arm);
@@ -31,15 +31,15 @@ impl Remaining {
         Self { pilots: left(plan.pilots()), runs: left(plan.runs(&plan.factors(results))) }
     }
 
-    /// All of them, in their order.
+    /// All of them, in order.
     pub fn all(&self) -> Vec<Run> {
         self.pilots.iter().chain(&self.runs).cloned().collect()
     }
 }
 
 impl Workers {
-    /// Carries out what is left of `plan` in `folder`, of the arms `only` (all, if none are named): first the pilots,
-    /// then, at the rates that they chose, the runs that are compared.
+    /// Carries out the remaining runs of `plan` in `folder`, for the arms `only` (all, if empty): first the pilots,
+    /// then the compared runs at the rates that the pilots chose.
     ///
     /// # Errors
     /// When a run fails, or `watch` asked to stop.
@@ -62,10 +62,10 @@ impl Workers {
     }
 }
 
-/// Writes what `plan` found into its folder: `findings.json`, figures, and `report.html`.
+/// Writes the findings of `plan` into its folder: `findings.json`, figures, and `report.html`.
 ///
 /// # Errors
-/// When the results are too few, or the file system refuses.
+/// When there are too few results, or the file system fails.
 pub fn write_up(plan: &Plan, folder: &StudyFolder, provenance: &Provenance) -> Result<Findings> {
     let results = read_results(folder.path())?;
     let findings = Findings::of(plan, &results)?;

@@ -1,4 +1,4 @@
-//! A study's configuration: a run's configuration, which is the base of every arm, and a table `[study]`.
+//! A study's configuration: a run's configuration, the base of every arm, and a table `[study]`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::budget::Solve;
 use crate::error::Result;
 use crate::patch::Patch;
 
-/// A study's file: what a run's file holds, and the grids of the studies over it.
+/// A study's file: a run's configuration, and the grids of the studies over it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StudyConfig {
@@ -20,22 +20,22 @@ pub struct StudyConfig {
     pub study: StudyTable,
     /// The base's model.
     pub model: ModelConfig,
-    /// What surrounds the texts of every arm.
+    /// The tokens around the texts of every arm.
     #[serde(default, skip_serializing_if = "TextConfig::is_default")]
     pub text: TextConfig,
-    /// What every arm learns from and is measured on.
+    /// The training and held-out data of every arm.
     pub data: DataConfig,
-    /// How the base learns.
+    /// The base's training.
     pub train: TrainConfig,
 }
 
-/// `[study]`: what all studies of a file share, and a table for each study that it describes.
+/// `[study]`: what all studies of a file share, and a table for each of its studies.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StudyTable {
-    /// Seeds that every arm is trained with.
+    /// Seeds; every arm is trained with each.
     pub seeds: Vec<u64>,
-    /// How an arm's rates are chosen; none: the base's, for every arm.
+    /// How an arm's rates are chosen. Default: every arm uses the base's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rates: Option<RateRule>,
     /// Whether the last checkpoint of a finished run is kept.
@@ -44,50 +44,50 @@ pub struct StudyTable {
     /// The share of experts and memory in a fixed budget.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allocation: Option<Allocation>,
-    /// More memory for the same backbone.
+    /// The size of the memory over one backbone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemorySweep>,
-    /// Where the memory stands.
+    /// The layers that read the memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<Grid>,
-    /// What it cannot do without.
+    /// The memory without one of its parts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ablation: Option<Grid>,
-    /// What else the parameters could be spent on, and controls that must not help.
+    /// Other uses of the parameters, and controls that must not help.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub baselines: Option<Grid>,
 }
 
-/// The rule that chooses every arm's rates: for each factor a pilot run of the arm, at the base's rates times the
-/// factor; the arm is then trained at the factor whose pilot had the lowest held-out loss.
+/// The rule that chooses every arm's rates. For each factor, the arm has a pilot run at the base's rates times the
+/// factor. The arm is then trained at the factor whose pilot had the lowest held-out loss.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RateRule {
-    /// Factors on `optimizer.muon_rate` and `optimizer.adam_rate`, and so on the rows' rate.
+    /// Factors of `optimizer.muon_rate` and `optimizer.adam_rate`, and so of the rows' rate.
     pub factors: Vec<f32>,
-    /// The pilots' seed, not one of the study's.
+    /// The pilots' seed, different from the study's seeds.
     pub seed: u64,
-    /// The pilots' steps, with the whole course of the rates; none: as many as a run has.
+    /// The pilots' number of steps; the schedule is shortened to fit. Default: that of a run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
 }
 
-/// `[study.allocation]` (paper, section 3): of the parameters that the base without memory leaves resting in routed
-/// experts, the share ρ stays there and 1 − ρ becomes rows.
+/// `[study.allocation]` (paper, section 3): of the parameters of inactive routed experts in the base without memory,
+/// the share ρ stays there, and 1 − ρ becomes rows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Allocation {
-    /// Values of ρ, 0 to 1; 1, without memory, is what the others are compared with.
+    /// Values of ρ, 0 to 1. The reference is 1, without memory.
     pub shares: Vec<f64>,
 }
 
-/// `[study.memory]` (paper, section 3): the same backbone, tables of more and more rows.
+/// `[study.memory]` (paper, section 3): one backbone with tables of more and more rows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MemorySweep {
-    /// Rows over all heads, orders and layers.
+    /// Numbers of rows over all heads, orders and layers.
     pub slots: Vec<u64>,
-    /// Other uses of as many parameters, each as a change of the base whose rows are adjusted; fitted, too.
+    /// Other uses of as many parameters, each a change of the base whose rows are adjusted. They are fitted, too.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub series: BTreeMap<String, Patch>,
 }
@@ -96,7 +96,7 @@ pub struct MemorySweep {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Grid {
-    /// The arm that the others are compared with; none: the first.
+    /// The arm that the others are compared with. Default: the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<String>,
     /// The arms.
@@ -109,13 +109,13 @@ pub struct Grid {
 pub struct GridArm {
     /// Its name.
     pub name: String,
-    /// What of the base it changes.
+    /// Its changes of the base.
     #[serde(default)]
     pub set: toml::Table,
-    /// Keys of the base that it leaves out.
+    /// Keys of the base to leave out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub remove: Vec<String>,
-    /// Keys that are then adjusted, in this order, until a cost is the reference's.
+    /// Keys to adjust afterwards, in this order, until a cost equals the reference's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub solve: Vec<Solve>,
 }
@@ -125,10 +125,10 @@ fn yes() -> bool {
 }
 
 impl StudyConfig {
-    /// Reads and validates a study's file. Relative paths in it are taken from the file's own folder.
+    /// Reads and validates a study's file. Relative paths in it start at the file's own folder.
     ///
     /// # Errors
-    /// When the file cannot be read, or a key or value in it cannot be used: named with its line.
+    /// When the file cannot be read, or a key or value is invalid. The error names its line.
     pub fn load(path: &Path) -> Result<Self> {
         let (source, mut config) = load_toml::<Self>(path)?;
         config.data.resolve(path);
@@ -161,7 +161,7 @@ impl StudyConfig {
             }
             if study.seeds.contains(&rates.seed) {
                 let reason =
-                    format!("{} is one of the study's seeds: pilots need one of their own", rates.seed);
+                    format!("{} is one of the study's seeds: pilots need a different seed", rates.seed);
                 return refuse("rates.seed", reason);
             }
             if rates.steps.is_some_and(|steps| steps == 0 || steps > train.steps) {
@@ -171,11 +171,11 @@ impl StudyConfig {
         if let Some(allocation) = &study.allocation {
             let shares = &allocation.shares;
             if !shares.contains(&1.0) || shares.len() < 3 || repeated(shares).is_some() {
-                let reason = "needs 1, without memory, and at least two other shares";
+                let reason = "needs 1 (without memory) and at least two other shares";
                 return refuse("allocation.shares", reason.into());
             }
             if let Some(share) = shares.iter().find(|share| !(0.0..=1.0).contains(*share)) {
-                return refuse("allocation.shares", format!("holds {share}, which is no share: 0 to 1"));
+                return refuse("allocation.shares", format!("holds {share}, but shares lie between 0 and 1"));
             }
         }
         if let Some(memory) = &study.memory
@@ -193,7 +193,7 @@ impl StudyConfig {
 }
 
 impl Grid {
-    /// The name of the arm that the others are compared with.
+    /// The name of the reference arm.
     pub(crate) fn reference(&self) -> &str {
         match &self.reference {
             Some(name) => name,
@@ -210,13 +210,13 @@ impl Grid {
             return Err(format!("names `{name}` twice"));
         }
         if !names.iter().any(|name| *name == self.reference()) {
-            return Err(format!("has no arm `{}`, which is named as the reference", self.reference()));
+            return Err(format!("has no arm `{}`, but names it as the reference", self.reference()));
         }
         Ok(())
     }
 }
 
-/// A value that stands twice in a list.
+/// A value that occurs twice in a list.
 fn repeated<T: PartialEq>(values: &[T]) -> Option<&T> {
     values.iter().enumerate().find_map(|(index, value)| values[..index].contains(value).then_some(value))
 }

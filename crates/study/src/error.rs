@@ -4,20 +4,20 @@ use std::path::{Path, PathBuf};
 /// Result of a study.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What can be wrong with a study: what, where, and what to do.
+/// A failure of a study: what is wrong, where, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file system refused.
+    /// The file system failed.
     #[error("{}: cannot {action}: {source}", path.display())]
     File {
-        /// What was attempted.
+        /// The attempted action.
         action: &'static str,
-        /// On what.
+        /// The path.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         source: io::Error,
     },
-    /// An arm that is no run, or of which no configuration meets the budget.
+    /// An arm is invalid, or no configuration meets its budget.
     #[error("arm `{arm}`: {problem}")]
     Arm {
         /// Its name.
@@ -25,24 +25,24 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
-    /// An arm that was asked for and is not there.
-    #[error("no arm `{name}` in this study; its arms are {there}")]
+    /// The requested arm does not exist.
+    #[error("this study has no arm `{name}`; its arms are {there}")]
     UnknownArm {
-        /// What was asked for.
+        /// The requested name.
         name: String,
-        /// Those that are there.
+        /// The existing arms.
         there: String,
     },
-    /// A folder that holds something else.
+    /// A folder with other contents.
     #[error("{}: {problem}; name another folder", path.display())]
     Folder {
         /// The folder.
         path: PathBuf,
-        /// What it holds.
+        /// Its contents.
         problem: String,
     },
     /// A line of results that cannot be read.
-    #[error("{}:{line}: {problem}; remove the line, and its run is made again", path.display())]
+    #[error("{}:{line}: {problem}; remove the line to repeat its run", path.display())]
     Results {
         /// The file.
         path: PathBuf,
@@ -54,13 +54,13 @@ pub enum Error {
     /// A run that failed.
     #[error("run {run}: {source}")]
     Run {
-        /// Which.
+        /// The run.
         run: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: Box<engram_train::Error>,
     },
-    /// Nothing can be said: too few runs came to an end.
+    /// Too few runs finished for any finding.
     #[error("{0}")]
     Inconclusive(String),
     /// It was asked to stop.

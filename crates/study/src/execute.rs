@@ -1,4 +1,4 @@
-//! Carrying runs out, several at a time.
+//! Executes runs, several at a time.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -18,48 +18,48 @@ use crate::measure::{Documents, Positions};
 use crate::plan::{Factor, Plan, Run};
 use crate::results::{ResultsLog, RunResult, read_results};
 
-/// What runs are carried out with.
+/// The means of executing runs.
 #[derive(Debug, Clone)]
 pub struct Workers {
-    /// What computes.
+    /// The device.
     pub device: Device,
-    /// Runs at a time.
+    /// Number of runs at a time.
     pub parallel: usize,
-    /// Threads of each.
+    /// Number of threads per run.
     pub threads: usize,
-    /// The program, machine and device, as results name them.
+    /// The program, machine and device, as stored in results.
     pub origin: String,
 }
 
-/// How fast the workers are while all work: seconds a step of every arm takes; none: it was not measured.
+/// The workers' speed while all of them work: seconds per step of every arm; none if it was not measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Speed {
     /// By arm of the plan.
     pub seconds_per_step: Vec<Option<f64>>,
 }
 
-/// What the study reports while it works.
+/// Events of a study.
 #[derive(Debug, Clone, Copy)]
 pub enum Event<'a> {
-    /// A run begins, or goes on, at a step.
+    /// A run starts, or resumes, at a step.
     Begun(&'a Run, u64),
     /// A run took a step.
     Step(&'a Run, &'a StepReport),
-    /// A run came to its end.
+    /// A run finished.
     Done(&'a Run, &'a RunResult),
 }
 
-/// Who is told what happens, and asked whether to stop.
+/// Receives events, and decides whether to stop.
 pub trait Watch: Sync {
-    /// Something happened.
+    /// Handles an event.
     fn event(&self, event: Event<'_>);
     /// Whether to stop in an orderly way.
     fn stop(&self) -> bool;
 }
 
 impl Workers {
-    /// Measures the speed: a few steps of every arm that has one of `runs`, in all workers at once, for operations alone
-    /// do not tell (an expert at rest costs its optimiser's time).
+    /// Measures the speed with a few steps of every arm that has one of `runs`, in all workers at once. Counts of
+    /// operations are not enough: an inactive expert also costs optimiser time.
     ///
     /// # Errors
     /// When the steps fail, or `watch` asked to stop.
@@ -75,7 +75,7 @@ impl Workers {
                 }
                 match self.seconds_per_step(run) {
                     Ok(seconds) => measured.push((run.arm, seconds)),
-                    // Its result will say so.
+                    // Its result will report the divergence.
                     Err(Error::Run { source, .. })
                         if matches!(*source, engram_train::Error::Diverged { .. }) => {}
                     Err(error) => return Err(error),
@@ -93,17 +93,17 @@ impl Workers {
         let scratch = tempfile::tempdir().map_err(Error::file("create", std::env::temp_dir()))?;
         let failed = |source| Error::Run { run: run.id.clone(), source: Box::new(source) };
         let mut trainer = Trainer::new(run.config.clone(), scratch.path(), &self.device).map_err(failed)?;
-        // The first step also fills caches and the batch ahead.
+        // The first step also fills caches and prefetches a batch.
         trainer.step().map_err(failed)?;
         let begun = Instant::now();
         (0..STEPS).try_for_each(|_| trainer.step().map(|_| ())).map_err(failed)?;
         Ok(begun.elapsed().as_secs_f64() / f64::from(STEPS))
     }
 
-    /// Carries out `runs`, of which none has a result yet, and adds their results to `log`.
+    /// Executes `runs`, none of which has a result yet, and adds their results to `log`.
     ///
     /// # Errors
-    /// When a run fails, or `watch` asked to stop: runs that were begun have then saved where they are.
+    /// When a run fails, or `watch` asked to stop. Started runs have then saved a checkpoint.
     pub fn carry_out(
         &self,
         plan: &Plan,
@@ -148,7 +148,7 @@ impl Workers {
         Ok(())
     }
 
-    /// Removes what finished runs left, where the study was killed before it could.
+    /// Removes leftovers of finished runs, if the study was killed before it could.
     pub(crate) fn clear_finished(&self, plan: &Plan, folder: &StudyFolder) -> Result<()> {
         let results = read_results(folder.path())?;
         let done = |run: &Run| results.iter().any(|result| result.run == run.id);
@@ -156,7 +156,7 @@ impl Workers {
         runs.filter(done).try_for_each(|run| clear(plan, &run, &folder.run(&run.id)))
     }
 
-    /// Does `work` in every worker at once, each with its threads. Of several errors that which is no interruption
+    /// Calls `work` in every worker at once, each with its threads. Of several errors, one that is not an interruption
     /// is returned.
     fn each<T: Send>(&self, work: impl Fn() -> Result<T> + Sync) -> Result<Vec<T>> {
         let one = || -> Result<T> {
@@ -183,9 +183,9 @@ impl Workers {
         error.map_or(Ok(done), Err)
     }
 
-    /// The time that `runs` will take at `speed`.
+    /// The expected time of `runs` at `speed`.
     pub fn expect(&self, plan: &Plan, runs: &[Run], speed: &Speed) -> Duration {
-        // Whoever is free takes the next.
+        // A free worker takes the next run.
         let mut busy = vec![0.0_f64; self.parallel.max(1)];
         for run in runs {
             if let Some(first) = busy.iter_mut().min_by(|a, b| a.total_cmp(b)) {
@@ -197,7 +197,7 @@ impl Workers {
 }
 
 impl Speed {
-    /// Seconds that a run takes: its steps, and measuring, which is a forward pass, a third of a step's work.
+    /// Seconds of a run: its steps, and the evaluation, which is a forward pass, a third of a step's work.
     pub fn seconds(&self, plan: &Plan, run: &Run) -> f64 {
         let Some(step) = self.seconds_per_step[run.arm] else { return 0.0 };
         let train = &run.config.train;
@@ -221,7 +221,7 @@ impl One<'_> {
         let begun = Instant::now();
         let trained = self.train(folder).and_then(|trainer| {
             let documents = self.positions.measure(&trainer, &mut || !(self.stop)())?;
-            // The last update may have been one too many.
+            // The last update may have made the model diverge.
             match documents.is_finite() {
                 true => Ok((trainer.step_count(), documents)),
                 false => Err(engram_train::Error::Diverged { step: trainer.step_count() }),
@@ -258,7 +258,7 @@ impl One<'_> {
         let config = self.run.config.clone();
         let (steps, every) = (config.train.steps, config.train.checkpoint_every);
         let mut trainer = match Checkpoint::open(folder) {
-            // Killed before its first checkpoint, or not begun.
+            // Killed before its first checkpoint, or not started.
             Err(engram_import::Error::NoCheckpoint { .. }) => Trainer::new(config, folder, self.device)?,
             Err(error) => return Err(error.into()),
             Ok(_) => Trainer::resume(Some(config), folder, self.device)?,
@@ -279,7 +279,7 @@ impl One<'_> {
     }
 }
 
-/// Removes what a finished run does not need any more. A study that is killed meanwhile leaves some of it.
+/// Removes the files that a finished run no longer needs. If the study is killed here, some of them remain.
 fn clear(plan: &Plan, run: &Run, folder: &Path) -> Result<()> {
     if plan.keep_checkpoints && !run.pilot {
         return Ok(());

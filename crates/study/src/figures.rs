@@ -6,7 +6,7 @@ use engram_eval::figure::{Axis, Bar, Figure, Point, Scale, Series};
 
 const LOSS: &str = "held-out loss, nats per token";
 
-/// The figures, each with the name of its files.
+/// The figures, each with its file name.
 pub fn figures(findings: &Findings) -> Vec<(&'static str, Figure)> {
     match findings.study {
         Kind::Allocation => {
@@ -73,7 +73,7 @@ fn slots(findings: &Findings) -> Figure {
     let series = findings.fits.iter().enumerate().map(|(colour, fit)| {
         let arms = findings.arms.iter().filter(|arm| arm.series.as_ref() == Some(&fit.series));
         let (value, error) = (fit.slope.estimate.value, fit.slope.estimate.error);
-        let name = format!("{}: {value:+.4} ± {error:.4} for each tenfold", fit.series);
+        let name = format!("{}: {value:+.4} ± {error:.4} per factor of 10", fit.series);
         let mut series = measured(&name, colour, arms);
         let at = |x: f64| (x, fit.intercept + value * x.log10());
         let ends = [f64::min, f64::max].map(|end| series.points.iter().map(|point| point.x).reduce(end));
@@ -85,7 +85,7 @@ fn slots(findings: &Findings) -> Figure {
             "Loss by the rows of memory; dots: {} seeds, line: least squares",
             findings.seeds.len()
         ),
-        x: axis("slots (rows of all tables; other series: as many parameters)", Scale::Logarithmic),
+        x: axis("slots (rows of all tables; other series: same number of parameters)", Scale::Logarithmic),
         y: axis(LOSS, Scale::Linear),
         series: series.collect(),
     }
@@ -103,7 +103,7 @@ fn differences(findings: &Findings) -> Figure {
     let points = others.iter().enumerate().map(point).collect();
     let names = others.iter().map(|(arm, _)| arm.name.clone()).collect();
     Figure {
-        title: format!("Loss less that of “{reference}”, with joint 95 % intervals"),
+        title: format!("Difference in loss to “{reference}”, with joint 95 % intervals"),
         x: axis("difference, nats per token (right: worse)", Scale::Linear),
         y: axis("", Scale::Names(names)),
         series: vec![Series { points, ..Series::default() }],

@@ -1,4 +1,4 @@
-//! What a study found: arms, differences with their errors, and sentences that claim no more than these allow.
+//! The findings of a study: arms, differences with their errors, and statements that claim no more than these allow.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,69 +9,69 @@ use crate::plan::{Factor, Plan};
 use crate::results::RunResult;
 use engram_eval::statistics::{Estimate, Panel, curvature_weights, slope_weights};
 
-/// Probability that any of a study's intervals of one kind misses the truth.
+/// Probability that any of a study's intervals of one kind misses the true value.
 const RISK: f64 = 0.05;
 
-/// The outcome of a study.
+/// The result of a study.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Findings {
     /// The study.
     pub study: Kind,
-    /// Seeds with which every compared arm came to its end.
+    /// Seeds with which every compared arm finished.
     pub seeds: Vec<u64>,
-    /// Programs, machines and devices that made the runs.
+    /// Programs, machines and devices of the runs.
     pub origins: Vec<String>,
-    /// Tokens that every run was trained on, repeats of the data included.
+    /// Number of training tokens per run, including repeats of the data.
     pub training_tokens: u64,
     /// Held-out documents that losses are paired over.
     pub documents: usize,
-    /// How many documents of equal length would say as much as these.
+    /// The number of documents of equal length that would give the same precision.
     pub equal_documents: f64,
     /// Held-out tokens predicted.
     pub tokens: u64,
-    /// The arms that came to an end, the reference first.
+    /// The finished arms, the reference first.
     pub arms: Vec<ArmFinding>,
     /// Lines through arms, where the study has an axis for them.
     pub fits: Vec<Fit>,
-    /// What can be said.
+    /// The statements.
     pub statements: Vec<String>,
 }
 
-/// What one arm came to.
+/// The result of one arm.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ArmFinding {
     /// Its name.
     pub name: String,
-    /// Where it stands on the study's axis.
+    /// Its value on the study's axis.
     pub x: Option<f64>,
-    /// The curve that it belongs to.
+    /// Its series.
     pub series: Option<String>,
-    /// What it costs.
+    /// Its cost.
     pub costs: Costs,
-    /// The factor on the base's rates that the rule chose.
+    /// The factor of the base's rates that the rule chose.
     pub factor: f32,
     /// Held-out loss in nats per token, by seed.
     pub by_seed: Vec<f64>,
     /// Their mean.
     pub nats_per_token: f64,
-    /// The same in bits per byte.
+    /// The mean in bits per byte.
     pub bits_per_byte: f64,
-    /// Its loss less the reference's; none for the reference itself.
+    /// Its loss minus the reference's; none for the reference itself.
     pub difference: Option<Interval>,
-    /// The same apart for tokens that follow rare and frequent text.
+    /// Losses by frequency of the preceding text.
     pub by_occurrences: Vec<ClassFinding>,
 }
 
-/// What an arm came to on tokens whose last three tokens before them occur so often in the training text.
+/// An arm's losses on tokens whose preceding three tokens occur this often in the training text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ClassFinding {
-    /// Fewest and most occurrences; the last class has no most.
+    /// Minimum and maximum number of occurrences; the last class has no maximum.
     pub occurrences: (u64, Option<u64>),
     /// Held-out tokens of the class.
     pub tokens: u64,
     /// Mean loss over the seeds, in nats per token.
     pub nats_per_token: f64,
-    /// Less the reference's.
+    /// The difference to the reference.
     pub difference: Option<Interval>,
 }
 
@@ -87,23 +87,23 @@ pub struct Interval {
     pub high: f64,
 }
 
-/// A line of losses over the logarithm of slots.
+/// A linear fit of losses over the logarithm of slots.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fit {
     /// The arms' series.
     pub series: String,
     /// Change of the loss for ten times as many slots.
     pub slope: Interval,
-    /// Loss at 10⁰ slots, where the line meets the axis.
+    /// Loss at 10⁰ slots.
     pub intercept: f64,
     /// Share of the variance of the arms' means that the line explains.
     pub explained: f64,
-    /// Coefficient of the square of the decimal logarithm: how much a parabola bends.
+    /// Coefficient of the squared decimal logarithm: the curvature of a parabola.
     pub bend: Interval,
 }
 
 impl Interval {
-    /// Of an estimate that is one of `count` of its kind: together they hold with probability 95 %.
+    /// The interval of an estimate that is one of `count` of its kind. Together they hold with probability 95 %.
     fn of(estimate: Estimate, count: usize) -> Self {
         let (low, high) = estimate.interval(RISK / count.max(1) as f64);
         Self { estimate, low, high }
@@ -123,10 +123,10 @@ impl std::fmt::Display for Interval {
 }
 
 impl Findings {
-    /// What `results` say about `plan`.
+    /// The findings of `results` for `plan`.
     ///
     /// # Errors
-    /// When they are too few to say anything.
+    /// When there are too few results.
     pub fn of(plan: &Plan, results: &[RunResult]) -> Result<Self> {
         let table = Table::of(plan, results)?;
         let panel = table.panel(plan)?;
@@ -159,26 +159,26 @@ impl Findings {
         Ok(findings)
     }
 
-    /// Held-out text of so few documents, or so unequal ones, that hardly anything can be said of others.
+    /// A warning if held-out documents are so few or so unequal that results hardly generalise.
     fn about_documents(&self) -> Option<String> {
         const FEW: f64 = 10.0;
         (self.documents > 1 && self.equal_documents < FEW).then(|| {
             format!(
-                "The {} held-out documents say no more than {:.1} equal ones: intervals are wide. Hold out more, and cut \
-                 long ones into passages of one length.",
+                "The {} held-out documents give the precision of {:.1} equal ones, so intervals are wide. Hold \
+                 out more, and cut long ones into passages of one length.",
                 self.documents, self.equal_documents
             )
         })
     }
 
-    /// What the runs were made with, where that is not one thing.
+    /// A warning if the runs come from different programs or machines.
     fn about_origins(&self) -> Option<String> {
         let origins = || list(self.origins.iter());
         (self.origins.len() > 1)
-            .then(|| format!("Runs were not all made with one program on one machine: {}.", origins()))
+            .then(|| format!("The runs come from different programs or machines: {}.", origins()))
     }
 
-    /// Arms that do not cost what the reference costs, where costs are no part of the question.
+    /// A warning about arms whose cost differs from the reference's, if the study does not vary costs.
     fn about_costs(&self) -> Option<String> {
         if matches!(self.study, Kind::Allocation | Kind::Memory) {
             return None;
@@ -205,14 +205,14 @@ impl Findings {
         (!others.is_empty()).then(|| {
             let (others, reference) = (list(others.iter()), &self.arms[0].name);
             format!(
-                "Not at the budget of `{reference}`, so that differences are of more than form: {others}."
+                "Not at the budget of `{reference}`, so differences are not due to the form alone: {others}."
             )
         })
     }
 
     fn about_rates(&self, plan: &Plan) -> Vec<String> {
         let Some(rule) = &plan.rates else {
-            return vec!["Every arm was trained at the same rates, those of the configuration.".into()];
+            return vec!["Every arm was trained at the configuration's rates.".into()];
         };
         let steps = rule.steps.map_or("all".to_owned(), |steps| steps.to_string());
         let mut lines = vec![format!(
@@ -236,7 +236,7 @@ impl Findings {
     fn about_allocation(&self, panel: &Panel) -> Result<Vec<String>> {
         let best = (0..self.arms.len())
             .min_by(|&a, &b| panel.mean(a).total_cmp(&panel.mean(b)))
-            .ok_or_else(|| inconclusive("no arm came to its end"))?;
+            .ok_or_else(|| inconclusive("no arm finished"))?;
         let last = self.arms.len() - 1;
         let share = |arm: usize| self.arms[arm].x.unwrap_or_default();
         let mut lines = vec![format!(
@@ -247,7 +247,7 @@ impl Findings {
             share(best),
             self.arms[best].nats_per_token
         )];
-        // Any arm might have been the best, and is compared with either end.
+        // Any arm could have been the best, and is compared with either end.
         let comparisons = 2 * last;
         let against = |end: usize| -> Result<Interval> {
             Ok(Interval::of(panel.difference(best, end).ok_or_else(no_error)?, comparisons))
@@ -263,12 +263,12 @@ impl Findings {
         }
         lines.push(match (best == 0 || best == last, undecided.as_slice()) {
             (true, _) => format!(
-                "The lowest loss lies at the edge of the range, at ρ = {:.3}: no U with its minimum inside was found.",
+                "The lowest loss lies at the edge of the range, at ρ = {:.3}: no minimum inside the range was found.",
                 share(best)
             ),
             (false, []) => "The minimum lies inside the range: both ends are worse beyond the noise.".into(),
             (false, ends) => format!(
-                "Whether the minimum lies inside is not settled: the difference to ρ = {} lies within the noise.",
+                "Whether the minimum lies inside is undecided: the difference to ρ = {} lies within the noise.",
                 list(ends.iter().map(|end| format!("{end:.3}")))
             ),
         });
@@ -277,11 +277,11 @@ impl Findings {
         if let Some(estimate) = bend {
             let interval = Interval::of(estimate, 1);
             let verdict = match (interval.is_beyond_noise(), interval.low > 0.0) {
-                (true, true) => "the curve bends upwards, as a U does and one that levels off",
+                (true, true) => "the curve bends upwards, like a U or a curve that levels off",
                 (true, false) => "the curve bends downwards, unlike a U",
-                (false, _) => "no bend beyond the noise",
+                (false, _) => "no curvature beyond the noise",
             };
-            lines.push(format!("Coefficient of ρ² of the parabola that fits best: {interval}; {verdict}."));
+            lines.push(format!("Coefficient of ρ² of the best-fitting parabola: {interval}; {verdict}."));
         }
         Ok(lines)
     }
@@ -297,7 +297,7 @@ impl Findings {
         names
     }
 
-    /// Weights of all arms from those that `weigh` gives to decimal logarithms of the slots of one series.
+    /// Weights of all arms from the weights that `weigh` gives to decimal logarithms of the slots of one series.
     fn weights(&self, series: &str, weigh: fn(&[f64]) -> Vec<f64>) -> Vec<f64> {
         let logarithm =
             |arm: &ArmFinding| (arm.series.as_deref() == Some(series)).then(|| arm.x.unwrap_or(1.0).log10());
@@ -311,9 +311,7 @@ impl Findings {
         let fit = |name: &&str| -> Result<Fit> {
             let arms: Vec<_> = self.arms.iter().filter(|arm| arm.series.as_deref() == Some(name)).collect();
             if arms.len() < 3 {
-                return Err(inconclusive(&format!(
-                    "`{name}` has fewer than three arms that came to their end"
-                )));
+                return Err(inconclusive(&format!("`{name}` has fewer than three finished arms")));
             }
             let contrast = |weigh| panel.contrast(&self.weights(name, weigh)).ok_or_else(no_error);
             let slope = Interval::of(contrast(slope_weights)?, names.len());
@@ -344,7 +342,7 @@ impl Findings {
             let straight = if bend.is_beyond_noise() {
                 "and bends beyond the noise"
             } else {
-                "with no bend beyond the noise"
+                "with no curvature beyond the noise"
             };
             lines.push(format!(
                 "`{series}`: {slope} nats per token for ten times as many slots; {verdict}. The line explains {:.1} % of \
@@ -363,12 +361,12 @@ impl Findings {
                 (true, false) => format!("`{second}` gains faster"),
                 (false, _) => "they do not differ beyond the noise".into(),
             };
-            lines.push(format!("Slope of `{first}` less that of `{second}`: {interval}; {verdict}."));
+            lines.push(format!("Slope of `{first}` minus that of `{second}`: {interval}; {verdict}."));
         }
         Ok(lines)
     }
 
-    /// Arms by their distance from the reference.
+    /// Arms by their difference to the reference.
     fn about_arms(&self) -> Vec<String> {
         let mut others: Vec<_> = self.arms.iter().filter_map(|arm| Some((arm, arm.difference?))).collect();
         others.sort_by(|(_, a), (_, b)| b.estimate.value.total_cmp(&a.estimate.value));
@@ -389,9 +387,9 @@ impl Findings {
 struct Table<'a> {
     seeds: Vec<u64>,
     tokens: Vec<u64>,
-    /// Tokens that every run was trained on.
+    /// Number of training tokens per run.
     training_tokens: u64,
-    /// By arm of the plan; none where no seed came to an end.
+    /// By arm of the plan; none if no seed finished.
     rows: Vec<Option<Vec<&'a RunResult>>>,
     caveats: Vec<String>,
 }
@@ -423,29 +421,29 @@ impl<'a> Table<'a> {
         for (arm, factor) in plan.arms.iter().zip(plan.factors(results)) {
             if factor == Factor::Diverged {
                 caveats.push(format!(
-                    "`{}` diverged at every rate, and is left out: a study of lower `rates.factors` may bring it to its end.",
+                    "`{}` diverged at every rate, and is left out. Lower `rates.factors` may prevent this.",
                     arm.name
                 ));
             }
         }
         if finished.first().is_none_or(Vec::is_empty) {
-            return Err(inconclusive("the reference came to its end with no seed: nothing can be compared"));
+            return Err(inconclusive("the reference finished with no seed: nothing can be compared"));
         }
         let common =
             |seed: &u64| finished.iter().filter(|done| !done.is_empty()).all(|done| done.contains(seed));
         let seeds: Vec<u64> = plan.seeds.iter().copied().filter(common).collect();
         if seeds.is_empty() {
-            return Err(inconclusive("no seed brought every arm to its end: nothing can be paired"));
+            return Err(inconclusive("no seed finished with every arm: nothing can be paired"));
         }
         if seeds.len() < plan.seeds.len() {
             caveats.push(format!(
-                "Compared are the seeds with which every arm came to its end that did so with any: {}.",
+                "The comparison uses the seeds with which all compared arms finished: {}.",
                 list(seeds.iter())
             ));
         }
         if seeds.len() == 1 {
             caveats.push(
-                "One seed: intervals cover held-out documents, and know nothing of other seeds.".into(),
+                "One seed: intervals cover held-out documents, but not the variation between seeds.".into(),
             );
         }
         let row = |(arm, done): (&crate::arm::Arm, &Vec<u64>)| {
@@ -453,7 +451,7 @@ impl<'a> Table<'a> {
             (!done.is_empty()).then(row)
         };
         let rows: Vec<_> = plan.arms.iter().zip(&finished).map(row).collect();
-        // The reference has a run with every seed that is compared.
+        // The reference has a run with every compared seed.
         let first: &RunResult =
             rows[0].iter().flatten().copied().next().ok_or_else(|| inconclusive("there is no run"))?;
         let (tokens, training_tokens) = (first.documents.tokens.clone(), first.training_tokens);
@@ -470,10 +468,10 @@ impl<'a> Table<'a> {
             losses.push(row.iter().map(|result| result.documents.nats.clone()).collect());
         }
         let tokens = self.tokens.iter().map(|&tokens| tokens as f64).collect();
-        Panel::new(losses, tokens).ok_or_else(|| inconclusive("the runs were measured on no document"))
+        Panel::new(losses, tokens).ok_or_else(|| inconclusive("the runs have no held-out documents"))
     }
 
-    /// Panels of the classes that some held-out token is in.
+    /// Panels of the classes that contain held-out tokens.
     fn classes(&self) -> Vec<((u64, Option<u64>), u64, Panel)> {
         let there = || self.rows.iter().flatten();
         let first = there().flatten().next();
@@ -528,7 +526,7 @@ impl<'a> Table<'a> {
     }
 }
 
-/// What `results` were made with, each once.
+/// The distinct origins of `results`.
 fn origins(results: &[RunResult]) -> Vec<String> {
     let mut origins: Vec<String> = Vec::new();
     for result in results {
@@ -545,7 +543,7 @@ fn inconclusive(problem: &str) -> Error {
 }
 
 fn no_error() -> Error {
-    inconclusive("one seed and one held-out document have no error: add seeds, or hold out more documents")
+    inconclusive("one seed and one held-out document give no error: add seeds, or hold out more documents")
 }
 
 fn list<T: ToString>(items: impl Iterator<Item = T>) -> String {
@@ -597,7 +595,7 @@ mod tests {
         }
     }
 
-    /// Results of 20 documents whose losses follow `loss` of an arm, with what seeds and documents add, and `noise`.
+    /// Results of 20 documents whose losses follow `loss` of an arm, plus effects of seeds and documents, and `noise`.
     fn results(plan: &Plan, loss: impl Fn(&Arm) -> f64, noise: f64) -> Vec<RunResult> {
         let mut state = 1_u64;
         let mut random = || {
@@ -629,11 +627,11 @@ mod tests {
         let u = |arm: &Arm| (arm.x.unwrap() - 0.7).powi(2);
         let text = statements(&plan, &results(&plan, u, 0.01));
         for words in
-            ["ρ = 0.750 has the lowest mean loss", "both ends are worse beyond the noise", "as a U does"]
+            ["ρ = 0.750 has the lowest mean loss", "both ends are worse beyond the noise", "like a U"]
         {
             assert!(text.contains(words), "{text}");
         }
-        assert!(text.contains("at the same rates"), "{text}");
+        assert!(text.contains("at the configuration's rates"), "{text}");
     }
 
     #[test]
@@ -641,14 +639,17 @@ mod tests {
         let plan = plan(Kind::Allocation, SHARES);
         let text = statements(&plan, &results(&plan, |_| 0.0, 1.0));
         assert!(!text.contains("beyond the noise;") && !text.contains("both ends are worse"), "{text}");
-        assert!(text.contains("within the noise") && text.contains("no bend beyond the noise"), "{text}");
+        assert!(
+            text.contains("within the noise") && text.contains("no curvature beyond the noise"),
+            "{text}"
+        );
     }
 
     #[test]
     fn a_minimum_at_the_edge_is_none_inside() {
         let plan = plan(Kind::Allocation, SHARES);
         let text = statements(&plan, &results(&plan, |arm| arm.x.unwrap(), 0.01));
-        assert!(text.contains("at the edge of the range, at ρ = 0.250: no U"), "{text}");
+        assert!(text.contains("at the edge of the range, at ρ = 0.250: no minimum"), "{text}");
     }
 
     #[test]
@@ -799,14 +800,14 @@ mod tests {
         let plan = plan(Kind::Ablation, "ablation.arms = [{ name = 'a' }, { name = 'b' }]");
         let mut results = results(&plan, |_| 3.0, 0.1);
         let text = statements(&plan, &results);
-        assert!(!text.contains("say no more") && !text.contains("one program"), "{text}");
+        assert!(!text.contains("give the precision") && !text.contains("different programs"), "{text}");
         results[1].origin = "elsewhere".to_owned();
         for result in &mut results {
             result.documents.tokens[0] = 190;
         }
         let text = statements(&plan, &results);
         // 380² / (190² + 19 · 10²)
-        assert!(text.contains("no more than 3.8 equal ones"), "{text}");
-        assert!(text.contains("one program on one machine: here, elsewhere"), "{text}");
+        assert!(text.contains("the precision of 3.8 equal ones"), "{text}");
+        assert!(text.contains("different programs or machines: here, elsewhere"), "{text}");
     }
 }

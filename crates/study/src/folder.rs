@@ -1,4 +1,4 @@
-//! A study's folder: what it is of, and whose it is now.
+//! A study's folder: the study that it holds, and the process that uses it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -11,15 +11,15 @@ use crate::arm::Kind;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 
-/// A folder of one study, held by this process alone until it is dropped.
+/// A folder of one study, locked by this process until it is dropped.
 #[derive(Debug)]
 pub struct StudyFolder {
     path: PathBuf,
-    /// The lock on it, which the system takes back when the process ends, however it ends.
+    /// The lock, which the system releases when the process ends in any way.
     _lock: File,
 }
 
-/// `study.json`: what the folder's results are of.
+/// `study.json`: the study of the folder's results.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Label {
@@ -39,14 +39,14 @@ impl StudyFolder {
     /// Opens `path` for `plan`: a folder of the same study, which is resumed, or a new one.
     ///
     /// # Errors
-    /// When it holds another study or something else, or another process works on it.
+    /// When it holds another study or something else, or another process uses it.
     pub fn open(path: &Path, plan: &Plan) -> Result<Self> {
         Self::check(path, plan)?;
         fs::create_dir_all(path).map_err(Error::file("create", path))?;
         let lock_path = path.join("study.lock");
         let lock = File::create(&lock_path).map_err(Error::file("create", &lock_path))?;
         lock.try_lock().map_err(|error| match error {
-            fs::TryLockError::WouldBlock => refused(path, "another process works on this study"),
+            fs::TryLockError::WouldBlock => refused(path, "another process uses this study"),
             fs::TryLockError::Error(source) => Error::file("lock", &lock_path)(source),
         })?;
         let text = serde_json::to_string_pretty(&Label::of(plan)).expect("a label is representable as JSON");
@@ -55,7 +55,7 @@ impl StudyFolder {
         Ok(folder)
     }
 
-    /// That `path` could be opened for `plan`; changes nothing.
+    /// Checks that `path` could be opened for `plan`; changes nothing.
     ///
     /// # Errors
     /// When it holds another study or something else.
@@ -92,10 +92,10 @@ impl StudyFolder {
         self.path.join("runs").join(id)
     }
 
-    /// Writes a file of it as a whole.
+    /// Writes one of its files through a temporary file.
     ///
     /// # Errors
-    /// When the file system refuses.
+    /// When the file system fails.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.path.join(name);
         let folder = path.parent().unwrap_or(&self.path);
@@ -111,7 +111,7 @@ impl StudyFolder {
     }
 }
 
-/// Nothing but what a study leaves that was cut off before it could say what it is.
+/// Accepts only what an interrupted study can leave before it writes its label.
 fn check_empty(path: &Path) -> Result<()> {
     let entries = match fs::read_dir(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -121,7 +121,7 @@ fn check_empty(path: &Path) -> Result<()> {
         let name = entry.map_err(Error::file("read", path))?.file_name();
         let name = name.to_string_lossy();
         if name != "study.lock" && !name.starts_with(".writing-") {
-            return Err(refused(path, &format!("is no study's folder, but holds `{name}`")));
+            return Err(refused(path, &format!("is not a study's folder: it holds `{name}`")));
         }
     }
     Ok(())

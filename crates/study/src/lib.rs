@@ -1,13 +1,12 @@
-//! Studies: where memory pays, measured.
+//! Studies that measure where memory pays.
 //!
 //! A study is a grid of *arms* and seeds. An arm is a run's configuration, made from a common base: by a share of
-//! experts and memory in a budget that all arms meet, by a number of rows, or by a change that the file states. Every
-//! arm is trained with every seed, at rates that one stated rule chose for it, and measured on the same held-out
-//! documents, so that differences are paired ([`statistics`](engram_eval::statistics)).
+//! experts and memory in a common budget, by a number of rows, or by a change that the file states. Every arm is
+//! trained with every seed, at rates chosen by one stated rule, and measured on the same held-out documents. So
+//! differences are paired ([`statistics`](engram_eval::statistics)).
 //!
-//! [`Plan::of`] makes everything that can be wrong an error before the first run begins. [`Workers`] carry runs out,
-//! several at a time. A [`StudyFolder`] holds what there is: a study that was killed goes on from it, to the same
-//! results.
+//! [`Plan::of`] reports every error it can before the first run starts. [`Workers`] execute runs, several at a time. A
+//! [`StudyFolder`] holds the results; a killed study resumes from it and ends with the same results.
 
 mod arm;
 mod budget;

@@ -1,8 +1,8 @@
-//! What a run is measured by: its losses on held-out documents, in all, and by how often the text before a token occurs
-//! in the text that was learnt from.
+//! A run's measurements: its losses on held-out documents, in total and by how often the preceding text occurs in the
+//! training text.
 //!
-//! A memory row is learnt from the occurrences of its n-grams. Where the last three tokens occurred never or rarely, a
-//! row knows little, and what it says instead, an optimiser decides.
+//! A memory row learns from the occurrences of its n-grams. After three tokens that occur never or rarely, a row has
+//! learnt little, and the optimiser decides what it holds.
 
 use std::collections::HashMap;
 
@@ -10,9 +10,9 @@ use engram_data::{TokenShards, Tokenizer};
 use engram_train::Trainer;
 use serde::{Deserialize, Serialize};
 
-/// Tokens of the n-grams that are counted.
+/// Length of the counted n-grams.
 const ORDER: usize = 3;
-/// Occurrences that the classes begin with.
+/// Lower bounds of the classes, in occurrences.
 const CLASSES: [u64; 5] = [0, 1, 10, 100, 1000];
 /// Tokens read at a time.
 const CHUNK: u64 = 1 << 20;
@@ -27,15 +27,15 @@ pub struct Documents {
     pub bytes: Vec<u64>,
     /// Sums of their cross-entropies, in nats.
     pub nats: Vec<f64>,
-    /// The same by class of what stands before a token.
+    /// The same by class of the tokens before.
     pub classes: Vec<Class>,
 }
 
-/// Losses on tokens whose last three tokens before them occur so often in the training text, by document.
+/// Losses by document, on tokens whose preceding three tokens occur this often in the training text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Class {
-    /// Fewest and most occurrences; the last class has no most.
+    /// Minimum and maximum number of occurrences; the last class has no maximum.
     pub occurrences: (u64, Option<u64>),
     /// Tokens predicted.
     pub tokens: Vec<u64>,
@@ -69,13 +69,13 @@ impl Documents {
         (bytes > 0).then(|| self.nats.iter().sum::<f64>() / std::f64::consts::LN_2 / bytes as f64)
     }
 
-    /// Whether every loss is a number.
+    /// Whether every loss is finite.
     pub fn is_finite(&self) -> bool {
         self.nats.iter().all(|nats| nats.is_finite())
     }
 }
 
-/// For every held-out position the document that it is in, and the class of the tokens before it.
+/// For every held-out position, its document and the class of the tokens before it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Positions {
     document: Vec<u32>,
@@ -83,7 +83,7 @@ pub struct Positions {
 }
 
 impl Positions {
-    /// Of the first `limit` predicted tokens (all, if none) of `valid`; occurrences are counted in `train`.
+    /// Classes of the first `limit` predicted tokens (all, if none) of `valid`. Occurrences are counted in `train`.
     ///
     /// # Errors
     /// When the shards cannot be read.
@@ -117,10 +117,10 @@ impl Positions {
         Ok(Self { document, class: (0..tokens.len()).map(class).collect() })
     }
 
-    /// The losses of a run that is done. `go_on` is asked now and then whether to.
+    /// The losses of a finished run. `go_on` is called now and then and decides whether to continue.
     ///
     /// # Errors
-    /// When data cannot be read, or `go_on` said no.
+    /// When data cannot be read, or `go_on` returned false.
     pub fn measure(
         &self,
         trainer: &Trainer,
@@ -181,7 +181,7 @@ mod tests {
             prepare(&corpus, &bytes, &out, &options, &mut |_| Continue(())).unwrap();
             TokenShards::open(&out.join("train")).unwrap()
         };
-        // Tokens are bytes: "abc" stands twelve times in the text that is learnt from, "bcd" once.
+        // Tokens are bytes: "abc" occurs twelve times in the training text, "bcd" once.
         let train = shards("train", "{\"text\":\"abcxabcxabcxabcxabcxabcxabcxabcxabcxabcxabcxabcd\"}\n");
         let valid = shards("valid", "{\"text\":\"abcd\"}\n{\"text\":\"bcdq\"}\n");
         let positions = Positions::of(&train, &valid, None).unwrap();

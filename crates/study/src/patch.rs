@@ -8,10 +8,10 @@ use toml::{Table, Value};
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Patch {
-    /// What it changes; tables are merged, everything else is replaced.
+    /// Changed values; tables are merged, everything else is replaced.
     #[serde(default)]
     pub set: Table,
-    /// Dotted keys that it leaves out.
+    /// Dotted keys to remove.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub remove: Vec<String>,
 }
@@ -32,7 +32,7 @@ pub(crate) fn lookup<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
     }
 }
 
-/// The value at a dotted key, to be changed.
+/// The value at a dotted key, mutable.
 pub(crate) fn lookup_mut<'a>(table: &'a mut Table, key: &str) -> Option<&'a mut Value> {
     match key.split_once('.') {
         Some((first, rest)) => lookup_mut(table.get_mut(first)?.as_table_mut()?, rest),
@@ -48,11 +48,11 @@ pub(crate) fn remove(table: &mut Table, key: &str) -> Result<(), String> {
     };
     match parent.and_then(|parent| parent.remove(last)) {
         Some(_) => Ok(()),
-        None => Err(format!("the base has no `{key}` to be removed")),
+        None => Err(format!("cannot remove `{key}`: the base does not have it")),
     }
 }
 
-/// Puts `changes` into `table`: tables are merged, everything else is replaced.
+/// Merges `changes` into `table`: tables are merged, everything else is replaced.
 pub(crate) fn merge(table: &mut Table, changes: &Table) {
     for (key, change) in changes {
         match (table.get_mut(key), change) {

@@ -1,4 +1,4 @@
-//! What a study will do: every run, before the first one begins.
+//! A study's plan: every run, before the first one starts.
 
 use std::path::Path;
 
@@ -12,31 +12,31 @@ use crate::error::{Error, Result};
 use crate::measure::Positions;
 use crate::results::RunResult;
 
-/// A study that can be begun: its arms are valid, and its data are there.
+/// A study that is ready to start: its arms are valid, and its data exist.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
-    /// Which study.
+    /// The study.
     pub kind: Kind,
     /// Its arms, the reference first.
     pub arms: Vec<Arm>,
     /// Seeds of every arm.
     pub seeds: Vec<u64>,
-    /// How rates are chosen; none: they are the base's.
+    /// How rates are chosen; none means the base's rates.
     pub rates: Option<RateRule>,
     /// Whether finished runs keep their last checkpoint.
     pub keep_checkpoints: bool,
-    /// Tokens that every run is measured on.
+    /// Number of held-out tokens per run.
     pub held_out_tokens: u64,
-    /// By arm, a hash of it, the rule for rates and the data: what a folder's results are of.
+    /// For each arm, a hash of the arm, the rule for rates and the data. It identifies a folder's results.
     pub fingerprints: Vec<String>,
 }
 
-/// The factor on the rates of an arm.
+/// The factor of an arm's rates.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Factor {
-    /// Some of the pilots that choose it are not done.
+    /// Some of its pilots are not finished.
     Open,
-    /// As the rule says.
+    /// The factor that the rule chose.
     Chosen(f32),
     /// Every pilot diverged: the arm has no runs.
     Diverged,
@@ -45,17 +45,17 @@ pub enum Factor {
 /// One run of a study.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Run {
-    /// Its name, and that of its folder.
+    /// Its name, also that of its folder.
     pub id: String,
     /// Index of its arm.
     pub arm: usize,
     /// Its seed.
     pub seed: u64,
-    /// Factor on the base's rates.
+    /// Factor of the base's rates.
     pub factor: f32,
-    /// Whether it only serves to choose rates.
+    /// Whether it is a pilot.
     pub pilot: bool,
-    /// Everything that decides it.
+    /// Its configuration.
     pub config: RunConfig,
 }
 
@@ -63,12 +63,15 @@ impl Plan {
     /// The plan of the study `kind` over `config`, which was read from `path`.
     ///
     /// # Errors
-    /// When an arm is no run, no configuration meets its budget, or the data are not there or do not fit.
+    /// When an arm is invalid, no configuration meets its budget, or the data do not exist or do not fit.
     pub fn of(kind: Kind, config: &StudyConfig, path: &Path) -> Result<Self> {
         let arms = arms(kind, config, path)?;
         for (index, arm) in arms.iter().enumerate() {
             if let Some(other) = arms[..index].iter().find(|other| slug(&other.name) == slug(&arm.name)) {
-                return Err(Error::arm(&arm.name, format!("its name is too like that of `{}`", other.name)));
+                return Err(Error::arm(
+                    &arm.name,
+                    format!("its name is too similar to that of `{}`", other.name),
+                ));
             }
         }
         let study = &config.study;
@@ -89,7 +92,7 @@ impl Plan {
     /// The index of the arm called `name`.
     ///
     /// # Errors
-    /// When there is none.
+    /// When it does not exist.
     pub fn arm(&self, name: &str) -> Result<usize> {
         self.arms.iter().position(|arm| arm.name == name).ok_or_else(|| {
             let there: Vec<_> = self.arms.iter().map(|arm| format!("`{}`", arm.name)).collect();
@@ -97,7 +100,7 @@ impl Plan {
         })
     }
 
-    /// The runs that choose rates.
+    /// The pilot runs.
     pub fn pilots(&self) -> Vec<Run> {
         let Some(rule) = &self.rates else { return Vec::new() };
         let pilot = |arm: usize, factor: f32| {
@@ -105,7 +108,7 @@ impl Plan {
             let mut run = self.run(id, arm, rule.seed, factor);
             run.pilot = true;
             if let Some(steps) = rule.steps {
-                // The whole course of the rates in fewer steps.
+                // The rates follow the whole schedule in fewer steps.
                 let train = &mut run.config.train;
                 train.schedule.warmup = train.schedule.warmup * steps / train.steps;
                 train.steps = steps;
@@ -117,7 +120,7 @@ impl Plan {
             .collect()
     }
 
-    /// The runs that are compared, seed by seed, at the `factors` of the arms; at the base's rates where one is open.
+    /// The compared runs, seed by seed, at the arms' `factors`; at the base's rates if a factor is open.
     pub fn runs(&self, factors: &[Factor]) -> Vec<Run> {
         let run = |seed: u64, arm: usize| {
             let factor = match factors[arm] {
@@ -131,7 +134,7 @@ impl Plan {
         self.seeds.iter().flat_map(of_seed).collect()
     }
 
-    /// Every arm's factor on the rates, as the rule says.
+    /// Every arm's factor, according to the rule.
     pub fn factors(&self, results: &[RunResult]) -> Vec<Factor> {
         let Some(rule) = &self.rates else { return vec![Factor::Chosen(1.0); self.arms.len()] };
         let factor = |arm: &Arm| {
@@ -147,7 +150,7 @@ impl Plan {
         self.arms.iter().map(factor).collect()
     }
 
-    /// Where the arms, which have their data in common, are measured.
+    /// The held-out positions of all arms, which share their data.
     pub(crate) fn positions(&self) -> Result<Positions> {
         let config = &self.arms[0].config;
         let open = |path: &Path| TokenShards::open(path).map_err(engram_train::Error::from);
@@ -165,7 +168,7 @@ impl Plan {
     }
 }
 
-/// The hash of all that the results of `arm` depend on, but for the seed.
+/// The hash of everything that the results of `arm` depend on, except the seed.
 fn fingerprint(kind: Kind, arm: &Arm, rates: &Option<RateRule>, data: &[String]) -> String {
     #[derive(Serialize)]
     struct Identity<'a> {
@@ -175,7 +178,7 @@ fn fingerprint(kind: Kind, arm: &Arm, rates: &Option<RateRule>, data: &[String])
         data: &'a [String],
     }
     let mut arm = arm.clone();
-    // The same data may lie elsewhere.
+    // The same data may have another path.
     arm.config.data.paths_mut().for_each(|path| path.clear());
     let identity = Identity { kind, arm, rates, data };
     let identity = serde_json::to_vec(&identity).expect("an arm is representable as JSON");
@@ -211,7 +214,8 @@ impl Data {
         let held_out_tokens = valid.len().saturating_sub(1).min(limit);
         if held_out_tokens == 0 {
             return Err(engram_train::Error::Mismatch(format!(
-                "{} and `train.evaluate_tokens` leave no token to predict: hold out more text, or ask for more tokens",
+                "{} and `train.evaluate_tokens` leave no token to predict: hold out more text, or \
+                 raise `train.evaluate_tokens`",
                 held_out.display()
             ))
             .into());

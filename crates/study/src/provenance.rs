@@ -1,16 +1,16 @@
-//! What made the results of a study.
+//! The origin of a study's results.
 
 use serde::{Deserialize, Serialize};
 
-/// Where a study was made, and with what.
+/// Where and with what a study was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Provenance {
     /// The command that repeats it.
     pub command: String,
-    /// The version and commit of the program that wrote it up.
+    /// The version and commit of the program that wrote the report.
     pub program: String,
-    /// Runs at a time, and threads of each.
+    /// Number of runs at a time, and of threads per run.
     pub workers: String,
-    /// The configuration file, as it is.
+    /// The text of the configuration file.
     pub configuration: String,
 }

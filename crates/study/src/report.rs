@@ -1,4 +1,4 @@
-//! `report.html`: one page that needs nothing else.
+//! `report.html`: one self-contained page.
 
 use std::fmt::Write;
 
@@ -19,7 +19,7 @@ pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .85rem }
 dt { font-weight: 600 } dd { margin: 0 0 .5rem }
 ";
 
-/// The page of these findings. `figures` are SVG documents; `seconds` is the time that all runs took.
+/// The page of these findings. `figures` are SVG documents; `seconds` is the total time of all runs.
 pub(crate) fn page(findings: &Findings, provenance: &Provenance, figures: &[String], seconds: f64) -> String {
     let title = title(findings.study);
     let mut page = String::new();
@@ -44,9 +44,9 @@ pub(crate) fn page(findings: &Findings, provenance: &Provenance, figures: &[Stri
     add(format_args!("{}<h2>Costs</h2>\n{}", classes(&findings.arms), table(&COSTS, &findings.arms)));
     let seeds: Vec<_> = findings.seeds.iter().map(ToString::to_string).collect();
     let documents = match findings.documents {
-        1 => "one held-out document, so that errors are over seeds alone".to_owned(),
+        1 => "one held-out document, so errors cover only seeds".to_owned(),
         several => format!(
-            "{several} held-out documents, which say as much as {:.1} of equal length",
+            "{several} held-out documents, which give the precision of {:.1} of equal length",
             findings.equal_documents
         ),
     };
@@ -58,7 +58,7 @@ pub(crate) fn page(findings: &Findings, provenance: &Provenance, figures: &[Stri
          and over documents; ± is one standard error, and intervals of one kind hold together with probability \
          95 % (Student’s t, Bonferroni). “Within the noise” means that such an interval holds zero. Differences are \
          to the first arm.</p>\n\
-         <p>The times of all runs, since each was last begun or gone on with, add up to {:.1} hours.</p>\n",
+         <p>The runs took {:.1} hours in total, each since it was last started or resumed.</p>\n",
         grouped(findings.tokens),
         documents,
         grouped(findings.training_tokens),
@@ -77,7 +77,7 @@ pub(crate) fn page(findings: &Findings, provenance: &Provenance, figures: &[Stri
     page
 }
 
-/// A row for every arm.
+/// A row per arm.
 fn table(columns: &[Column], arms: &[ArmFinding]) -> String {
     let heads: String = columns.iter().map(|(name, _)| format!("<th>{name}</th>")).collect();
     let row = |arm: &ArmFinding| {
@@ -126,9 +126,9 @@ fn classes(arms: &[ArmFinding]) -> String {
 fn title(kind: Kind) -> &'static str {
     match kind {
         Kind::Allocation => "Experts or memory: how to spend a budget of parameters",
-        Kind::Memory => "More memory for the same backbone",
-        Kind::Placement => "Where the memory stands",
-        Kind::Ablation => "What the memory cannot do without",
+        Kind::Memory => "The size of the memory over one backbone",
+        Kind::Placement => "The layers that read the memory",
+        Kind::Ablation => "The memory without one of its parts",
         Kind::Baselines => "Memory, its alternatives, and negative controls",
     }
 }
@@ -156,7 +156,7 @@ const COSTS: [Column; 7] = [
     ("memory rows", |arm| grouped(arm.costs.memory_rows)),
 ];
 
-/// A number with its thousands apart.
+/// A number with digits in groups of three.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -169,7 +169,7 @@ fn grouped(number: u64) -> String {
     text
 }
 
-/// A statement, in which names of arms stand between backticks.
+/// A statement; names of arms stand between backticks.
 fn with_code(text: &str) -> String {
     let part = |(index, part): (usize, &str)| match index % 2 {
         0 => part.to_owned(),

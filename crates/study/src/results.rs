@@ -1,4 +1,4 @@
-//! `results.jsonl`: one line for every run that came to its end.
+//! `results.jsonl`: one line per finished run.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -11,40 +11,40 @@ use crate::arm::Costs;
 use crate::error::{Error, Result};
 use crate::measure::Documents;
 
-/// What became of a run.
+/// The result of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunResult {
-    /// The run.
+    /// The run's name.
     pub run: String,
     /// Its arm.
     pub arm: String,
     /// Its seed.
     pub seed: u64,
-    /// Factor on the base's rates.
+    /// Factor of the base's rates.
     pub factor: f32,
-    /// Whether it only served to choose rates.
+    /// Whether it is a pilot.
     pub pilot: bool,
-    /// What its arm costs.
+    /// The cost of its arm.
     pub costs: Costs,
     /// Steps taken.
     pub steps: u64,
-    /// Tokens it learnt from.
+    /// Training tokens.
     pub training_tokens: u64,
-    /// Seconds it took since it was last started or resumed.
+    /// Seconds since it was last started or resumed.
     pub seconds: f64,
-    /// The program, machine and device that it came to its end on; empty in results from before this was kept.
+    /// The program, machine and device that finished it; empty in older results.
     #[serde(default)]
     pub origin: String,
-    /// Held-out loss; none: it diverged.
+    /// Held-out loss; none if it diverged.
     pub nats_per_token: Option<f64>,
-    /// The same per byte of text.
+    /// The same in bits per byte.
     pub bits_per_byte: Option<f64>,
     /// The held-out documents, in order; empty if it diverged.
     pub documents: Documents,
 }
 
-/// The file, being added to.
+/// The open file, for appending.
 #[derive(Debug)]
 pub struct ResultsLog {
     path: PathBuf,
@@ -52,10 +52,10 @@ pub struct ResultsLog {
 }
 
 impl ResultsLog {
-    /// Opens the file in `folder`. A line that was not written to its end is removed: its run is measured again.
+    /// Opens the file in `folder`. Removes an incomplete last line: its run is measured again.
     ///
     /// # Errors
-    /// When the file system refuses.
+    /// When the file system fails.
     pub fn open(folder: &Path) -> Result<Self> {
         let path = path(folder);
         let open = || -> std::io::Result<File> {
@@ -69,14 +69,14 @@ impl ResultsLog {
         Ok(Self { file: Mutex::new(file), path })
     }
 
-    /// Adds a line and puts it on disk.
+    /// Adds a line and flushes it to disk.
     ///
     /// # Errors
-    /// When the file system refuses.
+    /// When the file system fails.
     pub fn add(&self, result: &RunResult) -> Result<()> {
         let mut line = serde_json::to_string(result).expect("a result is representable as JSON");
         line.push('\n');
-        // A thread that panicked while it held the lock has at worst left an unfinished line.
+        // A thread that panicked with the lock has at worst left an incomplete line.
         let mut file = self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         file.write_all(line.as_bytes())
             .and_then(|()| file.sync_data())
@@ -84,10 +84,10 @@ impl ResultsLog {
     }
 }
 
-/// The results in `folder`; none if there is no file yet. An unfinished last line is left out.
+/// The results in `folder`; empty if there is no file yet. An incomplete last line is left out.
 ///
 /// # Errors
-/// When the file cannot be read, or a line is no result.
+/// When the file cannot be read, or a line is not a result.
 pub fn read_results(folder: &Path) -> Result<Vec<RunResult>> {
     let path = path(folder);
     let text = match std::fs::read_to_string(&path) {

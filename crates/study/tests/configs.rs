@@ -1,4 +1,4 @@
-//! The studies in `configs/studies` can be begun, and the tasks in `configs/tasks` be asked.
+//! The studies in `configs/studies` can be started, and the tasks in `configs/tasks` can be asked.
 
 use std::path::{Path, PathBuf};
 
@@ -35,7 +35,11 @@ fn every_study_has_a_configuration_and_every_arm_a_model() {
     for (path, kind, config) in studies {
         let arms = arms(kind, &config, &path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         assert!(arms.len() >= 3, "{}: {kind:?}", path.display());
-        assert!(config.study.seeds.len() >= 3, "{}: one seed tells nothing of another", path.display());
+        assert!(
+            config.study.seeds.len() >= 3,
+            "{}: one seed shows no variation between seeds",
+            path.display()
+        );
     }
 }
 
@@ -84,7 +88,8 @@ fn every_task_says_what_it_tests() {
     }
 }
 
-/// A record as each data set of the hub has them, and what is asked: the prompts, then the choices, the right one marked, or the answer.
+/// For each data set of the hub: a record, and what is asked: the prompts, then the choices, the right one marked, or
+/// the answer.
 const ON_THE_HUB: [(&str, &str, &[&str]); 8] = [
     (
         "arc_easy",

@@ -154,7 +154,7 @@ pub(crate) fn npy_i32(path: &Path) -> Result<Vec<u32>> {
         rest.split_at_checked(u16::from_le_bytes(*length).into()).context("cut off in its header")?;
     ensure!(String::from_utf8_lossy(header).contains("'<i4'"), "not of type '<i4'");
     let (words, tail) = data.as_chunks::<4>();
-    ensure!(tail.is_empty(), "{} bytes of data are no whole number of int32", data.len());
+    ensure!(tail.is_empty(), "{} bytes of data are not a whole number of int32", data.len());
     let class = |word: &[u8; 4]| u32::try_from(i32::from_le_bytes(*word)).context("a negative class");
     words.iter().map(class).collect()
 }

@@ -1,4 +1,4 @@
-//! Checks Engram against what its published demonstration code computed.
+//! Compares Engram with values that its published demonstration code computed.
 //!
 //! ```text
 //! cargo run --release --example conformance -- [--composed | --cuda] DIR
@@ -7,13 +7,13 @@
 //! DIR holds files of the demonstration's values, any of these kinds:
 //!
 //! * `module_*.safetensors`: a memory module with its weights, input, output and every gradient. Floats must agree
-//!   within 1e-5 + 1e-4·|x| in f32, row ids exactly. The modules run as they train on a CPU, in fused operations;
-//!   with `--composed`, as on other devices, in Burn's primitives. Those add in an order of their own, which shows
-//!   where a gate's score is so near 0 that the last bits of a sum decide the slope of its root. With `--cuda`, on the
-//!   first NVIDIA GPU (built with `--features cuda`).
-//! * `addressing_*.json`: multipliers, primes and row ids of a configuration, exactly.
-//! * `*_compression.npy`: the class of every token id. Token ids are mapped with it; and when DIR also holds the
-//!   `tokenizer.json` that it was made from, it is checked itself.
+//!   within 1e-5 + 1e-4·|x| in f32, row ids exactly. By default the modules use the fused CPU operations, as in
+//!   training. `--composed` uses Burn's primitives, as on other devices. They add in a different order, which matters
+//!   where a gate's score is so near 0 that the last bits of a sum decide the slope of its root. `--cuda` uses the
+//!   first NVIDIA GPU (needs a build with `--features cuda`).
+//! * `addressing_*.json`: multipliers, primes and row ids of a configuration. They must agree exactly.
+//! * `*_compression.npy`: the class of every token id, used to map token ids. If DIR also holds the `tokenizer.json`
+//!   that the classes were made from, they are checked against it.
 //!
 //! Prints a line per tensor with its largest error. Exits with 0 if all agree, 1 if something does not, and 2 if
 //! the files cannot be used.
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
         [option, folder] if option == "--cuda" => (ComputePath::Cuda, folder),
         #[cfg(not(feature = "cuda"))]
         [option, _] if option == "--cuda" => {
-            eprintln!("error: --cuda: built without it; add `--features cuda`");
+            eprintln!("error: --cuda: this program was built without it; build with `--features cuda`");
             return ExitCode::from(2);
         }
         _ => {
@@ -77,7 +77,7 @@ fn main() -> ExitCode {
 /// Checks every file of `folder` that this example knows.
 ///
 /// # Errors
-/// When the folder holds none, or one of them cannot be read as what its name says.
+/// When the folder holds no such file, or one of them cannot be read.
 fn check(folder: &Path, compute: ComputePath, report: &mut Report) -> Result<()> {
     let files = Files::of(folder)?;
     let vocabulary = match &files.compression {

@@ -1,4 +1,4 @@
-//! Options that say which addressing is meant: shared by the commands that need one.
+//! Options that choose an addressing, shared by the commands that need one.
 
 use std::path::{Path, PathBuf};
 
@@ -12,19 +12,19 @@ use engram_store::RowFormat;
 use crate::failure::refuse;
 use crate::number::grouped;
 
-/// A configuration or preset with a tokenizer, or a checkpoint, which has both.
+/// An addressing, from a configuration or preset with a tokenizer, or from a checkpoint.
 #[derive(Debug, Args)]
 pub(super) struct AddressingOptions {
-    /// Tokenizer, a Hugging Face `tokenizer.json`; goes with --config or --preset.
+    /// Tokenizer (a Hugging Face `tokenizer.json`). Goes with --config or --preset.
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
-    /// Take the addressing of this configuration's `[model.memory]`.
+    /// Use the addressing of this configuration's `[model.memory]`.
     #[arg(long, value_name = "FILE", requires = "tokenizer")]
     config: Option<PathBuf>,
-    /// Take a published addressing.
+    /// Use a published addressing.
     #[arg(long, requires = "tokenizer", conflicts_with = "config")]
     preset: Option<Preset>,
-    /// Take addressing and tokenizer of a checkpoint, or of the newest one of a run's folder.
+    /// Use the addressing and tokenizer of a checkpoint, or of a run's newest checkpoint.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["config", "preset", "tokenizer"])]
     checkpoint: Option<PathBuf>,
 }
@@ -38,7 +38,7 @@ enum Preset {
     V41,
 }
 
-/// An addressing and what belongs to it.
+/// An addressing and its rows' shape.
 #[derive(Debug)]
 pub(super) struct Loaded {
     pub(super) addressing: Addressing,
@@ -47,7 +47,7 @@ pub(super) struct Loaded {
     pub(super) rows: Rows,
 }
 
-/// What the rows of an addressing are like.
+/// The shape of an addressing's rows.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rows {
     pub(super) width: usize,
@@ -56,7 +56,7 @@ pub(super) struct Rows {
 }
 
 impl AddressingOptions {
-    /// What the options name.
+    /// The addressing that the options name.
     pub(super) fn load(&self) -> anyhow::Result<Loaded> {
         match self.load_if_named()? {
             Some(loaded) => Ok(loaded),
@@ -64,7 +64,7 @@ impl AddressingOptions {
         }
     }
 
-    /// What the options name; none if they name nothing.
+    /// The addressing that the options name; none without options.
     pub(super) fn load_if_named(&self) -> anyhow::Result<Option<Loaded>> {
         if let Some(path) = &self.checkpoint {
             let checkpoint = Checkpoint::open(path)?;
@@ -97,7 +97,7 @@ impl Loaded {
         Ok(Self { addressing, tokenizer, rows })
     }
 
-    /// The memory layer of block `wanted`, or the only one there is, and its place among the memory layers.
+    /// The memory layer of block `wanted`, or the only one, and its index among the memory layers.
     pub(super) fn layer(&self, wanted: Option<u64>) -> anyhow::Result<(usize, &LayerAddress)> {
         let layers = self.addressing.layers();
         let found = match wanted {
@@ -113,12 +113,12 @@ impl Loaded {
     }
 }
 
-/// Tokens of DeepSeek's tokenizer, which both published addressings were made with, and their classes.
+/// Size of DeepSeek's tokenizer, which both published addressings were made with, and its number of classes.
 const TOKENS: usize = 129_280;
 const CLASSES: usize = 99_092;
 
 impl Preset {
-    /// The identity that the published tables belong to: classes, multipliers and primes.
+    /// The identity of the published tables' addressing: classes, multipliers and primes.
     fn identity(self) -> &'static str {
         match self {
             Self::Demo => "50fc032ce59688d52158a2ad19281634692cff3df0f9a73ab3f9c5856b8144a3",
@@ -126,15 +126,15 @@ impl Preset {
         }
     }
 
-    /// Refuses an addressing that another tokenizer made: its rows would be other n-grams', and nothing would show it.
+    /// Refuses an addressing of another tokenizer. Its rows would belong to other n-grams, and nothing would show it.
     fn check(self, addressing: &Addressing, tokenizer: &Path) -> anyhow::Result<()> {
         if addressing.identity().to_string() == self.identity() {
             return Ok(());
         }
         let vocabulary = addressing.vocabulary();
         let found = match (vocabulary.len(), vocabulary.classes()) {
-            (TOKENS, CLASSES) => "it has as many, but other ones".to_owned(),
-            (tokens, classes) => format!("it has {} in {}", grouped(tokens as u64), grouped(classes as u64)),
+            (TOKENS, CLASSES) => "this one has the same counts, but different tokens".to_owned(),
+            (tokens, classes) => format!("this one has {} in {}", grouped(tokens as u64), grouped(classes as u64)),
         };
         refuse(format!(
             "{}: not the tokenizer of the published addressing, which has {} tokens in {} classes; {found}. Use \

@@ -1,4 +1,4 @@
-//! Tasks as arguments, and how they are asked of a model: what all commands that ask have in common.
+//! Task arguments, and how commands put tasks to a model.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -20,37 +20,37 @@ use crate::note::note;
 use crate::progress::Passage;
 use crate::served::{self, Served};
 
-/// Tasks, and how they are asked.
+/// Tasks, and how to ask them.
 #[derive(Debug, Args)]
 pub(super) struct TaskArguments {
     /// Task files.
     #[arg(required = true)]
     tasks: Vec<PathBuf>,
-    /// Folder that the tasks' files of records are in; without it, that of each task file.
+    /// Folder of the tasks' data files. The default is each task file's own folder.
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
-    /// Download files that are not there from the Hugging Face hub, where a task says where they are ([hub]).
+    /// Download missing data files from the Hugging Face hub, for tasks that name a source ([hub]).
     #[arg(long)]
     hub: bool,
-    /// Ask only the first N records of each file.
+    /// Ask only the first N records of each data file.
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// Solved examples before each question, instead of as many as the task says.
+    /// Number of solved examples before each question. The default is the task's own.
     #[arg(long, value_name = "K")]
     shots: Option<usize>,
-    /// Seed of their choice.
+    /// Seed for choosing the examples.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Cut the beginning of what is longer than the model's context, instead of refusing it.
+    /// Truncate prompts longer than the model's context at their beginning. Without it, they are refused.
     #[arg(long)]
     cut: bool,
-    /// Tokens computed at a time.
+    /// Tokens computed at once.
     #[arg(long, value_name = "N", default_value_t = AskOptions::default().batch)]
     batch: usize,
 }
 
 impl TaskArguments {
-    /// The tasks, each of a name of its own.
+    /// The tasks; each needs a different name.
     pub(super) fn load(&self) -> anyhow::Result<Vec<Task>> {
         if self.batch == 0 || self.limit == Some(0) {
             return refuse("--batch and --limit must be at least 1");
@@ -58,12 +58,12 @@ impl TaskArguments {
         let tasks = self.tasks.iter().map(|path| Task::load(path)).collect::<Result<Vec<_>, _>>()?;
         let mut names = HashSet::new();
         match tasks.iter().map(Task::name).find(|name| !names.insert(*name)) {
-            Some(name) => refuse(format!("two tasks are called {name}; name each once")),
+            Some(name) => refuse(format!("two tasks are called {name}; give each a different name")),
             None => Ok(tasks),
         }
     }
 
-    /// Sees to it that their data are there: downloads what is missing, if that was asked for.
+    /// Checks that the data files exist; downloads missing ones if the options allow it.
     pub(super) fn fetch(&self, tasks: &[Task]) -> anyhow::Result<()> {
         let mut reached = None;
         for task in tasks {
@@ -78,24 +78,26 @@ impl TaskArguments {
                 }
                 Some(data) => {
                     return refuse(format!(
-                        "{name}: {shown} is not there; --hub would make it from {} of the data set {} on the Hugging Face hub",
+                        "{name}: cannot find {shown}; --hub downloads it from {} of the data set {} on the Hugging \
+                         Face hub",
                         data.file(),
                         data.repository()
                     ));
                 }
                 None if self.hub => {
                     return refuse(format!(
-                        "{name}: {shown} is not there, and the task does not say where on the hub it is ([hub]): put it there"
+                        "{name}: cannot find {shown}, and the task names no source on the hub ([hub]); put the file \
+                         there"
                     ));
                 }
-                // The reader reports it.
+                // Reading it reports the problem.
                 None => {}
             }
         }
         Ok(())
     }
 
-    /// The questions of one of them.
+    /// The questions of a task.
     pub(super) fn questions(&self, task: &Task) -> anyhow::Result<Vec<Question>> {
         let few_shot = FewShot { count: self.shots, seed: self.seed };
         Ok(task.questions(self.data.as_deref(), few_shot, self.limit)?)
@@ -106,14 +108,14 @@ impl TaskArguments {
     }
 }
 
-/// Whether a model reads its memory.
+/// Whether the model reads its memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Memory {
     On,
     Off,
 }
 
-/// A model that is asked.
+/// The model that is asked.
 pub(super) struct Asked {
     pub(super) scorer: Box<dyn Scorer>,
     path: PathBuf,
@@ -121,13 +123,13 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    /// Opens a checkpoint, or a model from elsewhere, which has no memory that could be off.
+    /// Opens a checkpoint, or a model from outside, which has no memory to switch off.
     pub(super) fn open(path: &Path, device: DeviceKind, memory: Memory) -> anyhow::Result<Self> {
         let (scorer, path) = (open(path, device, memory)?, path.to_owned());
         Ok(Self { scorer, path, memory })
     }
 
-    /// What people call it: the path it was opened by, and whether its memory was off.
+    /// The name shown to the user: the path it was opened by, and whether its memory is off.
     fn name(&self) -> String {
         let path = self.path.display();
         match self.memory {
@@ -136,8 +138,8 @@ impl Asked {
         }
     }
 
-    /// Asks what has no answer yet in the record in the folder `out`. Gives all outcomes in the order of the questions,
-    /// and how many of all questions have their beginning cut.
+    /// Asks the questions that have no answer yet in the record in the folder `out`. Returns all outcomes in the order
+    /// of the questions, and the number of questions whose beginning was truncated.
     pub(super) fn put(
         &self,
         (task, questions): (&Task, &[Question]),
@@ -172,7 +174,7 @@ impl Asked {
         drop(passage);
         if let Err(Error::Interrupted) = asked {
             let kept =
-                if out.is_some() { "; the same command goes on" } else { "; --out would keep the answers" };
+                if out.is_some() { "; run the same command to resume" } else { "; use --out to keep answers" };
             let (done, all) = (outcomes.len(), questions.len());
             return Err(Interrupted(format!(": {name} has {done} of {all} answers{kept}")).into());
         }
@@ -180,7 +182,7 @@ impl Asked {
         let seconds = begun.elapsed().as_secs_f64();
         let all = questions.len();
         let without =
-            if cut > 0 { format!("; of all {all}, {cut} without their beginning") } else { String::new() };
+            if cut > 0 { format!("; {cut} of all {all} truncated at their beginning") } else { String::new() };
         note(format_args!("{name}: {} questions in {seconds:.1} s{without}", pending.len()));
         outcomes.sort_by_key(|outcome| outcome.question);
         Ok((outcomes, cut))
@@ -189,7 +191,7 @@ impl Asked {
 
 fn open(path: &Path, device: DeviceKind, memory: Memory) -> anyhow::Result<Box<dyn Scorer>> {
     if device != DeviceKind::Cpu {
-        return refuse("answers are computed on the processor: leave --device out");
+        return refuse("answers are computed on the CPU: leave out --device");
     }
     let path = &hub::local(path)?;
     if memory == Memory::Off && engram_import::Model::is_outside(path) {

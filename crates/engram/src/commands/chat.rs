@@ -13,7 +13,7 @@ use crate::failure::{Interrupted, refuse};
 use crate::interrupt;
 use crate::served::{ModelOptions, say};
 
-/// Talk with a model, a line at a time.
+/// Chat with a model, one line at a time.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram chat runs/chat
@@ -24,10 +24,10 @@ pub(crate) struct Chat {
     model: ModelOptions,
     #[command(flatten)]
     template: TemplateOption,
-    /// What the model is told first.
+    /// System message: instructions that the model reads first.
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// Tokens of an answer at most; without it, what is left of the context.
+    /// Maximum number of tokens per answer. The default is the rest of the context.
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
     #[command(flatten)]
@@ -37,14 +37,14 @@ pub(crate) struct Chat {
 /// Where the chat template comes from.
 #[derive(Debug, Args)]
 pub(crate) struct TemplateOption {
-    /// How a conversation becomes a text: a Jinja template, or a tokenizer_config.json. Without it, the
-    /// tokenizer_config.json in the checkpoint's folder.
+    /// Chat template: a Jinja file or a tokenizer_config.json. The default is the tokenizer_config.json in the
+    /// checkpoint's folder.
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
 }
 
 impl TemplateOption {
-    /// The template that was asked for, or else the checkpoint's own.
+    /// The template that the user named, or the checkpoint's own.
     pub(crate) fn or(&self, own: Option<ChatTemplate>) -> anyhow::Result<Option<ChatTemplate>> {
         let Some(path) = &self.chat_template else { return Ok(own) };
         match read(path)? {
@@ -54,7 +54,7 @@ impl TemplateOption {
     }
 }
 
-/// The template in a file; none where a tokenizer_config.json has none.
+/// The template in a file; none if a tokenizer_config.json has none.
 pub(crate) fn read(path: &Path) -> anyhow::Result<Option<ChatTemplate>> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
@@ -68,15 +68,15 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<Option<ChatTemplate>> {
     template.or_else(|error| refuse(format!("{}: {error}", path.display())))
 }
 
-/// What a person says, a line at a time.
+/// What the user types, one line at a time.
 enum Lines {
-    /// On a terminal, with a history of lines.
+    /// From a terminal, with a history of lines.
     Edited(Box<DefaultEditor>),
-    /// From a file, a pipe, or a terminal whose output goes elsewhere.
+    /// From a file or a pipe, or from a terminal when the output goes elsewhere.
     Plain,
 }
 
-/// What came of asking for a line.
+/// The result of reading a line.
 enum Line {
     Text(String),
     /// Ctrl-C, or the end of the input.
@@ -107,7 +107,7 @@ impl Lines {
                 }
                 let text = String::from_utf8_lossy(&bytes);
                 if text.contains('\u{fffd}') {
-                    eprintln!("note: bytes of the line that are not UTF-8 are read as \u{fffd}");
+                    eprintln!("note: invalid UTF-8 in the line was replaced by \u{fffd}");
                 }
                 Ok(Line::Text(text.into_owned()))
             }
@@ -115,7 +115,7 @@ impl Lines {
     }
 }
 
-/// A share of the context that is kept free for an answer: one in so many.
+/// The part of the context kept free for an answer: one in this many tokens.
 const FREE_SHARE: usize = 8;
 
 impl Chat {
@@ -138,7 +138,7 @@ impl Chat {
         let mut lines = Lines::new()?;
         if matches!(lines, Lines::Edited(_)) {
             eprintln!(
-                "Ctrl-C ends an answer, and at the prompt the session. /reset forgets the conversation."
+                "Ctrl-C stops an answer; at the prompt it ends the session. /reset starts a new conversation."
             );
         }
         loop {
@@ -147,7 +147,7 @@ impl Chat {
                 "" => continue,
                 "/reset" => {
                     messages.clone_from(&system);
-                    eprintln!("the conversation begins anew");
+                    eprintln!("new conversation");
                     continue;
                 }
                 text => messages.push(Message::new("user", text)),
@@ -171,8 +171,8 @@ impl Chat {
     }
 }
 
-/// Tokens of the conversation. Its oldest turns, after `keep` messages, are left out where it has filled the context;
-/// none, if even the last message is too long, which is then taken back.
+/// Tokens of the conversation. If they fill the context, the oldest turns after the first `keep` messages are left out.
+/// Returns none if even the last message is too long, and removes that message.
 fn fitted(
     template: &ChatTemplate,
     (engine, codec): (&Engine, &TextCodec),
@@ -189,7 +189,7 @@ fn fitted(
         if prompt.len() + free <= longest {
             if left_out > 0 {
                 eprintln!(
-                    "note: the oldest {left_out} messages are left out: the model's context is {longest} tokens"
+                    "note: left out the oldest {left_out} messages: the model's context is {longest} tokens"
                 );
             }
             return Ok(Some(prompt));
@@ -202,7 +202,7 @@ fn fitted(
             );
             return Ok(None);
         }
-        // A question and its answer.
+        // A question and its answer go together.
         let count = 2.min(messages.len() - keep - 1);
         messages.drain(keep..keep + count);
         left_out += count;

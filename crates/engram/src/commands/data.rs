@@ -11,13 +11,13 @@ use crate::number::short;
 use crate::progress::Progress;
 use crate::table::Table;
 
-/// What can be done with data.
+/// Commands for data.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Data {
     Prepare(Prepare),
 }
 
-/// Turn a corpus into shards of tokens: `OUT/train`, and `OUT/valid` with the documents held out.
+/// Turn a corpus into token shards: `OUT/train`, and `OUT/valid` with the held-out documents.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram data prepare corpus.jsonl.zst --tokenizer tokenizer.json --out data
@@ -28,17 +28,18 @@ pub(crate) enum Data {
 pub(crate) struct Prepare {
     #[command(flatten)]
     corpus: CorpusOptions,
-    /// Tokenizer, a Hugging Face `tokenizer.json`.
+    /// Tokenizer (a Hugging Face `tokenizer.json`).
     #[arg(long, value_name = "FILE")]
     tokenizer: PathBuf,
-    /// Folder to make.
+    /// Folder to create.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Share of the documents to hold out, chosen by their text alone; where none of a few falls into it, the nearest.
+    /// Share of the documents to hold out. A document's text alone decides whether it is held out. If the share selects
+    /// none of a few documents, the nearest one is held out.
     #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
     hold_out: f64,
-    /// Token that ends a document, as `[text]` of the model's run.toml has it; without it, the first usual name that the
-    /// tokenizer has.
+    /// Token that ends a document, the same as in `[text]` of the model's run.toml. The default is the first usual name
+    /// that the tokenizer has.
     #[arg(long, value_name = "NAME")]
     end: Option<String>,
 }
@@ -64,27 +65,27 @@ impl Prepare {
 }
 
 impl Prepare {
-    /// Tells what is not as it was asked for.
+    /// Reports what differs from the request.
     fn tell(&self, summary: &PrepareSummary) {
         tell_damage(&summary.damage);
         if summary.empty_documents > 0 {
-            note(format_args!("documents without text, left out: {}", summary.empty_documents));
+            note(format_args!("empty documents left out: {}", summary.empty_documents));
         }
         if summary.share_missed {
             let documents = summary.train.documents + summary.valid.documents;
             let held_out = match summary.valid.documents {
-                0 => "none is held out; train without `data.valid`",
+                0 => "none is held out; leave out `data.valid` when you train",
                 _ => "the nearest is held out",
             };
             let share = self.hold_out;
             note(format_args!(
-                "none of the {documents} documents falls into the share of {share}: {held_out}"
+                "none of the {documents} documents falls into the held-out share of {share}: {held_out}"
             ));
         }
     }
 }
 
-/// Prepares shards in the new folder `out`, with progress.
+/// Prepares shards in the new folder `out` and shows progress.
 pub(super) fn prepare(
     corpus: &Corpus,
     tokenizer: &Tokenizer,

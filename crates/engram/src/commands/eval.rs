@@ -16,7 +16,7 @@ use crate::number::short;
 use crate::progress::Progress;
 use crate::table::Table;
 
-/// What a checkpoint can be measured by.
+/// Ways to evaluate a checkpoint.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Eval {
     Loss(Loss),
@@ -32,17 +32,17 @@ pub(crate) enum Eval {
   engram eval loss runs/small data/valid --without-memory
   engram eval loss runs/small/checkpoints/step-00001000 data/valid --tokens 100000 --json")]
 pub(crate) struct Loss {
-    /// A checkpoint, or a run's folder, whose newest is taken.
+    /// A checkpoint, or a run's folder (its newest checkpoint is used).
     checkpoint: PathBuf,
     /// Prepared shards: one file, or the folder of one split.
     shards: PathBuf,
-    /// Predict this many tokens at most, in whole windows that are spread evenly over the text.
+    /// Maximum number of tokens to predict, in whole windows spread evenly over the text.
     #[arg(long, value_name = "N")]
     tokens: Option<usize>,
-    /// Switch the memory off: the loss of what the model knows without it.
+    /// Switch the memory off.
     #[arg(long)]
     without_memory: bool,
-    /// What to compute on.
+    /// Device to compute on.
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceKind,
     /// Print JSON.
@@ -83,7 +83,7 @@ impl Loss {
     }
 }
 
-/// A measure's value and its standard error, as people read them: accuracies in per cent.
+/// A measure's value and its standard error; accuracies in per cent.
 fn with_error(measure: Measure, value: f64, error: Option<f64>) -> (String, String) {
     let text = |value: f64| match measure.is_accuracy() {
         true => format!("{:.2} %", 100.0 * value),
@@ -92,7 +92,7 @@ fn with_error(measure: Measure, value: f64, error: Option<f64>) -> (String, Stri
     (text(value), error.map_or(String::new(), text))
 }
 
-/// Measures the loss, with progress.
+/// Measures the loss and shows progress.
 pub(super) fn measure(
     model: &Trained,
     shards: &TokenShards,

@@ -12,11 +12,11 @@ use crate::interrupt;
 use crate::number::short;
 use crate::table::Table;
 
-/// Write a checkpoint in another program's form.
+/// Write a checkpoint in another program's format.
 ///
 /// `hf` is the folder that Hugging Face's library reads: config.json, safetensors in f32, tokenizer.json and its
-/// settings. The model becomes one of the Llama, Mistral, SmolLM 3, Qwen 2 or Qwen 3 type, whichever computes the same.
-/// A model that none of them describes, such as one with a memory, is refused with the key that is in the way.
+/// settings. The model becomes a Llama, Mistral, SmolLM 3, Qwen 2 or Qwen 3 model, whichever computes the same. A model
+/// that none of them can express, such as one with a memory, is refused; the error names the key that prevents it.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram export runs/plain --to hf --out plain-hf
@@ -24,10 +24,10 @@ use crate::table::Table;
 pub(crate) struct Export {
     /// A checkpoint, a run's folder, a GGUF file, the folder of a model, or hf:org/name.
     model: PathBuf,
-    /// The form.
+    /// Output format.
     #[arg(long, value_enum)]
     to: Form,
-    /// Folder to make.
+    /// Folder to create.
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
     /// Print JSON.

@@ -7,7 +7,7 @@ use crate::failure::{Interrupted, refuse};
 use crate::interrupt;
 use crate::served::{ModelOptions, say};
 
-/// Continue a text, as it comes.
+/// Continue a text and print it as it is generated.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram generate runs/quickstart/memory --prompt 'The President of the United States'
@@ -17,19 +17,19 @@ use crate::served::{ModelOptions, say};
 pub(crate) struct Generate {
     #[command(flatten)]
     model: ModelOptions,
-    /// Text to continue, as the beginning of a document; `-`: standard input. Names of special tokens in it are those
-    /// tokens.
+    /// Text to continue, read as the beginning of a document; `-` reads standard input. Names of special tokens in it
+    /// become those tokens.
     #[arg(long)]
     prompt: String,
-    /// Take names of special tokens in the prompt as ordinary text.
+    /// Read names of special tokens in the prompt as ordinary text.
     #[arg(long)]
     plain_prompt: bool,
-    /// Tokens at most; the model may end the text earlier. Without it: 200, or what is left of the context.
+    /// Maximum number of tokens. The default is 200, or what is left of the context. The model may end earlier.
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
     #[command(flatten)]
     answer: AnswerOptions,
-    /// Print JSON when done, instead of the text as it comes.
+    /// Print JSON at the end instead of the text as it is generated.
     #[arg(long)]
     json: bool,
 }
@@ -39,10 +39,10 @@ pub(crate) struct Generate {
 pub(crate) struct AnswerOptions {
     #[command(flatten)]
     sampling: SamplingOptions,
-    /// Text before which to end.
+    /// Stop before this text.
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Switch the memory off, to see what it does.
+    /// Switch the memory off.
     #[arg(long = "without-memory", visible_alias = "no-memory")]
     without_memory: bool,
 }
@@ -51,7 +51,7 @@ impl AnswerOptions {
     /// A request without a prompt yet.
     ///
     /// # Errors
-    /// When a value cannot be.
+    /// When a value is out of range.
     pub(crate) fn request(self) -> anyhow::Result<Request> {
         let sampling = self.sampling.sampling()?;
         if self.stop.iter().any(String::is_empty) {
@@ -61,31 +61,31 @@ impl AnswerOptions {
     }
 }
 
-/// How tokens are drawn.
+/// Sampling options.
 #[derive(Debug, Clone, Copy, Args)]
 struct SamplingOptions {
-    /// Logits are divided by it: 0 takes the likeliest token, 1 the model's own probabilities.
+    /// Temperature: logits are divided by it. 0 takes the likeliest token, 1 the model's own probabilities.
     #[arg(long, value_name = "T", default_value_t = 0.8)]
     temperature: f32,
-    /// Consider only the K likeliest tokens.
+    /// Sample only from the K likeliest tokens.
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
-    /// Consider only the likeliest tokens that together reach probability P.
+    /// Sample only from the likeliest tokens that together reach probability P.
     #[arg(long, value_name = "P", default_value_t = 0.95)]
     top_p: f32,
-    /// Consider only tokens at least P times as probable as the likeliest.
+    /// Sample only from tokens at least P times as probable as the likeliest.
     #[arg(long, value_name = "P", default_value_t = 0.0)]
     min_p: f32,
-    /// Divide the logits of tokens that occurred before by R; 1: leave them.
+    /// Divide the logits of tokens that already occurred by R; 1 changes nothing.
     #[arg(long, value_name = "R", default_value_t = 1.0)]
     repetition_penalty: f32,
-    /// Seed of the draw.
+    /// Random seed.
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
 
 impl SamplingOptions {
-    /// Refuses impossible values.
+    /// Refuses values out of range.
     fn sampling(self) -> anyhow::Result<Sampling> {
         let Self { temperature, top_k, top_p, min_p, repetition_penalty, seed } = self;
         let sampling =
@@ -97,7 +97,7 @@ impl SamplingOptions {
     }
 }
 
-/// A prompt and what came of it.
+/// A prompt and its continuation.
 #[derive(Debug, Serialize)]
 pub(super) struct Continuation {
     prompt: String,
@@ -109,7 +109,7 @@ pub(super) struct Continuation {
     row_wait_seconds: f64,
 }
 
-/// Tokens of a continuation, where nothing says how many.
+/// Default length of a continuation in tokens.
 const TOKENS: usize = 200;
 
 impl Generate {
@@ -139,7 +139,7 @@ pub(super) fn end_tokens(codec: &TextCodec, stop: &[String]) -> Vec<u32> {
     codec.end_tokens().iter().copied().chain(named).collect()
 }
 
-/// Continues `prompt`, the beginning of a document, as `request` says, by `count` tokens, or by a usual number. Gives
+/// Continues `prompt`, the beginning of a document, as `request` says, by `count` tokens or a default number. Passes
 /// each piece of whole characters to `show`.
 pub(super) fn proceed(
     (engine, codec): (&Engine, &TextCodec),

@@ -15,12 +15,11 @@ use crate::note::note;
 use crate::number::short;
 use crate::table::Table;
 
-/// Make a checkpoint of a pretrained model.
+/// Make a checkpoint from a pretrained model.
 ///
-/// It takes a GGUF file, or a folder with config.json, tokenizer.json and safetensors, of the types Llama, Mistral,
-/// SmolLM, Qwen 2 and 3, Gemma 3, Phi 3, DeepSeek V2 and V3. The weights are kept in f32, whatever they were. Every
-/// command that takes a checkpoint takes the result. An architecture, a setting or a tensor that is not known is refused
-/// by name.
+/// Accepts a GGUF file, or a folder with config.json, tokenizer.json and safetensors, of the types Llama, Mistral,
+/// SmolLM, Qwen 2 and 3, Gemma 3, Phi 3, DeepSeek V2 and V3. Weights are converted to f32. Every command that takes a
+/// checkpoint takes the result. An unknown architecture, setting or tensor is refused by name.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram import SmolLM2-135M-Instruct.Q4_1.gguf --out runs/smol
@@ -31,7 +30,7 @@ use crate::table::Table;
 pub(crate) struct Import {
     /// A GGUF file, the folder of a model, or hf:org/name.
     model: PathBuf,
-    /// Folder to make; it becomes the checkpoint.
+    /// Checkpoint folder to create.
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
     /// Print JSON.
@@ -44,7 +43,7 @@ pub(crate) struct Import {
 struct Imported {
     checkpoint: PathBuf,
     parameters: u64,
-    /// Whether conversations can be turned into texts.
+    /// Whether the model has a chat template.
     chat_template: bool,
     #[serde(flatten)]
     config: CheckpointConfig,

@@ -27,7 +27,7 @@ use serde::Serialize;
 
 use crate::failure::refuse;
 
-/// What `engram` can do. A command's own file describes it.
+/// The commands of `engram`. Each is described in its own file.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Quickstart(quickstart::Quickstart),
@@ -42,14 +42,14 @@ pub(crate) enum Command {
     Export(export::Export),
     Params(params::Params),
     Rows(rows::Rows),
-    /// Evaluate a checkpoint: its loss, and what it answers.
+    /// Evaluate a checkpoint: its loss, and its answers to tasks.
     #[command(subcommand)]
     Eval(eval::Eval),
     Generate(generate::Generate),
     Chat(chat::Chat),
     Serve(serve::Serve),
     Study(study::Study),
-    /// Make, check, convert and study tables of memory rows.
+    /// Create, check, convert and study tables of memory rows.
     #[command(subcommand)]
     Table(table::Table),
     /// Look inside a checkpoint.
@@ -84,7 +84,7 @@ impl Command {
     }
 }
 
-/// The text of an argument, or of standard input where it is `-` or not there.
+/// The text of an argument, or of standard input if the argument is `-` or missing.
 fn text_or_stdin(argument: Option<&str>) -> anyhow::Result<String> {
     let mut input = std::io::stdin();
     match argument {

@@ -10,9 +10,9 @@ use crate::machine_memory::machine_memory;
 use crate::number::{bytes, short};
 use crate::table::Table;
 
-/// Show parameters, operations per token and memory of configurations, side by side.
+/// Show parameters, operations per token and training memory of configurations, side by side.
 ///
-/// Memory is what training needs at least, by part, where a file describes a whole run.
+/// Training memory is a lower bound, by part. It is shown for files that describe a whole run.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram params configs/engram-27b.toml
@@ -33,9 +33,9 @@ struct Costs {
     config: String,
     /// All parameters, memory included.
     total_parameters: u64,
-    /// Those of the blocks and head that a token meets.
+    /// Parameters of the blocks and head that a token uses.
     active_parameters: u64,
-    /// All others: resting experts, memory tables, the embedding.
+    /// All others: inactive experts, memory tables, the embedding.
     sparse_parameters: u64,
     expert_parameters: u64,
     memory_parameters: u64,
@@ -45,7 +45,7 @@ struct Costs {
     memory_rows_per_token: u64,
     forward_flops_per_token: u64,
     training_flops_per_token: u64,
-    /// Bytes of memory that training needs at least, by part; none for a model alone.
+    /// Lower bound of the memory for training in bytes, by part; none for a file with only a model.
     training_memory: Option<TrainingMemory>,
 }
 
@@ -83,7 +83,7 @@ impl Costs {
     }
 }
 
-/// Whether the file describes a whole run, not a model alone or a study.
+/// Whether the file describes a whole run, not only a model and not a study.
 fn describes_run(path: &Path) -> anyhow::Result<bool> {
     let (_, tables) = load_toml::<toml::Table>(path)?;
     let of_run = ["model", "text", "data", "train"];
@@ -114,7 +114,7 @@ fn table(costs: &[Costs]) -> Table {
         let of = |part: &dyn Fn(&TrainingMemory) -> u64, costs: &Costs| {
             costs.training_memory.as_ref().map_or(String::new(), |memory| bytes(part(memory)))
         };
-        row("memory to train, at least", &|costs| of(&TrainingMemory::total, costs));
+        row("memory for training, at least", &|costs| of(&TrainingMemory::total, costs));
         for (part, name) in TrainingMemory::PARTS.into_iter().enumerate() {
             row(&format!("  {name}"), &|costs| of(&|memory| memory.parts()[part].1, costs));
         }

@@ -28,13 +28,13 @@ use crate::table::Table;
 
 const TRAIN: &[u8] = include_bytes!("../../../../data/quickstart.train.jsonl.zst");
 const VALID: &[u8] = include_bytes!("../../../../data/quickstart.valid.jsonl.zst");
-/// The two models: one with memory, and one of the same size and cost with more experts in its place.
+/// The two models: one with memory, and a baseline of the same size and cost with more experts.
 const CONFIGS: [(&str, &str); 2] = [
     ("memory", include_str!("../../../../configs/quickstart-memory.toml")),
     ("baseline", include_str!("../../../../configs/quickstart-baseline.toml")),
 ];
 
-/// Held-out passages to look at: names and set phrases that also occur elsewhere, in sentences that do not.
+/// Held-out passages. Their names and set phrases occur in the training text; the sentences do not.
 const PASSAGES: [&str; 6] = [
     "After World War I and the dissolution of the Ottoman Empire, the League of Nations awarded Britain the mandate \
      to govern much of the Middle East.",
@@ -48,35 +48,35 @@ const PASSAGES: [&str; 6] = [
     "As both steel and curse sank to the socket, as if sucked into a morass, Moby Dick sideways writhed;",
 ];
 
-/// What the sample continues.
+/// The beginning of the sample.
 const PROMPT: &str = "The President of the United States";
 
-/// Train a small model with memory beside its baseline, and show what the memory does.
+/// Train a small model with memory and its baseline, and show what the memory does.
 ///
 /// The corpus is part of the program: speeches, plays, a novel and an almanac, all in the public domain. Both models
-/// have the same number of parameters in all, the same number active per token, and see the same tokens in the same
-/// order. What was interrupted goes on when run again.
+/// have the same number of parameters, the same number active per token, and see the same tokens in the same order.
+/// The same command resumes an interrupted run.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram quickstart
   engram quickstart --seed 1 --out runs/quickstart-1
   engram quickstart --steps 50 --out runs/glance")]
 pub(crate) struct Quickstart {
-    /// Folder for everything that comes of it.
+    /// Output folder.
     #[arg(long, value_name = "DIR", default_value = "runs/quickstart")]
     out: PathBuf,
     /// Seed of both models and of the order of the data.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Train for N steps only, for a quick look; the schedule is shortened to fit.
+    /// Train for only N steps. The schedule is shortened to fit.
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
-    /// What to compute on.
+    /// Device to compute on.
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceKind,
 }
 
-/// What one of the two came to.
+/// The results of one of the two models.
 #[derive(Debug, Serialize)]
 struct Outcome {
     name: &'static str,
@@ -86,7 +86,7 @@ struct Outcome {
     training_flops_per_token: u64,
     steps: u64,
     tokens: u64,
-    /// Seconds of the training steps alone.
+    /// Seconds spent in training steps.
     seconds: f64,
     /// Mean over the last twentieth of the steps, in nats per token.
     training_loss: f64,
@@ -110,7 +110,7 @@ impl Quickstart {
         Ok(())
     }
 
-    /// Makes what is not yet there: tokenizer and shards.
+    /// Makes the tokenizer and the shards if they are missing.
     fn prepare(&self) -> anyhow::Result<DataConfig> {
         let out = &self.out;
         std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
@@ -147,7 +147,7 @@ impl Quickstart {
         config.data = data.clone();
         config.train.seed = self.seed;
         if let Some(steps) = self.steps {
-            // The whole course of the rates in fewer steps.
+            // The rates follow the whole schedule in fewer steps.
             let train = &mut config.train;
             train.schedule.warmup = train.schedule.warmup * steps / train.steps;
             train.steps = steps;
@@ -160,7 +160,7 @@ impl Quickstart {
         self.out.join(name)
     }
 
-    /// Trains the two in turn, a step each, so that both see the same machine and the time left is that of both.
+    /// Trains both models in turn, one step each. Both see the same machine load, and the time left is that of both.
     fn train(&self, configs: &[RunConfig], device: &Device) -> anyhow::Result<()> {
         let mut runs = Vec::new();
         for ((name, _), config) in CONFIGS.iter().zip(configs) {
@@ -175,7 +175,7 @@ impl Quickstart {
             if interrupt::asked() {
                 runs.iter_mut().try_for_each(Run::save)?;
                 drop(progress);
-                return Err(Interrupted(" and saved; run the same command again to go on".to_owned()).into());
+                return Err(Interrupted(" and saved; run the same command to resume".to_owned()).into());
             }
             behind.step()?;
             progress.show(done(&runs), || status(&runs));
@@ -183,7 +183,7 @@ impl Quickstart {
         Ok(())
     }
 
-    /// What is in `folder` must be of the same configuration, so that a table never compares runs of different configurations.
+    /// Refuses a `folder` of another configuration: a table must not compare runs of different configurations.
     fn begin_or_go_on(&self, config: &RunConfig, folder: &Path, device: &Device) -> anyhow::Result<Run> {
         let newest = match engram_import::Checkpoint::open(folder) {
             Ok(checkpoint) => checkpoint,
@@ -224,7 +224,7 @@ impl Quickstart {
             &mut |text| print(text),
         )?;
 
-        print("\n\nWhere the memory opens, in sentences neither model has seen:\n\n")?;
+        print("\n\nWhere the memory opens, in sentences that neither model has seen:\n\n")?;
         let gates =
             PASSAGES.iter().map(|text| inspect::gates(memory, text)).collect::<anyhow::Result<Vec<_>>>()?;
         print(gate_map::draw(&gates, None, Canvas::of_stdout()))?;
@@ -237,7 +237,7 @@ impl Quickstart {
         write_file(&self.out.join("summary.json"), &summary)?;
         let out = self.out.display();
         print(format!(
-            "{out}/gates.html    the gates of every layer and stream, to open in a browser\n\
+            "{out}/gates.html    the gates of every layer and stream, for a browser\n\
              {out}/loss.svg      both loss curves\n\
              {out}/summary.json  the table above\n\
              {out}/memory, {out}/baseline    checkpoints and metrics\n\n\
@@ -262,7 +262,7 @@ impl Quickstart {
 }
 
 impl Outcome {
-    /// Of a run that is done, from its metrics.
+    /// Results of a finished run, from its metrics.
     fn of(name: &'static str, config: &RunConfig, metrics: &[Metric]) -> anyhow::Result<Self> {
         let account = Account::of(&config.model, &config.model.table_rows()?);
         let (mut reports, mut held_out) = (Vec::new(), None);
@@ -283,7 +283,7 @@ impl Outcome {
             tokens: last.last().map_or(0, |report| report.tokens),
             seconds: reports.iter().map(|report| report.seconds).sum(),
             training_loss: last.iter().map(|report| f64::from(report.loss)).sum::<f64>() / last.len() as f64,
-            held_out: held_out.context("a run that is done has no held-out loss")?,
+            held_out: held_out.context("a finished run has no held-out loss")?,
         })
     }
 }
@@ -324,7 +324,7 @@ fn table(outcomes: &[Outcome]) -> Table {
     table
 }
 
-/// The difference, in words.
+/// The difference in a sentence.
 fn verdict(outcomes: &[Outcome]) -> String {
     let [memory, baseline] = [0, 1].map(|index| outcomes[index].held_out.bits_per_byte);
     let percent = (memory / baseline - 1.0).abs() * 100.0;
@@ -335,11 +335,11 @@ fn verdict(outcomes: &[Outcome]) -> String {
     )
 }
 
-/// The sentence above the page of gates.
+/// The sentence above the heat map.
 fn lead(outcomes: &[Outcome]) -> String {
     let [memory, baseline] = [0, 1].map(|index| outcomes[index].held_out.bits_per_byte);
     format!(
-        "Held-out sentences; the more colour, the more a token takes from memory. Held-out loss: {memory:.4} bits per \
+        "Held-out sentences; the stronger the colour, the further the gate opens. Held-out loss: {memory:.4} bits per \
          byte with memory, {baseline:.4} without, at equal size and cost."
     )
 }

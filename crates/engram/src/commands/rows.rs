@@ -9,7 +9,7 @@ use super::addressing::{AddressingOptions, Loaded};
 use super::{print, print_json, text_or_stdin};
 use crate::gate_text::visible;
 
-/// Show which memory rows a text reads: per token its class, and per layer, order and head a row.
+/// Show which memory rows a text reads: each token's class, and its row per layer, order and head.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram rows --tokenizer tokenizer.json --preset v41 'Only Alexander the Great could tame the horse'
@@ -20,11 +20,11 @@ pub(crate) struct Rows {
     /// Print JSON.
     #[arg(long)]
     json: bool,
-    /// The text; `-` or none: standard input.
+    /// The text. Without it, or with `-`, standard input is read.
     text: Option<String>,
 }
 
-/// Everything that decides a text's rows, and the rows.
+/// What decides a text's rows, and the rows.
 #[derive(Debug, Serialize)]
 struct Listing {
     identity: AddressIdentity,
@@ -38,7 +38,7 @@ struct Layer {
     layer: usize,
     /// Rows of its table.
     rows: u64,
-    /// Strings: most readers of JSON round numbers beyond 2⁵³.
+    /// As strings, because most readers of JSON round numbers beyond 2⁵³.
     #[serde(serialize_with = "crate::json::as_strings")]
     multipliers: Vec<i64>,
     /// Rows of each head, `[order][head]`.

@@ -13,9 +13,9 @@ use crate::failure::refuse;
 use crate::interrupt;
 use crate::served::{ModelOptions, Served};
 
-/// Answer over HTTP, in the form of OpenAI's API, with a page to try it at `/`.
+/// Serve a model over HTTP with OpenAI's API, and with a page for trying it at `/`.
 ///
-/// Stops when it is interrupted or told to end (SIGTERM), after it has answered what it had taken.
+/// On Ctrl-C or SIGTERM the server finishes the requests that it has accepted, then ends.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram serve runs/quickstart/memory
@@ -28,83 +28,83 @@ pub(crate) struct Serve {
     model: ModelOptions,
     #[command(flatten)]
     template: TemplateOption,
-    /// Address or name to listen on. The default accepts connections of this machine only.
+    /// Address or name to listen on. The default accepts local connections only.
     #[arg(long, default_value = "127.0.0.1")]
     host: String,
-    /// Port to listen on; 0: any that is free.
+    /// Port to listen on; 0 picks any free port.
     #[arg(long, default_value_t = 8000)]
     port: u16,
-    /// Name of the model for clients; without it, that of the checkpoint's folder.
+    /// Model name shown to clients. The default is the name of the checkpoint's folder.
     #[arg(long, value_name = "NAME")]
     model_name: Option<String>,
-    /// Origin whose pages may use the server, such as https://example.org; `*`: any. May be repeated.
+    /// Origin whose pages may use the server, such as https://example.org; `*` allows any. May be repeated.
     #[arg(long, value_name = "ORIGIN")]
     cors_origin: Vec<String>,
-    /// Name under which the server answers, besides those of this machine. May be repeated.
+    /// Additional host name that the server answers to. May be repeated.
     #[arg(long, value_name = "NAME")]
     allowed_host: Vec<String>,
-    /// Requests that are computed at once.
+    /// Maximum number of requests computed at once.
     #[arg(long, value_name = "N", default_value_t = EngineOptions::default().running)]
     max_num_seqs: usize,
-    /// Requests that may wait besides; more are refused with status 429.
+    /// Maximum number of waiting requests. More are refused with status 429.
     #[arg(long, value_name = "N", default_value_t = EngineOptions::default().waiting)]
     max_queue: usize,
-    /// Memory for keys and values of tokens already computed.
+    /// Memory for the keys and values of computed tokens.
     #[arg(long, value_name = "SIZE", default_value_t = ByteSize::gib(1))]
     kv_cache: ByteSize,
-    /// Tokens of a block of it.
+    /// Tokens per block of the KV cache.
     #[arg(long, value_name = "N", default_value_t = EngineOptions::default().page)]
     block_size: usize,
-    /// Tokens of a prompt that are read in a step.
+    /// Maximum number of one prompt's tokens per step.
     #[arg(long, value_name = "N", default_value_t = EngineOptions::default().chunk)]
     chunk: usize,
-    /// Tokens of all prompts that are read in a step.
+    /// Maximum number of all prompts' tokens per step.
     #[arg(long, value_name = "N", default_value_t = EngineOptions::default().prompt_tokens)]
     max_num_batched_tokens: usize,
-    /// Tokens that are drafted by prompt look-up at most; 0: none. Answers are the same.
+    /// Maximum number of tokens drafted by prompt lookup; 0 drafts none. Answers stay the same.
     #[arg(long, value_name = "N", default_value_t = EngineOptions::default().drafts)]
     speculative_tokens: usize,
-    /// Threads that compute; without it, one for each core.
+    /// Number of compute threads. The default is one per core.
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// End answers with the context where requests ask for more tokens than are left of it, instead of refusing them.
+    /// Truncate answers at the end of the context. Without it, requests for more tokens than fit are refused.
     #[arg(long)]
     clip_max_tokens: bool,
-    /// Take names of special tokens in text prompts as ordinary text.
+    /// Read names of special tokens in text prompts as ordinary text.
     #[arg(long)]
     plain_prompts: bool,
-    /// Tell every request on standard error: time, method, path, status, duration and id.
+    /// Log every request on standard error: time, method, path, status, duration and id.
     #[arg(long)]
     access_log: bool,
-    /// Longest body of a request.
+    /// Maximum size of a request body.
     #[arg(long, value_name = "SIZE", default_value_t = ByteSize::mib(4))]
     max_body: ByteSize,
-    /// Seconds that an answer may take.
+    /// Maximum duration of an answer in seconds.
     #[arg(long, value_name = "S", default_value_t = 300)]
     time_limit: u64,
-    /// Seconds that a client may take to send a request, or leave an answer unread.
+    /// Seconds that a client may take to send a request, or may leave an answer unread.
     #[arg(long, value_name = "S", default_value_t = 30)]
     patience: u64,
-    /// Seconds that running requests have left when the server is told to end.
+    /// Seconds that running requests get to finish when the server ends.
     #[arg(long, value_name = "S", default_value_t = 30)]
     drain: u64,
 }
 
-/// Where the key that clients must send is looked for. An option would be read by others in the list of processes.
+/// Environment variable with the key that clients must send. Other users could read an option in the process list.
 const API_KEY: &str = "ENGRAM_API_KEY";
 
 impl Serve {
     /// Runs the command.
     pub(crate) fn run(self) -> anyhow::Result<()> {
         if self.threads == Some(0) {
-            return refuse("--threads is 0: take 1 or more");
+            return refuse("--threads is 0, but must be at least 1");
         }
         for (name, seconds) in [("time-limit", self.time_limit), ("patience", self.patience)] {
             if seconds == 0 {
-                return refuse(format!("--{name} is 0: take 1 second or more"));
+                return refuse(format!("--{name} is 0, but must be at least 1 second"));
             }
         }
-        // Before the model is read, which takes long: a port that is taken is told at once.
+        // Listen before loading the model, which takes long: a port in use is reported at once.
         let listener = TcpListener::bind((&self.host[..], self.port));
         let listener =
             listener.with_context(|| format!("cannot listen on {} port {}", self.host, self.port))?;
@@ -145,7 +145,7 @@ impl Serve {
         };
         if !local && options.api_key.is_none() {
             eprintln!(
-                "note: whoever reaches {} can use this server; set {API_KEY} to ask for a key",
+                "note: anyone who can reach {} can use this server; set {API_KEY} to require a key",
                 self.host
             );
         }
@@ -155,7 +155,7 @@ impl Serve {
     }
 }
 
-/// The option that sets a limit of the engine.
+/// The option that sets an engine limit.
 fn flag(limit: &str) -> &str {
     match limit {
         "running" => "max-num-seqs",
@@ -173,7 +173,7 @@ async fn listen(server: Server, listener: TcpListener) -> anyhow::Result<()> {
     print(format!("listening at http://{address}\n"))?;
     let stop = async {
         asked.await;
-        eprintln!("stopping: answering what was taken");
+        eprintln!("stopping: finishing accepted requests");
     };
     server.run(listener, stop).await.context("cannot accept connections")
 }

@@ -18,12 +18,12 @@ use crate::progress::Progress;
 use crate::provenance::{self, machine, program, quoted};
 use crate::table::Table;
 
-/// Measure where memory pays: train a grid of models, and compare them in pairs.
+/// Measure where memory pays: train a grid of models and compare them in pairs.
 ///
-/// A study's file is a run's configuration, the base of every arm, with a table `[study]`; those in configs/studies are
-/// examples. Every arm is trained with every seed at rates that one rule chose for it, and measured on the same held-out
-/// documents. The folder then holds `report.html`, which stands alone, figures as SVG and PNG, `findings.json`, and
-/// `results.jsonl` with a line per run. What was interrupted or killed goes on when the same command is run again.
+/// A study's file is a run's configuration, the base of every arm, with a table `[study]`. See configs/studies for
+/// examples. Every arm is trained with every seed, at learning rates chosen by one rule, and measured on the same
+/// held-out documents. The folder then holds `report.html` (self-contained), figures as SVG and PNG, `findings.json`,
+/// and `results.jsonl` with a line per run. The same command resumes an interrupted or killed study.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram study allocation --config configs/studies/allocation-cpu.toml --out runs/allocation --dry-run
@@ -36,19 +36,19 @@ pub(crate) struct Study {
     /// Its configuration: `[model]`, `[data]`, `[train]` and `[study]`.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Folder of the study.
+    /// Output folder.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Show the plan and the time that it will take, and stop.
+    /// Show the plan and the expected time, then stop.
     #[arg(long)]
     dry_run: bool,
-    /// Carry out the runs of this arm alone; may be given several times.
+    /// Train only this arm. May be repeated.
     #[arg(long = "arm", value_name = "NAME")]
     arms: Vec<String>,
-    /// Runs at a time; each gets its share of the cores. As many as there are cores, if not given.
+    /// Number of runs at a time; they share the cores. The default is the number of cores.
     #[arg(long, value_name = "N")]
     parallel: Option<usize>,
-    /// What to compute on.
+    /// Device to compute on.
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceKind,
     /// Print JSON.
@@ -56,18 +56,18 @@ pub(crate) struct Study {
     json: bool,
 }
 
-/// What can be studied.
+/// The studies.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Name {
     /// The share of experts and memory in a fixed budget of parameters and operations.
     Allocation,
-    /// More and more memory for the same backbone.
+    /// The size of the memory over one backbone.
     Memory,
-    /// Where the memory stands.
+    /// The layers that read the memory.
     Placement,
-    /// What the memory cannot do without.
+    /// The memory without one of its parts.
     Ablation,
-    /// What else the parameters could be spent on, and negative controls.
+    /// Other uses of the parameters, and negative controls.
     Baselines,
 }
 
@@ -83,7 +83,7 @@ impl From<Name> for Kind {
     }
 }
 
-/// The plan, for machines.
+/// The plan, as JSON.
 #[derive(Debug, Serialize)]
 struct Outline<'a> {
     study: Kind,
@@ -95,7 +95,7 @@ struct Outline<'a> {
     expected_seconds: f64,
 }
 
-/// Runs of other arms than those asked for, and what carries them out.
+/// Remaining runs of arms that were not requested, and the command that trains them.
 #[derive(Debug, Serialize)]
 struct Rest {
     remaining: usize,
@@ -160,7 +160,7 @@ impl Study {
     fn workers(&self) -> anyhow::Result<Workers> {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let parallel = match (self.parallel, self.device) {
-            (Some(0), _) => return refuse("--parallel 0: at least one run at a time"),
+            (Some(0), _) => return refuse("--parallel is 0, but must be at least 1"),
             (Some(parallel), _) => parallel,
             (None, DeviceKind::Cpu) => cores,
             (None, DeviceKind::Cuda) => 1,
@@ -173,7 +173,7 @@ impl Study {
         })
     }
 
-    /// The whole study, as a shell takes it.
+    /// The command of the whole study, quoted for a shell.
     fn command(&self) -> String {
         let name = Kind::from(self.name).name();
         let [config, out] = [&self.config, &self.out].map(|path| quoted(&path.to_string_lossy()));
@@ -230,19 +230,19 @@ impl Study {
         if let Some(rule) = &plan.rates {
             let pilots = plan.pilots().len();
             text += &format!(
-                ", and {pilots} pilots that choose among {} factors on the rates",
+                ", and {pilots} pilot runs that choose among {} factors of the rates",
                 rule.factors.len()
             );
         }
         text += &match all.len() {
             0 => "; all are done.\n".to_owned(),
             left => format!(
-                "; {left} to be done, {} at a time.\nExpected time: {}, by a few steps of every arm.\n",
+                "; {left} left, {} at a time.\nExpected time: {}, measured with a few steps of every arm.\n",
                 workers.parallel,
                 duration(time)
             ),
         };
-        // The plan is what a dry run is asked for, and progress otherwise.
+        // A dry run prints the plan as its result; otherwise the plan is progress.
         if self.dry_run {
             return print(text);
         }
@@ -270,7 +270,7 @@ impl Study {
         }
     }
 
-    /// What is left where only some arms were asked for.
+    /// What is left if only some arms were trained.
     fn rest(&self, plan: &Plan, folder: &StudyFolder) -> anyhow::Result<Option<Rest>> {
         let remaining = Remaining::of(plan, &engram_study::read_results(folder.path())?, &[]).all().len();
         Ok((remaining > 0).then(|| Rest { remaining, command: self.command() }))
@@ -315,7 +315,7 @@ impl Study {
         }
         let out = self.out.display();
         text += &format!(
-            "\n{out}/report.html     all of this, to open in a browser\n\
+            "\n{out}/report.html     all of this, for a browser\n\
              {out}/figures         as SVG and PNG\n\
              {out}/findings.json   the numbers\n\
              {out}/results.jsonl   every run, with its loss on every held-out document\n"
@@ -324,7 +324,7 @@ impl Study {
     }
 }
 
-/// A measurement of speed, which can be interrupted.
+/// An interruptible measurement of speed.
 struct Measuring;
 
 impl Watch for Measuring {
@@ -335,7 +335,7 @@ impl Watch for Measuring {
     }
 }
 
-/// Progress over all runs, in milliseconds of one worker as they were expected.
+/// Progress over all runs, in expected milliseconds of one worker.
 struct Watching<'a> {
     plan: &'a Plan,
     speed: &'a Speed,
@@ -348,7 +348,7 @@ struct Watching<'a> {
 struct Watched {
     progress: Progress,
     done: u64,
-    /// Of that, what was done before this began.
+    /// The part that was done before this command started.
     before: u64,
     finished: usize,
     begun: Instant,
@@ -371,7 +371,7 @@ impl<'a> Watching<'a> {
     fn left(&self, state: &Watched) -> Duration {
         let elapsed = state.begun.elapsed().as_millis() as f64;
         let (here, left) = ((state.done - state.before) as f64, self.total.saturating_sub(state.done) as f64);
-        // In the first half minute as was expected, then as it goes.
+        // Use the expected speed for the first half minute, then the measured one.
         let pace = if elapsed < 3e4 || here == 0.0 { self.parallel as f64 } else { here / elapsed };
         Duration::from_secs_f64(left / pace / 1e3)
     }

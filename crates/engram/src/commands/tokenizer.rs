@@ -10,13 +10,13 @@ use crate::interrupt;
 use crate::number::short;
 use crate::progress::Progress;
 
-/// What can be done with tokenizers.
+/// Commands for tokenizers.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Tokenizer {
     Train(Train),
 }
 
-/// Train a byte-level BPE tokenizer on a corpus, as a Hugging Face `tokenizer.json`.
+/// Train a byte-level BPE tokenizer on a corpus and write it as a Hugging Face `tokenizer.json`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram tokenizer train corpus.jsonl.zst --vocabulary 32768 --out tokenizer.json
@@ -27,10 +27,10 @@ pub(crate) struct Train {
     /// File to write.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Tokens, the 256 bytes and two special tokens among them.
+    /// Number of tokens, including the 256 bytes and two special tokens.
     #[arg(long, value_name = "N")]
     vocabulary: usize,
-    /// Most bytes of text to learn from; a longer corpus is sampled evenly.
+    /// Maximum number of bytes to learn from. A longer corpus is sampled evenly.
     #[arg(long, value_name = "BYTES", default_value_t = TokenizerTraining::default().byte_budget)]
     byte_budget: u64,
 }
@@ -56,7 +56,7 @@ impl Train {
     }
 }
 
-/// Trains a tokenizer, with progress.
+/// Trains a tokenizer and shows progress.
 pub(super) fn train(corpus: &Corpus, options: &TokenizerTraining) -> anyhow::Result<Trained> {
     let mut progress = Progress::new(100);
     let mut report = |reached: TokenizerProgress| {

@@ -14,8 +14,8 @@ use crate::shell;
 
 /// Train a model from a configuration file.
 ///
-/// The run's folder holds `metrics.jsonl`, with a line per step and per held-out loss, and `checkpoints/`. A run that
-/// was interrupted or killed continues with --resume as if it had never stopped.
+/// The run's folder holds `metrics.jsonl`, with a line per step and per held-out loss, and `checkpoints/`. --resume
+/// continues an interrupted or killed run; the result is the same as without the interruption.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram train my.toml --out runs/small
@@ -39,24 +39,24 @@ pub(crate) struct Train {
     /// Folder of the run.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Continue from the newest checkpoint in the run's folder. Settings that decide what the run learns must be the
+    /// Continue from the newest checkpoint in the run's folder. Settings that decide what the run learns must equal the
     /// checkpoint's, unless --change names them.
     #[arg(long)]
     resume: bool,
-    /// Settings that a resumed run takes from the configuration though its checkpoint has others, such as `train.seed`
-    /// or all of `train.optimizer`; `data.train`: other data, from their beginning.
+    /// Settings in which the configuration may differ from the checkpoint, such as `train.seed` or all of
+    /// `train.optimizer`. `data.train` starts other data from its beginning.
     #[arg(long, value_name = "KEY,…", value_delimiter = ',', requires = "resume")]
     change: Vec<String>,
-    /// Begin with the weights and memory of a checkpoint, or of a run's newest.
+    /// Start with the weights and memory of a checkpoint, or of a run's newest.
     #[arg(long, value_name = "CHECKPOINT", conflicts_with_all = ["resume", "extend_context"])]
     from: Option<PathBuf>,
-    /// Begin with the weights and memory of a checkpoint, or of a run's newest, at a longer context.
+    /// Start with the weights and memory of a checkpoint, or of a run's newest, at a longer context.
     #[arg(long, value_name = "CHECKPOINT", conflicts_with = "resume")]
     extend_context: Option<PathBuf>,
-    /// What to compute on.
+    /// Device to compute on.
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceKind,
-    /// Steps of the whole run, in place of the configuration's.
+    /// Number of steps of the whole run, instead of the configuration's.
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
 }
@@ -82,7 +82,7 @@ impl Train {
         print(format!("{} steps done; checkpoints are in {}\n", run.step_count(), checkpoints.display()))
     }
 
-    /// The settings that may change: a number of steps on the command line was asked for.
+    /// The settings that may differ; --steps on the command line allows its own.
     fn changes(&self) -> Vec<String> {
         let steps = self.steps.map(|_| "train.steps".to_owned());
         self.change.iter().cloned().chain(steps).collect()

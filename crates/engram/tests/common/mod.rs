@@ -63,7 +63,7 @@ warmup = 4
 decay = { cosine = { floor = 0.1 } }
 "#;
 
-/// What a run of the command came to.
+/// The result of a run of the command.
 pub(crate) struct Outcome {
     pub(crate) status: Option<i32>,
     pub(crate) stdout: String,

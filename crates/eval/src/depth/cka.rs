@@ -12,10 +12,10 @@
 use rayon::prelude::*;
 use serde::Serialize;
 
-/// Fewest tokens of a minibatch: the estimator divides by n − 3.
+/// Minimum number of tokens in a minibatch: the estimator divides by n − 3.
 pub const FEWEST: usize = 4;
 
-/// A kernel matrix without its diagonal, `[n, n]`, and what HSIC needs of it.
+/// A kernel matrix without its diagonal, `[n, n]`, and its sums for HSIC.
 struct Kernel {
     n: usize,
     values: Vec<f64>,
@@ -64,23 +64,23 @@ pub struct Alignment {
     batches: Vec<Batch>,
 }
 
-/// A model's states at n tokens: one `[n, width]` for each layer.
+/// A model's states at n tokens: one `[n, width]` per layer.
 #[derive(Debug, Clone, Copy)]
 pub struct States<'a> {
-    /// One for each layer, in order.
+    /// One per layer, in order.
     pub layers: &'a [Vec<f32>],
     /// Values per token.
     pub width: usize,
 }
 
-/// The layer of B that a layer of A is most like.
+/// The layer of B that a layer of A resembles most.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Aligned {
-    /// Blocks of A that the states have passed.
+    /// Layer of A: the number of blocks before the states.
     pub depth: usize,
-    /// Mean over the most similar layers of B of the blocks passed, weighted by similarity.
+    /// Mean layer of B over the most similar ones, weighted by similarity.
     pub aligned: f64,
-    /// Its standard error, by leaving out one minibatch after another; none for a single minibatch.
+    /// Its standard error, from leaving out one minibatch at a time; none for a single minibatch.
     pub error: Option<f64>,
 }
 
@@ -88,7 +88,7 @@ impl Alignment {
     /// Adds a minibatch: states of the same tokens, at least [`FEWEST`], in both models.
     ///
     /// # Panics
-    /// When the two are of different numbers of tokens, or of too few.
+    /// When their numbers of tokens differ or are too small.
     pub fn add(&mut self, a: States<'_>, b: States<'_>) {
         let kernels = |states: States<'_>| -> Vec<Kernel> {
             states.layers.iter().map(|layer| Kernel::of(layer, states.width)).collect()
@@ -101,12 +101,12 @@ impl Alignment {
         self.batches.push(Batch { between, of_a: itself(&a), of_b: itself(&b) });
     }
 
-    /// CKA of every pair, `[layers of A][layers of B]`; not a number where a layer says the same of every token.
+    /// CKA of every pair, `[layers of A][layers of B]`; NaN where a layer has the same state at every token.
     pub fn cka(&self) -> Vec<Vec<f64>> {
         cka(self.batches.iter())
     }
 
-    /// For every layer of A the layer of B that it is like: the mean depth of the `neighbours` most similar ones.
+    /// For every layer of A, the layer of B that it resembles: the mean depth of the `neighbours` most similar ones.
     pub fn soft_alignment(&self, neighbours: usize) -> Vec<Aligned> {
         let aligned = soft_alignment(&self.cka(), neighbours);
         let count = self.batches.len();
@@ -136,7 +136,7 @@ fn cka<'a>(batches: impl Iterator<Item = &'a Batch> + Clone) -> Vec<Vec<f64>> {
     (0..first.of_a.len()).map(row).collect()
 }
 
-/// Standard error of a value from its values without each of the parts.
+/// Standard error of a value from its leave-one-out values.
 fn jackknife(values: &[f64]) -> f64 {
     let count = values.len() as f64;
     let mean = values.iter().sum::<f64>() / count;
@@ -144,7 +144,7 @@ fn jackknife(values: &[f64]) -> f64 {
     ((count - 1.0) / count * squares).sqrt()
 }
 
-/// Of every row the mean depth, from 1, of its `neighbours` greatest values, weighted by them.
+/// For every row, the mean depth (from 1) of its `neighbours` largest values, weighted by them.
 fn soft_alignment(cka: &[Vec<f64>], neighbours: usize) -> Vec<f64> {
     let of_row = |row: &Vec<f64>| {
         let mut ranked: Vec<(usize, f64)> = row.iter().copied().enumerate().collect();
@@ -205,7 +205,7 @@ mod tests {
         assert!((between(&x, 3, &y, 3) - 1.0).abs() < 1e-5);
     }
 
-    /// What the biased estimator gets wrong: with more dimensions than tokens it finds everything alike.
+    /// The biased estimator's error: with more dimensions than tokens, it finds everything similar.
     #[test]
     fn unrelated_wide_layers_are_unlike() {
         let mut alignment = Alignment::default();

@@ -1,15 +1,15 @@
-//! Figures of effective depth: LogitLens curves, and layers of two models set against each other.
+//! Figures of effective depth: LogitLens curves, and the similarity of two models' layers.
 
 use std::fmt::Write;
 
 use super::{Aligned, Divergence};
 use crate::figure::{Axis, Bar, Figure, Point, Scale, Series, escape};
 
-/// Divergences over blocks, one curve for every model and its name, with bars of one standard error.
+/// Divergences over blocks: one curve per model, with its name and bars of one standard error.
 pub fn lens(models: &[(String, &[Divergence])]) -> Figure {
     let deepest =
         models.iter().flat_map(|(_, points)| points.iter()).map(|point| point.depth).max().unwrap_or(1);
-    // Names count from 0, blocks passed from 1.
+    // Names count from 0, layers from 1.
     let place = |point: &Divergence| point.depth as f64 - 1.0;
     let series = models.iter().enumerate().map(|(colour, (name, points))| Series {
         name: name.clone(),
@@ -26,7 +26,7 @@ pub fn lens(models: &[(String, &[Divergence])]) -> Figure {
         ..Series::default()
     });
     Figure {
-        title: "LogitLens: what every layer would say, against what is said; ± one standard error".into(),
+        title: "LogitLens: divergence of every layer from the final prediction; ± one standard error".into(),
         x: Axis { label: "blocks passed".into(), scale: Scale::Names(numbers(deepest)) },
         y: Axis {
             label: "KL divergence from the final distribution, nats per token".into(),
@@ -36,7 +36,7 @@ pub fn lens(models: &[(String, &[Divergence])]) -> Figure {
     }
 }
 
-/// 1, 2, …, of which some are left blank where there are many.
+/// 1, 2, …; some are left blank if there are many.
 fn numbers(last: usize) -> Vec<String> {
     let every = last.div_ceil(16).max(1);
     let text =
@@ -47,11 +47,11 @@ fn numbers(last: usize) -> Vec<String> {
 const LEFT: f64 = 76.0;
 const TOP: f64 = 122.0;
 const BOTTOM: f64 = 56.0;
-/// For the scale of colours.
+/// For the colour scale.
 const RIGHT: f64 = 120.0;
 
-/// Similarity of A's layers (across) and B's (upwards), with the soft alignment as a line, bars of one standard error,
-/// and the diagonal dashed, as an SVG document. `names` are those of A and B.
+/// Similarity of A's layers (across) and B's (upwards) as an SVG document, with the soft alignment as a line, bars of
+/// one standard error, and a dashed diagonal. `names` are those of A and B.
 pub fn cka(cka: &[Vec<f64>], soft: &[Aligned], names: [&str; 2]) -> String {
     let (columns, rows) = (cka.len(), cka.first().map_or(0, Vec::len));
     let cell = (480.0 / columns.max(rows).max(1) as f64).clamp(8.0, 72.0);
@@ -65,7 +65,7 @@ pub fn cka(cka: &[Vec<f64>], soft: &[Aligned], names: [&str; 2]) -> String {
          height=\"{height:.0}\" role=\"img\" font-family=\"Ubuntu, system-ui, sans-serif\" font-size=\"13\" \
          fill=\"#222\">\n<title>CKA between the layers of two models</title>\n\
          <rect width=\"{width:.0}\" height=\"{height:.0}\" fill=\"#fff\"/>\n\
-         <text x=\"16\" y=\"26\" font-size=\"16\">How alike the layers of A and B are</text>"
+         <text x=\"16\" y=\"26\" font-size=\"16\">Similarity of the layers of A and B</text>"
     ));
     for (line, text) in [
         format!("A: {}", names[0]),
@@ -95,7 +95,7 @@ pub fn cka(cka: &[Vec<f64>], soft: &[Aligned], names: [&str; 2]) -> String {
     svg
 }
 
-/// Where cells are on the page.
+/// Positions of cells on the page.
 struct Map {
     left: f64,
     bottom: f64,
@@ -103,7 +103,7 @@ struct Map {
 }
 
 impl Map {
-    /// Middle of the cell of a layer, counted from 1 and perhaps between two.
+    /// Middle of the cell of a layer, counted from 1; may lie between two.
     fn x(&self, layer: f64) -> f64 {
         self.left + self.cell * (layer - 0.5)
     }
@@ -129,7 +129,7 @@ impl Map {
         }
     }
 
-    /// White, on black that is a little wider: to be seen on every colour.
+    /// White on slightly wider black, visible on every colour.
     fn alignment(&self, soft: &[Aligned], last: usize, add: &mut dyn FnMut(String)) {
         let (begin, end) = (1.0, last as f64);
         add(format!(
@@ -165,14 +165,14 @@ impl Map {
     }
 }
 
-/// The scale of colours, from 0 at the bottom to 1 at the top.
+/// The colour scale, from 0 at the bottom to 1 at the top.
 fn colours((left, top, bottom): (f64, f64, f64), add: &mut dyn FnMut(String)) {
     const STEPS: u32 = 50;
     let height = (bottom - top) / f64::from(STEPS);
     for step in 0..STEPS {
         let (fill, y) =
             (heat((f64::from(step) + 0.5) / f64::from(STEPS)), bottom - height * f64::from(step + 1));
-        // A little higher than its step, so that no seam is seen.
+        // Slightly higher than its step, to hide seams.
         let height = height + 0.5;
         add(format!(
             "<rect x=\"{left:.1}\" y=\"{y:.2}\" width=\"16\" height=\"{height:.2}\" fill=\"{fill}\"/>"
@@ -188,7 +188,7 @@ fn label(x: f64, y: f64, anchor: &str, text: &str) -> String {
     format!("<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{}</text>", escape(text))
 }
 
-/// From dark blue at 0 over red to pale yellow at 1; what lies outside is drawn as the nearer end.
+/// From dark blue at 0 over red to pale yellow at 1. Values outside get the colour of the nearer end.
 fn heat(similarity: f64) -> String {
     const STOPS: [[f64; 3]; 4] =
         [[20.0, 16.0, 60.0], [140.0, 41.0, 99.0], [240.0, 112.0, 50.0], [252.0, 244.0, 164.0]];
@@ -218,7 +218,7 @@ mod tests {
         for text in ["runs/&lt;a&gt;", ">blocks passed<", "nats per token<", ">3<"] {
             assert!(svg.contains(text), "{text} in {svg}");
         }
-        // No line through the first block: a name is no zero.
+        // No line through the first block: axes of names have no zero.
         let at_zero = |line: &&str| line.starts_with("<line") && line.contains("#999");
         assert_eq!(svg.lines().filter(at_zero).count(), 1, "{svg}");
         assert!(png(&svg).is_ok());

@@ -1,12 +1,12 @@
-//! How far each layer is from what the model will say (LogitLens, as in arXiv 2601.07372, section 6.1): the state after
-//! every block goes through the model's last norm and head, and the divergence KL(p_final ‖ p_layer) from its final
-//! distribution is taken, in nats.
+//! LogitLens (as in arXiv 2601.07372, section 6.1): how far each layer is from the final prediction. The state after
+//! every block goes through the model's last norm and head. The result is the divergence KL(p_final ‖ p_layer), in
+//! nats, from the final distribution.
 
 use burn::tensor::Tensor;
 use burn::tensor::activation::log_softmax;
 use serde::Serialize;
 
-/// Divergences of every layer, gathered window by window.
+/// Divergences of every layer, collected window by window.
 #[derive(Debug, Default)]
 pub struct LogitLens {
     /// `[windows][layers]`, the mean over the window's tokens.
@@ -16,9 +16,9 @@ pub struct LogitLens {
 /// The divergence after a number of blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Divergence {
-    /// Blocks that the states have passed.
+    /// Number of blocks passed.
     pub depth: usize,
-    /// KL(p_final ‖ p_layer), in nats, the mean over tokens.
+    /// KL(p_final ‖ p_layer) in nats, the mean over tokens.
     pub nats: f64,
     /// Its standard error over windows; none for a single one.
     pub error: Option<f64>,
@@ -33,7 +33,7 @@ impl LogitLens {
         self.windows.push(layers.into_iter().map(mean).collect());
     }
 
-    /// What came out, one for each block.
+    /// The result, one per block.
     pub fn divergences(&self) -> Vec<Divergence> {
         let layers = self.windows.first().map_or(0, Vec::len);
         let count = self.windows.len() as f64;

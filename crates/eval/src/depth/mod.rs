@@ -1,4 +1,5 @@
-//! Effective depth (arXiv 2601.07372, section 6.1): whether a memory lets early layers do what late ones did.
+//! Effective depth (arXiv 2601.07372, section 6.1): whether early layers of a model with memory do the work of later
+//! ones.
 
 mod cka;
 pub mod figures;
@@ -22,46 +23,46 @@ pub use names::name_ends;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Positions {
-    /// The last of names, as in the paper.
+    /// The last tokens of names, as in the paper.
     Names,
-    /// All.
+    /// All tokens.
     All,
 }
 
-/// What is measured, and on how much text.
+/// What to measure, and on how much text.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct DepthOptions {
-    /// Where layers are compared with those of another model.
+    /// The tokens at which layers are compared.
     pub positions: Positions,
-    /// How many such tokens are taken, from the beginning of the text.
+    /// Number of these tokens, from the beginning of the text.
     pub samples: usize,
     /// Tokens of a minibatch.
     pub batch: usize,
     /// Most similar layers that a soft alignment averages.
     pub neighbours: usize,
-    /// Tokens at which LogitLens is taken.
+    /// Number of tokens for LogitLens.
     pub lens_tokens: usize,
 }
 
 impl Default for DepthOptions {
-    /// As the paper has it where it says.
+    /// The paper's values, where it gives them.
     fn default() -> Self {
         Self { positions: Positions::Names, samples: 2048, batch: 128, neighbours: 5, lens_tokens: 8192 }
     }
 }
 
-/// What cannot be measured.
+/// Errors of a measurement.
 #[derive(Debug, thiserror::Error)]
 pub enum DepthError {
-    /// The text has too few of the tokens asked for.
+    /// The text has too few of the requested tokens.
     #[error(
-        "the text has {found} {positions}, but a minibatch has {batch}: take more text, a smaller --batch, or \
+        "the text has {found} {positions}, but a minibatch has {batch}: use more text, a smaller --batch, or \
          --positions all"
     )]
     TooFew {
         /// Tokens found.
         found: usize,
-        /// What they are.
+        /// The kind of tokens.
         positions: Positions,
         /// Tokens of a minibatch.
         batch: usize,
@@ -80,7 +81,7 @@ impl fmt::Display for Positions {
     }
 }
 
-/// Called with windows done and to do; stops the work by returning `false`.
+/// Called with the windows done and the total. Returning `false` stops the work.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> bool;
 
 /// LogitLens of `model` on the beginning of `shards`.
@@ -105,10 +106,10 @@ pub fn logit_lens(
     Ok(lens.divergences())
 }
 
-/// Alignment of the layers of `models`, A and B, on the beginning of `shards`, and the tokens that it rests on.
+/// Alignment of the layers of `models`, A and B, on the beginning of `shards`, and the number of tokens used.
 ///
 /// # Errors
-/// When the shards do not fit both models, cannot be read, or have too few tokens of the kind asked for; or when
+/// When the shards do not fit both models, cannot be read, or have too few tokens of the requested kind; or when
 /// `progress` asked to stop.
 pub fn alignment(
     models: [&Trained; 2],
@@ -121,7 +122,7 @@ pub fn alignment(
     }
     let samples = Samples::take(models, shards, options, progress)?;
     let mut order: Vec<usize> = (0..samples.count).collect();
-    // Tokens of one document are alike; minibatches mix them.
+    // Tokens of one document are similar, so minibatches mix documents.
     order.shuffle(&mut ChaCha8Rng::seed_from_u64(0));
     let mut alignment = Alignment::default();
     for batch in order.chunks_exact(options.batch) {
@@ -147,7 +148,7 @@ impl Samples {
         options: &DepthOptions,
         progress: Progress<'_>,
     ) -> Result<Self, DepthError> {
-        // Windows that both models take whole.
+        // Windows that fit both models.
         let context = models.map(|model| model.config().model.context).into_iter().min().unwrap_or(1);
         let windows = (shards.len() as usize).div_ceil(context);
         let layers = |model: &Trained| vec![Vec::new(); model.config().model.blocks];
@@ -175,7 +176,7 @@ impl Samples {
         Ok(samples)
     }
 
-    /// States of one of the models at some of the samples, layer by layer.
+    /// One model's states at some of the samples, layer by layer.
     fn at(&self, model: usize, samples: &[usize]) -> Vec<Vec<f32>> {
         let width = self.widths[model];
         let chosen = |states: &Vec<f32>| {

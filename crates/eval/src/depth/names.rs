@@ -1,15 +1,15 @@
-//! Where names end: the tokens at which the paper compares layers are the last of named entities.
+//! Ends of names: the paper compares layers at the last tokens of named entities.
 //!
-//! Names are found by how English writes them: two or more words with a capital letter, between which "of", "the" and
-//! the like may stand. The rule needs no model and no list; it misses names of one word.
+//! Names are recognised by English spelling: two or more capitalised words, with words such as "of" and "the" between
+//! them. The rule needs no model and no list. It misses names of one word.
 
 /// Words that may stand inside a name.
 const LINKS: [&str; 10] = ["of", "the", "de", "la", "von", "van", "der", "du", "and", "&"];
 
-/// Which of the tokens, given as their bytes, hold the last letter of a name.
+/// Whether each of the tokens, given as bytes, holds the last letter of a name.
 pub fn name_ends(tokens: &[&[u8]]) -> Vec<usize> {
     let bytes = tokens.concat();
-    // Lossy text would move offsets, so that whatever is not ASCII counts as a small letter.
+    // Lossy text would shift offsets, so bytes that are not ASCII count as small letters.
     let ends = name_ends_in(&bytes);
     let mut found = Vec::new();
     let (mut token, mut end) = (0, tokens.first().map_or(0, |token| token.len()));
@@ -27,11 +27,11 @@ pub fn name_ends(tokens: &[&[u8]]) -> Vec<usize> {
 /// Offsets of the last letters of names.
 fn name_ends_in(text: &[u8]) -> Vec<usize> {
     let mut ends = Vec::new();
-    // Capitalised words of the run so far, and the last letter of the last of them.
+    // Capitalised words of the run so far, and the end of the last one.
     let (mut capitals, mut last) = (0, 0);
     let mut expected = 0;
     for (start, word) in words(text) {
-        // A run goes on over one blank only: not over commas, full stops and lines.
+        // A run continues over one blank only, not over commas, full stops and line ends.
         if !(start == expected + 1 && text[expected] == b' ') && capitals > 0 {
             close(&mut ends, &mut capitals, last);
         }
@@ -97,7 +97,7 @@ mod tests {
         let tokens = ["On", "ly Isa", "ac New", "ton", " sl", "ept in New", " York."].map(str::as_bytes);
         assert_eq!(name_ends(&tokens), [3, 6]);
         assert!(name_ends(&[]).is_empty());
-        // A token of no bytes, such as the end of a text.
+        // A token without bytes, such as end-of-text.
         assert_eq!(name_ends(&[b"", b"Isaac", b"", b" Newton"]), [3]);
     }
 }

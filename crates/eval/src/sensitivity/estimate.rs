@@ -17,9 +17,9 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// The sum of amounts over the sum of what they are amounts of, `(amount, of)` of independent questions, with the
-    /// error of the ratio when each is left out in turn, and as many degrees of freedom as equal questions less one. None
-    /// for fewer than two questions, or where there is nothing that the amounts are of.
+    /// The sum of amounts over the sum of sizes, from `(amount, size)` of independent questions. The error is that of
+    /// the ratio when each is left out in turn; its degrees of freedom are the number of equivalent equal questions
+    /// minus one. None for fewer than two questions, or if all sizes are 0.
     pub fn ratio(amounts: &[(f64, f64)]) -> Option<Self> {
         let total: f64 = amounts.iter().map(|(_, of)| of).sum();
         let (value, error) = ratio_with_error(amounts);
@@ -32,19 +32,19 @@ impl Estimate {
         Self::ratio(&values.iter().map(|&value| (value, 1.0)).collect::<Vec<_>>())
     }
 
-    /// The mean of independent estimates, which are all that there are: their errors alone make its error. None of
-    /// nothing.
+    /// The mean of independent estimates that are the whole population: its error comes from their errors alone. None
+    /// if there are no estimates.
     pub fn mean(of: &[Self]) -> Option<Self> {
         let weight = 1.0 / of.len() as f64;
         Self::sum(of.iter().map(|estimate| (weight, *estimate)))
     }
 
-    /// This less an independent one.
+    /// This minus an independent one.
     pub fn less(self, other: Self) -> Self {
         Self::sum([(1.0, self), (-1.0, other)].into_iter()).unwrap_or(self)
     }
 
-    /// Σ w·e of independent estimates: variances add, and degrees of freedom are those of Welch and Satterthwaite.
+    /// Σ w·e of independent estimates. Variances add, and degrees of freedom follow Welch and Satterthwaite.
     fn sum(terms: impl Iterator<Item = (f64, Self)> + Clone) -> Option<Self> {
         let fewest = terms.clone().map(|(_, estimate)| estimate.degrees).reduce(f64::min)?;
         let value = terms.clone().map(|(weight, estimate)| weight * estimate.value).sum();
@@ -56,7 +56,7 @@ impl Estimate {
         Some(Self { value, error: variance.sqrt(), degrees })
     }
 
-    /// The interval that holds the truth with probability 95 %: Student's t.
+    /// The 95 % confidence interval: Student's t.
     pub fn interval(&self) -> (f64, f64) {
         let reach = self.error * student_quantile(self.degrees, 0.05);
         (self.value - reach, self.value + reach)
@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn ratios_by_hand() {
-        // 3 of 4 right answers remain: residuals 0.25, 0.25, −0.75, 0.25, each by the three others.
+        // 3 of 4 right answers remain: residuals 0.25, 0.25, −0.75, 0.25, each divided by the three others.
         let kept = [(1.0, 1.0), (1.0, 1.0), (0.0, 1.0), (1.0, 1.0), (0.0, 0.0)];
         let found = Estimate::ratio(&kept).unwrap();
         close(found.value, 0.75);
@@ -113,7 +113,8 @@ mod tests {
         let mut uniform = move || random.random::<f64>() - 0.5;
         let (trials, mut missed) = (2000, 0);
         for _ in 0..trials {
-            // Two tasks against one, of few questions, with lengths that go with amounts; the truth is 0.2.
+            // Two tasks against one, with few questions whose lengths correlate with the amounts. The true value is
+            // 0.2.
             let mut task = |questions: usize, per_token: f64| {
                 let question = |_| {
                     let tokens = (4.0 + 6.0 * uniform()).ceil();

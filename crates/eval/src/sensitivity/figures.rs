@@ -1,32 +1,32 @@
-//! The figures of findings: a bar for every task, and below those of a kind their mean.
+//! The figures of findings: a bar per task, and a mean below the tasks of each kind.
 
 use super::{Estimate, Findings, Quantity};
 use crate::figure::{Axis, Bar, Figure, Point, Scale, Series};
 use crate::tasks::TaskKind;
 
-/// Names of the files of all figures that there can be.
+/// File names of all possible figures.
 pub const FIGURES: [&str; 3] = ["likelihood", "choices", "retained"];
 
-/// The figures, each with the name of its files, one of [`FIGURES`]; without those that would be empty.
+/// The figures, each with its file name, one of [`FIGURES`]. Empty figures are left out.
 pub fn figures(findings: &Findings) -> Vec<(&'static str, Figure)> {
     let draw = |quantity: Quantity| {
         let (file, title, label, scale) = match quantity {
             Quantity::Likelihood => (
                 "likelihood",
-                "What right answers lose without the memory, with 95 % intervals",
-                "log-probability of the right answer, memory off less on, nats per token",
+                "Loss of right answers' likelihood without the memory, with 95 % intervals",
+                "log-probability of the right answer, memory off minus on, nats per token",
                 1.0,
             ),
             Quantity::Retained => (
                 "retained",
-                "Right answers that are retained without the memory, with 95 % intervals",
+                "Share of the score retained without the memory, with 95 % intervals",
                 "score with the memory off over score with it on, %",
                 100.0,
             ),
             Quantity::AmongChoices => (
                 "choices",
-                "What right choices lose without the memory, with 95 % intervals",
-                "log-probability of the right one among the choices, memory off less on, nats per question",
+                "Loss of right choices' likelihood without the memory, with 95 % intervals",
+                "log-probability of the right one among the choices, memory off minus on, nats per question",
                 1.0,
             ),
             Quantity::Score => return None,
@@ -43,7 +43,7 @@ pub fn figures(findings: &Findings) -> Vec<(&'static str, Figure)> {
     Quantity::ALL.into_iter().filter_map(draw).collect()
 }
 
-/// Bars from above to below, in a colour for each kind.
+/// Bars from top to bottom, in a colour for each kind.
 struct Bars {
     names: Vec<String>,
     series: Vec<Series>,

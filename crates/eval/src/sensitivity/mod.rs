@@ -2,19 +2,19 @@
 //!
 //! One checkpoint answers the same questions with its memory on and off. For every task this gives
 //!
-//! * the scores, their difference in pairs, and the share that is *retained*, off over on: the paper's measure. It says
-//!   something only where the model knows more than one that guesses, or that always says the same, and where there are
-//!   enough answers for an error: other scores are left out;
-//! * the log-probability of the right answer in nats per token, on, off, and their difference in pairs: a model that is
-//!   too small for a right answer still finds it likelier or less likely;
-//! * of multiple choice, the log-probability of the right choice if one of them must be said. Without a memory a model may
-//!   find all of them likelier, or none; this is what it can tell between them.
+//! * the scores, their paired difference, and the share that is *retained*, off over on: the paper's measure. It is
+//!   given only if the score with the memory on is above guessing and above always giving the same answer, and if there
+//!   are enough right answers for an error;
+//! * the log-probability of the right answer in nats per token, on, off, and their paired difference. It also changes
+//!   in models that are too small to give the right answer;
+//! * for multiple choice, the log-probability of the right choice among the choices. Without a memory a model may find
+//!   all choices likelier, or none; this measures how well it distinguishes them.
 //!
-//! Tasks are grouped as their files say ([`TaskKind`]), and facts are set against reading: a memory that stores knowledge
-//! should be missed more where facts are asked for than where a passage tells the answer. A group's value is the mean of
-//! its tasks' values. Its error is that of their questions: it says how far other questions of *these* tasks might lead.
-//! Where both groups have two tasks or more, the difference is also given with the error over tasks, as a sample
-//! of others like them.
+//! Tasks are grouped by the kinds in their files ([`TaskKind`]), and facts are compared with reading: a memory that
+//! stores knowledge should matter more for facts than for questions about a passage in the prompt. A group's value is
+//! the mean of its tasks' values. Its error is that of their questions: it covers other questions of *these* tasks. If
+//! both groups have two tasks or more, the difference also has an error over tasks, which treats them as a sample of
+//! similar tasks.
 
 mod estimate;
 mod figures;
@@ -38,35 +38,35 @@ pub struct OnOff<'a> {
     pub off: &'a [Outcome],
 }
 
-/// What all tasks came to.
+/// The results of all tasks.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Findings {
-    /// The tasks, as they were asked.
+    /// The tasks, in the order in which they were asked.
     pub tasks: Vec<TaskFinding>,
-    /// The kinds that there are tasks of.
+    /// The kinds that have tasks.
     pub groups: Vec<Group>,
     /// Facts against reading, for every quantity that both have.
     pub facts_less_reading: Vec<Contrast>,
-    /// What can be said.
+    /// The statements.
     pub statements: Vec<String>,
 }
 
-/// What one task came to.
+/// The result of one task.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TaskFinding {
     /// Its name.
     pub task: String,
-    /// What it tests, if its file says so.
+    /// Its kind, if its file gives one.
     pub kind: Option<TaskKind>,
-    /// Questions.
+    /// Number of questions.
     pub questions: usize,
-    /// Those whose beginning did not fit the context and was left out.
+    /// Questions whose beginning was truncated to fit the context.
     pub cut: usize,
-    /// Of right answers; none for documents, and for a single question.
+    /// Scores; none for documents, and for a single question.
     pub score: Option<Score>,
     /// Log-probability of the right answer, in nats per token; none for a single question.
     pub likelihood: Option<Change>,
-    /// Of multiple choice, log-probability of the right one among them, in nats per question.
+    /// For multiple choice, log-probability of the right one among the choices, in nats per question.
     pub among_choices: Option<Change>,
 }
 
@@ -77,38 +77,38 @@ pub struct Change {
     pub on: f64,
     /// Off.
     pub off: f64,
-    /// Off less on, question by question.
+    /// Off minus on, question by question.
     pub difference: Estimate,
 }
 
 /// Scores with the memory on and off, from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Score {
-    /// The two, and their difference.
+    /// Both scores, and their difference.
     #[serde(flatten)]
     pub change: Change,
-    /// What a model that knows nothing would score: by guessing among the choices, or, if that is more, by always saying
-    /// the one that is right most often.
+    /// The score of a model that knows nothing: by guessing among the choices or, if that is higher, by always giving
+    /// the most frequent right answer.
     pub guess: f64,
-    /// Off over on; none unless the score with the memory on is above a guess beyond the noise and [`FEWEST_RIGHT`] answers
-    /// or more are right, nor where the error would be 0: if none of them remains, or every question has the same score on
-    /// and off, nothing tells how far other questions might lead.
+    /// Off over on. Given only if the score with the memory on is above guessing beyond the noise and [`FEWEST_RIGHT`]
+    /// answers or more are right. Not given if its error would be 0, because no right answer remains or every question
+    /// has the same score on and off.
     pub retained: Option<Estimate>,
 }
 
-/// The fewest right answers for which a score is reported. The error of a share comes from the answers themselves: of a
-/// handful, it is not the error of anything.
+/// The minimum number of right answers for reporting a score. The error of a share is estimated from the answers
+/// themselves, and a handful of them cannot give one.
 pub const FEWEST_RIGHT: usize = 10;
 
-/// What is compared.
+/// The compared quantities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Quantity {
-    /// Log-probability of the right answer, off less on, in nats per token.
+    /// Log-probability of the right answer, off minus on, in nats per token.
     Likelihood,
-    /// Log-probability of the right one among the choices, off less on, in nats per question.
+    /// Log-probability of the right one among the choices, off minus on, in nats per question.
     AmongChoices,
-    /// Score, off less on, where something is made of it.
+    /// Score, off minus on, if scores are interpreted.
     Score,
     /// Score, off over on.
     Retained,
@@ -117,7 +117,7 @@ pub enum Quantity {
 /// The tasks of one kind.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Group {
-    /// What they test.
+    /// Their kind.
     pub kind: TaskKind,
     /// The mean over the tasks that have the quantity.
     pub means: Vec<GroupMean>,
@@ -126,24 +126,24 @@ pub struct Group {
 /// The mean of a quantity over the tasks of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct GroupMean {
-    /// Of what.
+    /// The quantity.
     pub quantity: Quantity,
-    /// Tasks that have it.
+    /// Number of tasks that have it.
     pub tasks: usize,
     /// The mean; its error is over the tasks' questions.
     pub mean: Estimate,
 }
 
-/// Facts less reading; below zero where facts lose more.
+/// Facts minus reading; below zero if facts lose more.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Contrast {
-    /// Of what.
+    /// The quantity.
     pub quantity: Quantity,
-    /// Tasks of facts, and of reading.
+    /// Number of tasks of facts, and of reading.
     pub tasks: [usize; 2],
-    /// With the error over the questions of these tasks.
+    /// The difference with the error over the questions of these tasks.
     pub over_questions: Estimate,
-    /// With the error over tasks; none with a single task of either kind.
+    /// The difference with the error over tasks; none if either kind has a single task.
     pub over_tasks: Option<Estimate>,
 }
 
@@ -151,7 +151,7 @@ impl Quantity {
     /// All of them, in the order of reports.
     pub const ALL: [Self; 4] = [Self::Likelihood, Self::AmongChoices, Self::Score, Self::Retained];
 
-    /// Of a task.
+    /// Its value for a task.
     pub fn of(self, task: &TaskFinding) -> Option<Estimate> {
         match self {
             Self::Likelihood => Some(task.likelihood?.difference),
@@ -163,11 +163,11 @@ impl Quantity {
 }
 
 impl TaskFinding {
-    /// What came of a task, of whose questions `cut` have lost their beginning. `answers` are outcomes of the questions how
-    /// likely the right answers are, for a task whose own outcomes do not tell.
+    /// The result of a task with `cut` truncated questions. For a task whose own outcomes have no likelihood of right
+    /// answers, `answers` are outcomes of questions that do.
     ///
     /// # Errors
-    /// When the questions are not the same on and off.
+    /// When the questions differ between on and off.
     pub fn of(
         (task, kind): (&str, Option<TaskKind>),
         cut: usize,
@@ -193,7 +193,7 @@ impl TaskFinding {
 }
 
 impl Score {
-    /// Whether something is made of it.
+    /// Whether scores are interpreted.
     pub fn is_telling(&self) -> bool {
         self.retained.is_some()
     }
@@ -215,8 +215,8 @@ impl Score {
     }
 }
 
-/// What a model that knows nothing scores, question by question: one that guesses among the choices or, if that is more in
-/// all, one that always says the choice that is right most often.
+/// Each question's score by a model that knows nothing: one that guesses among the choices or, if that is higher in
+/// total, one that always gives the choice that is right most often.
 fn guesses(outcomes: &[Outcome]) -> Vec<f64> {
     let by_chance: Vec<f64> = outcomes.iter().map(Outcome::guess).collect();
     let mut right = BTreeMap::new();
@@ -233,7 +233,7 @@ fn guesses(outcomes: &[Outcome]) -> Vec<f64> {
 }
 
 impl Change {
-    /// Of what `amount` gives: an amount, and what it is an amount of. None where some outcome has none.
+    /// An estimate from the amounts and sizes that `amount` gives. None if some outcome has none.
     fn between(
         OnOff { on, off }: OnOff<'_>,
         amount: impl Fn(&Outcome) -> Option<(f64, f64)>,
@@ -245,7 +245,7 @@ impl Change {
         Self::of(&on.iter().zip(off).map(pair).collect::<Option<Vec<_>>>()?)
     }
 
-    /// Of amounts on and off, and what they are amounts of, question by question.
+    /// Estimates from amounts on and off, and their sizes, question by question.
     fn of(questions: &[(f64, f64, f64)]) -> Option<Self> {
         let differences: Vec<(f64, f64)> = questions.iter().map(|(on, off, of)| (off - on, *of)).collect();
         let difference = Estimate::ratio(&differences)?;
@@ -257,7 +257,7 @@ impl Change {
 }
 
 impl Findings {
-    /// What the tasks say together.
+    /// The results over all tasks.
     pub fn of(tasks: Vec<TaskFinding>) -> Self {
         let groups = TaskKind::ALL.into_iter().filter_map(|kind| Group::of(kind, &tasks)).collect();
         let contrasts = Quantity::ALL.into_iter().filter_map(|quantity| Contrast::of(quantity, &tasks));
@@ -287,7 +287,7 @@ impl Group {
 }
 
 impl Contrast {
-    /// None where one of the two has no task with the quantity.
+    /// None if one of the two kinds has no task with the quantity.
     fn of(quantity: Quantity, tasks: &[TaskFinding]) -> Option<Self> {
         let groups = [TaskKind::Facts, TaskKind::Reading].map(|kind| values(quantity, kind, tasks));
         let [facts, reading] = &groups;
@@ -337,7 +337,7 @@ mod tests {
         assert!(TaskFinding::of(("t", None), 0, OnOff { on: &on, off: &off[1..] }, None).is_err());
     }
 
-    /// Questions with two choices, in groups: how many, what is said, and what is right.
+    /// Questions with two choices, in groups: number, answer, and right choice.
     fn choices(groups: &[(usize, usize, usize)]) -> Vec<Outcome> {
         let each = groups.iter().flat_map(|&(count, said, answer)| vec![(said, answer); count]);
         let outcome = |(question, (said, answer)): (usize, (usize, usize))| Outcome {
@@ -368,7 +368,7 @@ mod tests {
         let knows = score(&choices(&[(50, 0, 0), (10, 1, 0), (5, 0, 1), (35, 1, 1)]), &off);
         close(knows.retained.unwrap().value, 50.0 / 85.0);
         assert!(knows.is_telling());
-        // 55 of 100 are no more than a guess where either choice is right as often.
+        // 55 of 100 is not above guessing if either choice is right equally often.
         let guesses = choices(&[(28, 0, 0), (22, 1, 0), (23, 0, 1), (27, 1, 1)]);
         let off = choices(&[(25, 0, 0), (25, 1, 0), (25, 0, 1), (25, 1, 1)]);
         let found = score(&guesses, &off);
@@ -379,7 +379,7 @@ mod tests {
     fn nothing_is_retained_without_an_error() {
         let right =
             |count: usize| clozes(&(0..1000).map(|question| (-1.0, 1, question < count)).collect::<Vec<_>>());
-        // A few right answers are above a guess, which scores nothing, and yet no share can be made of them.
+        // A few right answers are above guessing, which scores 0, but they cannot give a share.
         assert_eq!(score(&right(FEWEST_RIGHT - 1), &right(1)).retained, None);
         close(score(&right(FEWEST_RIGHT), &right(1)).retained.unwrap().value, 0.1);
         assert_eq!(score(&right(400), &right(0)).retained, None, "none remains: 0 ± 0");

@@ -1,9 +1,9 @@
-//! What findings allow to be said, in sentences.
+//! Statements that the findings support.
 
 use super::{Contrast, Estimate, FEWEST_RIGHT, Findings, Quantity, TaskFinding};
 use crate::tasks::TaskKind;
 
-/// The sentences, the most important first.
+/// The statements, the most important first.
 pub(super) fn about(findings: &Findings) -> Vec<String> {
     let mut lines: Vec<String> =
         findings.facts_less_reading.iter().map(|found| compared(found, findings)).collect();
@@ -13,31 +13,31 @@ pub(super) fn about(findings: &Findings) -> Vec<String> {
     let untold = |task: &&TaskFinding| task.score.is_some_and(|score| !score.is_telling());
     lines.extend(named(findings.tasks.iter().filter(untold)).map(|names| {
         format!(
-            "With the memory on, scores are not above a guess beyond the noise, or fewer than {FEWEST_RIGHT} answers are \
-             right, or what remains of them has no error, so they are left out: {names}."
+            "With the memory on, scores are not above guessing beyond the noise, or fewer than \
+             {FEWEST_RIGHT} answers are right, or the retained share has no error. These scores are left out: {names}."
         )
     }));
     lines.extend(
         named(findings.tasks.iter().filter(|task| task.kind.is_none()))
-            .map(|names| format!("In no group, for their files have no `kind`: {names}.")),
+            .map(|names| format!("In no group, because their files have no `kind`: {names}.")),
     );
     lines
 }
 
 impl Quantity {
-    /// In words, with its unit.
+    /// Its name, with its unit.
     pub(super) fn words(self) -> &'static str {
         match self {
-            Self::Likelihood => "Log-probability of the right answer, off less on, in nats per token",
+            Self::Likelihood => "Log-probability of the right answer, off minus on, in nats per token",
             Self::AmongChoices => {
-                "Log-probability of the right one among the choices, off less on, in nats per question"
+                "Log-probability of the right one among the choices, off minus on, in nats per question"
             }
-            Self::Score => "Score, off less on, in points of 100",
+            Self::Score => "Score, off minus on, in points of 100",
             Self::Retained => "Share of the score that is retained, in per cent",
         }
     }
 
-    /// With its error, as people read it.
+    /// An estimate with its error, as text.
     pub(super) fn text(self, estimate: Estimate) -> String {
         let (value, error) = (estimate.value, estimate.error);
         match self {
@@ -47,7 +47,7 @@ impl Quantity {
         }
     }
 
-    /// A difference with its error, its interval, and what it says of facts and reading.
+    /// A difference with its error, its interval, and the verdict on facts and reading.
     fn verdict(self, facts_less_reading: Estimate) -> String {
         let (low, high) = facts_less_reading.interval();
         let (scale, digits) = match self {
@@ -76,11 +76,11 @@ fn compared(contrast: &Contrast, findings: &Findings) -> String {
         Some(format!("{} {} ({})", kind.name(), quantity.text(found.mean), tasks(found.tasks)))
     });
     let of_others = match contrast.over_tasks {
-        Some(estimate) => format!("taken as a sample of tasks, {}", quantity.verdict(estimate)),
-        None => "of other tasks, a single one of a kind says nothing".to_owned(),
+        Some(estimate) => format!("with these tasks as a sample, {}", quantity.verdict(estimate)),
+        None => "a single task of a kind allows no statement about other tasks".to_owned(),
     };
     format!(
-        "{}: {}. Facts less reading: over the questions of these tasks, {}; {of_others}.",
+        "{}: {}. Facts minus reading: over the questions of these tasks, {}; {of_others}.",
         quantity.words(),
         groups.collect::<Vec<_>>().join(", "),
         quantity.verdict(contrast.over_questions)
@@ -95,7 +95,7 @@ fn not_compared(findings: &Findings) -> String {
         .map(TaskKind::name)
         .collect();
     match missing[..] {
-        [] => "Facts and reading have nothing in common that could be compared.".to_owned(),
+        [] => "Facts and reading have no quantity in common to compare.".to_owned(),
         _ => format!(
             "Facts are not compared with reading: there is no task of kind {}.",
             missing.join(" and ")
@@ -147,7 +147,10 @@ mod tests {
             clear.contains("over the questions of these tasks, -0.6000 ± 0.0707 (95 %: -0.73"),
             "{clear}"
         );
-        assert!(clear.contains("facts lose more, beyond the noise; of other tasks, a single one"), "{clear}");
+        assert!(
+            clear.contains("facts lose more, beyond the noise; a single task of a kind allows"),
+            "{clear}"
+        );
         let noisy = text(&[task("a", FACTS, -0.8, 0.3), task("b", READING, -0.2, 0.3)]);
         assert!(noisy.contains("no difference beyond the noise") && !noisy.contains("lose"), "{noisy}");
         let against = text(&[task("a", FACTS, -0.2, 0.05), task("b", READING, -0.8, 0.05)]);
@@ -164,7 +167,7 @@ mod tests {
         ];
         let text = text(&tasks);
         assert!(
-            text.contains("facts lose more, beyond the noise; taken as a sample of tasks, -0.6"),
+            text.contains("facts lose more, beyond the noise; with these tasks as a sample, -0.6"),
             "{text}"
         );
         assert!(text.trim_end().ends_with("no difference beyond the noise."), "{text}");
@@ -179,8 +182,8 @@ mod tests {
         let text = text(&[guess, task("h", None, -0.1, 0.1)]);
         assert!(text.contains("no task of kind reading."), "{text}");
         assert!(
-            text.contains("not above a guess beyond the noise, or")
-                && text.contains("so they are left out: g."),
+            text.contains("not above guessing beyond the noise, or")
+                && text.contains("These scores are left out: g."),
             "{text}"
         );
         assert!(text.contains("no `kind`: h."), "{text}");

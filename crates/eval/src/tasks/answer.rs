@@ -3,7 +3,7 @@
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
-/// How a generated text is compared with the answers: what is taken from it, and what makes no difference.
+/// How a generated text is compared with the answers: what is extracted from it, and which differences are ignored.
 #[derive(Debug, Clone, Default)]
 pub struct AnswerRule {
     extract: Option<(Regex, Which)>,
@@ -25,7 +25,7 @@ pub enum Compare {
     ContainsAll,
 }
 
-/// Which of several matches is taken.
+/// Which of several matches is used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Which {
@@ -37,8 +37,8 @@ pub enum Which {
 }
 
 impl AnswerRule {
-    /// A rule that takes the match of `extract` (its first group, if it has one) from the text, removes what `remove`
-    /// matches from text and answers, and may ignore case. Blanks at either end never count.
+    /// A rule that extracts the match of `extract` (its first group, if it has one) from the text, removes what
+    /// `remove` matches from text and answers, and may ignore case. Blanks at either end never count.
     pub fn new(
         extract: Option<(Regex, Which)>,
         remove: Vec<Regex>,
@@ -48,7 +48,7 @@ impl AnswerRule {
         Self { extract, remove, ignore_case, compare }
     }
 
-    /// How right `text` is, from 0 to 1, where there is at least one answer.
+    /// The score of `text`, from 0 to 1, if there is at least one answer.
     pub fn score(&self, text: &str, answers: &[String]) -> f64 {
         let Some(found) = self.extracted(text).map(|found| self.normal(found)) else { return 0.0 };
         let mut answers = answers.iter().map(|answer| self.normal(answer));

@@ -1,4 +1,4 @@
-//! Putting questions to a model: texts to tokens, tokens to batches, likelihoods to outcomes.
+//! Puts questions to a model: texts to tokens, tokens to batches, likelihoods to outcomes.
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -12,18 +12,18 @@ use super::question::{Ask, Place, Question, Statement};
 use super::scorer::{Cost, Likelihood, Request, Scorer, TargetScore};
 use super::task_file::{Form, LongPerplexity, Task};
 
-/// How far the asking has come: tokens done and to do.
+/// Progress callback: tokens done and in total.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
 
-/// Prompts that are continued at a time.
+/// Number of prompts continued at a time.
 const TEXTS: usize = 16;
 
-/// Asks the questions numbered `pending` of a task, and gives each outcome to `each` when it is known, which is in no
-/// particular order. Returns how many of all questions, pending or not, have their beginning cut.
+/// Asks the questions numbered `pending` of a task, and passes each outcome to `each` as soon as it is known, in no
+/// particular order. Returns how many of all questions, pending or not, are truncated at their beginning.
 ///
 /// # Errors
-/// A question that is longer than the model's context, with its line; whatever the model refuses; what `each` returns; or
-/// [`Error::Interrupted`] when `progress` breaks: outcomes given before it stand.
+/// A question longer than the model's context, with its line; errors of the model; errors of `each`; or
+/// [`Error::Interrupted`] when `progress` breaks. Outcomes passed on before remain valid.
 pub fn ask(
     scorer: &dyn Scorer,
     (task, questions): (&Task, &[Question]),
@@ -51,7 +51,7 @@ pub fn ask(
 enum Reading<'a> {
     /// In windows that read at least `overlap` tokens again.
     Once { overlap: usize },
-    /// With all the context there is, and again with little; `keys` says which tokens count, by question, instead.
+    /// With the whole context, and again with little. `keys` gives the tokens that count, by question, if known.
     LongAndShort { of: &'a LongPerplexity, keys: Option<&'a [Vec<usize>]> },
 }
 
@@ -61,7 +61,7 @@ struct Asking<'a> {
     options: AskOptions,
 }
 
-/// A request, and the question and place in it that it belongs to.
+/// A request, with its question and its place in it.
 struct Owned {
     question: usize,
     part: usize,
@@ -69,7 +69,7 @@ struct Owned {
 }
 
 impl Asking<'_> {
-    /// Asks what is pending. Returns how many of these were cut.
+    /// Asks the pending questions. Returns how many of them were truncated.
     fn put(
         &self,
         form: &Form,
@@ -98,7 +98,7 @@ impl Asking<'_> {
         }
     }
 
-    /// Whether the beginning of a question is cut; `limit` is how many tokens may be generated.
+    /// Whether the beginning of a question is truncated; `limit` is the maximum number of generated tokens.
     fn is_cut(&self, question: &Question, limit: usize) -> Result<bool> {
         match &question.ask {
             // Documents are read in windows.
@@ -151,13 +151,15 @@ impl Asking<'_> {
         Ok(cut)
     }
 
-    /// The requests of a question, and whether any was cut.
+    /// The requests of a question, and whether any was truncated.
     fn requests(&self, question: &Question, reading: Reading<'_>) -> Result<(Vec<Request>, bool)> {
         let statements = match &question.ask {
             Ask::Choice { statements, .. } => statements.as_slice(),
             Ask::Cloze(statement) => std::slice::from_ref(statement),
             Ask::Document { text } => return Ok((self.read(text, reading, &question.place)?, false)),
-            Ask::Generation { .. } => return Err(Error::Mismatch("a text is generated, not scored".into())),
+            Ask::Generation { .. } => {
+                return Err(Error::Mismatch("texts to generate cannot be scored".into()));
+            }
         };
         let (mut requests, mut cut) = (Vec::new(), false);
         for statement in statements {
@@ -175,8 +177,8 @@ impl Asking<'_> {
 
     /// Tokens of a statement's context and of its continuation.
     ///
-    /// Blanks at the end of the prompt belong to the continuation: tokens begin with blanks. The two are turned into
-    /// tokens together, and the continuation is what comes after as many as the prompt alone has.
+    /// Blanks at the end of the prompt belong to the continuation, because tokens begin with blanks. Both are encoded
+    /// together; the continuation starts after as many tokens as the prompt alone has.
     fn tokens(&self, statement: &Statement, place: &Place) -> Result<(Vec<u32>, Vec<u32>)> {
         let prompt = statement.prompt.trim_end();
         let continuation = [&statement.prompt[prompt.len()..], &statement.continuation].concat();
@@ -200,7 +202,7 @@ impl Asking<'_> {
         }
     }
 
-    /// The windows of a document; those with little context after the others.
+    /// The windows of a document; windows with little context after the others.
     fn read(&self, text: &str, reading: Reading<'_>, place: &Place) -> Result<Vec<Request>> {
         let context = self.scorer.context();
         match reading {
@@ -224,7 +226,7 @@ impl Asking<'_> {
         let tokens = self.scorer.encode(text)?;
         let (Begin::Always(begin) | Begin::IfEmpty(begin)) = self.scorer.begin();
         if tokens.is_empty() || !(1..=context).contains(&overlap) {
-            let problem = format!("a document without tokens, or an overlap that is not in 1..={context}");
+            let problem = format!("the document has no tokens, or the overlap is not in 1..={context}");
             return Err(Error::line(&place.path, place.line, problem));
         }
         let tokens = [&[begin], &tokens[..]].concat();
@@ -276,9 +278,9 @@ impl Asking<'_> {
         Ok(Outcome { question: number, line: question.place.line, said })
     }
 
-    /// Tokens of a prompt that `limit` are generated after, and whether it was cut.
+    /// Tokens of a prompt, with room for `limit` generated tokens, and whether it was truncated.
     fn prompt(&self, prompt: &str, limit: usize, place: &Place) -> Result<(Vec<u32>, bool)> {
-        // As it is: white space that ends a prompt, such as the indentation of code, is part of what is continued.
+        // Unchanged: white space at the end of a prompt, such as indentation of code, belongs to it.
         let mut tokens = self.scorer.encode(prompt)?;
         self.begin(&mut tokens);
         let length = tokens.len() + limit;
@@ -301,13 +303,13 @@ impl Asking<'_> {
         for &number in pending {
             let question = &self.questions[number];
             let Ask::Generation { prompt, answers } = &question.ask else {
-                return Err(Error::Mismatch("a question of another form".into()));
+                return Err(Error::Mismatch("the question has another form".into()));
             };
             let (tokens, is_cut) = self.prompt(prompt, limit, &question.place)?;
             cut += usize::from(is_cut);
             prompts.push((number, tokens, answers));
         }
-        // The longest first: what is left is quicker than what is done.
+        // The longest first, so that the remaining time is overestimated rather than underestimated.
         prompts.sort_by_key(|(_, tokens, _)| std::cmp::Reverse(tokens.len()));
         let cost = |prompts: &[(usize, Vec<u32>, &Vec<String>)]| {
             prompts.iter().map(|(_, tokens, _)| (tokens.len() + limit) as u64).sum::<u64>()
@@ -338,15 +340,15 @@ impl Asking<'_> {
 
 fn too_long(place: &Place, length: usize, context: usize) -> Error {
     let problem = format!(
-        "prompt and answer are {length} tokens, the model's context is {context}: take fewer examples, leave this record \
-         out, or have beginnings cut (--cut)"
+        "prompt and answer have {length} tokens, but the model's context is {context}: use fewer examples, \
+         remove this record, or truncate beginnings (--cut)"
     );
     Error::line(&place.path, place.line, problem)
 }
 
-/// LongPPL's tokens (Fang et al. 2024, arXiv 2410.23771): those that much context makes likelier by more than `alpha`
-/// nats, to more than `beta`. `parts` are the windows with all the context, then those with little: each half has every
-/// token once.
+/// LongPPL's tokens (Fang et al. 2024, arXiv 2410.23771): those that a long context makes likelier by more than `alpha`
+/// nats, to more than `beta`. `parts` are the windows with the whole context, then those with little. Each half has
+/// every token once.
 fn long_document(
     parts: &[Vec<TargetScore>],
     of: &LongPerplexity,
@@ -365,16 +367,16 @@ fn long_document(
     };
     if let Some(key) = keys.iter().find(|&&key| key >= tokens) {
         return Err(format!(
-            "key token {key} is not among its {tokens}: the keys are of another tokenizer or text"
+            "key token {key} is not among its {tokens} tokens: the keys belong to another tokenizer or text"
         ));
     }
     let key_log_probability = keys.iter().map(|&key| long[key]).sum();
     Ok(Said::LongDocument { log_probability: long.iter().sum(), tokens, key_log_probability, keys })
 }
 
-/// What is known of a question's parts.
+/// The scores of a question's parts so far.
 struct Answers {
-    /// The scores of each part's tokens; none yet: empty.
+    /// The scores of each part's tokens; empty until they are known.
     parts: Vec<Vec<TargetScore>>,
     open: usize,
 }
@@ -394,7 +396,7 @@ impl Answers {
     }
 }
 
-/// How many tokens two sequences begin with alike.
+/// Number of tokens that two sequences have in common at their beginning.
 fn common(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
@@ -405,8 +407,8 @@ struct Batch {
     cost: usize,
 }
 
-/// Orders the requests so that those that go well together are neighbours, and cuts them into batches of at most
-/// `budget` (one request at least).
+/// Orders the requests so that similar ones are neighbours, and divides them into batches of at most `budget` (at least
+/// one request each).
 fn batches(requests: &mut [Owned], cost: Cost, budget: usize) -> Vec<Batch> {
     let inputs = |owned: &Owned| owned.request.inputs().len();
     match cost {
@@ -418,7 +420,7 @@ fn batches(requests: &mut [Owned], cost: Cost, budget: usize) -> Vec<Batch> {
     for index in 0..requests.len() {
         let own = inputs(&requests[index]);
         let with = match cost {
-            // A batch begins without what the one before it had.
+            // A batch does not share the tokens of the previous one.
             Cost::DistinctTokens if !open.range.is_empty() => {
                 let before = requests[index - 1].request.inputs();
                 open.cost + own - common(before, requests[index].request.inputs())
@@ -443,17 +445,17 @@ fn batches(requests: &mut [Owned], cost: Cost, budget: usize) -> Vec<Batch> {
 /// A window over a text: tokens `first..end` are predicted from `start` on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
-    /// First token that is read.
+    /// First token to read.
     pub start: usize,
-    /// First token that is predicted.
+    /// First token to predict.
     pub first: usize,
-    /// Behind the last token that is predicted.
+    /// End of the tokens to predict.
     pub end: usize,
 }
 
-/// Windows over a text of one token that stands before it and `count` more, so that each of these is predicted once,
-/// and nothing longer than `context` is read. From the second on, at least `overlap` tokens (1: the least) of those before are
-/// read again; the last window reads as much as fits.
+/// Windows over a text of one leading token and `count` more. Each of these is predicted once, and no window is longer
+/// than `context`. From the second window on, at least `overlap` tokens (1: the minimum) are read again; the last
+/// window reads as many as fit.
 pub fn windows(count: usize, context: usize, overlap: usize) -> Vec<Window> {
     let mut windows = Vec::new();
     let mut first = 1;
@@ -660,13 +662,13 @@ mod tests {
         let records = format!("{{\"q\": \"short\"}}\n{{\"q\": \"{}\"}}", "long".repeat(20));
         let error = outcomes(task, &records, AskOptions::default()).unwrap_err().to_string();
         assert!(
-            error.contains("a.jsonl:2: prompt and answer are 81 tokens, the model's context is 60"),
+            error.contains("a.jsonl:2: prompt and answer have 81 tokens, but the model's context is 60"),
             "{error}"
         );
         let (cut, count) =
             outcomes(task, &records, AskOptions { cut: true, ..AskOptions::default() }).unwrap();
         assert_eq!((cut.len(), count), (2, 1));
-        // What is left is the end: the same as the question whose beginning was not there.
+        // The end remains: the same as the question without the beginning.
         let end = format!("{{\"q\": \"{}\"}}", &"long".repeat(20)[21..]);
         let (end, _) = outcomes(task, &end, AskOptions::default()).unwrap();
         assert_eq!(cut[1].said, end[0].said);
@@ -697,7 +699,7 @@ mod tests {
         let model = model();
         for (outcome, prompt) in outcomes_.iter().zip(prompts) {
             let Said::Generation { text, score: 0.0 } = &outcome.said else { panic!("{outcome:?}") };
-            // Each token is the one that scoring calls the likeliest.
+            // Each token is the likeliest by its score.
             let (mut context, mut expected) = (model.encode(prompt).unwrap(), Vec::new());
             for _ in 0..5 {
                 let next = (0..CONFIG.vocabulary as u32)

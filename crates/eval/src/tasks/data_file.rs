@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::error::{Error, Result};
 
-/// One record, with the line where it begins, or the number of its row.
+/// One record, with its first line or its row number.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Record {
     /// Line, from 1.
@@ -18,11 +18,11 @@ pub(crate) struct Record {
     pub(crate) fields: Map<String, Value>,
 }
 
-/// Reads `path`, whose name tells its format: `.jsonl`, `.csv` or `.parquet`. With `line_fields`, every group of that many lines
-/// of the file are the fields of a record instead, in that order.
+/// Reads `path`, whose name gives its format: `.jsonl`, `.csv` or `.parquet`. With `line_fields`, every group of that
+/// many lines is a record instead, with these fields in order.
 ///
 /// # Errors
-/// A file that cannot be read, is empty, or has a line that is not a record.
+/// A file that cannot be read, is empty, or has an invalid record.
 pub(crate) fn read(path: &Path, line_fields: Option<&[String]>) -> Result<Vec<Record>> {
     let text = || text_of(path);
     let extension = path.extension().and_then(|extension| extension.to_str());
@@ -34,17 +34,17 @@ pub(crate) fn read(path: &Path, line_fields: Option<&[String]>) -> Result<Vec<Re
         (None, _) => {
             text()?;
             let problem =
-                "unknown format: records are .jsonl, .csv or .parquet files, or the task says `line_fields`";
+                "unknown format: use a .jsonl, .csv or .parquet file, or set `line_fields` in the task";
             return Err(Error::line(path, 1, problem));
         }
     };
     if records.is_empty() {
-        return Err(Error::line(path, 1, "no record: the set is empty"));
+        return Err(Error::line(path, 1, "the file has no records"));
     }
     Ok(records)
 }
 
-/// The text of a file, without the byte order mark that some programs begin it with.
+/// The text of a file, without a byte order mark.
 fn text_of(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).map_err(Error::file("read", path))?;
     let mut text = String::from_utf8(bytes).map_err(|error| {
@@ -84,7 +84,7 @@ fn comma_separated(path: &Path, text: &str) -> Result<Vec<Record>> {
     reader.records().map(record).collect()
 }
 
-/// Bytes that are no text become base64, and numbers that are none become null: JSON has neither.
+/// Bytes that are not text become base64, and NaN and infinities become null, because JSON has neither.
 fn parquet_rows(path: &Path) -> Result<Vec<Record>> {
     let file = File::open(path).map_err(Error::file("read", path))?;
     let mut records = Vec::new();
@@ -100,7 +100,7 @@ fn parquet_rows(path: &Path) -> Result<Vec<Record>> {
     let problem = match std::panic::catch_unwind(read) {
         Ok(Ok(())) => return Ok(records),
         Ok(Err(error)) => error.to_string(),
-        Err(_) => "the decoder stopped".to_owned(),
+        Err(_) => "the decoder failed".to_owned(),
     };
     Err(Error::line(path, records.len() + 1, format!("damaged Parquet: {problem}")))
 }
@@ -110,7 +110,7 @@ fn line_groups(path: &Path, text: &str, fields: &[String]) -> Result<Vec<Record>
     let whole = lines.len() - lines.len() % fields.len();
     if whole < lines.len() {
         let problem = format!(
-            "the file ends within a record: {} lines are left of the {} that make one",
+            "the file ends within a record: the last one has {} of {} lines",
             lines.len() - whole,
             fields.len()
         );
@@ -143,7 +143,7 @@ mod tests {
         read(&path, fields.as_deref())
     }
 
-    /// A list in a struct, as the Hugging Face hub has it, and columns that may be null.
+    /// A list in a struct, as on the Hugging Face hub, and columns that may be null.
     #[test]
     fn parquet_holds_lists_and_structs() {
         let schema = "message m {
@@ -217,7 +217,7 @@ mod tests {
     fn what_is_no_record_is_named_with_its_line() {
         let cases = [
             ("a.jsonl", "{}\n[1]\n", None, ":2: not a JSON object"),
-            ("a.jsonl", "\n", None, ":1: no record"),
+            ("a.jsonl", "\n", None, ":1: the file has no records"),
             ("a.csv", "a,b\n1,2\n3\n", None, ":3: malformed CSV"),
             ("a.txt", "1\n2\n3\n", Some(&["a", "b"][..]), ":3: the file ends within a record"),
             ("a.xml", "", None, "unknown format"),

@@ -1,4 +1,4 @@
-//! What can go wrong between a task file and an answer, with the file and line where it did.
+//! Errors of tasks, with file and line.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,20 +6,20 @@ use std::path::{Path, PathBuf};
 /// Result of this module.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// An error that says what was wrong, where, and what to do.
+/// What is wrong, where, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file system refused.
+    /// The file system failed.
     #[error("{}: cannot {action}: {source}", path.display())]
     File {
-        /// What was attempted.
+        /// The attempted action.
         action: &'static str,
-        /// On what.
+        /// The path.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         source: io::Error,
     },
-    /// A line of a task file, of a file of records, or of a file of results that cannot be used.
+    /// An invalid line of a task file, of a file of records, or of a file of results.
     #[error("{}:{line}: {problem}", path.display())]
     Line {
         /// The file.
@@ -29,19 +29,19 @@ pub enum Error {
         /// What is wrong there, and what to do.
         problem: String,
     },
-    /// Values that do not fit each other.
+    /// Values that do not fit together.
     #[error("{0}")]
     Mismatch(String),
-    /// A kind of record that cannot have a length: others can.
+    /// A kind of record cannot have the requested length; other kinds may.
     #[error("{0}")]
     Length(String),
     /// It was asked to stop.
     #[error("interrupted")]
     Interrupted,
-    /// A checkpoint or a tokenizer refused.
+    /// An error of a checkpoint or a tokenizer.
     #[error(transparent)]
     Model(#[from] engram_train::Error),
-    /// What else computes a model's answers refused.
+    /// An error of the model that computes answers.
     #[error(transparent)]
     Answers(Box<dyn std::error::Error + Send + Sync>),
 }

@@ -1,14 +1,14 @@
-//! Which solved examples stand before a question.
+//! The choice of solved examples before a question.
 
 use rand::SeedableRng;
 use rand::seq::index::sample;
 use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 
-/// How many solved examples stand before each question, and the seed that chooses them.
+/// Number of solved examples before each question, and the seed that chooses them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FewShot {
-    /// Examples; none: as many as the task says.
+    /// Number of examples; none means the task's own.
     pub count: Option<usize>,
     /// Seed of the choice.
     pub seed: u64,
@@ -18,7 +18,7 @@ pub struct FewShot {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Choose {
-    /// Anew for every question.
+    /// A new choice for every question.
     #[default]
     Random,
     /// The first of the file, in its order.
@@ -26,8 +26,8 @@ pub(crate) enum Choose {
 }
 
 impl Choose {
-    /// `count` different numbers below `there`, without `except`: the question itself, where its file is the one that
-    /// examples come from. They depend on the seed and on `question` alone, not on which questions are asked.
+    /// `count` different numbers below `there`, without `except`, which is the question itself if the examples come
+    /// from its file. They depend on the seed and on `question` alone, not on which questions are asked.
     ///
     /// `None` when there are too few.
     pub(crate) fn indices(

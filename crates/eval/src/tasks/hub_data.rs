@@ -1,4 +1,4 @@
-//! Where on the Hugging Face hub a task's records lie, and how a record there becomes one here.
+//! The source of a task's records on the Hugging Face hub, and the conversion of its records.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,7 +23,7 @@ pub struct HubData {
     /// A branch, a tag or a commit.
     #[serde(default = "main")]
     pub(crate) revision: String,
-    /// Fields of a record here, expressions over a record there; none: the file is taken as it is.
+    /// The fields of the task's records, as expressions over the hub's records. Without it, the file is used unchanged.
     pub(crate) record: Option<BTreeMap<String, Spanned<String>>>,
 }
 
@@ -47,10 +47,10 @@ impl HubData {
         &self.revision
     }
 
-    /// The task's records, as JSON lines, from the file at `path` that was downloaded; none: that file as it is.
+    /// The task's records, as JSON lines, from the downloaded file at `path`; none if that file is used unchanged.
     ///
     /// # Errors
-    /// A file that cannot be read, or a record that an expression does not fit.
+    /// A file that cannot be read, or a record for which an expression fails.
     pub fn records(&self, path: &Path) -> Result<Option<String>> {
         let Some(fields) = &self.record else { return Ok(None) };
         let (templates, mut lines) = (Templates::new(), String::new());
@@ -71,7 +71,7 @@ impl HubData {
     }
 }
 
-/// Whether `name` can name a data set.
+/// Whether `name` is a valid name of a data set.
 pub(crate) fn is_repository(name: &str) -> bool {
     let is_part = |part: &str| {
         !part.is_empty()
@@ -136,11 +136,11 @@ mod tests {
             ("repository = 'a/b'\nfile = 'x/../../a.jsonl'".to_owned(), ":7: `hub.file`"),
             (
                 "repository = 'a/b'\nfile = 'a.parquet'".to_owned(),
-                ":7: `hub.file` is no .jsonl file, as `data` is",
+                ":7: `data` is a .jsonl file, but `hub.file` is not",
             ),
             (
                 format!("repository = 'a/b'\n{file}\nrecord.gold = 'a +'"),
-                ":8: `hub.record.gold` is no expression",
+                ":8: `hub.record.gold` is not a valid expression",
             ),
             (format!("repository = 'a/b'\n{file}\nbranch = 'a'"), ":8: unknown field `branch`"),
         ];

@@ -1,15 +1,14 @@
 //! Tasks: questions with known answers, put to a language model.
 //!
-//! A [`Task`] is a TOML file that names a file of records and says, in templates, what the model reads and what
-//! counts as right. Its [`questions`](Task::questions) are answered by a [`Scorer`], such as a [`ModelScorer`], by
-//! [`ask`], which computes shared beginnings once and batches by length. What comes back are
-//! [`Outcome`]s, question by question; they are kept in a [`RecordFile`], so that a run that was stopped goes on, and
-//! become a [`Summary`] with standard errors. Two models that answered the same questions are compared pair by pair
-//! ([`Paired`]).
+//! A [`Task`] is a TOML file that names a file of records and defines, in templates, what the model reads and what
+//! counts as right. A [`Scorer`], such as a [`ModelScorer`], answers its [`questions`](Task::questions) through
+//! [`ask`], which computes shared beginnings once and batches by length. The results are [`Outcome`]s, one per
+//! question. A [`RecordFile`] keeps them, so that an interrupted run can resume. A [`Summary`] has measures with
+//! standard errors. [`Paired`] compares two models that answered the same questions.
 //!
 //! The definitions are those of EleutherAI's lm-evaluation-harness, which the field reports: a continuation is scored
 //! by the sum of its tokens' log-probabilities; the prompt's trailing blanks belong to the continuation; prompt and
-//! continuation are turned into tokens together.
+//! continuation are encoded together.
 //!
 //! ```
 //! use engram_eval::tasks::{Ask, FewShot, Task};

@@ -1,4 +1,4 @@
-//! Asking a model, whatever its files were: by the decoder that also serves.
+//! A scorer for any model, by the decoder that also serves.
 
 use std::cell::RefCell;
 
@@ -19,7 +19,7 @@ pub struct ModelScorer {
 }
 
 impl ModelScorer {
-    /// A model that `identity` tells from others, before whose texts `begin` stands.
+    /// A model with the identity `identity`, whose texts begin with `begin`.
     pub fn new(offline: Offline, tokenizer: Tokenizer, begin: Begin, identity: String) -> Self {
         Self { offline: offline.into(), tokenizer, begin, identity, interrupted: || false }
     }
@@ -29,7 +29,7 @@ impl ModelScorer {
         &self.tokenizer
     }
 
-    /// Stops continuing texts as soon as `interrupted`.
+    /// Stops continuing texts when `interrupted` returns true.
     pub fn until(self, interrupted: fn() -> bool) -> Self {
         Self { interrupted, ..self }
     }

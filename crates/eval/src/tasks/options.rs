@@ -1,11 +1,11 @@
-//! How questions are asked.
+//! Options of asking questions.
 
-/// How questions are asked.
+/// Options of asking questions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AskOptions {
     /// Cost of a batch, in tokens.
     pub batch: usize,
-    /// Cut the beginning of what is longer than the context, as the harness does, instead of refusing it.
+    /// Truncate the beginning of questions longer than the context, as the harness does. Otherwise they are refused.
     pub cut: bool,
 }
 

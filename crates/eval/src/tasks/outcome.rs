@@ -1,30 +1,30 @@
-//! What came of a question, and what is measured on it.
+//! The outcome of a question, and its measures.
 
 use serde::{Deserialize, Serialize};
 
-/// What came of a question: enough to compute every measure again.
+/// The outcome of a question, with everything that its measures need.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// The question's number within the task, from 0.
     pub question: usize,
     /// Its line in its file.
     pub line: usize,
-    /// What the model said.
+    /// The model's answer.
     #[serde(flatten)]
     pub said: Said,
 }
 
-/// What the model said.
+/// The model's answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Said {
-    /// To a choice.
+    /// To multiple choice.
     Choice {
         /// Log-probability of each choice, in nats: the mean over the paraphrases.
         log_probabilities: Vec<f64>,
-        /// How long each choice is.
+        /// The length of each choice.
         lengths: Vec<Length>,
-        /// The right one.
+        /// Index of the right choice.
         answer: usize,
     },
     /// To a cloze.
@@ -33,14 +33,14 @@ pub enum Said {
         log_probability: f64,
         /// Tokens of the continuation.
         tokens: usize,
-        /// Whether it is what the model would say.
+        /// Whether it is the greedy continuation.
         greedy: bool,
     },
-    /// What was generated.
+    /// A generated text.
     Generation {
         /// The text.
         text: String,
-        /// How right it is, from 0 to 1.
+        /// Its score, from 0 to 1.
         score: f64,
     },
     /// A document.
@@ -54,21 +54,21 @@ pub enum Said {
     },
     /// A long document.
     LongDocument {
-        /// Its log-probability with all the context there is, in nats.
+        /// Its log-probability with the whole context, in nats.
         log_probability: f64,
         /// Tokens predicted.
         tokens: usize,
         /// Log-probability of the key tokens.
         key_log_probability: f64,
-        /// Which tokens are key.
+        /// Indices of the key tokens.
         keys: Vec<usize>,
     },
 }
 
-/// How long a text is.
+/// The length of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Length {
-    /// In tokens, as they were scored; over all paraphrases, the mean rounded up.
+    /// In tokens, as scored; over all paraphrases, the mean rounded up.
     pub tokens: usize,
     /// In characters (Unicode scalar values).
     pub characters: usize,
@@ -81,7 +81,7 @@ pub struct Length {
 #[serde(rename_all = "snake_case")]
 pub enum Measure {
     /// Share of right answers. For choices: the likeliest is right (the harness's `acc`). For a cloze: greedy decoding
-    /// gives it. For generated texts: the mean score.
+    /// produces it. For generated texts: the mean score.
     Accuracy,
     /// Share of questions whose choice with the largest log-probability per character is right (`acc_norm`).
     PerCharacter,
@@ -91,7 +91,7 @@ pub enum Measure {
     PerToken,
     /// exp of the mean negative log-probability of the continuations (`perplexity` of LAMBADA).
     Perplexity,
-    /// Negative log-probability in bits over bytes of text, over all documents (`bits_per_byte`).
+    /// Negative log-probability in bits, divided by bytes of text, over all documents (`bits_per_byte`).
     BitsPerByte,
     /// exp of the negative log-probability per token, over all documents.
     TokenPerplexity,
@@ -100,7 +100,7 @@ pub enum Measure {
 }
 
 impl Measure {
-    /// A name for people.
+    /// Its name for people.
     pub fn name(self) -> &'static str {
         match self {
             Self::Accuracy => "accuracy",
@@ -126,8 +126,8 @@ impl Measure {
 }
 
 impl Outcome {
-    /// What is measured on this question: an amount, and what it is an amount of. The measure over many is the sum of
-    /// the amounts over the sum of the others (then exp, for perplexities).
+    /// This question's amount and size. A measure over many questions is the sum of amounts over the sum of sizes (then
+    /// exp, for perplexities).
     pub fn measures(&self) -> Vec<(Measure, f64, f64)> {
         let right = |right: bool| f64::from(u8::from(right));
         match &self.said {
@@ -159,13 +159,13 @@ impl Outcome {
         }
     }
 
-    /// How right the answer is, from 0 to 1; none for documents, which have no answer.
+    /// The score of the answer, from 0 to 1; none for documents, which have no answer.
     pub fn score(&self) -> Option<f64> {
         let (measure, amount, _) = *self.measures().first()?;
         (measure == Measure::Accuracy).then_some(amount)
     }
 
-    /// What a guess among the choices scores on average; 0 where there are none.
+    /// The expected score of a guess among the choices; 0 without choices.
     pub fn guess(&self) -> f64 {
         match &self.said {
             Said::Choice { log_probabilities, .. } => 1.0 / log_probabilities.len() as f64,
@@ -173,7 +173,7 @@ impl Outcome {
         }
     }
 
-    /// Which of the choices is right; none where there are none.
+    /// Index of the right choice; none without choices.
     pub fn answer(&self) -> Option<usize> {
         match self.said {
             Said::Choice { answer, .. } => Some(answer),
@@ -181,7 +181,7 @@ impl Outcome {
         }
     }
 
-    /// Log-probability of the right answer in nats, or of a document's text, and its tokens; none of a generated text.
+    /// Log-probability of the right answer or of a document, in nats, and its tokens; none for a generated text.
     pub fn likelihood(&self) -> Option<(f64, usize)> {
         match &self.said {
             Said::Choice { log_probabilities, lengths, answer } => {
@@ -194,7 +194,7 @@ impl Outcome {
         }
     }
 
-    /// Log-probability, in nats, of the right choice if one of the choices must be said; none without choices.
+    /// Log-probability of the right choice among the choices, in nats; none without choices.
     pub fn among_choices(&self) -> Option<f64> {
         let Said::Choice { log_probabilities, answer, .. } = &self.said else { return None };
         let largest = log_probabilities.iter().copied().reduce(f64::max)?;
@@ -203,7 +203,7 @@ impl Outcome {
     }
 }
 
-/// The index of the largest; of several, the first.
+/// The index of the largest value; of equal ones, the first.
 fn first_largest(values: impl Iterator<Item = f64>) -> Option<usize> {
     let mut best: Option<(usize, f64)> = None;
     for (index, value) in values.enumerate() {

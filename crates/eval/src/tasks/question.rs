@@ -1,4 +1,4 @@
-//! Questions: the records of a task, rendered.
+//! Questions: the rendered records of a task.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,7 +15,7 @@ use super::few_shot::FewShot;
 use super::task_file::{Cloze, Form, Generation, MultipleChoice, Task};
 use super::template::Templates;
 
-/// Where a question comes from.
+/// The origin of a question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// The file of records.
@@ -46,18 +46,18 @@ pub enum Ask {
     Choice {
         /// Every choice in every paraphrase, `[paraphrases, choices]`.
         statements: Vec<Statement>,
-        /// The choices as they are measured for normalisation: without the delimiter before them.
+        /// The choices as measured for normalisation, without the delimiter before them.
         choices: Vec<String>,
-        /// The right one.
+        /// Index of the right choice.
         answer: usize,
     },
-    /// How likely is this continuation, and is it what the model would say?
+    /// How likely is this continuation, and is it the greedy one?
     Cloze(Statement),
-    /// What does the model say after this?
+    /// What does the model generate after this?
     Generation {
         /// The prompt.
         prompt: String,
-        /// What would be right.
+        /// The right answers.
         answers: Vec<String>,
     },
     /// How likely is this document?
@@ -68,7 +68,7 @@ pub enum Ask {
 }
 
 impl Question {
-    /// Adds everything that is asked to a hash.
+    /// Adds the question's content to a hash.
     pub(crate) fn hash(&self, hash: &mut blake3::Hasher) {
         let mut add = |text: &str| {
             hash.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
@@ -96,15 +96,15 @@ impl Question {
 /// A continuation of a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Statement {
-    /// What stands before.
+    /// The prompt.
     pub prompt: String,
-    /// What is scored.
+    /// The scored continuation.
     pub continuation: String,
 }
 
 impl Task {
-    /// The questions, in the order of their records: of the first `limit` records of every file, if given. Files are
-    /// looked for in `folder`; none: beside the task file.
+    /// The questions, in the order of their records; with `limit`, of the first `limit` records of every file. Files
+    /// are looked for in `folder`, or without it beside the task file.
     ///
     /// # Errors
     /// A file that is missing or empty, or a record that does not fit the task, with its line.
@@ -118,7 +118,7 @@ impl Task {
         let mut library = Library { folder, files: HashMap::new(), lists: HashMap::new() };
         let count = few_shot.count.unwrap_or(self.shots.count);
         if count > 0 && self.form.is_of_documents() {
-            return Err(Error::Mismatch(format!("{}: documents have no examples before them", self.name)));
+            return Err(Error::Mismatch(format!("{}: tasks of documents have no examples", self.name)));
         }
         let mut questions = Vec::new();
         for path in data_files(&folder.join(&self.data), &self.leave_out)? {
@@ -133,7 +133,7 @@ impl Task {
     }
 }
 
-/// The file, or the files of the folder but those whose names are in `leave_out`, in the order of their names.
+/// The file, or the files of the folder except those named in `leave_out`, in the order of their names.
 fn data_files(path: &Path, leave_out: &[String]) -> Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
@@ -148,12 +148,16 @@ fn data_files(path: &Path, leave_out: &[String]) -> Result<Vec<PathBuf>> {
         let before = files.len();
         files.retain(|file| file.file_stem().is_none_or(|stem| stem != name.as_str()));
         if files.len() == before {
-            return Err(Error::line(path, 1, format!("no file {name} here, which the task leaves out")));
+            return Err(Error::line(
+                path,
+                1,
+                format!("the task leaves out {name}, but the folder does not have it"),
+            ));
         }
     }
     files.sort();
     if files.is_empty() {
-        return Err(Error::line(path, 1, "no .jsonl, .csv or .parquet file: the set is empty"));
+        return Err(Error::line(path, 1, "the folder has no .jsonl, .csv or .parquet file"));
     }
     Ok(files)
 }
@@ -162,7 +166,7 @@ fn data_files(path: &Path, leave_out: &[String]) -> Result<Vec<PathBuf>> {
 struct Library<'a> {
     folder: &'a Path,
     files: HashMap<PathBuf, Arc<[Record]>>,
-    /// The same as templates see them.
+    /// The same, as templates see them.
     lists: HashMap<PathBuf, Value>,
 }
 
@@ -182,7 +186,7 @@ impl Library<'_> {
     }
 }
 
-/// Turns the records of one file into texts.
+/// Renders the records of one file.
 struct Writer<'a> {
     task: &'a Task,
     path: Arc<Path>,
@@ -199,7 +203,7 @@ impl<'a> Writer<'a> {
         Place { path: self.path.clone(), line: self.records[index].line }
     }
 
-    /// What templates see of a record: its fields, the name of its file, all records of its file, and the tables.
+    /// The variables of templates: the record's fields, the name of its file, all records of its file, and the tables.
     fn fields(&self, record: &Record, library: &mut Library<'_>) -> Result<Fields> {
         let mut fields: Vec<(String, Value)> =
             record.fields.iter().map(|(name, value)| (name.clone(), Value::from(Serde(value)))).collect();
@@ -291,7 +295,7 @@ impl<'a> Writer<'a> {
                 Ok(format!("{prompt}{}{shown}", text.delimiter))
             }
             Form::Perplexity { .. } | Form::LongPerplexity { .. } => {
-                Err(self.error(record, "few_shot", "documents have no examples before them"))
+                Err(self.error(record, "few_shot", "tasks of documents have no examples"))
             }
         }
     }
@@ -329,14 +333,14 @@ impl<'a> Writer<'a> {
         let whole = fields.value();
         let choices = self.texts("choices", &text.choices, record, &whole)?;
         if choices.len() < 2 {
-            return Err(self.error(record, "choices", "fewer than two candidates"));
+            return Err(self.error(record, "choices", "has fewer than two choices"));
         }
         let paraphrases = match &text.paraphrases {
             Some(list) => self.texts("paraphrases", list, record, &whole)?.into_iter().map(Some).collect(),
             None => vec![None],
         };
         if paraphrases.is_empty() {
-            return Err(self.error(record, "paraphrases", "there is none"));
+            return Err(self.error(record, "paraphrases", "is empty"));
         }
         let (mut statements, mut measured) = (Vec::new(), Vec::new());
         for paraphrase in paraphrases {
@@ -348,7 +352,7 @@ impl<'a> Writer<'a> {
                     None => choice.clone(),
                 };
                 if said.is_empty() {
-                    return Err(self.error(record, "choices", "an empty candidate"));
+                    return Err(self.error(record, "choices", "has an empty choice"));
                 }
                 statements.push(Statement { prompt, continuation: format!("{}{said}", text.delimiter) });
                 measured.push(said);
@@ -359,7 +363,7 @@ impl<'a> Writer<'a> {
         Ok((statements, measured, answer))
     }
 
-    /// The index of the right choice: given as a number, or as the choice's text.
+    /// The index of the right choice, given as a number or as the choice's text.
     fn answer(
         &self,
         text: &MultipleChoice,
@@ -375,7 +379,7 @@ impl<'a> Writer<'a> {
         };
         index.filter(|&index| index < choices.len()).ok_or_else(|| {
             let candidates: Vec<String> = choices.iter().map(|choice| format!("{choice:?}")).collect();
-            let problem = format!("{value} is not among the candidates: {}", candidates.join(", "));
+            let problem = format!("{value} is not among the choices: {}", candidates.join(", "));
             self.error(record, "answer", &problem)
         })
     }
@@ -384,7 +388,7 @@ impl<'a> Writer<'a> {
         let prompt = self.text("prompt", text.prompt.as_ref(), record, fields)?;
         let target = self.text("target", text.target.as_ref(), record, fields)?;
         if target.is_empty() {
-            return Err(self.error(record, "target", "it is empty"));
+            return Err(self.error(record, "target", "is empty"));
         }
         Ok(Statement { prompt, continuation: format!("{}{target}", text.delimiter) })
     }
@@ -392,7 +396,7 @@ impl<'a> Writer<'a> {
     fn document(&self, template: &Spanned<String>, record: &Record, fields: &Value) -> Result<Ask> {
         let text = self.text("text", template.as_ref(), record, fields)?;
         if text.is_empty() {
-            return Err(self.error(record, "text", "it is empty"));
+            return Err(self.error(record, "text", "is empty"));
         }
         Ok(Ask::Document { text })
     }
@@ -406,13 +410,13 @@ impl<'a> Writer<'a> {
         let prompt = self.text("prompt", text.prompt.as_ref(), record, fields)?;
         let answers = self.texts("answers", &text.answers, record, fields)?;
         if answers.is_empty() {
-            return Err(self.error(record, "answers", "there is none"));
+            return Err(self.error(record, "answers", "is empty"));
         }
         Ok((prompt, answers))
     }
 }
 
-/// Names and values that a template sees.
+/// Names and values of a template's variables.
 struct Fields(Vec<(String, Value)>);
 
 impl Fields {
@@ -420,7 +424,7 @@ impl Fields {
         Value::from_pairs(self.0.clone())
     }
 
-    /// With the choice, and the paraphrase it is put into.
+    /// With the choice, and the paraphrase that it is inserted into.
     fn with(&self, choice: &str, paraphrase: Option<&str>) -> Value {
         let more = paraphrase.map(|paraphrase| ("paraphrase".to_owned(), Value::from(paraphrase)));
         let more = more.into_iter().chain([("choice".to_owned(), Value::from(choice))]);
@@ -574,14 +578,14 @@ mod tests {
     fn records_that_do_not_fit_are_named_with_their_line() {
         let record = "{\"q\": \"\", \"c\": [\"a\", \"b\"], \"g\": 0}\n";
         let cases = [
-            ("{\"q\": \"\", \"c\": [\"a\", \"b\"], \"g\": 2}", "2 is not among the candidates: \"a\", \"b\""),
-            ("{\"q\": \"\", \"c\": [\"a\", \"b\"], \"g\": \"c\"}", "c is not among the candidates"),
-            ("{\"q\": \"\", \"c\": [\"a\", \"b\"], \"g\": -1}", "-1 is not among the candidates"),
+            ("{\"q\": \"\", \"c\": [\"a\", \"b\"], \"g\": 2}", "2 is not among the choices: \"a\", \"b\""),
+            ("{\"q\": \"\", \"c\": [\"a\", \"b\"], \"g\": \"c\"}", "c is not among the choices"),
+            ("{\"q\": \"\", \"c\": [\"a\", \"b\"], \"g\": -1}", "-1 is not among the choices"),
             ("{\"q\": \"\", \"c\": [\"a\", \"b\"]}", "`answer` of"),
             ("{\"c\": [\"a\", \"b\"], \"g\": 0}", "`prompt` of"),
             ("{\"q\": \"\", \"c\": [\"a\"], \"g\": 0}", "fewer than two"),
-            ("{\"q\": \"\", \"c\": [\"a\", \"\"], \"g\": 0}", "an empty candidate"),
-            ("{\"q\": \"\", \"c\": 7, \"g\": 0}", "no list of texts"),
+            ("{\"q\": \"\", \"c\": [\"a\", \"\"], \"g\": 0}", "has an empty choice"),
+            ("{\"q\": \"\", \"c\": 7, \"g\": 0}", "is not a list of texts"),
         ];
         for (line, message) in cases {
             let desk = Desk::new(&[("task.toml", CHOICE), ("a.jsonl", &format!("{record}{line}"))]);
@@ -602,9 +606,9 @@ mod tests {
         assert_eq!(files("[]").asks(NONE).len(), 2);
         assert_eq!(files("['a']").asks(NONE), [Ask::Cloze(statement("b", " x"))]);
         let error = files("['c']").questions(NONE, None).unwrap_err().to_string();
-        assert!(error.contains("no file c here"), "{error}");
+        assert!(error.contains("the task leaves out c, but"), "{error}");
         let error = files("['a', 'b']").questions(NONE, None).unwrap_err().to_string();
-        assert!(error.contains("the set is empty"), "{error}");
+        assert!(error.contains("the folder has no .jsonl"), "{error}");
     }
 
     #[test]
@@ -612,6 +616,12 @@ mod tests {
         let missing = Desk::new(&[("task.toml", CHOICE)]);
         assert!(missing.questions(NONE, None).unwrap_err().to_string().contains("a.jsonl: cannot read"));
         let empty = Desk::new(&[("task.toml", CHOICE), ("a.jsonl", "")]);
-        assert!(empty.questions(NONE, None).unwrap_err().to_string().contains("a.jsonl:1: no record"));
+        assert!(
+            empty
+                .questions(NONE, None)
+                .unwrap_err()
+                .to_string()
+                .contains("a.jsonl:1: the file has no records")
+        );
     }
 }

@@ -1,5 +1,4 @@
-//! Outcomes on disk: a header, then one line for each question as it is answered, so that a run that was stopped goes
-//! on where it was.
+//! Outcomes on disk: a header, then one line per answered question. An interrupted run resumes from it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
@@ -14,23 +13,23 @@ use super::question::{Ask, Question};
 use super::scorer::Scorer;
 use super::task_file::Task;
 
-/// What was asked of whom: two files with equal headers, but for the model, can be compared.
+/// The questions and the model. Files whose headers differ only in the model can be compared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Header {
     /// The task's name.
     pub task: String,
-    /// blake3 of the task file and of all questions as they were asked.
+    /// blake3 of the task file and of all rendered questions.
     pub questions_hash: String,
-    /// Questions in all.
+    /// Total number of questions.
     pub questions: usize,
-    /// What tells the model from others.
+    /// Identifies the model.
     pub model: String,
-    /// What people call the model: the path it was opened by, and what was done to it.
+    /// The model's name for people: the path it was opened by, and its changes.
     pub model_name: String,
 }
 
-/// A file of outcomes that is being added to.
+/// An open file of outcomes, for appending.
 #[derive(Debug)]
 pub struct RecordFile {
     path: PathBuf,
@@ -38,8 +37,8 @@ pub struct RecordFile {
 }
 
 impl RecordFile {
-    /// Opens the file for a run with this header: a new one, or the existing one to resume. Gives the outcomes
-    /// that it holds. A last line that was not finished is removed.
+    /// Opens the file for a run with this header: a new one, or an existing one to resume. Returns the outcomes that it
+    /// holds. Removes an incomplete last line.
     ///
     /// # Errors
     /// A file that cannot be written, or that belongs to another run.
@@ -56,7 +55,7 @@ impl RecordFile {
             Some(found) if found.same_run(header) => check(path, &outcomes, questions)?,
             Some(found) => {
                 let problem = found.difference(header);
-                return Err(Error::line(path, 1, format!("{problem}; name another folder for this run")));
+                return Err(Error::line(path, 1, format!("{problem}; choose another folder for this run")));
             }
             None => {}
         }
@@ -77,7 +76,7 @@ impl RecordFile {
         self.line(outcome)
     }
 
-    /// One write a line: a run that is killed leaves at most its last line unfinished.
+    /// One write per line: a killed run leaves at most its last line incomplete.
     fn line(&mut self, value: &impl Serialize) -> Result<()> {
         let mut line = serde_json::to_string(value).map_err(|error| Error::Mismatch(error.to_string()))?;
         line.push('\n');
@@ -88,7 +87,7 @@ impl RecordFile {
 /// Reads a file of outcomes, in the order of the questions.
 ///
 /// # Errors
-/// A file that cannot be read, or is none.
+/// A file that cannot be read, or is not a file of outcomes.
 pub fn read_record(path: &Path) -> Result<(Header, Vec<Outcome>)> {
     let file = File::open(path).map_err(Error::file("read", path))?;
     let Contents { header, mut outcomes, .. } = Contents::read(&file, path)?;
@@ -97,7 +96,7 @@ pub fn read_record(path: &Path) -> Result<(Header, Vec<Outcome>)> {
     Ok((header, outcomes))
 }
 
-/// Counts the tokens in `task` as key tokens that the record of another run of it found to be key: models are compared
+/// Makes the tokens that another run of `task` found to be key the key tokens of this one, so that models are compared
 /// on the same tokens.
 ///
 /// # Errors
@@ -112,7 +111,7 @@ pub fn use_keys(task: &mut Task, path: &Path) -> Result<()> {
 }
 
 impl Header {
-    /// Of a run that puts these questions to a model, which people call `model_name`.
+    /// The header of a run that asks these questions of a model, which is shown as `model_name`.
     pub fn new(
         task: &Task,
         questions: &[Question],
@@ -120,7 +119,7 @@ impl Header {
         (scorer, model_name): (&dyn Scorer, &str),
     ) -> Self {
         let mut hash = blake3::Hasher::new();
-        // The size of batches changes rounding alone.
+        // The size of batches changes only rounding.
         hash.update(task.hash().as_bytes()).update(&[options.cut.into()]);
         questions.iter().for_each(|question| question.hash(&mut hash));
         Self {
@@ -132,19 +131,19 @@ impl Header {
         }
     }
 
-    /// Whether a run with `other` continues this one. The path of the model may have changed.
+    /// Whether a run with `other` continues this one. The path of the model may differ.
     fn same_run(&self, other: &Self) -> bool {
         Self { model_name: other.model_name.clone(), ..self.clone() } == *other
     }
 
     fn difference(&self, other: &Self) -> String {
         if self.task != other.task {
-            return format!("this file is of the task {}, not {}", self.task, other.task);
+            return format!("this file belongs to the task {}, not {}", self.task, other.task);
         }
         if self.model != other.model {
             return format!("this file belongs to another model, `{}`", self.model_name);
         }
-        "this file is of other questions: the task, its data, the examples or the limit have changed".into()
+        "this file has other questions: the task, its data, the examples or the limit changed".into()
     }
 }
 
@@ -157,7 +156,7 @@ fn check(path: &Path, outcomes: &[Outcome], questions: &[Question]) -> Result<()
     Ok(())
 }
 
-/// Whether `outcome` could have come of `question`.
+/// Whether `outcome` is a possible outcome of `question`.
 fn fits(outcome: &Outcome, question: &Question) -> bool {
     let form = match (&outcome.said, &question.ask) {
         (Said::Choice { log_probabilities, answer, .. }, Ask::Choice { choices, answer: right, .. }) => {
@@ -174,7 +173,7 @@ fn fits(outcome: &Outcome, question: &Question) -> bool {
 struct Contents {
     header: Option<Header>,
     outcomes: Vec<Outcome>,
-    /// Bytes of whole lines.
+    /// Bytes of complete lines.
     whole: u64,
 }
 
@@ -258,7 +257,8 @@ mod tests {
             RecordFile::open(&path, &header, &questions()).unwrap_err().to_string()
         };
         assert!(
-            other(|header| header.task = "u".into()).contains("t.jsonl:1: this file is of the task t, not u")
+            other(|header| header.task = "u".into())
+                .contains("t.jsonl:1: this file belongs to the task t, not u")
         );
         assert!(other(|header| header.model = "x".into()).contains("another model, `n`"));
         assert!(other(|header| header.questions_hash = "x".into()).contains("other questions"));

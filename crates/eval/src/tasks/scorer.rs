@@ -1,11 +1,11 @@
-//! What a model must be able to do to be asked.
+//! The interface of a model that can be asked.
 
 use engram_data::Begin;
 use engram_infer::ScoredText;
 
 use super::error::Result;
 
-/// A continuation whose likelihood is asked for, after what stands before it.
+/// A request for the likelihood of a continuation after a context.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     tokens: Vec<u32>,
@@ -19,33 +19,33 @@ impl Request {
         (!nothing).then(|| Self { tokens: [context, continuation].concat(), start: context.len() })
     }
 
-    /// What the model reads: all but the last token.
+    /// The tokens that the model reads: all but the last.
     pub fn inputs(&self) -> &[u32] {
         &self.tokens[..self.tokens.len() - 1]
     }
 
-    /// All tokens, of which the targets are scored.
+    /// All tokens; the targets among them are scored.
     pub(crate) fn text(&self) -> ScoredText<'_> {
         ScoredText { tokens: &self.tokens, first: self.start }
     }
 
-    /// What is scored.
+    /// The tokens to score.
     pub fn targets(&self) -> &[u32] {
         &self.tokens[self.start..]
     }
 
-    /// The position among the inputs from which the first target is predicted.
+    /// The input position that predicts the first target.
     pub fn first(&self) -> usize {
         self.start - 1
     }
 }
 
-/// How likely a token is after what stands before it.
+/// How likely a token is in its context.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TargetScore {
     /// Logarithm of its probability, in nats.
     pub log_probability: f32,
-    /// Whether it is the likeliest; of several, the first.
+    /// Whether it is the likeliest; of equal ones, the first.
     pub likeliest: bool,
 }
 
@@ -59,7 +59,7 @@ pub struct Likelihood {
 }
 
 impl Likelihood {
-    /// Of a continuation's tokens together.
+    /// The total over a continuation's tokens.
     pub fn of(tokens: &[TargetScore]) -> Self {
         Self {
             log_probability: tokens.iter().map(|token| f64::from(token.log_probability)).sum(),
@@ -68,30 +68,30 @@ impl Likelihood {
     }
 }
 
-/// What a batch costs.
+/// The cost of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cost {
-    /// Tokens, each beginning that several requests share counted once.
+    /// Its tokens; a beginning that several requests share counts once.
     DistinctTokens,
-    /// The longest request times their number.
+    /// The longest request times the number of requests.
     PaddedTokens,
 }
 
 /// A language model with its tokenizer.
 pub trait Scorer {
-    /// What tells the model from others.
+    /// Identifies the model.
     fn identity(&self) -> String;
 
-    /// Most tokens that it reads at once.
+    /// Maximum number of tokens that it reads at once.
     fn context(&self) -> usize;
 
-    /// What stands before a text.
+    /// The token before a text.
     fn begin(&self) -> Begin;
 
-    /// What a batch costs.
+    /// The cost of a batch.
     fn cost(&self) -> Cost;
 
-    /// A text's tokens, without those that stand before it.
+    /// A text's tokens, without the token before it.
     ///
     /// # Errors
     /// A text without tokens in this vocabulary.
@@ -103,16 +103,16 @@ pub trait Scorer {
     /// A token outside the vocabulary.
     fn decode(&self, tokens: &[u32]) -> Result<String>;
 
-    /// How likely each token of each request's continuation is, in order. Inputs fit the context. Which requests come together, and in
-    /// which order, changes nothing but rounding.
+    /// The likelihood of each token of each request's continuation, in order. Inputs fit the context. The composition
+    /// and order of batches change only rounding.
     ///
     /// # Errors
     /// When the model cannot be computed.
     fn score(&self, batch: &[&Request]) -> Result<Vec<Vec<TargetScore>>>;
 
-    /// The likeliest continuation of each prompt, token by token, by at most `limit` tokens, or until
-    /// `finished(prompt, tokens so far)`, or the end of the text, which is not given. Prompts are not empty, and fit the context
-    /// with `limit` more.
+    /// The likeliest continuation of each prompt, token by token, by at most `limit` tokens, until
+    /// `finished(prompt, tokens so far)`, or until the end of the text, which is not returned. Prompts are not empty,
+    /// and fit the context with `limit` more tokens.
     ///
     /// # Errors
     /// When the model cannot be computed.

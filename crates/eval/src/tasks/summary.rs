@@ -1,4 +1,4 @@
-//! Measures over many questions, with standard errors, and two models compared question by question.
+//! Measures over many questions, with standard errors, and question-by-question comparison of two models.
 
 use std::collections::BTreeMap;
 
@@ -11,38 +11,38 @@ use crate::ratio::{influences, jackknife_error, ratio, ratio_with_error, total};
 /// A measure over questions.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Summary {
-    /// What.
+    /// The measure.
     pub measure: Measure,
     /// Its value.
     pub value: f64,
     /// Standard error of the value over the choice of questions; none for fewer than two.
     pub standard_error: Option<f64>,
-    /// Questions.
+    /// Number of questions.
     pub questions: usize,
 }
 
 /// Two models on the same questions.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Paired {
-    /// What.
+    /// The measure.
     pub measure: Measure,
     /// The first model's value.
     pub first: f64,
-    /// The second's.
+    /// The second model's value.
     pub second: f64,
-    /// Second less first.
+    /// Second minus first.
     pub difference: f64,
     /// Standard error of the difference, question by question; none for fewer than two.
     pub standard_error: Option<f64>,
-    /// Of an accuracy, questions that only the first had right, and only the second.
+    /// For an accuracy, the number of questions that only the first answered right, and only the second.
     pub only_one_right: Option<[usize; 2]>,
-    /// Of an accuracy, the probability that chance alone divides those so unevenly (McNemar's test, exact).
+    /// For an accuracy, the probability of a split at least as uneven by chance (McNemar's exact test).
     pub chance: Option<f64>,
-    /// Questions.
+    /// Number of questions.
     pub questions: usize,
 }
 
-/// Amounts over questions: `(amount, what it is an amount of)`.
+/// Amounts and sizes over questions.
 type Amounts = Vec<(f64, f64)>;
 
 /// Every measure that the outcomes have, in a fixed order.
@@ -60,12 +60,12 @@ pub fn summarize(outcomes: &[Outcome]) -> Vec<Summary> {
 /// Compares two models' outcomes to the same questions.
 ///
 /// # Errors
-/// When the questions are not the same.
+/// When the questions differ.
 pub fn compare(first: &[Outcome], second: &[Outcome]) -> Result<Vec<Paired>> {
     check_same_questions(first, second)?;
     let (first, second) = (by_measure(first), by_measure(second));
     if !first.iter().map(|(measure, _)| measure).eq(second.iter().map(|(measure, _)| measure)) {
-        return Err(Error::Mismatch("the two answered tasks of different forms".into()));
+        return Err(Error::Mismatch("the two files have tasks of different forms".into()));
     }
     Ok(first
         .into_iter()
@@ -74,7 +74,7 @@ pub fn compare(first: &[Outcome], second: &[Outcome]) -> Result<Vec<Paired>> {
         .collect())
 }
 
-/// Refuses outcomes that do not belong together in pairs.
+/// Refuses outcomes that cannot be paired.
 pub(crate) fn check_same_questions(first: &[Outcome], second: &[Outcome]) -> Result<()> {
     let questions = |outcomes: &[Outcome]| -> Vec<(usize, usize)> {
         outcomes.iter().map(|outcome| (outcome.question, outcome.line)).collect()
@@ -84,7 +84,7 @@ pub(crate) fn check_same_questions(first: &[Outcome], second: &[Outcome]) -> Res
     }
     let (first, second) = (first.len(), second.len());
     Err(Error::Mismatch(format!(
-        "the two did not answer the same questions ({first} and {second}): run both with one limit to the end"
+        "the two files have different questions ({first} and {second}): run both to the end with the same limit"
     )))
 }
 
@@ -93,7 +93,7 @@ fn pair(measure: Measure, first: &Amounts, second: &Amounts) -> Paired {
     let ((one_value, one_slope), (other_value, other_slope)) =
         (transformed(measure, one), transformed(measure, other));
     let standard_error = || {
-        // What leaving out a question changes, in the units of the values.
+        // The change from leaving out a question, in the units of the values.
         let (ours, theirs) = (influences(first)?, influences(second)?);
         let change = |(ours, theirs): (&f64, &f64)| theirs * other_slope - ours * one_slope;
         let differences: Vec<f64> = ours.iter().zip(&theirs).map(change).collect();
@@ -127,7 +127,7 @@ fn by_measure(outcomes: &[Outcome]) -> Vec<(Measure, Amounts)> {
         amounts.entry(measure.name()).or_default().push((amount, of));
     }
     let all = order.into_iter().map(|measure| (measure, amounts.remove(measure.name()).unwrap_or_default()));
-    // Where no document has a key token there is nothing to be measured on.
+    // Without key tokens in any document, there is nothing to measure.
     all.filter(|(_, amounts)| total(amounts) > 0.0).collect()
 }
 
@@ -136,7 +136,7 @@ fn transformed(measure: Measure, ratio: f64) -> (f64, f64) {
     if measure.is_exponential() { (ratio.exp(), ratio.exp()) } else { (ratio, 1.0) }
 }
 
-/// The probability that of a + b throws of a coin at most min(a, b) fall on the rarer side, whichever it is.
+/// The probability that, of a + b throws of a coin, at most min(a, b) fall on the rarer side, whichever it is.
 fn mcnemar(a: usize, b: usize) -> f64 {
     let n = a + b;
     // log2 of C(n, k) / 2^n, k by k.
@@ -201,7 +201,7 @@ mod tests {
         close(accuracy.chance.unwrap(), 1.0);
         // Differences 0, 1, 1, −1: sample variance 11/12.
         close(accuracy.standard_error.unwrap(), (11.0_f64 / 12.0 / 4.0).sqrt());
-        // Every continuation is likelier by half a nat: as logarithms they differ without any error.
+        // Every continuation is likelier by half a nat, so the logarithms differ without any error.
         close(perplexity.first, 2.5_f64.exp());
         close(perplexity.second, 2.0_f64.exp());
         assert_eq!(perplexity.only_one_right, None);

@@ -1,4 +1,4 @@
-//! A task as its author writes it: a TOML file.
+//! Task files: TOML.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use super::few_shot::Choose;
 use super::hub_data::{HubData, is_inside, is_repository};
 use super::template::Templates;
 
-/// A task: where its records are, and how each becomes a question.
+/// A task: the place of its records, and how each becomes a question.
 #[derive(Debug)]
 pub struct Task {
     pub(crate) name: String,
@@ -22,7 +22,7 @@ pub struct Task {
     pub(crate) hash: blake3::Hash,
     pub(crate) kind: Option<TaskKind>,
     pub(crate) data: String,
-    /// Names, without ending, of files in the data's folder that are no part of the set.
+    /// Names, without ending, of files in the data's folder that do not belong to the set.
     pub(crate) leave_out: Vec<String>,
     pub(crate) line_fields: Option<Vec<String>>,
     pub(crate) tables: BTreeMap<String, String>,
@@ -36,13 +36,13 @@ pub struct Task {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TaskKind {
-    /// Facts that nothing in the prompt tells.
+    /// Facts that the prompt does not contain.
     Facts,
-    /// What follows from a passage in the prompt.
+    /// Conclusions from a passage in the prompt.
     Reading,
-    /// What everybody knows about everyday life.
+    /// Common knowledge about everyday life.
     CommonSense,
-    /// Questions of schools and universities: knowledge and thought at once.
+    /// Questions from schools and universities, which need knowledge and reasoning.
     Exams,
     /// Calculation.
     Mathematics,
@@ -55,7 +55,7 @@ impl TaskKind {
     pub const ALL: [Self; 6] =
         [Self::Facts, Self::Reading, Self::CommonSense, Self::Exams, Self::Mathematics, Self::Text];
 
-    /// A name for people.
+    /// Its name for people.
     pub fn name(self) -> &'static str {
         match self {
             Self::Facts => "facts",
@@ -68,16 +68,16 @@ impl TaskKind {
     }
 }
 
-/// What is asked, and how it counts. Texts are templates over a record, `choices`, `answer`, `answers` and
+/// What is asked, and how it is scored. Texts are templates over a record; `choices`, `answer`, `answers` and
 /// `paraphrases` are expressions.
 #[derive(Debug)]
 pub enum Form {
-    /// The likeliest of some continuations is the answer.
+    /// The likeliest of several continuations is the answer.
     MultipleChoice {
         /// Templates and expressions.
         text: MultipleChoice,
     },
-    /// A continuation that should be the likeliest text.
+    /// The continuation should be the likeliest text.
     Cloze {
         /// Templates.
         text: Cloze,
@@ -86,7 +86,7 @@ pub enum Form {
     Generation {
         /// Templates and expressions.
         text: Generation,
-        /// When it counts.
+        /// How answers are compared.
         rule: AnswerRule,
     },
     /// The likelihood of whole documents.
@@ -94,11 +94,11 @@ pub enum Form {
         /// Templates.
         text: Perplexity,
     },
-    /// The likelihood of the tokens of long documents that need what is far back.
+    /// The likelihood of those tokens of long documents that need distant context.
     LongPerplexity {
         /// Templates and limits.
         text: LongPerplexity,
-        /// Which tokens count, by document: as another model found them.
+        /// Key tokens by document, if another model found them.
         keys: Option<Vec<Vec<usize>>>,
     },
 }
@@ -132,13 +132,13 @@ pub struct Cloze {
 pub struct Generation {
     pub(crate) prompt: Spanned<String>,
     pub(crate) answers: Spanned<String>,
-    /// What a solved example shows; none: the first answer.
+    /// The answer in a solved example. Default: the first answer.
     pub(crate) shown: Option<Spanned<String>>,
     #[serde(default = "blank")]
     pub(crate) delimiter: String,
     /// Texts that end the answer.
     pub(crate) stop: Vec<String>,
-    /// Tokens at most.
+    /// Maximum number of tokens.
     pub(crate) tokens: usize,
     extract: Option<Extract>,
     #[serde(default)]
@@ -154,7 +154,7 @@ pub struct Generation {
 #[serde(deny_unknown_fields)]
 pub struct Perplexity {
     pub(crate) text: Spanned<String>,
-    /// Tokens of context that a window repeats from the one before it; see [`windows`](super::windows).
+    /// Tokens of context that a window repeats from the previous one; see [`windows`](super::windows).
     pub(crate) overlap: Option<usize>,
 }
 
@@ -163,9 +163,9 @@ pub struct Perplexity {
 #[serde(deny_unknown_fields)]
 pub struct LongPerplexity {
     pub(crate) text: Spanned<String>,
-    /// Tokens of the short context, at least.
+    /// Minimum number of tokens of the short context.
     pub(crate) short: usize,
-    /// Tokens that are predicted from one short window.
+    /// Number of tokens predicted from one short window.
     pub(crate) step: usize,
     /// A key token gains more than this from the long context, in nats.
     #[serde(default = "two")]
@@ -175,12 +175,12 @@ pub struct LongPerplexity {
     pub(crate) beta: f64,
 }
 
-/// Solved examples before a question.
+/// Number of solved examples before a question.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Shots {
     pub(crate) count: usize,
-    /// File that examples come from, a template over the record; none: the file of the questions.
+    /// File of examples, a template over the record. Default: the file of the questions.
     pub(crate) data: Option<Spanned<String>>,
     pub(crate) choose: Choose,
     pub(crate) separator: String,
@@ -238,7 +238,7 @@ impl Task {
     /// Reads a task file.
     ///
     /// # Errors
-    /// A file that cannot be read, a key that is wrong, or a template or expression that cannot be: with the line.
+    /// A file that cannot be read, or an invalid key, template or expression, with its line.
     pub fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
         let file: TaskFile = toml::from_str(&text).map_err(|error| {
@@ -249,33 +249,33 @@ impl Task {
         file.into_task(&check)
     }
 
-    /// Its name: the file's, unless it says another.
+    /// Its name: by default, the file's.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// What it tests, if its file says so.
+    /// Its kind, if its file gives one.
     pub fn kind(&self) -> Option<TaskKind> {
         self.kind
     }
 
-    /// Where on the Hugging Face hub its records are, if its file says so.
+    /// The source of its records on the Hugging Face hub, if its file gives one.
     pub fn hub(&self) -> Option<&HubData> {
         self.hub.as_ref()
     }
 
-    /// The file of its records, or the folder of such files, in `folder`; none: beside the task file.
+    /// The file of its records, or a folder of such files, in `folder`, or without it beside the task file.
     pub fn data_path(&self, folder: Option<&Path>) -> PathBuf {
         self.folder(folder).join(&self.data)
     }
 
-    /// The folder that its data are looked for in.
+    /// The folder of its data.
     pub(crate) fn folder<'a>(&'a self, folder: Option<&'a Path>) -> &'a Path {
         folder.or(self.path.parent()).unwrap_or(Path::new("."))
     }
 
-    /// For a task that has answers generated, the task that asks how likely the right answer is: what a solved example
-    /// would show.
+    /// For a task with generated answers, the task that asks for the likelihood of the right answer: the answer that a
+    /// solved example would show.
     pub fn answers(&self) -> Option<Self> {
         let Form::Generation { text, .. } = &self.form else { return None };
         let first = || {
@@ -301,7 +301,7 @@ impl Task {
         })
     }
 
-    /// What tells this task from another, or from itself after a change.
+    /// Identifies this version of the task.
     pub fn hash(&self) -> String {
         self.hash.to_hex().to_string()
     }
@@ -311,7 +311,7 @@ impl Task {
         format!("{}.jsonl", self.name)
     }
 
-    /// Counts the tokens `keys`, by question, as key tokens.
+    /// Makes the tokens `keys`, by question, the key tokens.
     ///
     /// # Errors
     /// When this is not a task of long documents.
@@ -334,7 +334,7 @@ impl Task {
 }
 
 impl Form {
-    /// Whether whole documents are read, without anything before them.
+    /// Whether whole documents are read, without a prompt.
     pub(crate) fn is_of_documents(&self) -> bool {
         matches!(self, Self::Perplexity { .. } | Self::LongPerplexity { .. })
     }
@@ -354,20 +354,20 @@ impl TaskFile {
         if let Some(fields) = &self.line_fields
             && fields.as_ref().is_empty()
         {
-            return Err(check.at(fields.span().start, "`line_fields` is empty: name the field of each line"));
+            return Err(check.at(fields.span().start, "`line_fields` is empty: list the field of each line"));
         }
         if let Some(hub) = &self.hub {
             check.hub(hub, &self.data)?;
         }
         let name = check.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         if self.name.as_ref().is_some_and(|name| name.contains('/') || name.is_empty()) {
-            return Err(Error::line(check.path, 1, "`name` must be able to name a file"));
+            return Err(Error::line(check.path, 1, "`name` must be a valid file name"));
         }
         let forms =
             (self.multiple_choice, self.cloze, self.generation, (self.perplexity, self.long_perplexity));
         let form = form(forms, check)?;
         if form.is_of_documents() && self.few_shot.count > 0 {
-            return Err(Error::line(check.path, 1, "`few_shot`: documents have no examples before them"));
+            return Err(Error::line(check.path, 1, "`few_shot`: tasks of documents have no examples"));
         }
         Ok(Task {
             name: self.name.unwrap_or(name),
@@ -389,7 +389,7 @@ impl TaskFile {
 type Forms =
     (Option<MultipleChoice>, Option<Cloze>, Option<Generation>, (Option<Perplexity>, Option<LongPerplexity>));
 
-/// The one form that the file has.
+/// The one form of the file.
 fn form(forms: Forms, check: &Check<'_>) -> Result<Form> {
     match forms {
         (Some(text), None, None, (None, None)) => {
@@ -421,14 +421,14 @@ fn form(forms: Forms, check: &Check<'_>) -> Result<Form> {
             Ok(Form::LongPerplexity { text, keys: None })
         }
         _ => {
-            let problem = "a task has exactly one of the tables [multiple_choice], [cloze], [generation], \
+            let problem = "a task needs exactly one of the tables [multiple_choice], [cloze], [generation], \
                            [perplexity] and [long_perplexity]";
             Err(Error::line(check.path, 1, problem))
         }
     }
 }
 
-/// Refuses what cannot be, with its line.
+/// Refuses invalid values, with their lines.
 struct Check<'a> {
     path: &'a Path,
     text: &'a str,
@@ -443,24 +443,24 @@ impl Check<'_> {
     fn template(&self, key: &str, template: &Spanned<String>) -> Result<()> {
         self.templates.check(template.as_ref()).map_err(|(line, reason)| {
             let first = line_of(self.text, template.span().start);
-            // A text in three quotes begins on the line after them.
+            // A text in triple quotes begins on the line after them.
             let opening = &self.text[template.span().start..];
             let first = first + usize::from(opening.starts_with("\"\"\"\n") || opening.starts_with("'''\n"));
-            // A line end that is written as \n is not a line of the file.
+            // A line end written as \n is not a line of the file.
             let line = if opening.starts_with("\"\"\"") || opening.starts_with("'''") { line } else { 0 };
-            Error::line(self.path, first + line, format!("`{key}` is not a template: {reason}"))
+            Error::line(self.path, first + line, format!("`{key}` is not a valid template: {reason}"))
         })
     }
 
     fn expression(&self, key: &str, expression: &Spanned<String>) -> Result<()> {
-        self.templates
-            .check_expression(expression.as_ref())
-            .map_err(|reason| self.at(expression.span().start, format!("`{key}` is no expression: {reason}")))
+        self.templates.check_expression(expression.as_ref()).map_err(|reason| {
+            self.at(expression.span().start, format!("`{key}` is not a valid expression: {reason}"))
+        })
     }
 
     fn pattern(&self, key: &str, pattern: &Spanned<String>) -> Result<Regex> {
         Regex::new(pattern.as_ref()).map_err(|error| {
-            self.at(pattern.span().start, format!("`{key}` is no regular expression: {error}"))
+            self.at(pattern.span().start, format!("`{key}` is not a valid regular expression: {error}"))
         })
     }
 
@@ -478,9 +478,9 @@ impl Check<'_> {
         if ending(data) != written {
             let ending = ending(data).unwrap_or_default();
             let problem = match hub.record {
-                Some(_) => "`hub.record` makes JSON lines: `data` must be a .jsonl file".to_owned(),
+                Some(_) => "`hub.record` writes JSON lines, so `data` must be a .jsonl file".to_owned(),
                 None => format!(
-                    "`hub.file` is no .{ending} file, as `data` is: say what makes its records, in [hub.record]"
+                    "`data` is a .{ending} file, but `hub.file` is not: define its records in [hub.record]"
                 ),
             };
             return Err(self.at(file.span().start, problem));
@@ -537,25 +537,25 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_with_its_line() {
         let cases = [
-            ("data = 'a.jsonl'\n", ":1: a task has exactly one of the tables"),
+            ("data = 'a.jsonl'\n", ":1: a task needs exactly one of the tables"),
             ("data = 'a.jsonl'\ndata = 'b'", ":2: duplicate key"),
             ("data = 'a.jsonl'\n[cloze]\nprompt = ''", ":2: missing field `target`"),
             (
                 &format!("kind = 'fact'\n{CLOZE}"),
                 ":1: unknown variant `fact`, expected one of `facts`, `reading`",
             ),
-            (&CLOZE.replace("{{ b }}", "{{ b"), ":4: `target` is not a template"),
-            (&CLOZE.replace("'{{ a }}'", "'''\n\n{{ a'''"), ":5: `prompt` is not a template"),
+            (&CLOZE.replace("{{ b }}", "{{ b"), ":4: `target` is not a valid template"),
+            (&CLOZE.replace("'{{ a }}'", "'''\n\n{{ a'''"), ":5: `prompt` is not a valid template"),
             (&CLOZE.replace("target", "targets"), ":4: unknown field `targets`"),
             (&format!("few_shot.count = -1\n{CLOZE}"), ":1: invalid value: integer `-1`"),
             (&format!("line_fields = []\n{CLOZE}"), ":1: `line_fields` is empty"),
             (
                 "data = 'a.jsonl'\n[multiple_choice]\nprompt = ''\nchoices = 'a +'\nanswer = 'b'",
-                ":4: `choices` is no expression",
+                ":4: `choices` is not a valid expression",
             ),
             (
                 "data = 'a'\n[generation]\nprompt = ''\nanswers = 'a'\nstop = []\ntokens = 1\nremove = ['(']",
-                ":7: `remove` is no regular expression",
+                ":7: `remove` is not a valid regular expression",
             ),
             ("few_shot.count = 1\ndata = 'a'\n[perplexity]\ntext = ''", "`few_shot`"),
         ];

@@ -14,24 +14,24 @@ impl Templates {
         let mut environment = Environment::new();
         // A misspelt field must not become an empty prompt.
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
-        // A prompt may end with its line.
+        // A prompt may end with a line end.
         let syntax = SyntaxConfig::builder().keep_trailing_newline(true).build();
         environment.set_syntax(syntax.expect("the usual syntax"));
         Self { environment }
     }
 
-    /// Refuses a template that cannot be read: the line in it, from 0, and the reason.
+    /// Refuses an invalid template, with the line in it, from 0, and the reason.
     pub(crate) fn check(&self, source: &str) -> Result<(), (usize, String)> {
         let error = self.environment.template_from_str(source).err();
         error.map_or(Ok(()), |error| Err((error.line().unwrap_or(1) - 1, reason(&error))))
     }
 
-    /// Refuses an expression that cannot be read.
+    /// Refuses an invalid expression.
     pub(crate) fn check_expression(&self, source: &str) -> Result<(), String> {
         self.environment.compile_expression(source).map(|_| ()).map_err(|error| reason(&error))
     }
 
-    /// The text that the template becomes with `fields`.
+    /// Renders a template with `fields`.
     pub(crate) fn render(&self, source: &str, fields: &Value) -> Result<String, String> {
         self.environment.render_str(source, fields).map_err(|error| reason(&error))
     }
@@ -46,13 +46,13 @@ impl Templates {
         Ok(value)
     }
 
-    /// The texts of an expression that is a list; a single text stands for a list of one.
+    /// The texts of an expression that is a list; a single text becomes a list of one.
     pub(crate) fn texts(&self, source: &str, fields: &Value) -> Result<Vec<String>, String> {
         let value = self.value(source, fields)?;
         if let Some(text) = value.as_str() {
             return Ok(vec![text.to_owned()]);
         }
-        let items = value.try_iter().map_err(|_| format!("`{source}` is no list of texts: {value}"))?;
+        let items = value.try_iter().map_err(|_| format!("`{source}` is not a list of texts: {value}"))?;
         Ok(items.map(|item| item.to_string()).collect())
     }
 }
@@ -84,7 +84,7 @@ mod tests {
         let (templates, fields) = (Templates::new(), context! { a => 1 });
         assert!(templates.render("{{ b }}", &fields).unwrap_err().contains("undefined"));
         assert!(templates.value("b", &fields).unwrap_err().contains("`b`"));
-        assert!(templates.texts("a", &fields).unwrap_err().contains("no list"));
+        assert!(templates.texts("a", &fields).unwrap_err().contains("is not a list"));
         assert_eq!(templates.check("x\n{{ a").unwrap_err().0, 1);
         assert!(templates.check_expression("a +").is_err());
     }

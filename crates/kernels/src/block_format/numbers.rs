@@ -1,9 +1,9 @@
-//! The stored numbers of ggml's blocks, taken out of their bits.
+//! Unpacks the stored numbers of ggml's blocks.
 //!
-//! Each function writes the numbers of a block in the order of its values. Where high bits are kept apart from low
-//! ones, they come first among the arguments.
+//! Each function writes the numbers of a block in the order of its values. High bits stored apart from low ones come
+//! first among the arguments.
 
-/// What the indices of IQ4_NL and IQ4_XS stand for.
+/// The values of the indices of IQ4_NL and IQ4_XS.
 pub(crate) const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// The low halves of all bytes, then the high ones.
@@ -33,7 +33,7 @@ pub(crate) fn q4_k(bytes: &[u8], numbers: &mut [u8]) {
     }
 }
 
-/// As [`q4_k`], with a fifth bit: bit g of byte i of `high` `[32]` is that of value 32g + i.
+/// Like [`q4_k`], with a fifth bit: bit g of byte i of `high` `[32]` is that of value 32g + i.
 #[inline(always)]
 pub(crate) fn q5_k(high: &[u8], bytes: &[u8], numbers: &mut [u8]) {
     q4_k(bytes, numbers);
@@ -56,7 +56,7 @@ pub(crate) fn pairs(bytes: &[u8], numbers: &mut [u8]) {
     }
 }
 
-/// As [`pairs`], with a third bit: bit g of byte i of `high` `[32]` is that of value 32g + i.
+/// Like [`pairs`], with a third bit: bit g of byte i of `high` `[32]` is that of value 32g + i.
 #[inline(always)]
 pub(crate) fn q3_k(high: &[u8], bytes: &[u8], numbers: &mut [u8]) {
     pairs(bytes, numbers);

@@ -2,35 +2,35 @@
 
 use half::f16;
 
-/// Groups of a super-block, at most.
+/// Maximum number of groups in a super-block.
 pub(crate) const GROUPS: usize = 16;
 
-/// A block's scale and minimum, and by what its groups multiply them.
+/// A block's scale and minimum, and the factors of its groups.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct GroupScales {
     pub(crate) d: f16,
     pub(crate) minimum: Minimum,
-    /// Of each group; 1 where a block is one group.
+    /// Scale of each group; 1 if a block is one group.
     pub(crate) scales: [i8; GROUPS],
 }
 
-/// What is added to a group's values.
+/// The addend of a group's values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Minimum {
     None,
-    /// The block's own.
+    /// The block's minimum.
     Added(f16),
-    /// The block's, taken from the values as often as its group says.
+    /// The block's minimum times the group's factor, subtracted.
     Subtracted(f16, [u8; GROUPS]),
 }
 
 impl GroupScales {
-    /// Of a block that is one group.
+    /// For a block that is one group.
     pub(crate) fn one(d: f16) -> Self {
         Self { d, minimum: Minimum::None, scales: [1; GROUPS] }
     }
 
-    /// Of a block that is one group with a minimum.
+    /// For a block that is one group with a minimum.
     pub(crate) fn with_minimum(d: f16, minimum: f16) -> Self {
         Self { d, minimum: Minimum::Added(minimum), scales: [1; GROUPS] }
     }
@@ -82,7 +82,7 @@ impl GroupScales {
         Self { d, minimum: Minimum::None, scales }
     }
 
-    /// What is added to the values of a group.
+    /// The addend of a group's values.
     pub(crate) fn minimum(&self, group: usize) -> Option<f32> {
         match self.minimum {
             Minimum::None => None,

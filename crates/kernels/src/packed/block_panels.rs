@@ -9,18 +9,18 @@ use crate::block_format::{BlockFormat, SUPER};
 use crate::parallel;
 use crate::simd::vectorized;
 
-/// Groups of a part of a panel that is unpacked once for several rows: it stays in the first-level cache.
+/// Groups unpacked at once for several rows: they stay in the first-level cache.
 const PART: usize = 16;
-/// Rows whose sums are kept meanwhile, and whose values stay in the second-level cache.
+/// Rows whose sums are kept during that, and whose values stay in the second-level cache.
 const SUMS: usize = 512;
-/// Added to signed bytes, because the product of bytes takes one side without a sign.
+/// Added to signed bytes, because one side of the product of bytes is unsigned.
 const OFFSET: i32 = 128;
 
 /// A weight `[inputs, outputs]` in panels; inputs and columns past the last are zeros.
 #[derive(Debug, Clone)]
 pub(super) struct BlockPanels {
     layout: Layout,
-    /// What is taken from a stored number.
+    /// The offset subtracted from a stored number.
     offset: i32,
     /// Records of a panel.
     records: usize,
@@ -28,7 +28,7 @@ pub(super) struct BlockPanels {
     lines: Vec<Line>,
 }
 
-/// What a task keeps from panel to panel.
+/// Buffers that a task reuses from panel to panel.
 #[derive(Default)]
 pub(super) struct Scratch {
     tiles: Vec<Line>,
@@ -38,7 +38,7 @@ pub(super) struct Scratch {
 }
 
 impl BlockPanels {
-    /// Panels of a quantised format, to which rows are then [pushed](Self::push).
+    /// Panels of a quantised format, to which rows are [pushed](Self::push).
     pub(super) fn with_format(format: BlockFormat, inputs: usize, outputs: usize) -> Option<Self> {
         let layout = Layout::of(format)?;
         let records = inputs / format.block_values();
@@ -46,7 +46,7 @@ impl BlockPanels {
         Some(Self { layout, offset: format.offset().into(), records, lines })
     }
 
-    /// Packs the blocks of further outputs, `[outputs, inputs]`; only the last have less than a whole panel.
+    /// Packs the blocks of further outputs, `[outputs, inputs]`. Only the last ones may be less than a whole panel.
     pub(super) fn push(&mut self, format: BlockFormat, bytes: &[u8]) {
         let row = self.records * format.block_bytes();
         let (size, start) = (self.records * self.layout.lines(), self.lines.len());
@@ -78,7 +78,7 @@ impl BlockPanels {
         size_of_val(&self.lines[..])
     }
 
-    /// Rounds the rows of `x` to be multiplied by this weight.
+    /// Rounds the rows of `x` for products with this weight.
     pub(super) fn rows(&self, x: Strided<'_>, share: bool) -> RoundedRows {
         RoundedRows::new(x, &self.layout, self.offset, share)
     }
@@ -88,7 +88,7 @@ impl BlockPanels {
         &self.lines[panel * size..][..size]
     }
 
-    /// Gives `each` every row's sums of one panel.
+    /// Passes every row's sums of one panel to `each`.
     pub(super) fn rows_by_panel(
         &self,
         panel: usize,
@@ -110,7 +110,7 @@ impl BlockPanels {
         }
     }
 
-    /// Adds the products of many rows, a part of the panel after another.
+    /// Adds the products of many rows, one part of the panel after another.
     fn add_in_parts(&self, instructions: Instructions, panel: usize, rows: &Rows<'_>, scratch: &mut Scratch) {
         let (layout, tile) = (&self.layout, self.layout.tile());
         let records = (PART / layout.groups).max(1);
@@ -207,7 +207,7 @@ impl Rows<'_> {
             let rows = std::array::from_fn(|r| row(index * ROWS + r));
             instructions.add(layout, records, rows, sums);
         }
-        // Three rows are two and one: each number of rows is a kernel to compile for every layout.
+        // Three rows are computed as two and one, because each number of rows is a kernel to compile for every layout.
         let (pairs, rest) = rest.as_chunks_mut::<2>();
         let one = done + 2 * pairs.len();
         for sums in pairs {
@@ -350,7 +350,7 @@ mod tests {
     }
 
     proptest! {
-        /// What each set of instructions makes of few rows and of many, to the last bit.
+        /// Every instruction set gives the same bits, for few rows and for many.
         #[test]
         fn every_way_gives_the_bits_of_the_definition(
             format in quantized(), blocks_of_row in 1_usize..7, outputs in 1_usize..40, rows in 1_usize..18, seed: u64,
@@ -379,7 +379,7 @@ mod tests {
             }
         }
 
-        /// Unpacked again, the values are the file's.
+        /// Unpacked values equal the file's.
         #[test]
         fn values_are_the_blocks(format in quantized(), blocks_of_row in 1_usize..4, outputs in 1_usize..70, seed: u64) {
             let (panels, bytes, inputs) = panels(format, blocks_of_row, outputs, seed);
@@ -397,7 +397,7 @@ mod tests {
             }
         }
 
-        /// A NaN is not lost.
+        /// A NaN is preserved.
         #[test]
         fn nan_stays_nan(format in quantized(), at: prop::sample::Index, infinite: bool, rows in 1_usize..15) {
             let (panels, _, inputs) = panels(format, 2, PANEL, 1);
@@ -411,7 +411,7 @@ mod tests {
         }
     }
 
-    /// Six-bit scales take eight, and nothing else takes more than in the file.
+    /// Six-bit scales take eight bits; everything else takes no more than in the file.
     #[test]
     fn panels_are_hardly_larger_than_the_file() {
         for format in BlockFormat::ALL.into_iter().filter(|format| format.is_quantized()) {

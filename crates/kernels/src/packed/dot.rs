@@ -1,9 +1,9 @@
-//! Sums of products of rounded rows with a panel of packed weights, by the best instructions that the machine has.
+//! Sums of products of rounded rows with a panel of packed weights, by the machine's best instructions.
 //!
-//! Products are summed as whole numbers within a group (or each half of one, where halves have scales of their own),
-//! exactly, in whatever order is fastest. Groups are one chain: a sum is multiplied by the product of both scales and
-//! added in one rounding; then the group's minimum times the sum of the row's values is, where there is one. So every set
-//! of instructions gives the same bits.
+//! Within a group (or each half of one, if halves have their own scales), products are summed as whole numbers,
+//! exactly, in the fastest order. Groups form one chain: a sum is multiplied by the product of both scales and added in
+//! one rounding, followed by the group's minimum times the sum of the row's values, if there is a minimum. So every
+//! instruction set gives the same bits.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -23,7 +23,7 @@ use super::rounded_rows::RoundedGroup;
 /// Instructions that multiply bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Instructions {
-    /// Whatever the compiler makes of it.
+    /// Portable code, as the compiler translates it.
     Portable,
     /// `vpdpbusd` on 512 bits.
     #[cfg(target_arch = "x86_64")]
@@ -40,7 +40,7 @@ pub(super) enum Instructions {
 }
 
 impl Instructions {
-    /// All that this machine has, the best first.
+    /// The kernels of this machine, the best first.
     pub(super) fn available() -> Vec<Self> {
         let mut all = Vec::new();
         #[cfg(target_arch = "x86_64")]
@@ -69,14 +69,14 @@ impl Instructions {
         all
     }
 
-    /// The best that this machine has.
+    /// The best kernel of this machine.
     pub(super) fn best() -> Self {
         static BEST: OnceLock<Instructions> = OnceLock::new();
         *BEST.get_or_init(|| Self::available()[0])
     }
 
-    /// Adds to `sums` the products of R rows with the columns of `records`. The rows share each pass over bytes; numbers
-    /// in fewer bits are unpacked for each of them.
+    /// Adds to `sums` the products of R rows with the columns of `records`. The rows share each pass over bytes.
+    /// Numbers with fewer bits are unpacked for each row.
     ///
     /// # Panics
     /// When a row does not have the groups of the records.
@@ -113,7 +113,7 @@ impl<const R: usize> WithKind for Add<'_, R> {
         let Self { instructions, records, rows, sums } = self;
         match instructions {
             Instructions::Portable => portable::add::<K>(records, &rows, sums),
-            // SAFETY: these instructions come from `available` alone, which found the processor to have them.
+            // SAFETY: only `available` returns these kernels, after it found the processor's support.
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx512Vnni => unsafe { avx512::add::<K, R>(records, rows, sums) },
             // SAFETY: as above.

@@ -1,17 +1,18 @@
-//! How a panel's numbers and scales lie in memory, so that a vector holds the same inputs of many columns.
+//! The memory layout of a panel's numbers and scales: a vector holds the same inputs of many columns.
 //!
-//! A panel is [`PANEL`] columns (outputs). Its inputs are cut into *records* of one block: 1 or 8 groups of [`GROUP`]
-//! inputs, of [`QUADS`] quads each, a quad being the four inputs that the processor's product of bytes sums at once.
-//! A record holds, in [`Line`]s of 64 bytes:
+//! A panel is [`PANEL`] columns (outputs). Its inputs are divided into *records* of one block: 1 or 8 groups of
+//! [`GROUP`] inputs, each of [`QUADS`] quads. A quad is the four inputs that the processor's product of bytes sums at
+//! once. A record holds, in [`Line`]s of 64 bytes:
 //!
-//! 1. for each group the numbers. A plane of bytes is `[quad, column, 4]`. A plane of nibbles is `[quad % 4, column, 4]`,
-//!    quads 0 to 3 in the low halves and 4 to 7 in the high ones. A plane of pairs of bits is `[quad / 4, column, 4]`, quad
-//!    q at bit 2·(q % 4). A plane of bits is `[column, 4]`, quad q at bit q;
+//! 1. for each group the numbers. A plane of bytes is `[quad, column, 4]`. A plane of nibbles is `[quad % 4, column,
+//! 4]`,
+//!    quads 0 to 3 in the low halves and 4 to 7 in the high ones. A plane of pairs of bits is `[quad / 4, column, 4]`,
+//!    quad q at bit 2·(q % 4). A plane of bits is `[column, 4]`, quad q at bit q;
 //! 2. scales `[group, half, column]` and then minima of the same shape, of one byte each, where groups have their own;
 //! 3. the block's scales `[column]`, then its minima, f16.
 //!
-//! A *tile* is a record of one group with bytes, scales and minima in f32: what any other layout is unpacked to.
-//! Records take as many bytes as the file's blocks but for six-bit scales, which take eight: at most 4 % more.
+//! A *tile* is a record of one group with bytes, and with scales and minima in f32. All other layouts are unpacked to
+//! tiles. Records take as many bytes as the file's blocks, except that six-bit scales take eight: at most 4 % more.
 
 use half::f16;
 
@@ -76,7 +77,7 @@ pub(super) enum Scales {
     Nibbles,
 }
 
-/// How a record lies in memory.
+/// The layout of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Layout {
     name: Name,
@@ -93,20 +94,20 @@ pub(super) struct Layout {
 
 /// A layout known when a kernel is compiled.
 ///
-/// The places are constants, for calls to compute them would stay calls, and accesses would be checked.
+/// The places are constants: functions would remain calls, and accesses would be checked.
 pub(super) trait Kind {
     const LAYOUT: Layout;
     /// Lines of a record.
     const LINES: usize = Self::LAYOUT.lines();
     /// Lines of a group's numbers.
     const NUMBER_LINES: usize = Self::LAYOUT.numbers.lines();
-    /// Where the groups' scales begin, and where the block's lie.
+    /// Start of the groups' scales, and of the block's.
     const SCALES_AT: [usize; 2] = [Self::LAYOUT.scales_at(), Self::LAYOUT.d_at()];
-    /// Where the groups' minima begin, and where the block's lie.
+    /// Start of the groups' minima, and of the block's.
     const MINIMA_AT: [usize; 2] = [Self::LAYOUT.minima_at(), Self::LAYOUT.block_minima_at()];
 }
 
-/// What is done with a layout once it is known.
+/// The work to do with a layout once it is known.
 pub(super) trait WithKind {
     type Output;
     fn run<K: Kind>(self) -> Self::Output;
@@ -168,8 +169,8 @@ kinds! {
 }
 
 impl Layout {
-    /// As [`with`](Self::with), for layouts whose numbers are bytes, which several rows share without unpacking them;
-    /// none for others. So a kernel of several rows need not be compiled for every layout.
+    /// Like [`with`](Self::with), for layouts whose numbers are bytes, which several rows share without unpacking; none
+    /// for others. So a kernel of several rows need not be compiled for every layout.
     #[inline]
     pub(super) fn with_bytes<W: WithKind>(&self, work: W) -> Option<W::Output> {
         Some(match self.name {

@@ -1,4 +1,4 @@
-//! Sixty-four bytes at an address of their own cache line: one vector of 512 bits.
+//! Sixty-four bytes, aligned to a cache line: one vector of 512 bits.
 
 /// Bytes of a line.
 pub(super) const BYTES: usize = 64;
@@ -36,7 +36,7 @@ impl Line {
     }
 }
 
-/// The value of an f16, in operations that loops are compiled to vectors of.
+/// The value of an f16, in operations that vectorise.
 #[inline(always)]
 pub(super) fn from_f16(bits: u16) -> f32 {
     /// 2^112, by which the exponents' offsets differ: it makes subnormal numbers normal.

@@ -1,10 +1,10 @@
-//! Packing a matrix of a file part by part, so that the file's pages need not all be in memory beside it.
+//! Packs a matrix of a file part by part, so that the file's pages need not all be in memory at the same time.
 
 use super::block_panels::BlockPanels;
 use super::{Activations, PANEL, PackedMatrix, Panels};
 use crate::block_format::{BlockError, BlockFormat};
 
-/// A [`PackedMatrix`] in the making.
+/// A [`PackedMatrix`] under construction.
 ///
 /// ```
 /// use engram_kernels::{Activations, BlockFormat, BlockPacker};
@@ -31,7 +31,7 @@ pub struct BlockPacker {
 }
 
 impl BlockPacker {
-    /// Begins a matrix of `outputs` rows of `inputs` values.
+    /// Starts a matrix of `outputs` rows of `inputs` values.
     ///
     /// # Errors
     /// When a row is not whole blocks, or a size is 0 or too large.
@@ -58,7 +58,7 @@ impl BlockPacker {
     /// Appends the blocks of further rows.
     ///
     /// # Errors
-    /// When they are not whole rows, or more than the matrix has; nothing is appended then.
+    /// When they are not whole rows, or more than the matrix has. Nothing is appended then.
     pub fn push(&mut self, bytes: &[u8]) -> Result<(), BlockError> {
         let row = self.format.bytes(self.inputs)?;
         let rows = bytes.len() / row;
@@ -182,7 +182,8 @@ mod tests {
             prop_assert_eq!(row, last);
         }
 
-        /// With rounded ones each value is off by at most half a step of its group: 1/254 of the group's largest.
+        /// With rounded activations each value is off by at most half a step of its group: 1/254 of the group's
+        /// largest.
         #[test]
         fn errors_are_those_of_rounded_activations(
             format in formats(), size in 1_usize..60, outputs in 1_usize..80, rows in 1_usize..20, seed: u64,
@@ -211,7 +212,7 @@ mod tests {
             }
         }
 
-        /// In whatever parts it comes.
+        /// The division into parts does not matter.
         #[test]
         fn parts_make_the_same_matrix(
             format in formats(), outputs in 1_usize..100, cuts in prop::collection::vec(0_usize..40, 0..5), seed: u64,
@@ -276,10 +277,7 @@ mod tests {
             [(0, 3), (32, 0), (32, usize::MAX), (usize::MAX - 31, 32), (1 << 40, 1 << 40)]
         {
             let text = error(BlockFormat::Q8_0, 0, inputs, outputs);
-            assert_eq!(
-                text,
-                format!("a matrix of {outputs} rows of {inputs} values has no size that can be")
-            );
+            assert_eq!(text, format!("a matrix of {outputs} rows of {inputs} values has an impossible size"));
         }
     }
 }

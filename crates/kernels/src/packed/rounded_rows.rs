@@ -1,4 +1,4 @@
-//! Rows rounded to whole numbers of eight bits, a scale for every 32 values.
+//! Rows rounded to whole numbers of eight bits, with a scale for every 32 values.
 //!
 //! A value is its group's scale times a number from −127 to 127; the scale is the group's largest magnitude over 127.
 //! A group whose scale is below the smallest normal f32 is zeros: its inverse would not be finite.
@@ -19,12 +19,12 @@ const TASK_GROUPS: usize = 1 << 10;
 pub(super) struct RoundedGroup {
     pub(super) values: [[i8; QUAD]; QUADS],
     pub(super) scale: f32,
-    /// What the weights' offset adds too much to the sum of products of each half, negative. Where halves share a
-    /// scale, the first is that of both.
+    /// The negative excess in the sum of products of each half due to the weights' offset. If halves share a scale, the
+    /// first value is for both.
     pub(super) corrections: [i32; 2],
-    /// What is missing in that sum where bytes are multiplied with 128 taken off, because both sides have signs.
+    /// The correction of that sum if bytes are multiplied with 128 subtracted, because both sides are signed.
     pub(super) signed: [i32; 2],
-    /// The scale times the sum of the numbers, of each half or, likewise, of both.
+    /// The scale times the sum of the numbers, of each half, or of both as above.
     pub(super) sums: [f32; 2],
 }
 
@@ -63,7 +63,8 @@ impl RoundedGroup {
 }
 
 impl RoundedRows {
-    /// Rounds the rows of `x` for weights of a layout, from whose numbers `offset` is taken. With `share`, threads share the work.
+    /// Rounds the rows of `x` for weights of a layout whose numbers have `offset`. With `share`, threads share the
+    /// work.
     pub(super) fn new(x: Strided<'_>, layout: &Layout, offset: i32, share: bool) -> Self {
         let (count, groups) = (x.count(), x.width.div_ceil(GROUP));
         let mut data = vec![RoundedGroup::ZERO; count * groups];
@@ -110,7 +111,7 @@ fn round_row(x: &[f32], groups: &mut [RoundedGroup], offset: i32, halves: usize)
     }
 }
 
-/// The largest magnitude, NaN if there is one: bits of magnitudes are in the order of what they stand for.
+/// The largest magnitude, NaN if there is one: bits of magnitudes sort like the magnitudes.
 #[inline(always)]
 fn max_magnitude(values: &[f32; GROUP]) -> f32 {
     f32::from_bits(values.iter().fold(0, |most, value| most.max(value.abs().to_bits())))
@@ -119,13 +120,13 @@ fn max_magnitude(values: &[f32; GROUP]) -> f32 {
 /// `value / scale` as the nearest whole number, ties to even, given the scale's inverse.
 #[inline(always)]
 pub(super) fn round(value: f32, inverse: f32) -> i8 {
-    /// 1.5 · 2^23: adding it leaves the nearest whole number in the low bits, without a call where the processor's
-    /// own rounding is not known to exist.
+    /// 1.5 · 2^23: adding it leaves the nearest whole number in the low bits, without calling a rounding function on
+    /// processors that may lack the instruction.
     const ROUND: f32 = 12_582_912.0;
     (value * inverse + ROUND).to_bits() as i8
 }
 
-/// 1 / scale, and 0 for a group of zeros. A scale that is not finite makes every sum NaN by itself.
+/// 1 / scale, and 0 for a group of zeros. A scale that is not finite makes every sum NaN.
 #[inline(always)]
 pub(super) fn inverse(scale: f32) -> f32 {
     if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 }

@@ -9,21 +9,21 @@ use super::with_error;
 use crate::failure::refuse;
 use crate::table::Table;
 
-/// Compare two models' answers to the same questions, pair by pair.
+/// Compare two models' answers to the same questions, question by question.
 ///
-/// Both folders come from `engram eval tasks --out`. Questions are hard or easy for both models alike, so the
+/// Both folders come from `engram eval tasks --out`. Pairing removes the questions' common difficulty, so the
 /// difference has a smaller error than either value.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram eval compare results/baseline results/memory
   engram eval compare results/baseline/lambada.jsonl results/memory/lambada.jsonl --json
 
-`only first` and `only second` count questions that only one of the two had right; `chance` is the probability that
-chance alone divides them so unevenly (McNemar's exact test).")]
+`only first` and `only second` count the questions that only that model answered right. `chance` is the probability of
+a split at least as uneven if both models were equally good (McNemar's exact test).")]
 pub(crate) struct Compare {
-    /// Folder, or file, of the first model's answers.
+    /// Folder or file of the first model's answers.
     first: PathBuf,
-    /// The second's.
+    /// Folder or file of the second model's answers.
     second: PathBuf,
     /// Print JSON.
     #[arg(long)]
@@ -53,7 +53,7 @@ impl Comparison {
         let ((one, first_outcomes), (other, second_outcomes)) = (whole(first)?, whole(second)?);
         if one.questions_hash != other.questions_hash {
             return refuse(format!(
-                "{} and {} are not of the same questions: run both with one task file, --limit, --shots and --seed",
+                "{} and {} answer different questions: run both with the same task file, --limit, --shots and --seed",
                 first.display(),
                 second.display()
             ));
@@ -63,7 +63,7 @@ impl Comparison {
     }
 }
 
-/// A record of a run that came to its end.
+/// The record of a finished run.
 fn whole(path: &Path) -> anyhow::Result<(Header, Vec<Outcome>)> {
     let (header, outcomes) = read_record(path)?;
     if outcomes.len() < header.questions {
@@ -77,7 +77,7 @@ fn whole(path: &Path) -> anyhow::Result<(Header, Vec<Outcome>)> {
     Ok((header, outcomes))
 }
 
-/// The two files, or those that both folders have.
+/// The two files, or the files that both folders have.
 fn pairs(first: &Path, second: &Path) -> anyhow::Result<Vec<(PathBuf, PathBuf)>> {
     match (first.is_dir(), second.is_dir()) {
         (false, false) => return Ok(vec![(first.to_owned(), second.to_owned())]),

@@ -12,10 +12,10 @@ use crate::files::write_file;
 use crate::note::note;
 use crate::table::Table;
 
-/// Write RULER's long-context tasks at given lengths, in a model's tokens, for `engram eval tasks`.
+/// Write RULER's long-context tasks for `engram eval tasks`, at lengths counted in a model's tokens.
 ///
-/// Needles to find (one, among other keys, several values, several keys), variables to follow, words to count, and,
-/// where a file of them is given, questions that one of many paragraphs answers. The same seed gives the same files.
+/// The tasks are needles to find (one; one among other keys; several values; several keys), variables to follow, words
+/// to count and, with --questions, questions that one of many paragraphs answers. The same seed gives the same files.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram eval ruler runs/small --lengths 256,512 --out ruler
@@ -23,33 +23,33 @@ use crate::table::Table;
   engram eval ruler runs/small --lengths 4096 --kinds question_answering --questions dev-v2.0.json --out ruler
   engram eval tasks runs/small ruler/*.toml --out results/small
 
-A file of questions is SQuAD's own JSON (dev-v1.1.json or dev-v2.0.json, https://rajpurkar.github.io/SQuAD-explorer), or
-has a record with `question`, `answers` (a list: any is right), `context` and perhaps `title` a line, as .jsonl:
+A file of questions is SQuAD's JSON (dev-v1.1.json or dev-v2.0.json, https://rajpurkar.github.io/SQuAD-explorer), or
+JSON lines with `question`, `answers` (a list; any of them is right), `context` and optionally `title`:
   {\"question\": \"Where does the Po end?\", \"answers\": [\"in the Adriatic\"], \"context\": \"The Po flows …\"}")]
 pub(crate) struct Ruler {
-    /// The model whose tokens are counted: a checkpoint, a run's folder, or a model from outside.
+    /// Model whose tokenizer counts the lengths: a checkpoint, a run's folder, or a model from outside.
     model: PathBuf,
-    /// Tokens of prompt and answer together; several with commas.
+    /// Tokens of prompt and answer together; separate several lengths by commas.
     #[arg(long, value_name = "N,…", value_delimiter = ',', required = true)]
     lengths: Vec<usize>,
     /// Kinds: single, multi_key, multi_value, multi_query, variable_tracking, common_words, frequent_words,
-    /// question_answering; without it, all that there is data for.
+    /// question_answering. The default is every kind that has data.
     #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_parser = kind)]
     kinds: Vec<Kind>,
-    /// Records of each kind and length.
+    /// Records per kind and length.
     #[arg(long, value_name = "N", default_value_t = 100)]
     samples: usize,
-    /// Text that needles are hidden in: each record has its sentences from a random one on. Without it, the same few
-    /// sentences again and again.
+    /// Text to hide needles in. Each record takes its sentences from a random one on. Without it, a few fixed sentences
+    /// repeat.
     #[arg(long, value_name = "FILE")]
     hay: Option<PathBuf>,
-    /// Digits of the numbers to find, 2 to 9: fewer are easier to copy.
+    /// Digits of the numbers to find, 2 to 9. Fewer digits are easier to copy.
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(2..=9))]
     digits: u32,
     /// Questions and their paragraphs, for question_answering.
     #[arg(long, value_name = "FILE")]
     questions: Option<PathBuf>,
-    /// Seed of everything random.
+    /// Random seed.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Folder for the tasks and their records.
@@ -94,12 +94,12 @@ impl Ruler {
             table.row([name, records.len().to_string(), longest.to_string()]);
         }
         if written == 0 {
-            return refuse("no kind of record has any of the --lengths: the notes above say why");
+            return refuse("no kind of record fits any of the --lengths: the notes above say why");
         }
         print(table.to_string())
     }
 
-    /// The kinds that are asked for, or that there is data for.
+    /// The requested kinds, or all that have data.
     fn kinds(&self) -> anyhow::Result<Vec<Kind>> {
         let asks = self.kinds.contains(&Kind::QuestionAnswering);
         match (&self.questions, self.kinds.is_empty()) {
@@ -118,7 +118,7 @@ impl Ruler {
         }
     }
 
-    /// What things are hidden in.
+    /// The text that needles are hidden in.
     fn haystack(&self) -> anyhow::Result<Haystack> {
         let haystack = match &self.hay {
             Some(path) => {

@@ -11,10 +11,10 @@ use crate::device::DeviceKind;
 use crate::interrupt;
 use crate::table::Table;
 
-/// Put tasks to a checkpoint, or to a model from outside, and count its right answers.
+/// Evaluate a checkpoint, or a model from outside, on tasks.
 ///
-/// A task is a TOML file: configs/tasks has those of common test sets, each with the file it expects in the folder
-/// of --data, or where --hub can get it. A model from outside is a GGUF file or a folder with config.json,
+/// A task is a TOML file. configs/tasks has those of common test sets; each names the data file that it expects in
+/// the folder of --data, or that --hub downloads. A model from outside is a GGUF file, or a folder with config.json,
 /// tokenizer.json and safetensors.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -26,26 +26,26 @@ use crate::table::Table;
   engram eval tasks runs/small my-task.toml --without-memory
   engram eval tasks runs/small long.toml --keys results/large/long.jsonl
 
---hub writes what it downloads to the folder of --data, and takes what the hub's own programs have in their cache. It
-heeds HF_ENDPOINT (a mirror), HF_TOKEN (data sets with conditions), HF_HOME and HF_HUB_CACHE.
+--hub downloads into the folder of --data, and uses the cache of the hub's own programs. It reads HF_ENDPOINT (a
+mirror), HF_TOKEN (for data sets with conditions), HF_HOME and HF_HUB_CACHE.
 
-With --out every answer is kept as it comes; the same command goes on after an interruption. `engram eval compare`
-sets two such folders side by side; `engram inspect sensitivity` asks with the memory on and off.")]
+--out keeps every answer as it comes; the same command resumes after an interruption. `engram eval compare` compares
+two such folders. `engram inspect sensitivity` asks with the memory on and off.")]
 pub(crate) struct Tasks {
-    /// A checkpoint, a run's folder, whose newest is taken, or a model from outside.
+    /// A checkpoint, a run's folder (its newest checkpoint is used), or a model from outside.
     model: PathBuf,
     #[command(flatten)]
     arguments: TaskArguments,
-    /// Answers of another model to a task with [long_perplexity]: let the tokens count that it found to be key.
+    /// Answers of another model to a task with [long_perplexity]. Only tokens that it found to be key count.
     #[arg(long, value_name = "FILE")]
     keys: Option<PathBuf>,
-    /// Switch the memory off: what the model answers without it.
+    /// Switch the memory off.
     #[arg(long)]
     without_memory: bool,
-    /// Folder for the answers, one file per task. An existing file is resumed.
+    /// Folder for the answers, one file per task. Existing files are resumed.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
-    /// What to compute on: answers take the processor.
+    /// Device to compute on; answers need the CPU.
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceKind,
     /// Print JSON.
@@ -53,7 +53,7 @@ pub(crate) struct Tasks {
     json: bool,
 }
 
-/// What came of all tasks.
+/// The results of all tasks.
 #[derive(Debug, Serialize)]
 struct Report {
     model: PathBuf,
@@ -62,19 +62,19 @@ struct Report {
     tasks: Vec<TaskReport>,
 }
 
-/// What came of one.
+/// The result of one task.
 #[derive(Debug, Serialize)]
 struct TaskReport {
     task: String,
     questions: usize,
-    /// Questions whose beginning did not fit the context and was left out.
+    /// Questions whose beginning was truncated to fit the context.
     cut: usize,
     measures: Vec<Summary>,
 }
 
 impl Tasks {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        // Files that cannot be used are refused before a model is loaded.
+        // Check the files before loading a model.
         let mut tasks = self.arguments.load()?;
         if let Some(keys) = &self.keys {
             tasks.iter_mut().try_for_each(|task| use_keys(task, keys))?;

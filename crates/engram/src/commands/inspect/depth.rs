@@ -14,44 +14,44 @@ use crate::interrupt;
 use crate::progress::Progress;
 use crate::table::Table;
 
-/// Measure how early a model's layers know what it will say, and which layers of another model they are like.
+/// Measure how early a model's layers predict its output, and which layers of another model they resemble.
 ///
-/// LogitLens: the states after every block, read by the model's own head, and their divergence from its final
-/// distribution. CKA: the similarity of every layer of A with every layer of B at the last tokens of names, unbiased,
-/// over minibatches; the soft alignment of a layer of A is the mean of the layers of B it is most like, weighted by
-/// similarity (arXiv 2601.07372, section 6.1). Layers are counted by the blocks passed, from 1.
+/// LogitLens applies the model's own head to the state after every block and measures the divergence from the final
+/// distribution. CKA measures the similarity of every layer of A with every layer of B at the last tokens of names,
+/// unbiased, over minibatches. The soft alignment of a layer of A is the mean of its most similar layers of B, weighted
+/// by similarity (arXiv 2601.07372, section 6.1). Layer n is the state after n blocks.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram inspect depth runs/memory runs/baseline --shards data/valid
   engram inspect depth runs/memory runs/baseline --shards data/valid --figures figures --json > depth.json
   engram inspect depth runs/memory --shards data/valid --lens-tokens 100000")]
 pub(crate) struct Depth {
-    /// A checkpoint, or a run's folder, whose newest is taken: A.
+    /// Model A: a checkpoint, or a run's folder (its newest checkpoint is used).
     checkpoint: PathBuf,
-    /// Another of the same tokenizer: B, whose layers A's are compared with; none: LogitLens alone.
+    /// Model B, with the same tokenizer, to compare layers with. Without it, only LogitLens is computed.
     other: Option<PathBuf>,
     /// Prepared shards to measure on: one file, or the folder of one split.
     #[arg(long, value_name = "PATH")]
     shards: PathBuf,
-    /// Tokens at which LogitLens is taken, from the beginning.
+    /// Number of tokens for LogitLens, from the beginning.
     #[arg(long, value_name = "N", default_value_t = DepthOptions::default().lens_tokens)]
     lens_tokens: usize,
     /// Tokens at which layers are compared.
     #[arg(long, value_enum, default_value = "names")]
     positions: PositionsArgument,
-    /// How many of them, from the beginning.
+    /// Number of these tokens, from the beginning.
     #[arg(long, value_name = "N", default_value_t = DepthOptions::default().samples)]
     samples: usize,
-    /// How many of them a minibatch of CKA has.
+    /// Number of these tokens per CKA minibatch.
     #[arg(long, value_name = "N", default_value_t = DepthOptions::default().batch)]
     batch: usize,
     /// Most similar layers that a soft alignment averages [default: 5, as in the paper, but no more than half of B's]
     #[arg(long, value_name = "N")]
     neighbours: Option<usize>,
-    /// Write the figures `lens` and, for two checkpoints, `cka` into this folder, as SVG and PNG.
+    /// Write the figures `lens` and, with two checkpoints, `cka` into this folder, as SVG and PNG.
     #[arg(long, value_name = "FOLDER")]
     figures: Option<PathBuf>,
-    /// What to compute on.
+    /// Device to compute on.
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceKind,
     /// Print JSON.
@@ -67,7 +67,7 @@ enum PositionsArgument {
     All,
 }
 
-/// What is found.
+/// The results.
 #[derive(Debug, Serialize)]
 struct Findings {
     shards: PathBuf,
@@ -83,12 +83,12 @@ struct Lens {
     divergences: Vec<Divergence>,
 }
 
-/// A's layers against B's.
+/// Similarity of A's layers to B's.
 #[derive(Debug, Serialize)]
 struct AlignmentFindings {
-    /// Tokens that it rests on.
+    /// Number of tokens measured.
     tokens: usize,
-    /// `[layers of A][layers of B]`; null where a layer says the same of every token.
+    /// `[layers of A][layers of B]`; null where a layer has the same state at every token.
     cka: Vec<Vec<f64>>,
     soft: Vec<Aligned>,
 }
@@ -125,18 +125,18 @@ impl Depth {
     fn options(&self) -> anyhow::Result<DepthOptions> {
         if self.batch < FEWEST {
             return refuse(format!(
-                "--batch {}: the unbiased estimate needs {FEWEST} tokens at least",
+                "--batch {}: the unbiased estimate needs at least {FEWEST} tokens",
                 self.batch
             ));
         }
         if self.samples < self.batch {
             return refuse(format!(
-                "--samples {}: fewer than the {} of a minibatch (--batch)",
+                "--samples {}: must be at least the {} of a minibatch (--batch)",
                 self.samples, self.batch
             ));
         }
         if self.lens_tokens == 0 {
-            return refuse("--lens-tokens 0: there is nothing to read; take 1 or more");
+            return refuse("--lens-tokens 0: must be at least 1");
         }
         Ok(DepthOptions {
             positions: match self.positions {
@@ -150,13 +150,13 @@ impl Depth {
         })
     }
 
-    /// Neighbours among the `layers` of B. The mean over all of them would be the same for every layer of A.
+    /// Number of neighbours among the `layers` of B. The mean over all of them would be the same for every layer of A.
     fn neighbours(&self, layers: usize) -> anyhow::Result<usize> {
         match self.neighbours {
             None => Ok(DepthOptions::default().neighbours.min(layers.div_ceil(2))),
             Some(neighbours) if (1..=layers).contains(&neighbours) => Ok(neighbours),
             Some(neighbours) => {
-                refuse(format!("--neighbours {neighbours}: B has {layers} layers; take 1 to {layers}"))
+                refuse(format!("--neighbours {neighbours}: must be 1 to {layers}, the number of layers of B"))
             }
         }
     }
@@ -174,7 +174,7 @@ fn align(
     Ok(AlignmentFindings { tokens, cka: alignment.cka(), soft })
 }
 
-/// Does `work` with its progress shown.
+/// Runs `work` and shows its progress.
 fn followed<T>(
     what: &str,
     work: impl FnOnce(&mut dyn FnMut(u64, u64) -> bool) -> Result<T, DepthError>,

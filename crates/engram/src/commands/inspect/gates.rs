@@ -20,36 +20,36 @@ use crate::progress::Progress;
 use crate::table::Table;
 
 /// Show where the memory opens: in a text, as a heat map of its gates on the terminal or an HTML page; in a corpus, as
-/// the n-grams at which it opens most.
+/// a list of the n-grams at which it opens most.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram inspect gates runs/quickstart/memory 'Only Alexander the Great could tame the horse Bucephalus.'
   engram inspect gates runs/small --html gates.html < chapter.txt
   engram inspect gates runs/small --shards data/valid --top 50 --least 10")]
 pub(crate) struct Gates {
-    /// A checkpoint, or a run's folder, whose newest is taken.
+    /// A checkpoint, or a run's folder (its newest checkpoint is used).
     checkpoint: PathBuf,
-    /// The text, read as the beginning of a document; `-` or none: standard input.
+    /// The text, read as the beginning of a document. Without it, or with `-`, standard input is read.
     text: Option<String>,
-    /// List the n-grams of these prepared shards at which the memory opens most, instead of a text.
+    /// List the n-grams of these prepared shards at which the memory opens most.
     #[arg(long, value_name = "PATH", conflicts_with_all = ["text", "html", "stream"])]
     shards: Option<PathBuf>,
-    /// Read the first tokens of the shards only.
+    /// Read only the first N tokens of the shards.
     #[arg(long, value_name = "N", requires = "shards")]
     tokens: Option<usize>,
-    /// List this many n-grams.
+    /// Number of n-grams to list.
     #[arg(long, value_name = "N", default_value_t = 20, requires = "shards")]
     top: usize,
-    /// Leave out n-grams that occur more seldom.
+    /// Leave out n-grams that occur fewer than N times.
     #[arg(long, value_name = "N", default_value_t = 5, requires = "shards")]
     least: u64,
-    /// Write a page to open in a browser; the gates of every layer and stream are in it.
+    /// Write an HTML page with the gates of every layer and stream.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Show one residual stream, from 0, instead of the mean of all.
+    /// Show one residual stream, counted from 0, instead of the mean of all.
     #[arg(long, value_name = "N")]
     stream: Option<usize>,
-    /// What to compute on.
+    /// Device to compute on.
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceKind,
     /// Print JSON.
@@ -73,7 +73,7 @@ impl Gates {
         if let Some(path) = &self.html {
             let title = "Where the memory opens";
             let lead = format!(
-                "Gates of {} over a text: the more colour, the more is read.",
+                "Gates of {} over a text: the stronger the colour, the further the gate opens.",
                 self.checkpoint.display()
             );
             write_file(path, &gate_page::page(title, &lead, std::slice::from_ref(&gates)))?;
@@ -106,7 +106,7 @@ impl Gates {
     }
 }
 
-/// The n-grams of one layer, as text.
+/// One layer's n-grams, as text.
 #[derive(Debug, Serialize)]
 struct Listing {
     /// The block, counted from 0.
@@ -153,7 +153,7 @@ impl Listing {
 /// The gates over `text`, the beginning of a document.
 pub(in crate::commands) fn gates(model: &Trained, text: &str) -> anyhow::Result<GateText> {
     let tokenizer = model.tokenizer();
-    // What stands before a document, such as the end of another, is not shown.
+    // Tokens before the document, such as the end of another, are not shown.
     let (Begin::Always(begin) | Begin::IfEmpty(begin)) = model.begin();
     let mut tokens = vec![begin];
     tokens.extend(tokenizer.encode(text)?);

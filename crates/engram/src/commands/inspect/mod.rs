@@ -1,4 +1,4 @@
-//! Looking inside a checkpoint.
+//! Commands that look inside a checkpoint.
 
 mod depth;
 mod gates;
@@ -8,7 +8,7 @@ use clap::Subcommand;
 
 pub(super) use gates::gates;
 
-/// What of a checkpoint can be looked at.
+/// What to inspect.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Inspect {
     Gates(gates::Gates),

@@ -15,28 +15,28 @@ use crate::note::note;
 use crate::provenance::{command, machine, program};
 use crate::table::Table;
 
-/// Measure what a checkpoint's answers lose when its memory is switched off, task by task.
+/// Measure how much a checkpoint's answers lose when its memory is switched off, task by task.
 ///
-/// The same questions are put with the memory on and off. The share of the score that is retained is the paper's measure
-/// (arXiv 2601.07372, section 6.3); the log-probability of the right answer shows more where a model is too small to be
-/// right. Tasks whose files say `kind = "facts"` are set against those with `kind = "reading"`.
+/// Asks the same questions with the memory on and off. The paper's measure is the share of the score that is retained
+/// (arXiv 2601.07372, section 6.3). The log-probability of the right answer shows more for models too small to be
+/// right. Tasks with `kind = "facts"` are compared with tasks with `kind = "reading"`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram inspect sensitivity runs/small configs/tasks/{triviaqa,qa_wikidata,lama,boolq,lambada}.toml --data sets --cut
   engram inspect sensitivity runs/small configs/tasks/*.toml --data sets --limit 500 --out sensitivity/small
   engram inspect sensitivity runs/small my-facts.toml my-passages.toml --json
 
-With --out every answer is kept as it comes, in `on` and `off`, and the same command goes on after an interruption;
-findings.json and figures, as SVG and PNG, are written at the end.")]
+--out keeps every answer as it comes, in `on` and `off`; the same command resumes after an interruption.
+findings.json and the figures (SVG and PNG) are written at the end.")]
 pub(crate) struct Sensitivity {
-    /// A checkpoint with memory, or a run's folder, whose newest is taken.
+    /// A checkpoint with memory, or a run's folder (its newest checkpoint is used).
     checkpoint: PathBuf,
     #[command(flatten)]
     arguments: TaskArguments,
     /// Folder for answers, findings and figures.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
-    /// What to compute on.
+    /// Device to compute on.
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceKind,
     /// Print JSON.
@@ -44,7 +44,7 @@ pub(crate) struct Sensitivity {
     json: bool,
 }
 
-/// A task and its questions; where it has answers generated, those how likely the right ones are, too.
+/// A task and its questions; for a task with generated answers, also questions for the right answers' likelihood.
 struct Sheet {
     task: Task,
     questions: Vec<Question>,
@@ -54,14 +54,14 @@ struct Sheet {
 /// Outcomes of a sheet's questions.
 struct Outcomes {
     asked: Vec<Outcome>,
-    /// Questions whose beginning was cut.
+    /// Questions whose beginning was truncated.
     cut: usize,
     answers: Option<Vec<Outcome>>,
 }
 
 #[derive(Debug, Serialize)]
 struct Report {
-    /// As far as its path is Unicode.
+    /// The path, as far as it is Unicode.
     checkpoint: String,
     command: String,
     program: String,
@@ -77,7 +77,7 @@ impl Sensitivity {
         self.arguments.fetch(&tasks)?;
         let sheets = tasks.into_iter().map(|task| Sheet::of(task, &self.arguments));
         let sheets = sheets.collect::<anyhow::Result<Vec<_>>>()?;
-        // A model without memory is refused before anything is asked.
+        // Refuse a model without memory before asking anything.
         let off = self.put(&sheets, Memory::Off)?;
         let on = self.put(&sheets, Memory::On)?;
         let finding = |((sheet, on), off): ((&Sheet, &Outcomes), &Outcomes)| {
@@ -140,7 +140,7 @@ impl Report {
     fn write(&self, out: &Path) -> anyhow::Result<()> {
         let folder = out.join("figures");
         let drawn = figures(&self.findings);
-        // What was drawn of other findings is not left beside these.
+        // Remove figures of earlier findings.
         for name in FIGURES.into_iter().filter(|name| drawn.iter().all(|(drawn, _)| drawn != name)) {
             remove_figure(&folder, name)?;
         }
@@ -173,9 +173,9 @@ impl Report {
         text
     }
 
-    /// Of the tasks that have the quantity, and the kinds with several.
+    /// The tasks that have the quantity, and the kinds with several tasks.
     fn changes(&self, quantity: Quantity, of: fn(&TaskFinding) -> Option<Change>) -> Table {
-        let header = ["task", "kind", "questions", "memory on", "memory off", "off less on", "± error"];
+        let header = ["task", "kind", "questions", "memory on", "memory off", "off minus on", "± error"];
         let mut table = Table::new(header);
         let pair = |found: Estimate| [format!("{:+.4}", found.value), format!("{:.4}", found.error)];
         for task in &self.findings.tasks {
@@ -197,7 +197,7 @@ impl Report {
             "guess",
             "memory on",
             "memory off",
-            "off less on",
+            "off minus on",
             "± error",
             "retained",
             "± error",
@@ -224,7 +224,7 @@ impl Report {
         table
     }
 
-    /// Of every kind with several tasks: a name, the kind, and the mean.
+    /// For every kind with several tasks: a name, the kind, and the mean.
     fn means(&self, quantity: Quantity) -> impl Iterator<Item = (String, String, Estimate)> {
         self.findings.groups.iter().filter_map(move |group| {
             let mean = group.means.iter().find(|mean| mean.quantity == quantity)?;

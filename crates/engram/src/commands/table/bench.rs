@@ -17,11 +17,10 @@ use crate::number::{bytes, short};
 use crate::random::Random;
 use crate::table::Table;
 
-/// Measure how fast rows of a table come: a workload of random or real ids against a tier.
+/// Measure how fast a tier delivers a table's rows, for random or real ids.
 ///
-/// A request is a batch of rows, decoded to f32, and its latency is what a caller would see.
-/// Requests follow each other, from one thread or from several; large ones are also shared out within the
-/// program, to as many threads as RAYON_NUM_THREADS says.
+/// A request is a batch of rows, decoded to f32. Its latency is what a caller sees. Each thread makes one request after
+/// the other. Large requests are also divided among the threads of RAYON_NUM_THREADS.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram table bench layer1.table --tier ram --batch 4096
@@ -35,27 +34,27 @@ pub(crate) struct Bench {
     table: PathBuf,
     #[command(flatten)]
     tier: TierOptions,
-    /// Rows of a request.
+    /// Rows per request.
     #[arg(long, value_name = "N", default_value_t = 1024, conflicts_with = "data")]
     batch: usize,
-    /// Ask for rows as often as Zipf's law with this exponent has it, instead of each alike.
+    /// Draw ids by Zipf's law with this exponent, instead of uniformly.
     #[arg(long, value_name = "S", conflicts_with = "data")]
     zipf: Option<f64>,
-    /// Ask for the rows that the tokens of these prepared shards need.
+    /// Request the rows that the tokens of these prepared shards need.
     #[arg(long, value_name = "SHARDS")]
     data: Option<PathBuf>,
-    /// Tokens of a request, with --data: 1 is a step of decoding, 4096 a prompt.
+    /// Tokens per request, with --data: 1 is a decoding step, 4096 a prompt.
     #[arg(long, value_name = "N", default_value_t = 1, requires = "data")]
     tokens: usize,
     #[command(flatten)]
     addressing: AddressingOptions,
-    /// Threads that make requests.
+    /// Number of threads that make requests.
     #[arg(long, value_name = "N", default_value_t = 1)]
     threads: usize,
-    /// Seconds to measure for.
+    /// Duration of the measurement in seconds.
     #[arg(long, value_name = "S", default_value_t = 5.0)]
     seconds: f64,
-    /// Begin with nothing of the file in the system's memory; without, half a run warms up first.
+    /// Drop the file from the system's page cache first. Without it, a warm-up of half the duration runs first.
     #[arg(long)]
     cold: bool,
     /// Seed of the ids.
@@ -66,17 +65,17 @@ pub(crate) struct Bench {
     json: bool,
 }
 
-/// What was measured.
+/// The measurements.
 #[derive(Debug, Serialize)]
 struct Report {
     table: PathBuf,
     rows: u64,
     bytes_per_row: usize,
     tier: Tier,
-    /// In words, with the cache in front of it.
+    /// The tier in words, with its cache.
     #[serde(skip)]
     described: String,
-    /// How the direct tier read: the system may have refused what was asked for.
+    /// How the direct tier read the file; the system may have refused the requested way.
     path: Option<String>,
     ids: String,
     threads: usize,
@@ -84,25 +83,25 @@ struct Report {
     seconds: f64,
     requests: u64,
     rows_per_request: f64,
-    /// Microseconds that half, 95 % and 99 % of the requests took at most, and the longest.
+    /// Latencies in microseconds: median, 95th and 99th percentile, maximum.
     p50_us: f64,
     p95_us: f64,
     p99_us: f64,
     longest_us: f64,
     rows_per_second: f64,
-    /// Bytes of stored rows that were delivered.
+    /// Bytes of stored rows delivered.
     bytes_per_second: f64,
-    /// The share of rows that the cache had, from 0 to 1; none without a cache.
+    /// The cache's hit rate, from 0 to 1; none without a cache.
     hit_rate: Option<f64>,
-    /// Bytes read from disks meanwhile; none where the system does not tell.
+    /// Bytes read from disks during the measurement; none if the system does not tell.
     device_bytes: Option<u64>,
-    /// Random 4 KiB reads a second that the disk did, measured after, with as many in flight.
+    /// Random 4 KiB reads per second of the disk, measured afterwards with as many concurrent reads.
     device_reads_per_second: Option<f64>,
-    /// That many; none where no file is read.
+    /// Number of those concurrent reads; none if the tier reads no file.
     device_depth: Option<usize>,
 }
 
-/// Which rows are asked for.
+/// How ids are chosen.
 enum Ids {
     Uniform { rows: u64, batch: usize },
     Zipf { rows: u64, batch: usize, exponent: f64 },
@@ -114,7 +113,7 @@ impl Bench {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let header = TableHeader::read(&self.table)?;
         if self.batch == 0 || self.tokens == 0 || self.threads == 0 {
-            return refuse("--batch, --tokens and --threads must be 1 or more");
+            return refuse("--batch, --tokens and --threads must be at least 1");
         }
         if !(self.seconds > 0.0 && self.seconds <= 86_400.0) {
             return refuse(format!("--seconds is {}, but must be above 0 and at most a day", self.seconds));
@@ -122,7 +121,7 @@ impl Bench {
         let ids = self.ids(&header)?;
         interrupt::listen()?;
         if self.cold && !device_probe::forget(&self.table)? {
-            return refuse("--cold: the system does not forget files when asked to; leave it out");
+            return refuse("--cold: this system cannot drop a file from its page cache; leave it out");
         }
         let tier = self.tier.open(&self.table, &header)?;
         let source = tier.source.as_ref();
@@ -162,7 +161,7 @@ impl Bench {
         let loaded = self.addressing.load()?;
         if loaded.addressing.identity() != header.origin.identity {
             return refuse(format!(
-                "{}: its rows were placed by the addressing {}, not by {}, which the options name",
+                "{}: its rows were placed by the addressing {}, not by {}, which the options choose",
                 self.table.display(),
                 header.origin.identity.short(),
                 loaded.addressing.identity().short()
@@ -177,12 +176,12 @@ impl Bench {
         Ok(Ids::Real { loaded: Box::new(loaded), layer, shards, tokens: self.tokens })
     }
 
-    /// Reads in flight that the disk is tried with: as many as the tier keeps there; none if it reads no file.
+    /// Number of concurrent reads to try the disk with: the tier's own number; none if the tier reads no file.
     fn device_depth(&self) -> Option<usize> {
         self.tier.reads_in_flight().map(|each| (each * self.threads).min(512))
     }
 
-    /// Makes requests from every thread for `time`; gives latencies and rows of each request.
+    /// Makes requests from every thread for `time`. Returns latencies and rows of each request.
     fn drive(
         &self,
         source: &dyn RowSource,
@@ -194,7 +193,7 @@ impl Bench {
         let thread = |number: u64| -> anyhow::Result<Vec<(Duration, usize)>> {
             let mut random = Random::new(self.seed ^ (round << 48) ^ (number << 32));
             let (mut wanted, mut rows, mut requests) = (Vec::new(), Vec::new(), Vec::new());
-            // One request at least, however short the time.
+            // At least one request, however short the time.
             while (requests.is_empty() || begun.elapsed() < time) && !interrupt::asked() {
                 ids.next(&mut random, &mut wanted)?;
                 rows.resize(wanted.len() * source.width(), 0.0);
@@ -269,7 +268,7 @@ impl Ids {
                 ids.extend((0..*batch).map(|_| random.zipf(*rows, *exponent)));
             }
             Self::Real { loaded, layer, shards, tokens } => {
-                // Some place of the corpus, with the tokens before it that its first n-grams reach back to.
+                // A random place of the corpus, with the tokens before it that its first n-grams include.
                 let start = random.below(shards.len() - *tokens as u64 + 1);
                 let before = start.min(loaded.addressing.max_order() as u64 - 1);
                 let text = shards.tokens(start - before..start + *tokens as u64)?;
@@ -306,14 +305,14 @@ impl Report {
         row("a request", self.ids.clone());
         let threads = if self.threads == 1 { "thread" } else { "threads" };
         row("requests", format!("{} from {} {threads}, {:.1} s", self.requests, self.threads, self.seconds));
-        row("latency, half within", microseconds(self.p50_us));
-        row("95 % within", microseconds(self.p95_us));
-        row("99 % within", microseconds(self.p99_us));
-        row("the longest", microseconds(self.longest_us));
+        row("latency, median", microseconds(self.p50_us));
+        row("95th percentile", microseconds(self.p95_us));
+        row("99th percentile", microseconds(self.p99_us));
+        row("maximum", microseconds(self.longest_us));
         row("rows/s", short(self.rows_per_second as u64));
         row("bytes of rows/s", bytes(self.bytes_per_second as u64));
         if let Some(rate) = self.hit_rate {
-            row("found in the cache", format!("{:.1} %", rate * 100.0));
+            row("hit rate of the cache", format!("{:.1} %", rate * 100.0));
         }
         if let Some(read) = self.device_bytes {
             row("read from disk", bytes(read));
@@ -326,7 +325,7 @@ impl Report {
     }
 }
 
-/// What a cache counted from `before` to `after`.
+/// The cache's counts between `before` and `after`.
 fn since(before: CacheCounts, after: CacheCounts) -> CacheCounts {
     CacheCounts {
         hits: after.hits - before.hits,

@@ -16,9 +16,9 @@ use crate::interrupt;
 use crate::progress::Passage;
 use crate::table::Table;
 
-/// Write a table in another format, and say how far its values moved.
+/// Convert a table to another format, and report the rounding errors.
 ///
-/// With a model and held-out data also what that costs: the loss with the table before, and after.
+/// With --model and --data, also measure the loss with the table before and after.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram table convert layer1.table layer1.int8.table --format int8
@@ -29,22 +29,22 @@ pub(crate) struct Convert {
     /// Table file to read.
     #[arg(value_name = "TABLE")]
     source: PathBuf,
-    /// Table file to make; optimiser state stays behind.
+    /// Table file to create. Optimiser state is not copied.
     #[arg(value_name = "OUT")]
     out: PathBuf,
     /// f32, bf16, f16, fp8e4m3, int8, int4, fp8e4m3:SCALE, or fp8e4m3:auto, which reads the table twice.
     #[arg(long)]
     format: Format,
-    /// Also measure the loss of this checkpoint, or of a run's newest, with either table.
+    /// Also measure the loss of this checkpoint, or of a run's newest, with both tables.
     #[arg(long, value_name = "CHECKPOINT", requires = "data")]
     model: Option<PathBuf>,
     /// Prepared shards to measure the loss on: one file, or the folder of one split.
     #[arg(long, value_name = "SHARDS", requires = "model")]
     data: Option<PathBuf>,
-    /// Measure on the first tokens only.
+    /// Measure on only the first N tokens.
     #[arg(long, value_name = "N", requires = "model")]
     tokens: Option<usize>,
-    /// What to compute the loss on.
+    /// Device to compute the loss on.
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceKind,
     /// Print JSON.
@@ -55,7 +55,7 @@ pub(crate) struct Convert {
 #[derive(Debug, Clone, Copy)]
 enum Format {
     Of(RowFormat),
-    /// fp8 with the scale that holds the table's largest value.
+    /// fp8 with the scale at which the table's largest value fits.
     OneScale,
 }
 
@@ -67,7 +67,7 @@ impl FromStr for Format {
     }
 }
 
-/// What the conversion came to.
+/// The result of the conversion.
 #[derive(Debug, Serialize)]
 struct Report {
     table: TableInfo,
@@ -76,19 +76,19 @@ struct Report {
     largest_error: f64,
     /// The row with the largest error.
     largest_error_row: u64,
-    /// Root mean square of the errors over that of the values.
+    /// Root mean square of the errors, divided by that of the values.
     relative_rms_error: f64,
     mean_cosine: f64,
     least_cosine: f64,
     least_cosine_row: u64,
     /// Values too large for the format.
     lost: u64,
-    /// Values that were NaN or infinite before.
+    /// Values that were already NaN or infinite.
     not_finite: u64,
     loss: Option<Losses>,
 }
 
-/// Held-out loss with the table as it was, and as it is now.
+/// Held-out loss with the old table and with the new one.
 #[derive(Debug, Serialize)]
 struct Losses {
     before: HeldOut,
@@ -132,7 +132,7 @@ impl Convert {
     }
 }
 
-/// A model, and what to try it on.
+/// A model and its evaluation data.
 struct Judge {
     model: Trained,
     shards: TokenShards,

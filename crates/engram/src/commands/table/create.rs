@@ -10,7 +10,7 @@ use crate::files::refuse_unwritable;
 use crate::interrupt;
 use crate::progress::Passage;
 
-/// Make a table of zeros or of normal values, row by row, in memory that does not depend on its size.
+/// Create a table of zeros or normally distributed values. Memory use does not depend on the table's size.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram table create layer1.table --config configs/quickstart-memory.toml --tokenizer tokenizer.json
@@ -18,25 +18,24 @@ use crate::progress::Passage;
   engram table create big.table --identity $(printf %064d 7) --layer 1 --rows 130150525 --width 256 \\
     --format fp8e4m3 --deviation 0.02")]
 pub(crate) struct Create {
-    /// Table file to make.
+    /// Table file to create.
     #[arg(value_name = "TABLE")]
     out: PathBuf,
     #[command(flatten)]
     origin: OriginOptions,
-    /// Rows, where no addressing says how many.
+    /// Number of rows. Needed without an addressing that gives it.
     #[arg(long, value_name = "N")]
     rows: Option<u64>,
-    /// Values per row, where no configuration says how many.
+    /// Values per row. Needed without a configuration that gives it.
     #[arg(long, value_name = "N")]
     width: Option<usize>,
-    /// Layout of a row: f32, bf16, f16, fp8e4m3, int8, int4, or fp8e4m3:SCALE. If not given, the preset's, or
-    /// f32.
+    /// Layout of a row: f32, bf16, f16, fp8e4m3, int8, int4, or fp8e4m3:SCALE. The default is the preset's, or f32.
     #[arg(long)]
     format: Option<RowFormat>,
-    /// Standard deviation of the values; 0: zeros. If not given, the configuration's, or 0.
+    /// Standard deviation of the values; 0 writes zeros. The default is the configuration's, or 0.
     #[arg(long, value_name = "D")]
     deviation: Option<f32>,
-    /// Seed of the values; a run of the same seed begins with the same rows.
+    /// Seed of the values. A training run with the same seed starts with the same rows.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Print JSON.
@@ -55,7 +54,7 @@ impl Create {
         let deviation = self.deviation.or(own.map(|own| own.deviation)).unwrap_or(0.0);
         let format = self.format.or(own.map(|own| own.format)).unwrap_or(RowFormat::F32);
         if !(deviation.is_finite() && deviation >= 0.0) {
-            return refuse(format!("--deviation is {deviation}, but must be 0 or above"));
+            return refuse(format!("--deviation is {deviation}, but must be at least 0"));
         }
         let seed = self.seed.wrapping_add(origin.origin.layer);
         let init = match deviation {
@@ -72,7 +71,7 @@ impl Create {
     }
 }
 
-/// The number that is given, or that follows; both only if they are equal.
+/// The given number, or the one that the addressing implies. If both exist, they must be equal.
 fn one<T: PartialEq + std::fmt::Display>(
     name: &str,
     given: Option<T>,
@@ -80,9 +79,9 @@ fn one<T: PartialEq + std::fmt::Display>(
 ) -> anyhow::Result<T> {
     match (given, follows) {
         (Some(given), Some(follows)) if given != follows => {
-            refuse(format!("--{name} {given}: the addressing's rows say {follows}; leave it out"))
+            refuse(format!("--{name} {given}: the addressing says {follows}; leave the option out"))
         }
         (Some(value), _) | (None, Some(value)) => Ok(value),
-        (None, None) => refuse(format!("say how many with --{name}: no configuration does")),
+        (None, None) => refuse(format!("--{name} is missing, and no configuration gives it")),
     }
 }

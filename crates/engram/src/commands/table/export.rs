@@ -11,9 +11,9 @@ use crate::interrupt;
 use crate::number::bytes;
 use crate::progress::Passage;
 
-/// Write a table as safetensors, byte for byte, in a published layout or under names of your choice.
+/// Write a table as safetensors, byte for byte, in a published layout or under tensor names of your choice.
 ///
-/// OUT is one file if its name ends in .safetensors; else a folder, which gets files and their index.
+/// If OUT ends in .safetensors, it is one file; otherwise it is a folder with files and their index.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram table export layer1.table layer1.safetensors --layout deepseek
@@ -23,22 +23,22 @@ pub(crate) struct Export {
     /// Table file to read.
     #[arg(value_name = "TABLE")]
     source: PathBuf,
-    /// File or folder to make.
+    /// File or folder to create.
     #[arg(value_name = "OUT")]
     out: PathBuf,
-    /// A published layout's names; if not given, the one that has this format.
+    /// Published layout of tensor names. The default is the one that has the table's format.
     #[arg(long, conflicts_with = "weights")]
     layout: Option<Layout>,
-    /// Tensors that Qwen's layout splits the rows into.
+    /// Number of tensors that Qwen's layout splits the rows into.
     #[arg(long, value_name = "N", default_value_t = 128)]
     shards: usize,
-    /// Tensors for the values, over which rows are split evenly, instead of a published layout's.
+    /// Tensors for the values instead of a published layout's. Rows are split evenly over them.
     #[arg(long, value_name = "NAME", num_args = 1..)]
     weights: Vec<String>,
     /// Tensor for the scales, with --weights.
     #[arg(long, value_name = "NAME", requires = "weights")]
     scale: Option<String>,
-    /// Most bytes of a file in a folder; a tensor is never split.
+    /// Maximum size in bytes of each file in a folder. A tensor is never split.
     #[arg(long, value_name = "BYTES", default_value_t = 5_000_000_000)]
     file_bytes: u64,
 }
@@ -46,9 +46,9 @@ pub(crate) struct Export {
 /// A published layout.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Layout {
-    /// DeepSeek-V4.1-Flash's: fp8e4m3 in one tensor, its scales in another.
+    /// DeepSeek-V4.1-Flash: fp8e4m3 values in one tensor, scales in another.
     Deepseek,
-    /// Qwen3.8-Flash-Next's: bf16, or fp8e4m3 of one scale, in many tensors.
+    /// Qwen3.8-Flash-Next: bf16, or fp8e4m3 with one scale, in many tensors.
     Qwen,
 }
 
@@ -85,7 +85,7 @@ impl Export {
 
     fn tensors(&self, header: &TableHeader) -> anyhow::Result<TableTensors> {
         if self.shards == 0 {
-            return refuse("--shards is 0, but must be 1 or more");
+            return refuse("--shards is 0, but must be at least 1");
         }
         if !self.weights.is_empty() {
             return Ok(TableTensors { weights: self.weights.clone(), scale: self.scale.clone() });
@@ -109,7 +109,7 @@ impl Export {
     }
 }
 
-/// A folder under a temporary name beside its place; dropped before it is put there, it is gone.
+/// A folder under a temporary name beside its final place. Dropping it before it is renamed removes it.
 struct NewFolder {
     path: PathBuf,
     temporary: tempfile::TempDir,
@@ -129,7 +129,7 @@ impl NewFolder {
     fn persist(self) -> anyhow::Result<()> {
         std::fs::rename(self.temporary.path(), &self.path)
             .with_context(|| format!("cannot write {}", self.path.display()))?;
-        // Nothing is left under the temporary name.
+        // The folder no longer has its temporary name.
         _ = self.temporary.keep();
         Ok(())
     }

@@ -10,11 +10,11 @@ use crate::files::refuse_unwritable;
 use crate::interrupt;
 use crate::progress::Passage;
 
-/// Read a table out of a published model's safetensors files, byte for byte, in memory that does not depend
-/// on its size.
+/// Copy a table out of a published model's safetensors files, byte for byte. Memory use does not depend on the
+/// table's size.
 ///
-/// DeepSeek-V4.1-Flash's and Qwen3.8-Flash-Next's tables are found by their names; others are named. Files
-/// that do not hold the table need not be there.
+/// The tables of DeepSeek-V4.1-Flash and Qwen3.8-Flash-Next are found by their names; for others, use --weights. Only
+/// the files that hold the table are needed.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram table import DeepSeek-V4.1-Flash/ layer1.table --preset v41 --tokenizer tokenizer.json --layer 1
@@ -24,12 +24,12 @@ pub(crate) struct Import {
     /// A .safetensors file, an index of several, or their folder.
     #[arg(value_name = "CHECKPOINT")]
     source: PathBuf,
-    /// Table file to make.
+    /// Table file to create.
     #[arg(value_name = "TABLE")]
     out: PathBuf,
     #[command(flatten)]
     origin: OriginOptions,
-    /// Tensors with the values, in the order of their rows, if it is no published layout.
+    /// Tensors with the values, in the order of their rows, for a table without a published layout.
     #[arg(long, value_name = "NAME", num_args = 1..)]
     weights: Vec<String>,
     /// Tensor with the scales, with --weights.
@@ -53,7 +53,7 @@ impl Import {
         let header = tensors.header(&mut checkpoint, origin.origin)?;
         if let Some(rows) = origin.rows.filter(|&rows| rows != header.rows) {
             return refuse(format!(
-                "{}: the table has {} rows, but the addressing has {rows} in layer {}; another tokenizer or \
+                "{}: the table has {} rows, but the addressing has {rows} in layer {}: another tokenizer or \
                  configuration placed them",
                 self.source.display(),
                 header.rows,

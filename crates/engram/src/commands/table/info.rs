@@ -10,10 +10,9 @@ use crate::commands::{print, print_json};
 use crate::number::bytes;
 use crate::table::Table;
 
-/// Show what a table file says about itself: rows, format, addressing, size, and the hash of all it holds.
+/// Show the header of a table file: rows, format, addressing, size, and content hash.
 ///
-/// The header, the length and the list of checksums are checked, the rows are not read: see `engram table
-/// verify`.
+/// Checks the header, the length and the list of checksums, but reads no rows; `engram table verify` does.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram table info layer1.table
@@ -26,7 +25,7 @@ pub(crate) struct Info {
     json: bool,
 }
 
-/// A table file in numbers.
+/// Facts about a table file.
 #[derive(Debug, Serialize)]
 pub(super) struct TableInfo {
     table: PathBuf,
@@ -38,7 +37,7 @@ pub(super) struct TableInfo {
     layer: u64,
     identity: AddressIdentity,
     training: Option<Training>,
-    /// Hash of all that the file holds, in hexadecimal.
+    /// Content hash, in hexadecimal.
     content: String,
 }
 
@@ -76,7 +75,7 @@ impl TableInfo {
         })
     }
 
-    /// Prints it, for people or as JSON.
+    /// Prints the facts as text or as JSON.
     pub(super) fn print(&self, json: bool) -> anyhow::Result<()> {
         if json { print_json(self) } else { print(self.to_table().to_string()) }
     }

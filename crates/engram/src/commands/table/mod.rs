@@ -15,7 +15,7 @@ mod verify;
 
 use clap::Subcommand;
 
-/// What can be done with tables.
+/// Commands for tables.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Table {
     Create(create::Create),

@@ -1,4 +1,4 @@
-//! Options that say what a table's rows belong to.
+//! Options that choose the addressing and layer of a table's rows.
 
 use clap::Args;
 use engram_address::AddressIdentity;
@@ -12,29 +12,29 @@ use crate::failure::refuse;
 pub(super) struct OriginOptions {
     #[command(flatten)]
     addressing: AddressingOptions,
-    /// Identity of the addressing, 64 hexadecimal digits, where its parts are not at hand.
+    /// Identity of the addressing (64 hexadecimal digits), if its parts are not available.
     #[arg(long, value_name = "HEX", conflicts_with_all = ["config", "preset", "checkpoint", "tokenizer"])]
     identity: Option<AddressIdentity>,
-    /// Layer of the model, counted from 0; may be left out if the addressing has memory in one only.
+    /// Layer of the model, counted from 0. Optional if the addressing has memory in only one layer.
     #[arg(long, value_name = "L")]
     layer: Option<u64>,
 }
 
-/// What a table's rows belong to, and what follows from it.
+/// The addressing and layer of a table's rows, and what follows from them.
 #[derive(Debug)]
 pub(super) struct Origin {
     pub(super) origin: TableOrigin,
-    /// Rows that the addressing has; unknown if only its identity is.
+    /// Number of rows of the addressing; unknown if only its identity is.
     pub(super) rows: Option<u64>,
     pub(super) loaded: Option<Loaded>,
 }
 
 impl OriginOptions {
-    /// What the options name.
+    /// The origin that the options name.
     pub(super) fn load(&self) -> anyhow::Result<Origin> {
         if let Some(identity) = self.identity {
             let Some(layer) = self.layer else {
-                return refuse("--identity goes with the --layer whose rows these are");
+                return refuse("--identity needs --layer, the layer of the rows");
             };
             return Ok(Origin { origin: TableOrigin { identity, layer }, rows: None, loaded: None });
         }

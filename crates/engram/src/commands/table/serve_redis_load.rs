@@ -11,10 +11,10 @@ use crate::interrupt;
 use crate::number::{bytes, short};
 use crate::progress::Passage;
 
-/// Copy a table's rows to a Redis Cluster, which then serves them to any number of machines.
+/// Copy a table's rows to a Redis Cluster, which serves them to any number of machines.
 ///
-/// The file is checked on the way. The cluster offers the table once all rows are there, not before; loading
-/// the same file again changes nothing.
+/// Checks the file while copying. Readers see the table only when all its rows are there. Loading the same file again
+/// changes nothing.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram table serve-redis-load layer1.table --node redis://127.0.0.1:7000
@@ -29,7 +29,7 @@ pub(crate) struct ServeRedisLoad {
     json: bool,
 }
 
-/// A table that the cluster has.
+/// A table in the cluster.
 #[derive(Debug, Serialize)]
 struct Loaded {
     table: PathBuf,

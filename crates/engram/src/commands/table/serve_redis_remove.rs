@@ -13,11 +13,11 @@ use crate::table::Table;
 
 /// Show or remove a table's rows in a Redis Cluster.
 ///
-/// A table that is loaded under the name of another leaves the rows of the other where they are, for programs that still
-/// read them. Without --all, --superseded or --content nothing is removed: what is there is shown.
+/// Loading a table under another's name keeps the old rows, because programs may still read them. Without --all,
+/// --superseded or --content this command removes nothing and shows what is there.
 ///
-/// Programs that have a removed table open get errors from then on, never wrong rows. Interrupted, the removal can be begun
-/// again.
+/// Programs that have a removed table open get errors from then on, never wrong rows. After an interruption, run the
+/// command again.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram table serve-redis-remove --node redis://127.0.0.1:7000 --checkpoint runs/small --layer 1
@@ -28,10 +28,10 @@ pub(crate) struct ServeRedisRemove {
     origin: OriginOptions,
     #[command(flatten)]
     cluster: ClusterOptions,
-    /// Remove all rows of the layer, those that the cluster offers too.
+    /// Remove all rows of the layer, including those of the current table.
     #[arg(long, conflicts_with_all = ["superseded", "content"])]
     all: bool,
-    /// Remove what was replaced by another table, or was never loaded whole.
+    /// Remove rows that another table replaced, or whose loading never finished.
     #[arg(long, conflicts_with = "content")]
     superseded: bool,
     /// Remove the rows of the table file with this content hash (see `engram table info`).
@@ -42,13 +42,13 @@ pub(crate) struct ServeRedisRemove {
     json: bool,
 }
 
-/// What is in the cluster, or was removed from it.
+/// A table in the cluster, or one that was removed from it.
 #[derive(Debug, Serialize)]
 struct Content {
     content: String,
     /// Redis values that hold its rows.
     values: u64,
-    /// Whether the cluster offered it.
+    /// Whether readers could open it.
     offered: bool,
     removed: bool,
 }

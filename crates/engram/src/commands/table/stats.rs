@@ -23,14 +23,13 @@ use crate::number::{bytes, short};
 use crate::progress::Passage;
 use crate::table::Table;
 
-/// Show how a corpus uses the rows of a memory layer: reuse, collisions, hit rates of caches, and the hottest
-/// rows.
+/// Show how a corpus uses the rows of a memory layer: reuse, collisions, hit rates of caches, and the hottest rows.
 ///
-/// The tokens are taken as one sequence, in their order. Reuse and collisions are counted exactly. Hit rates
-/// are those of caches that keep the rows used last (LRU) and begin empty, all sizes at once, from a sample
-/// of the rows (SHARDS, Waldspurger et al., FAST 2015); `pinned` is a cache that holds the most used rows of
-/// this corpus from the start. Every memory layer reads as many rows, and uses them alike: a cache for two
-/// layers is twice as large. Some 60 bytes of memory are needed for every distinct n-gram.
+/// Takes the tokens as one sequence. Counts of reuse and collisions are exact. Hit rates are those of initially empty
+/// LRU caches, for all sizes at once, estimated from a sample of the rows (SHARDS, Waldspurger et al., FAST 2015).
+/// `pinned` is a cache that holds the most used rows of this corpus from the start. All memory layers read the same
+/// number of rows with the same statistics, so a cache for two layers needs twice the size. Needs about 60 bytes of
+/// memory per distinct n-gram.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram table stats data/train --preset v41 --tokenizer tokenizer.json --layer 1
@@ -41,31 +40,31 @@ pub(crate) struct Stats {
     /// Prepared shards: one file, or the folder of one split.
     #[arg(required_unless_present = "text")]
     shards: Option<PathBuf>,
-    /// Take the texts of these files and folders (.txt, .jsonl, each also .zst or .gz; .parquet) instead.
+    /// Use the texts of these files and folders (.txt, .jsonl, each also .zst or .gz; .parquet) instead.
     #[arg(long, value_name = "CORPUS", num_args = 1.., conflicts_with = "shards")]
     text: Vec<PathBuf>,
     #[command(flatten)]
     addressing: AddressingOptions,
-    /// Layer of the model, counted from 0; may be left out if the addressing has memory in one only.
+    /// Layer of the model, counted from 0. Optional if the addressing has memory in only one layer.
     #[arg(long, value_name = "L")]
     layer: Option<u64>,
-    /// Take the first tokens only.
+    /// Use only the first N tokens.
     #[arg(long, value_name = "N")]
     tokens: Option<u64>,
-    /// Layout of a row, to tell a cache's bytes from its rows; if not given, the preset's, or f32.
+    /// Layout of a row, which converts a cache's rows to bytes. The default is the preset's, or f32.
     #[arg(long)]
     format: Option<RowFormat>,
-    /// Share of the rows that hit rates are found from; 1 is exact. If not given, enough for 16 million
+    /// Share of the rows to estimate hit rates from; 1 is exact. The default samples enough rows for 16 million
     /// lookups.
     #[arg(long, value_name = "SHARE")]
     sample: Option<f64>,
-    /// Tokens that fill the caches before hits are counted, in steps of 8192.
+    /// Tokens that fill the caches before hits are counted, in multiples of 8192.
     #[arg(long, value_name = "N", default_value_t = 0)]
     warm_up: u64,
-    /// Hottest rows to show of each order.
+    /// Number of hottest rows to show per order.
     #[arg(long, value_name = "N", default_value_t = 10)]
     hot: usize,
-    /// Draw the hit rates.
+    /// Draw the hit rates as an SVG file.
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
     /// Print JSON.
@@ -73,22 +72,22 @@ pub(crate) struct Stats {
     json: bool,
 }
 
-/// Everything that was found.
+/// The statistics.
 #[derive(Debug, Serialize)]
 struct Report {
     identity: AddressIdentity,
     layer: u64,
     tokens: u64,
-    /// Rows that all these tokens look up.
+    /// Number of row lookups of all these tokens.
     lookups: u64,
     table_rows: u64,
     table_bytes: u64,
     bytes_per_row: usize,
-    /// The share of the rows that hit rates were found from.
+    /// The share of the rows that hit rates were estimated from.
     sample: f64,
     /// Tokens that filled the caches before hits were counted.
     warm_up: u64,
-    /// Distinct rows over lookups: what even an endless cache misses.
+    /// Distinct rows over lookups: the miss rate of an unlimited cache.
     first_lookups: f64,
     orders: Vec<Order>,
     hit_rates: Vec<HitRate>,
@@ -109,7 +108,7 @@ struct Order {
     hot: Vec<HotRow>,
 }
 
-/// How many of a window's lookups need a row that the window has not looked up before.
+/// Share of a window's lookups whose row the window has not looked up before.
 #[derive(Debug, Serialize)]
 struct WindowUse {
     tokens: u32,
@@ -121,7 +120,7 @@ struct WindowUse {
 struct Head {
     rows: u64,
     used: u64,
-    /// If n-grams fell on rows by chance.
+    /// Expected value if n-grams hash to rows uniformly.
     expected_used: f64,
     /// Lookups per row that is used.
     reuse: f64,
@@ -129,7 +128,7 @@ struct Head {
     shared: u64,
     /// N-grams that share their row.
     colliding: u64,
-    /// If n-grams fell on rows by chance.
+    /// Expected value if n-grams hash to rows uniformly.
     expected_colliding: f64,
 }
 
@@ -138,30 +137,30 @@ struct Head {
 struct HotRow {
     row: u64,
     lookups: u64,
-    /// The n-gram that looks it up most.
+    /// The n-gram that reads it most.
     text: String,
-    /// Lookups by it.
+    /// Lookups by that n-gram.
     own: u64,
     /// Other n-grams on the row.
     others: usize,
-    /// The one of them that looks it up most.
+    /// The one of them that reads it most.
     next: Option<String>,
 }
 
-/// Shares of lookups that a cache of this size serves.
+/// Hit rates of a cache of this size.
 #[derive(Debug, Serialize)]
 struct HitRate {
     bytes: u64,
     rows: u64,
     /// A cache for each order alone.
     orders: Vec<f64>,
-    /// One for all.
+    /// One cache for all orders.
     all: f64,
-    /// One that holds the most used rows from the start.
+    /// A cache that holds the most used rows from the start.
     pinned: f64,
 }
 
-/// Lookups that hit rates are found from, if they are that many.
+/// Number of lookups to estimate hit rates from.
 const SAMPLED_LOOKUPS: f64 = 16e6;
 
 impl Stats {
@@ -176,16 +175,16 @@ impl Stats {
         let corpus = self.corpus(&loaded.tokenizer)?;
         let tokens = corpus.len();
         if tokens == 0 {
-            return refuse("there are no tokens to study");
+            return refuse("there are no tokens to count");
         }
         if self.warm_up >= tokens {
             return refuse(format!(
-                "--warm-up {} leaves none of {tokens} tokens to count hits of",
+                "--warm-up {} leaves none of the {tokens} tokens to count hits for",
                 self.warm_up
             ));
         }
         if u32::try_from(tokens).is_err() {
-            return refuse(format!("{tokens} tokens are more than can be counted; take fewer with --tokens"));
+            return refuse(format!("{tokens} tokens are too many to count; reduce them with --tokens"));
         }
         let lookups = tokens * address.slots() as u64;
         let share = self.sample.unwrap_or((SAMPLED_LOOKUPS / lookups as f64).min(1.0));
@@ -224,7 +223,7 @@ impl Stats {
     }
 }
 
-/// For every order the rows of its `count` most frequent n-grams in the first head, and who shares them.
+/// For every order, the rows of its `count` most frequent n-grams in the first head, and the n-grams that share them.
 fn hot_rows(
     loaded: &Loaded,
     layer: usize,
@@ -247,7 +246,7 @@ fn hot_rows(
     let mut sharers: Vec<Sharers> = rows.iter().enumerate().map(watch).collect();
     if count > 0 {
         let mut sequence = TokenRows::new(addressing, layer)?;
-        corpus.each_piece("finding who shares the hottest", |piece| {
+        corpus.each_piece("finding n-grams that share the hottest rows", |piece| {
             sequence.next(piece)?;
             sharers.iter_mut().for_each(|sharers| sharers.add(&sequence));
             Ok(())
@@ -278,9 +277,9 @@ fn text_of(tokenizer: &Tokenizer, tokens: &[u32]) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Tokens to study.
+/// The tokens.
 enum Tokens {
-    /// So many, from the first on.
+    /// Number of tokens used, from the first on.
     InShards(TokenShards, u64),
     InMemory(Vec<u32>),
 }
@@ -300,12 +299,12 @@ impl Tokens {
         }
     }
 
-    /// The token at `last` and those before it, `count` in all where there are so many.
+    /// The token at `last` and those before it, up to `count` in all.
     fn until(&self, last: u64, count: usize) -> anyhow::Result<Vec<u32>> {
         self.read((last + 1).saturating_sub(count as u64)..last + 1)
     }
 
-    /// Gives all tokens in pieces, with progress.
+    /// Passes all tokens on in pieces, and shows progress.
     fn each_piece(
         &self,
         name: &'static str,
@@ -323,7 +322,7 @@ impl Tokens {
     }
 }
 
-/// The tokens of all texts, each with its end.
+/// The tokens of all texts, each text with its end token.
 fn encode(paths: &[PathBuf], tokenizer: &Tokenizer, limit: u64) -> anyhow::Result<Vec<u32>> {
     let corpus = open_corpus(paths, "text")?;
     let mut passage = Passage::new("reading", corpus.bytes(), 1);
@@ -540,7 +539,7 @@ impl Order {
     }
 }
 
-/// Hit rates of caches of 64 KiB and its doublings, until all rows that are used fit.
+/// Hit rates of caches of 64 KiB and its doublings, until all used rows fit.
 fn hit_rates(study: &CorpusRows, used: u64, row_bytes: u64) -> Vec<HitRate> {
     let pinned = pinned(study);
     let at = |bytes: u64| {
@@ -557,8 +556,8 @@ fn hit_rates(study: &CorpusRows, used: u64, row_bytes: u64) -> Vec<HitRate> {
     (16..=last.max(17)).map(|power| at(1 << power)).collect()
 }
 
-/// The share of lookups that the most used rows serve, by their number. Rows with several n-grams count for
-/// each of them: the rate is a little low where rows are shared.
+/// The hit rate of pinning the most used rows, by their number. A row with several n-grams counts once for each of
+/// them, which makes the rate a little too low where rows are shared.
 fn pinned(study: &CorpusRows) -> impl Fn(u64) -> f64 {
     let mut counts: Vec<(u32, u64)> = Vec::new();
     for order in &study.orders {
@@ -567,7 +566,7 @@ fn pinned(study: &CorpusRows) -> impl Fn(u64) -> f64 {
     }
     counts.sort_unstable_by(|a, b| b.cmp(a));
     let total: u64 = counts.iter().map(|&(count, heads)| u64::from(count) * heads).sum();
-    // Rows and lookups up to every change of the count.
+    // Rows and lookups at every change of the count.
     let mut steps: Vec<(u64, u64)> = vec![(0, 0)];
     let (mut rows, mut lookups) = (0, 0);
     for of_count in counts.chunk_by(|a, b| a.0 == b.0) {
@@ -578,7 +577,7 @@ fn pinned(study: &CorpusRows) -> impl Fn(u64) -> f64 {
     move |rows| {
         let after = steps.partition_point(|step| step.0 <= rows);
         let (have, served) = steps[after - 1];
-        // Between changes every row serves the same.
+        // Between changes every row has the same number of lookups.
         let more = steps
             .get(after)
             .map_or(0.0, |&(at, then)| (rows - have) as f64 * (then - served) as f64 / (at - have) as f64);

@@ -1,4 +1,4 @@
-//! Options that say where a table's rows are while they are asked for.
+//! Options that choose the tier of a table's rows.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,73 +14,73 @@ use serde::Serialize;
 
 use crate::failure::refuse;
 
-/// A tier, and what it needs to know.
+/// A tier and its options.
 #[derive(Debug, Args)]
 pub(crate) struct TierOptions {
-    /// Where the rows are.
+    /// Where the rows are stored.
     #[arg(long = "tier", value_enum, default_value = "mapped")]
     pub(crate) kind: Tier,
-    /// Keep rows in memory in front of the tier, in at most this many bytes: 256MiB.
+    /// Size of the row cache in front of the tier, such as 256MiB.
     #[arg(long, value_name = "SIZE")]
     cache: Option<ByteSize>,
-    /// Keep at most about this many bytes of the mapped file in memory (mapped tier): 8GiB. Pages that were not used lately
-    /// are given back to the system. Without it the system decides.
+    /// Keep at most about this much of the mapped file in memory (mapped tier), such as 8GiB. Pages not used lately are
+    /// released. The default leaves this to the system.
     #[arg(long, value_name = "SIZE")]
     resident: Option<ByteSize>,
     /// Number of concurrent reads (direct tier). More reads raise throughput until the disk is saturated.
     #[arg(long, value_name = "N", default_value_t = 128)]
     depth: usize,
-    /// What keeps them in flight.
+    /// How concurrent reads are made (direct tier).
     #[arg(long, value_enum, default_value = "uring")]
     queue: Queue,
     #[command(flatten)]
     cluster: ClusterOptions,
 }
 
-/// A cluster, and how long to wait for it.
+/// A cluster and its timeout.
 #[derive(Debug, Args)]
 pub(crate) struct ClusterOptions {
-    /// Nodes of the Redis Cluster, such as redis://127.0.0.1:7000; one that answers is enough.
+    /// Node of the Redis Cluster, such as redis://127.0.0.1:7000. One reachable node is enough. May be repeated.
     #[arg(long = "node", value_name = "URL")]
     pub(crate) nodes: Vec<String>,
-    /// Seconds that a request to the cluster may take.
+    /// Timeout of a request to the cluster in seconds.
     #[arg(long, value_name = "S", default_value_t = 15.0)]
     limit: f64,
 }
 
-/// Where rows are.
+/// Tiers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Tier {
-    /// All in memory, on huge pages where the system has them.
+    /// In RAM, on huge pages if the system supports them.
     Ram,
-    /// In the file, mapped; the system keeps what it likes in memory.
+    /// In the mapped file; the system decides what stays in memory.
     Mapped,
-    /// In the file, read past the system's memory, with many reads in flight.
+    /// In the file, read past the page cache with many concurrent reads.
     Direct,
-    /// In a Redis Cluster, which `engram table serve-redis-load` put them in.
+    /// In a Redis Cluster, loaded by `engram table serve-redis-load`.
     Redis,
 }
 
-/// Who keeps reads in flight.
+/// Ways to make concurrent reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Queue {
-    /// The kernel, by io_uring; where it refuses, threads.
+    /// io_uring, or threads if the kernel refuses it.
     Uring,
     /// Threads.
     Threads,
 }
 
-/// A tier that answers.
+/// An open tier.
 pub(crate) struct OpenTier {
     pub(crate) source: Box<dyn RowSource>,
     cache: Option<Arc<Cached<Box<dyn RowSource>>>>,
-    /// How the direct tier reads: the system may have refused what was asked for.
+    /// How the direct tier reads; the system may have refused the requested way.
     pub(crate) path: Option<String>,
 }
 
 impl TierOptions {
-    /// The tier with the rows of the table file at `path`.
+    /// Opens the tier with the rows of the table file at `path`.
     pub(crate) fn open(&self, path: &Path, header: &TableHeader) -> anyhow::Result<OpenTier> {
         let origin = &header.origin;
         if self.kind != Tier::Redis && !self.cluster.nodes.is_empty() {
@@ -113,7 +113,7 @@ impl TierOptions {
         Ok(OpenTier { source: Box::new(Arc::clone(&cache)), cache: Some(cache), path: how })
     }
 
-    /// The table mapped from its file, within the limit if there is one.
+    /// Maps the table's file, within the limit if there is one.
     fn map(&self, path: &Path, origin: &TableOrigin) -> anyhow::Result<Table> {
         let table = Table::open(path, origin)?;
         let Some(size) = self.resident else { return Ok(table) };
@@ -125,7 +125,7 @@ impl TierOptions {
         ));
     }
 
-    /// Reads of a file that the tier keeps in flight for each thread that asks; none if it reads no file.
+    /// Number of concurrent reads of a file per requesting thread; none if the tier reads no file.
     pub(crate) fn reads_in_flight(&self) -> Option<usize> {
         match self.kind {
             Tier::Ram | Tier::Redis => None,
@@ -134,7 +134,7 @@ impl TierOptions {
         }
     }
 
-    /// The tier, and the cache in front of it.
+    /// The tier and its cache, in words.
     pub(crate) fn name(&self) -> String {
         let tier = match self.kind {
             Tier::Ram => "RAM",
@@ -150,7 +150,7 @@ impl TierOptions {
 }
 
 impl ClusterOptions {
-    /// The nodes, of which there must be one.
+    /// The nodes; there must be at least one.
     pub(crate) fn nodes(&self) -> anyhow::Result<Vec<&str>> {
         if self.nodes.is_empty() {
             return refuse("name a node of the cluster, such as --node redis://127.0.0.1:7000");
@@ -158,7 +158,7 @@ impl ClusterOptions {
         Ok(self.nodes.iter().map(String::as_str).collect())
     }
 
-    /// How long to wait.
+    /// The timeout.
     pub(crate) fn limit(&self) -> anyhow::Result<Duration> {
         if !(self.limit > 0.0 && self.limit <= 86_400.0) {
             return refuse(format!("--limit is {}, but must be above 0 and at most a day", self.limit));
@@ -167,7 +167,7 @@ impl ClusterOptions {
     }
 }
 
-/// Counts of a cache; none if there is no cache.
+/// The cache's counts; none without a cache.
 pub(crate) type Counts = Box<dyn Fn() -> Option<CacheCounts> + Send + Sync>;
 
 impl OpenTier {
@@ -177,13 +177,13 @@ impl OpenTier {
         Ok(Self { source: Box::new(table), cache: None, path: None })
     }
 
-    /// The rows, for threads to share, and what counts the cache's hits.
+    /// The rows, shared by threads, and the cache's counters.
     pub(crate) fn into_shared(self) -> (Arc<dyn RowSource>, Counts) {
         let cache = self.cache;
         (Arc::from(self.source), Box::new(move || cache.as_ref().map(|cache| cache.counts())))
     }
 
-    /// What the cache in front had; none if there is no cache.
+    /// The cache's counts; none without a cache.
     pub(crate) fn counts(&self) -> Option<CacheCounts> {
         self.cache.as_ref().map(|cache| cache.counts())
     }

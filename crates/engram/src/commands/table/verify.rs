@@ -24,12 +24,12 @@ pub(crate) struct Verify {
     json: bool,
 }
 
-/// A table that is whole.
+/// An intact table.
 #[derive(Debug, Serialize)]
 struct Verified {
     table: PathBuf,
     rows: u64,
-    /// Bytes of rows and state that were read.
+    /// Bytes of rows and state read.
     bytes: u64,
     content: String,
 }
@@ -43,7 +43,7 @@ impl Verify {
             return print_json(&verified);
         }
         let line = |Verified { table, rows, bytes: read, content }: &Verified| {
-            format!("{}: whole, {rows} rows, {}, content {content}\n", table.display(), bytes(*read))
+            format!("{}: intact, {rows} rows, {}, content {content}\n", table.display(), bytes(*read))
         };
         print(verified.iter().map(line).collect::<String>())
     }

@@ -1,4 +1,4 @@
-//! Sentences to hide other sentences in.
+//! Sentences that hide other sentences.
 
 use rand::RngExt;
 use rand::seq::index::sample;
@@ -7,11 +7,11 @@ use rand_chacha::ChaCha8Rng;
 use super::super::error::{Error, Result};
 use super::questions::Questions;
 
-/// Hidden keys, values or queries, where there are several.
+/// Number of hidden keys, values or queries, if there are several.
 pub(super) const SEVERAL: usize = 4;
 
-/// What needles and assignments are hidden in, the paragraphs that hide the one that answers a question, and how many digits
-/// a number to find has.
+/// The text that hides needles and assignments, the paragraphs that hide the one with the answer, and the number of
+/// digits of the numbers to find.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Haystack {
     sentences: Vec<String>,
@@ -23,7 +23,7 @@ pub struct Haystack {
 const DIGITS: u32 = 7;
 
 impl Haystack {
-    /// The same few sentences again and again.
+    /// A few sentences, repeated.
     pub fn repeated() -> Self {
         let sentences =
             ["Grass is green.", "The sky is blue.", "The sun is warm.", "Off we go.", "And back we come."];
@@ -39,24 +39,24 @@ impl Haystack {
         let sentences = words.split_inclusive(|word| word.ends_with(['.', '!', '?']));
         let sentences: Vec<String> = sentences.map(|words| words.join(" ")).collect();
         if sentences.is_empty() {
-            return Err(Error::Mismatch("a haystack without a sentence".into()));
+            return Err(Error::Mismatch("the haystack has no sentence".into()));
         }
         Ok(Self { sentences, questions: None, digits: DIGITS })
     }
 
-    /// With questions to ask.
+    /// Adds questions to ask.
     #[must_use]
     pub fn with_questions(self, questions: Questions) -> Self {
         Self { questions: Some(questions), ..self }
     }
 
-    /// With numbers of so many digits to find, instead of seven.
+    /// Sets the number of digits of the numbers to find, instead of seven.
     ///
     /// # Errors
-    /// Unless there are 2 to 9.
+    /// Unless it is 2 to 9.
     pub fn with_digits(self, digits: u32) -> Result<Self> {
         if !(2..=9).contains(&digits) {
-            return Err(Error::Mismatch(format!("numbers of {digits} digits: they may have 2 to 9")));
+            return Err(Error::Mismatch(format!("numbers must have 2 to 9 digits, not {digits}")));
         }
         Ok(Self { digits, ..self })
     }
@@ -70,8 +70,7 @@ impl Haystack {
         self.questions.as_ref()
     }
 
-    /// `count` sentences from a random one on, from the beginning again where they end, with `needles` among them in their
-    /// order.
+    /// `count` sentences from a random one on, starting over at the end, with `needles` among them in order.
     pub(super) fn hide(&self, count: usize, needles: &[String], random: &mut ChaCha8Rng) -> String {
         let first = random.random_range(0..self.sentences.len());
         let mut places = sample(random, count + needles.len(), needles.len()).into_vec();
@@ -98,6 +97,6 @@ mod tests {
         assert_eq!(haystack.sentences, ["One two.", "Three!", "Four"]);
         assert!(Haystack::of(" \n").is_err());
         let error = Ruler::MultiKey.records(&haystack, (20, 1), 0, &words).unwrap_err().to_string();
-        assert!(error.contains("multi_key: the shortest takes"), "{error}");
+        assert!(error.contains("multi_key: the shortest record needs"), "{error}");
     }
 }

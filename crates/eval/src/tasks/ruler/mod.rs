@@ -1,11 +1,11 @@
-//! RULER (Hsieh et al. 2024, arXiv 2404.06654): how far back a model can find, follow and count, at any length, from a
-//! seed.
+//! RULER (Hsieh et al. 2024, arXiv 2404.06654): how far back a model can find, follow and count. Records of any length,
+//! generated from a seed.
 //!
-//! Sizes are the published ones: four keys, values or queries; a chain of four hops; ten common words, each thirty times
-//! among words that are there three times (six and one below 4096 tokens); coded words whose frequency falls with the
-//! square of their rank, the most frequent of them dots; around the paragraph that answers a question those of its
-//! article first, as many of all as fit. The sentences are ours, so that scores compare models here, not with published
-//! tables.
+//! Sizes are the published ones: four keys, values or queries; a chain of four hops; ten common words, each thirty
+//! times among words that occur three times (six and one below 4096 tokens); coded words whose frequency falls with the
+//! square of their rank, the most frequent of them dots. Around the paragraph that answers a question stand first those
+//! of its article, then others, as many as fit. The sentences are ours, so scores compare models here, but not with
+//! published tables.
 
 mod haystack;
 mod needles;
@@ -34,7 +34,7 @@ use super::error::{Error, Result};
 pub enum Ruler {
     /// One number to find.
     Single,
-    /// One number to find among those of other keys.
+    /// One number to find, among numbers of other keys.
     MultiKey,
     /// All numbers of one key.
     MultiValue,
@@ -42,24 +42,24 @@ pub enum Ruler {
     MultiQuery,
     /// All variables that have a value, directly or through others.
     VariableTracking,
-    /// The words that are there most often, where all others are rare.
+    /// The most frequent words, where all others are rare.
     CommonWords,
     /// The three most frequent of coded words.
     FrequentWords,
-    /// A question that one of many paragraphs answers: it needs [`Questions`].
+    /// A question that one of many paragraphs answers. Needs [`Questions`].
     QuestionAnswering,
 }
 
-/// A prompt with what should come after it.
+/// A prompt with its answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RulerRecord {
     /// What the model reads.
     pub prompt: String,
-    /// What should be in what it says: all of these, or any; see [`Ruler::compare`].
+    /// The expected parts of the model's answer: all of these, or any; see [`Ruler::compare`].
     pub answers: Vec<String>,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Tokens that the answer may take: those of the longest right one of all records, and half as many again.
+    /// Maximum tokens of an answer: one and a half times the longest right one of all records.
     pub answer_tokens: usize,
 }
 
@@ -90,7 +90,7 @@ impl Ruler {
         }
     }
 
-    /// When what a model says counts.
+    /// How answers are compared.
     pub fn compare(self) -> Compare {
         match self {
             Self::QuestionAnswering => Compare::ContainsAny,
@@ -98,13 +98,12 @@ impl Ruler {
         }
     }
 
-    /// `count` records whose prompt and answer have at most `length` tokens, and as much hay as fits; `tokens` counts
+    /// `count` records whose prompt and answer have at most `length` tokens, with as much hay as fits. `tokens` counts
     /// them. The same seed gives the same records.
     ///
     /// # Errors
-    /// [`Error::Length`] when not even the smallest record fits, or all the text there is does not fill the length; when
-    /// a text has no tokens in the vocabulary, or questions or their paragraphs
-    /// are too few.
+    /// [`Error::Length`] when the smallest record does not fit, or when all the text does not fill the length. Other
+    /// errors when a text has no tokens in the vocabulary, or when there are too few questions or paragraphs.
     pub fn records(
         self,
         haystack: &Haystack,
@@ -116,8 +115,9 @@ impl Ruler {
             let questions = questions_of(haystack)?;
             let (found, path) = (questions.count(), questions.path().display());
             if found < count {
-                let problem =
-                    format!("{path} has {found} questions with an answer, fewer than {count} records");
+                let problem = format!(
+                    "{path} has only {found} questions with an answer, but {count} records need one each"
+                );
                 return Err(Error::Mismatch(problem));
             }
         }
@@ -125,7 +125,7 @@ impl Ruler {
             let record = |index| self.record(haystack, (length, reserve), (seed, index), tokens);
             (0..count as u64).map(record).collect()
         };
-        // One limit for all answers: the longest's, and prompts that leave room for it.
+        // One limit for all answers, that of the longest; prompts leave room for it.
         let reserve = all(0)?.iter().map(|record| record.answer_tokens).max().unwrap_or(0);
         all(reserve)
     }
@@ -138,7 +138,7 @@ impl Ruler {
         tokens: &dyn Fn(&str) -> Result<usize>,
     ) -> Result<RulerRecord> {
         let with = |hay: usize| -> Result<RulerRecord> {
-            // The same needles whatever the hay.
+            // The same needles, whatever the amount of hay.
             let mut random = ChaCha8Rng::seed_from_u64(seed);
             random.set_stream(index);
             let (prompt, answers) = self.text(haystack, (hay, length), (seed, index), &mut random)?;
@@ -154,10 +154,11 @@ impl Ruler {
         let mut best = with(least)?;
         if !fits(&best) {
             let needed = best.prompt_tokens + best.answer_tokens;
-            let problem = format!("{}: the shortest takes {needed} tokens, more than {length}", self.name());
+            let problem =
+                format!("{}: the shortest record needs {needed} tokens, more than {length}", self.name());
             return Err(Error::Length(problem));
         }
-        // Double, then halve the interval: what fits, and what does not.
+        // Double, then halve the interval between an amount that fits and one that does not.
         let (mut fitting, mut beyond) = (least, least);
         while beyond == fitting {
             beyond = most.min(2 * fitting);
@@ -177,19 +178,19 @@ impl Ruler {
         Ok(best)
     }
 
-    /// The least hay: sentences, or words.
+    /// The minimum of hay, in sentences or words.
     fn least(self) -> usize {
         match self {
             Self::Single | Self::QuestionAnswering => 1,
             Self::MultiKey | Self::MultiValue | Self::MultiQuery => SEVERAL,
             Self::VariableTracking => HOPS + 1,
             Self::CommonWords => COMMON + 1,
-            // Few enough that three words are still told apart by their number.
+            // Few enough that three words still differ in frequency.
             Self::FrequentWords => 60,
         }
     }
 
-    /// The most hay that there is.
+    /// The maximum of hay.
     fn most(self, haystack: &Haystack) -> Result<usize> {
         match self {
             Self::QuestionAnswering => Ok(questions_of(haystack)?.paragraphs()),
@@ -197,13 +198,13 @@ impl Ruler {
         }
     }
 
-    /// All the hay does not fill the length.
+    /// Error: all the hay does not fill the length.
     fn too_little(self, haystack: &Haystack, record: &RulerRecord, length: usize) -> Error {
         let path = haystack.questions().map_or(Path::new(""), Questions::path).display();
         let paragraphs = haystack.questions().map_or(0, Questions::paragraphs);
         let all = record.prompt_tokens + record.answer_tokens;
         Error::Length(format!(
-            "{}: all {paragraphs} paragraphs of {path} take {all} tokens, fewer than {length}: give a larger file, or \
+            "{}: all {paragraphs} paragraphs of {path} have only {all} of {length} tokens: use a larger file, or \
              leave this length out",
             self.name()
         ))
@@ -237,7 +238,7 @@ impl Ruler {
 }
 
 fn questions_of(haystack: &Haystack) -> Result<&Questions> {
-    let missing = || Error::Mismatch("question_answering needs questions and their paragraphs".into());
+    let missing = || Error::Mismatch("question_answering needs questions with their paragraphs".into());
     haystack.questions().ok_or_else(missing)
 }
 
@@ -254,7 +255,7 @@ mod tests {
         Ok(text.split_whitespace().count())
     }
 
-    /// With `count` questions about towns, each of a paragraph of its own, in articles of `size`.
+    /// With `count` questions about towns, each with its own paragraph, in articles of `size`.
     pub(super) fn haystack_with(count: usize, size: usize) -> Haystack {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("towns.jsonl");
@@ -292,7 +293,7 @@ mod tests {
                 prop_assert_eq!(record.prompt_tokens, words(&record.prompt).unwrap());
                 let all = record.prompt_tokens + record.answer_tokens;
                 prop_assert!(all <= length, "{kind:?}");
-                // What is left is less than a sentence, a word's repetitions, or a step of the search.
+                // The rest is less than a sentence, a word's repetitions, or a step of the search.
                 prop_assert!(all + 60 + length / 100 > length, "{kind:?}: {all} of {length}");
                 prop_assert!(record.answers.iter().all(|answer| record.prompt.contains(answer.as_str())), "{kind:?}");
                 prop_assert_eq!(&record, &one_of(&haystack, kind, length, seed));

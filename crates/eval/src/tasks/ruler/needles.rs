@@ -1,4 +1,4 @@
-//! Numbers hidden in a text, to be found by whose they are (RULER, section 3, retrieval).
+//! Numbers hidden in a text, to be found by their owners' names (RULER, section 3, retrieval).
 
 use rand::RngExt;
 use rand::seq::SliceRandom;

@@ -1,4 +1,4 @@
-//! Questions about a paragraph among others (RULER, section 3, question answering).
+//! Questions about one paragraph among others (RULER, section 3, question answering).
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ pub struct Questions {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Paragraph {
-    /// Of the article that it is from.
+    /// Its article.
     title: Option<String>,
     text: String,
 }
@@ -31,7 +31,7 @@ struct Paragraph {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Question {
     text: String,
-    /// Any of these is right.
+    /// Right answers; any of them counts.
     answers: Vec<String>,
     paragraph: usize,
 }
@@ -52,7 +52,7 @@ enum Answers {
     Spans { text: Vec<String> },
 }
 
-/// SQuAD's own form (Rajpurkar et al. 2016, arXiv 1606.05250; 2018, arXiv 1806.03822).
+/// SQuAD's format (Rajpurkar et al. 2016, arXiv 1606.05250; 2018, arXiv 1806.03822).
 #[derive(Deserialize)]
 struct Squad {
     data: Vec<SquadArticle>,
@@ -74,7 +74,7 @@ struct SquadParagraph {
 struct SquadQuestion {
     question: String,
     answers: Vec<SquadAnswer>,
-    /// Answers to it are wrong: they only seem right.
+    /// Whether its answers are only plausible, not right.
     #[serde(default)]
     is_impossible: bool,
 }
@@ -85,11 +85,11 @@ struct SquadAnswer {
 }
 
 impl Questions {
-    /// Reads `path`: SQuAD's `.json`, or records with `question`, `answers` and `context`, and perhaps the `title` of the
-    /// article that the context is from. Questions without an answer are left out; their paragraphs are not.
+    /// Reads `path`: SQuAD's `.json`, or records with `question`, `answers`, `context` and optionally `title`, the
+    /// title of the context's article. Questions without an answer are left out; their paragraphs are kept.
     ///
     /// # Errors
-    /// A file that cannot be read, a record that is none of these, or no question with an answer: with the line.
+    /// A file that cannot be read, an invalid record (with its line), or no question with an answer.
     pub fn read(path: &Path) -> Result<Self> {
         let (paragraphs, questions) = (Vec::new(), Vec::new());
         let mut all = Self { path: path.to_owned(), paragraphs, questions, unanswerable: 0 };
@@ -110,17 +110,17 @@ impl Questions {
         self.questions.len()
     }
 
-    /// Questions that were left out, as they have none.
+    /// Number of questions left out because they have no answer.
     pub fn unanswerable(&self) -> usize {
         self.unanswerable
     }
 
-    /// Different paragraphs.
+    /// Number of different paragraphs.
     pub fn paragraphs(&self) -> usize {
         self.paragraphs.len()
     }
 
-    /// Where they are from.
+    /// Their file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -146,7 +146,7 @@ impl Questions {
     fn add_squad(&mut self, places: &mut HashMap<String, usize>) -> Result<()> {
         let text = std::fs::read_to_string(&self.path).map_err(Error::file("read", &self.path))?;
         let squad: Squad = serde_json::from_str(&text).map_err(|error| {
-            let problem = format!("not SQuAD's JSON: {error}; records one a line are .jsonl");
+            let problem = format!("not SQuAD's JSON: {error}; for one record per line, use .jsonl");
             Error::line(&self.path, error.line().max(1), problem)
         })?;
         for article in squad.data {
@@ -162,7 +162,7 @@ impl Questions {
         Ok(())
     }
 
-    /// The place of a paragraph, which may be there already.
+    /// The place of a paragraph, which may exist already.
     fn place(&mut self, places: &mut HashMap<String, usize>, title: Option<String>, text: String) -> usize {
         *places.entry(text).or_insert_with_key(|text| {
             self.paragraphs.push(Paragraph { title, text: text.clone() });
@@ -180,8 +180,8 @@ impl Questions {
         self.questions.push(Question { text, answers, paragraph });
     }
 
-    /// Question number `index` in an order that `seed` draws, its paragraph among so many `documents`: those of its
-    /// article first, as is published.
+    /// Question number `index` in an order drawn by `seed`, with its paragraph among `documents` in all: first those of
+    /// its article, as published.
     pub(super) fn ask(
         &self,
         documents: usize,
@@ -199,7 +199,7 @@ impl Questions {
         near.shuffle(random);
         far.shuffle(random);
         let mut shown: Vec<usize> = near.into_iter().chain(far).take(documents.saturating_sub(1)).collect();
-        // All of them among one another: those of the article would stand together otherwise.
+        // Shuffle all of them; otherwise those of the article would stand together.
         shown.shuffle(random);
         shown.insert(random.random_range(0..=shown.len()), question.paragraph);
         let document = |(number, &place): (usize, &usize)| {
@@ -321,7 +321,7 @@ mod tests {
             Ruler::QuestionAnswering.records(haystack, size, 0, &words).unwrap_err().to_string()
         };
         let haystack = haystack_with(10, 1);
-        assert!(refused(&haystack, (100, 11)).contains("has 10 questions with an answer, fewer than 11"));
+        assert!(refused(&haystack, (100, 11)).contains("has only 10 questions with an answer, but 11"));
         let error = refused(&haystack, (5000, 1));
         assert!(error.contains("all 10 paragraphs of") && error.contains("fewer than 5000"), "{error}");
         assert!(refused(&Haystack::repeated(), (100, 1)).contains("question_answering needs questions"));

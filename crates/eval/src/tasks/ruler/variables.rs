@@ -1,4 +1,4 @@
-//! Variables that get their values from one another (RULER, section 3, multi-hop tracing).
+//! Variables that take their values from one another (RULER, section 3, multi-hop tracing).
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;

@@ -9,13 +9,13 @@ use rand_chacha::ChaCha8Rng;
 
 use super::haystack::SEVERAL;
 
-/// Words that are common.
+/// Number of common words.
 pub(super) const COMMON: usize = 10;
-/// Below this length lists of words are shorter.
+/// Lists of words are shorter below this length.
 const SHORT: usize = 4096;
-/// Power of the rank with which frequencies fall.
+/// Exponent of the rank with which frequencies fall.
 const ZIPF: f64 = 2.0;
-/// ζ(2): what the frequencies of all ranks add up to.
+/// ζ(2): the sum of the frequencies of all ranks.
 const ZETA: f64 = std::f64::consts::PI * std::f64::consts::PI / 6.0;
 /// Coded words of a text, per token of its length.
 const CODED: f64 = 1.0 / 50.0;
@@ -49,7 +49,7 @@ pub(super) fn common_words(words: usize, length: usize, random: &mut ChaCha8Rng)
     (format!("{} {solved}\n{}", question(&shown), question(&asked)), answers)
 }
 
-/// A numbered list in which the first words, which are returned, are there `often` times and the rest `seldom` times.
+/// A numbered list. The first words, which are returned, occur `often` times, the others `seldom` times.
 fn word_list(words: usize, often: usize, seldom: usize, random: &mut ChaCha8Rng) -> (String, Vec<String>) {
     let words = names(words, random);
     let (common, others) = words.split_at(COMMON.min(words.len()));
@@ -96,7 +96,7 @@ pub(super) fn frequent_words(words: usize, length: usize, random: &mut ChaCha8Rn
     (prompt, codes[1..SEVERAL].to_vec())
 }
 
-/// Different names: single words, or pairs where these do not suffice.
+/// Different names: single words, or pairs if there are too few.
 pub(super) fn names(count: usize, random: &mut ChaCha8Rng) -> Vec<String> {
     let singles = ADJECTIVES.len() + NOUNS.len();
     let pairs = ADJECTIVES.len() * NOUNS.len();
@@ -108,7 +108,7 @@ pub(super) fn names(count: usize, random: &mut ChaCha8Rng) -> Vec<String> {
         index if index < ADJECTIVES.len() => ADJECTIVES[index].to_owned(),
         index if index < singles => NOUNS[index - ADJECTIVES.len()].to_owned(),
         index if index < singles + pairs => pair(index - singles),
-        // Beyond these, pairs of pairs, numbered on.
+        // Beyond these, numbered pairs of pairs.
         index => format!("{}-{}", pair((index - singles) % pairs), (index - singles) / pairs),
     };
     let there = if count <= singles { singles } else { count.max(singles + pairs) };

@@ -1,6 +1,6 @@
-//! A group unpacked to a tile, which is then multiplied: for processors that have no unpacking of their own here.
+//! A group is unpacked to a tile, which is then multiplied: for processors without an unpacking kernel here.
 //!
-//! Where neither bytes nor fused multiply-add have instructions, this is slow and gives the same bits.
+//! Without instructions for bytes and fused multiply-add, this is slow and gives the same bits.
 
 use crate::packed::PANEL;
 use crate::packed::layout::{COLUMNS, Kind, QUAD, QUADS, Scales};
@@ -15,8 +15,8 @@ pub(super) fn add<K: Kind>(records: &[Line], rows: &[&[RoundedGroup]], sums: &mu
     add_with::<K>(records, rows, sums, exact);
 }
 
-/// As [`add`], given how the whole numbers of 16 columns of a tile (all of a group, or the half whose index comes next)
-/// are multiplied.
+/// Like [`add`], with a given multiplication of the whole numbers of 16 columns of a tile (all of a group, or the half
+/// whose index comes next).
 #[inline(always)]
 pub(super) fn add_with<K: Kind>(
     records: &[Line],
