@@ -137,7 +137,7 @@ fn balance(update: &mut [Vec<f64>], iterations: u32, floor: f64) {
     }
 }
 
-fn optimizers() -> [RowOptimizer; 5] {
+fn optimizers() -> [RowOptimizer; 7] {
     [
         RowOptimizer::balanced_momentum(),
         RowOptimizer::BalancedMomentum { momentum: 0.5, iterations: 2, floor: 0.6, scale: 1.0 },

@@ -155,6 +155,7 @@ fn set_experts(
         scaling,
         groups,
         balance_rate: 0.0,
+        sequence_balance: 0.0,
     };
     let sparse = |block: usize| block >= first && block.is_multiple_of(step);
     model.experts = expert_blocks(experts, &(0..model.blocks).map(sparse).collect::<Vec<_>>());
@@ -193,6 +194,7 @@ fn gguf_experts(settings: &Settings, model: &mut ModelConfig) -> Result<()> {
         scaling: scaling as f32,
         groups,
         balance_rate: 0.0,
+        sequence_balance: 0.0,
     };
     let first = settings.integer("leading_dense_block_count")?.unwrap_or(0);
     model.experts =

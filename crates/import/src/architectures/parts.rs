@@ -1,7 +1,7 @@
 //! What the families share.
 
 use engram_config::{
-    Activation, AttentionConfig, ExpertsConfig, FeedForwardConfig, ModelConfig, PlainConfig, RotaryScaling,
+    Activation, AttentionConfig, ExpertsConfig, FeedForwardConfig, InitConfig, ModelConfig, PlainConfig, RotaryScaling,
 };
 
 use crate::error::Result;
@@ -136,6 +136,7 @@ pub(super) fn bare(settings: &Settings, stored: Stored<'_>, names: &Names) -> Re
         tied_head: !stored.head,
         embedding_scale: None,
         post_norms: false,
+        init: InitConfig::default(),
         attention: AttentionConfig::Plain(PlainConfig::new(1, 2)),
         feed_forward: FeedForwardConfig {
             width: settings.needed(names.feed_forward)?,

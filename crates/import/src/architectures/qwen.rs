@@ -111,6 +111,7 @@ fn experts(routed: usize, active: usize, width: usize, normalise: bool) -> Exper
         scaling: 1.0,
         groups: None,
         balance_rate: 0.0,
+        sequence_balance: 0.0,
     }
 }
 
