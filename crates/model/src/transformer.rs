@@ -265,7 +265,8 @@ impl LanguageModel {
         x.reshape([tokens, self.streams, self.width]).mean_dim(1).reshape([tokens, self.width])
     }
 
-    fn head_weight(&self) -> Tensor<2> {
+    /// The head, `[width, vocabulary]`.
+    pub(crate) fn head_weight(&self) -> Tensor<2> {
         match &self.head {
             Some(head) => head.val(),
             None => self.embedding.val().transpose(),
