@@ -4,6 +4,7 @@
 //! errors to standard error.
 
 mod commands;
+mod common_text;
 mod corpus_options;
 mod corpus_rows;
 mod device;
@@ -30,6 +31,8 @@ mod run;
 mod served;
 mod shell;
 mod table;
+mod taught_memory;
+mod teaching_report;
 mod terminal;
 
 use std::process::ExitCode;

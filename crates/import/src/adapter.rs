@@ -89,7 +89,7 @@ impl Adapter {
         }
         let belonging = Belonging { base: identity, base_name, tokenizer, addressing };
         belonging.check_base(&path, base)?;
-        check_config(&memory, base).map_err(|error| locate(&text, &path, &error))?;
+        check_config(&memory, base).map_err(|error| locate(&text, &error))?;
         let addressing = address(&memory, base, &path)?;
         belonging.check_addressing(&path, &addressing)?;
         let file = folder.join(WEIGHTS);
