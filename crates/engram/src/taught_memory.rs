@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use engram_address::Addressing;
-use engram_config::{MemoryConfig, ModelConfig, TeachConfig};
+use engram_config::{Lookup, MemoryConfig, ModelConfig, TeachConfig};
 use engram_import::{
     Adapter, AdapterRows, AdapterWriter, HostTensor, Model, OverlayNotes, OverlayWriter, Weights,
     memory_addressing,
@@ -63,7 +63,11 @@ impl TaughtMemory {
         let memory = own.unwrap_or_else(|| config.memory.for_base(&model.config().model, config.seed));
         if is_new {
             let all = ModelConfig { memory: Some(memory.clone()), ..model.config().model.clone() };
-            all.validate()?;
+            all.validate().map_err(engram_train::Error::from)?;
+        }
+        if memory.lookup != Lookup::Own {
+            let path = model.path().display();
+            return refuse(format!("{path}: its positions read the rows of others (`lookup`), which are not taught"));
         }
         let addressing = memory_addressing(&memory, model.tokenizer())?;
         let folder = model.checkpoint().map(|checkpoint| checkpoint.folder().to_owned());

@@ -47,7 +47,7 @@ impl Census {
     pub(crate) fn read(&mut self, corpus: &Corpus, tokenizer: &Tokenizer, vocabulary: &Vocabulary) -> Result<()> {
         let mut documents = corpus.documents();
         loop {
-            let texts: Vec<String> = documents.by_ref().take(BATCH).collect::<engram_data::Result<_>>()?;
+            let texts: Vec<String> = documents.by_ref().take(BATCH).collect::<std::result::Result<_, engram_data::Error>>()?;
             if texts.is_empty() {
                 return Ok(());
             }

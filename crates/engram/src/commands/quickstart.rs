@@ -347,7 +347,7 @@ mod tests {
 
     #[test]
     fn passages_are_held_out() {
-        let texts = |corpus: engram_data::Result<Corpus>| -> Vec<String> {
+        let texts = |corpus: Result<Corpus, engram_data::Error>| -> Vec<String> {
             corpus.unwrap().documents().map(Result::unwrap).collect()
         };
         let (train, valid) = (texts(common_text::train()), texts(common_text::held_out()));
