@@ -316,16 +316,7 @@ impl AttentionConfig {
                 (latent.scale.is_some(), "model.attention.scale"),
                 (latent.rotary_scaling.is_some(), "model.attention.rotary_scaling"),
             ],
-            Self::Plain(plain) => vec![
-                (plain.rotary_width.is_some(), "model.attention.rotary_width"),
-                (plain.query_key_norm, "model.attention.query_key_norm"),
-                (plain.bias, "model.attention.bias"),
-                (plain.output_bias, "model.attention.output_bias"),
-                (plain.scale.is_some(), "model.attention.scale"),
-                (plain.window.is_some(), "model.attention.window"),
-                (!plain.unrotated_blocks.is_empty(), "model.attention.unrotated_blocks"),
-                (plain.rotary_scaling.is_some(), "model.attention.rotary_scaling"),
-            ],
+            Self::Plain(_) => Vec::new(),
         };
         departures.into_iter().find_map(|(departs, key)| departs.then_some(key))
     }

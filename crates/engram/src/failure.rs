@@ -87,6 +87,7 @@ fn of_import(error: &engram_import::Error) -> u8 {
         Error::Hub { is_input, .. } => of_input(*is_input),
         Error::Config(error) => of_config(error),
         Error::Tokenizer(error) => of_data(error),
+        Error::Store(error) => of_store(error),
         _ => 2,
     }
 }

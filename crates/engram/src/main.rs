@@ -6,6 +6,7 @@
 #[cfg(test)]
 mod book;
 mod commands;
+mod common_text;
 mod corpus_options;
 mod corpus_rows;
 mod device;
@@ -31,6 +32,8 @@ mod run;
 mod served;
 mod shell;
 mod table;
+mod taught_memory;
+mod teaching_report;
 mod terminal;
 
 use std::process::ExitCode;

@@ -16,7 +16,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("data", &["config"]),
     ("store", &["identity"]),
     ("model", &["address", "burn", "config", "kernels", "store"]),
-    ("import", &["config", "data", "kernels", "store"]),
+    ("import", &["address", "config", "data", "kernels", "store"]),
     ("train", &["address", "burn", "config", "data", "import", "kernels", "model", "store"]),
     ("infer", &["address", "config", "data", "import", "kernels", "store"]),
     ("serve", &["infer"]),

@@ -168,10 +168,7 @@ impl CheckpointWriter {
         if self.target.symlink_metadata().is_ok() {
             return Err(Error::file("put a folder in place", &self.target)(ErrorKind::AlreadyExists.into()));
         }
-        for path in entries(&self.folder)? {
-            sum_and_flush(&path)?;
-        }
-        flush_folder(&self.folder)?;
+        flush_all(&self.folder)?;
         self.stand()
     }
 
@@ -348,6 +345,18 @@ fn sum_and_flush(path: &Path) -> Result<FileSum> {
     let file = File::options().read(true).write(true).open(path);
     file.and_then(|file| file.sync_all()).map_err(Error::file("flush", path))?;
     Ok(sum)
+}
+
+/// Flushes every file in a folder, and in those inside it.
+fn flush_all(folder: &Path) -> Result<()> {
+    for path in entries(folder)? {
+        if path.is_dir() {
+            flush_all(&path)?;
+        } else {
+            sum_and_flush(&path)?;
+        }
+    }
+    flush_folder(folder)
 }
 
 /// Makes the names in a folder durable. Only Unix lets a folder be flushed; elsewhere nothing is done.

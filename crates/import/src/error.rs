@@ -74,6 +74,17 @@ pub enum Error {
     /// A tokenizer that cannot be used.
     #[error(transparent)]
     Tokenizer(#[from] engram_data::Error),
+    /// A memory that does not fit the tokenizer.
+    #[error("{}: {source}", path.display())]
+    Address {
+        /// Where the memory is described.
+        path: PathBuf,
+        /// Why it does not fit.
+        source: engram_address::AddressError,
+    },
+    /// A table or an overlay that cannot be used.
+    #[error(transparent)]
+    Store(#[from] engram_store::StoreError),
 }
 
 impl Error {
@@ -85,6 +96,8 @@ impl Error {
             Self::Hub { is_input, .. } => *is_input,
             Self::Config(error) => error.is_input(),
             Self::Tokenizer(error) => error.is_input(),
+            Self::Store(engram_store::StoreError::Io { source, .. }) => source.kind() == io::ErrorKind::NotFound,
+            Self::Store(engram_store::StoreError::Memory { .. }) => false,
             _ => true,
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use engram_config::{CheckpointConfig, ModelConfig};
 use engram_data::{Begin, Tokenizer};
@@ -30,6 +31,8 @@ pub struct Model {
     path: PathBuf,
     source: Source,
     notes: Vec<String>,
+    /// Its files' hash, once somebody has asked for it.
+    identity: OnceLock<String>,
 }
 
 /// Where a model comes from.
@@ -113,19 +116,29 @@ impl Model {
         }
     }
 
-    /// What tells this model from others: the BLAKE3 hash of its files, all of which are read for it.
+    /// What people call it: the last part of its path.
+    pub fn name(&self) -> String {
+        let path = self.path.canonicalize().unwrap_or_else(|_| self.path.clone());
+        path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+    }
+
+    /// What tells this model from others: the BLAKE3 hash of its files, all of which are read for it the first time.
     ///
     /// # Errors
     /// When they cannot be read.
     pub fn identity(&self) -> Result<String> {
-        match &self.source {
-            Source::Checkpoint(checkpoint) => checkpoint.identity(),
+        if let Some(identity) = self.identity.get() {
+            return Ok(identity.clone());
+        }
+        let identity = match &self.source {
+            Source::Checkpoint(checkpoint) => checkpoint.identity()?,
             Source::Outside(files) => {
                 let mut hasher = blake3::Hasher::new();
                 files.iter().try_for_each(|file| file.hash(&mut hasher))?;
-                Ok(hasher.finalize().to_hex().to_string())
+                hasher.finalize().to_hex().to_string()
             }
-        }
+        };
+        Ok(self.identity.get_or_init(|| identity).clone())
     }
 
     fn from_checkpoint(path: &Path) -> Result<Self> {
@@ -142,7 +155,8 @@ impl Model {
         let chat_template = hub_tokenizer::chat_template(&folder)?;
         let source = Source::Checkpoint(checkpoint);
         let notes = notes(&config.model, &tokenizer);
-        Ok(Self { config, weights, tokenizer, begin, generation, chat_template, path: folder, source, notes })
+        let (path, identity) = (folder, OnceLock::new());
+        Ok(Self { config, weights, tokenizer, begin, generation, chat_template, path, source, notes, identity })
     }
 
     fn from_gguf(path: &Path) -> Result<Self> {
@@ -222,8 +236,9 @@ impl Model {
         }
         all.extend(notes(&model, &tokenizer));
         let config = CheckpointConfig { model, text, data: None, train: None };
-        let (path, source) = (path.to_owned(), Source::Outside(files));
-        Ok(Self { config, weights, tokenizer, begin, generation, chat_template, path, source, notes: all })
+        let (path, source, notes) = (path.to_owned(), Source::Outside(files), all);
+        let identity = OnceLock::new();
+        Ok(Self { config, weights, tokenizer, begin, generation, chat_template, path, source, notes, identity })
     }
 }
 

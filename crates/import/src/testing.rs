@@ -2,12 +2,19 @@
 #![allow(clippy::unwrap_used, reason = "a panic is a failure")]
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
+use engram_config::{Compression, Gate, Lookup, MemoryConfig, MemoryForm};
+use engram_store::{OverlayWriter as StoreOverlayWriter, RowSource, TableOrigin, ZeroRows};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
+use crate::adapter::{Adapter, AdapterRows, AdapterWriter};
 use crate::gguf_writer::Writer;
+use crate::model::Model;
+use crate::overlay::{OverlayNotes, OverlayWriter};
+use crate::tensor::HostTensor;
 
 /// Sizes of a model of the Llama type.
 #[derive(Debug, Clone, Copy)]
@@ -172,4 +179,95 @@ fn gguf_name(name: &str) -> String {
             format!("blk.{index}.{}.weight", part(inner))
         }
     }
+}
+
+/// The model as the file `folder/base.gguf`.
+pub fn write_gguf(folder: &Path, seed: u64) -> PathBuf {
+    let path = folder.join("base.gguf");
+    std::fs::write(&path, gguf(CONFIG.context, seed).bytes()).unwrap();
+    path
+}
+
+/// A small memory before the last block, in the form `form`.
+pub fn memory(form: MemoryForm) -> MemoryConfig {
+    let row_width = if form == MemoryForm::Added { CONFIG.width } else { 4 };
+    MemoryConfig {
+        form,
+        gate: Gate::PerStream,
+        convolution: None,
+        layers: vec![1],
+        max_order: 3,
+        heads: 2,
+        row_width,
+        rows_per_head: vec![50, 60],
+        compression: Compression::Normalised,
+        lookup: Lookup::Own,
+        seed: 7,
+        pad_id: 256,
+        kernel: 3,
+        row_init: 0.0,
+    }
+}
+
+/// Random weights for `memory` in a model of one stream of `width`. Nothing is added where all rows are zero: the
+/// value has no bias.
+pub fn memory_weights(memory: &MemoryConfig, width: usize, seed: u64) -> BTreeMap<String, HostTensor> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut all = BTreeMap::new();
+    let inputs = memory.width();
+    for layer in &memory.layers {
+        let mut add = |name: &str, shape: &[usize]| {
+            let values = (0..shape.iter().product()).map(|_| random.random::<f32>() - 0.5).collect();
+            all.insert(format!("blocks.{layer}.memory.{name}"), HostTensor { shape: shape.to_vec(), values });
+        };
+        match memory.form {
+            MemoryForm::Paper => {
+                add("projection.key", &[inputs, width]);
+                add("projection.key_bias", &[width]);
+                add("projection.value", &[inputs, width]);
+                add("norms.query", &[1, width]);
+                add("norms.key", &[1, width]);
+                add("convolution.norm", &[1, width]);
+                add("convolution.weight", &[1, width, memory.kernel]);
+                let bias = HostTensor { shape: vec![width], values: vec![0.0; width] };
+                all.insert(format!("blocks.{layer}.memory.projection.value_bias"), bias);
+            }
+            MemoryForm::V41 => {
+                add("projection", &[inputs, 2 * width]);
+                add("norms.query", &[1, width]);
+            }
+            _ => {}
+        }
+    }
+    all
+}
+
+/// The adapter `folder` with random weights and rows of zero.
+pub fn write_adapter(folder: &Path, base: &Model, memory: &MemoryConfig, seed: u64) -> PathBuf {
+    let writer = AdapterWriter::begin(folder, base, memory, AdapterRows::Zero).unwrap();
+    writer.weights(&memory_weights(memory, base.config().model.width, seed)).unwrap();
+    writer.place().unwrap()
+}
+
+/// The overlay `folder`, which brings `adapter` with it and changes the rows that `text` reads in every layer.
+pub fn write_overlay(folder: &Path, base: &Model, adapter: &Adapter, text: &str, seed: u64) -> PathBuf {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let writer = OverlayWriter::begin_for(folder, adapter, OverlayNotes::default()).unwrap();
+    writer.include(adapter).unwrap();
+    let tokens = base.tokenizer().encode(text).unwrap();
+    let addressing = adapter.addressing();
+    for (place, layer) in addressing.layers().iter().enumerate() {
+        let origin = TableOrigin { identity: addressing.identity(), layer: layer.layer() as u64 };
+        let zeros = ZeroRows::new(layer.rows(), adapter.memory().row_width, origin).unwrap();
+        let mut rows = StoreOverlayWriter::new(zeros.header(), zeros.content());
+        let mut ids = Vec::new();
+        let history = &mut addressing.history();
+        history.extend(&tokens).unwrap().row_ids(place, &mut ids).unwrap();
+        for id in ids {
+            let values: Vec<f32> = (0..zeros.width()).map(|_| random.random::<f32>() - 0.5).collect();
+            rows.set(id, &values).unwrap();
+        }
+        rows.save(writer.file_path(layer.layer())).unwrap();
+    }
+    writer.place().unwrap()
 }

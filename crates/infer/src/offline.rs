@@ -70,6 +70,8 @@ pub enum OfflineError {
 const STEP: usize = 512;
 /// Positions of a page.
 const PAGE: usize = 16;
+/// Positions whose logits are in memory at once.
+const LOGITS: usize = 64;
 /// Texts that are continued at once.
 const TEXTS: usize = 16;
 /// Tokens drafted at most.
@@ -142,6 +144,27 @@ impl Offline {
         }
         let (lines, cache) = self.lines();
         proceed(&lines, cache, prompts, (limit, end), finished, interrupted)
+    }
+
+    /// The logits after each token of a text, a few positions at a time: `each` is given the first of them, from 0, and
+    /// `[positions, vocabulary]`.
+    ///
+    /// # Errors
+    /// When the text is empty, too long or has an unknown token, or rows are unavailable.
+    pub fn logits(
+        &mut self,
+        tokens: &[u32],
+        each: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), OfflineError> {
+        self.check(tokens, tokens.len())?;
+        if tokens.is_empty() {
+            return Err(OfflineError::Empty);
+        }
+        let (lines, cache) = self.lines();
+        let mut line = [lines.begin(cache, &[])?];
+        let result = logits(&lines, cache, &mut line, tokens, each);
+        line.into_iter().for_each(|line| cache.release(line.sequence));
+        result
     }
 
     fn lines(&mut self) -> (Lines<'_>, &mut Cache) {
@@ -222,6 +245,25 @@ impl Lines<'_> {
             .collect();
         Ok(self.pool.install(|| self.decoder.step(cache, &chunks, &mut fetched))?)
     }
+}
+
+fn logits(
+    lines: &Lines<'_>,
+    cache: &mut Cache,
+    line: &mut [Line; 1],
+    tokens: &[u32],
+    each: &mut dyn FnMut(usize, &[f32]),
+) -> Result<(), OfflineError> {
+    let mut first = 0;
+    for part in tokens.chunks(LOGITS) {
+        cache.reserve(&mut line[0].sequence, part.len()).map_err(OfflineError::Cache)?;
+        let part = [Part { line: 0, tokens: part, logits: part.len(), targets: Vec::new() }];
+        let output = lines.step(cache, line, &part)?;
+        each(first, &output.logits);
+        first += part[0].tokens.len();
+        cache.commit(&mut line[0].sequence, first, tokens);
+    }
+    Ok(())
 }
 
 fn score(

@@ -92,4 +92,4 @@ pub use short_convolution::{
     ShortConvolution, ShortConvolutionGradients, ShortConvolutionShape, ShortConvolutionWeights,
     short_convolution, short_convolution_backward,
 };
-pub use swiglu::{geglu, geglu_into, swiglu, swiglu_backward, swiglu_into};
+pub use swiglu::{geglu, geglu_backward, geglu_into, swiglu, swiglu_backward, swiglu_into};

@@ -44,16 +44,17 @@ pub fn geglu(gate_up: &[f32], width: usize) -> Vec<f32> {
 /// # Panics
 /// As [`geglu`], or when `output` has another size.
 pub fn geglu_into(gate_up: &[f32], width: usize, output: &mut [f32]) {
-    /// 2·√(2/π).
-    const FACTOR: f32 = 1.595_769;
     gated(
         gate_up,
         width,
         output,
         #[inline(always)]
-        |gate| gate * sigmoid(FACTOR * gate * (0.044_715 * gate).mul_add(gate, 1.0)),
+        |gate| gate * sigmoid(GELU_FACTOR * gate * (0.044_715 * gate).mul_add(gate, 1.0)),
     )
 }
+
+/// 2·√(2/π).
+const GELU_FACTOR: f32 = 1.595_769;
 
 fn gated(gate_up: &[f32], width: usize, output: &mut [f32], activation: impl Fn(f32) -> f32 + Sync) {
     check(gate_up, width);
@@ -80,6 +81,47 @@ fn gated(gate_up: &[f32], width: usize, output: &mut [f32], activation: impl Fn(
 /// # Panics
 /// When `width` is 0, `gate_up` is not a whole number of rows, or `grad` is not half its size.
 pub fn swiglu_backward(grad: &[f32], gate_up: &[f32], width: usize) -> Vec<f32> {
+    // With s = sigmoid(gate): d(silu) = s·(1 + gate·(1 − s)).
+    gated_backward(
+        grad,
+        gate_up,
+        width,
+        #[inline(always)]
+        |gate| {
+            let s = sigmoid(gate);
+            let silu = gate * s;
+            (silu, s + silu * (1.0 - s))
+        },
+    )
+}
+
+/// As [`swiglu_backward`], for [`geglu`].
+///
+/// # Panics
+/// As [`swiglu_backward`].
+pub fn geglu_backward(grad: &[f32], gate_up: &[f32], width: usize) -> Vec<f32> {
+    // With s = σ(2z): d(x·s) = s + x·s·(1 − s)·2z', and x·s·(1 − s) is 0 wherever z' is large.
+    gated_backward(
+        grad,
+        gate_up,
+        width,
+        #[inline(always)]
+        |gate| {
+            let square = 0.044_715 * gate * gate;
+            let s = sigmoid(GELU_FACTOR * gate * (square + 1.0));
+            let inside = if s == 0.0 || s == 1.0 { 0.0 } else { s * (1.0 - s) * (3.0 * square + 1.0) };
+            (gate * s, s + GELU_FACTOR * gate * inside)
+        },
+    )
+}
+
+/// `activation` gives the value and the derivative at a gate.
+fn gated_backward(
+    grad: &[f32],
+    gate_up: &[f32],
+    width: usize,
+    activation: impl Fn(f32) -> (f32, f32) + Sync,
+) -> Vec<f32> {
     check(gate_up, width);
     assert_eq!(2 * grad.len(), gate_up.len(), "swiglu: the gradient must be half as large as the input");
     let mut input = vec![0.0; gate_up.len()];
@@ -93,26 +135,18 @@ pub fn swiglu_backward(grad: &[f32], gate_up: &[f32], width: usize) -> Vec<f32> 
             || {
                 let rows = gate_up.chunks_exact(2 * width).zip(grad.chunks_exact(width));
                 for ((row, grad), input) in rows.zip(input.chunks_exact_mut(2 * width)) {
-                    backward_row(row, grad, input, width);
+                    let ((gate, up), (d_gate, d_up)) = (row.split_at(width), input.split_at_mut(width));
+                    let grad = &grad[..width];
+                    for i in 0..width {
+                        let (value, slope) = activation(gate[i]);
+                        d_up[i] = grad[i] * value;
+                        d_gate[i] = grad[i] * up[i] * slope;
+                    }
                 }
             },
         );
     });
     input
-}
-
-/// With s = sigmoid(gate): d(silu) = s·(1 + gate·(1 − s)).
-#[inline(always)]
-fn backward_row(gate_up: &[f32], grad: &[f32], input: &mut [f32], width: usize) {
-    let (gate, up) = gate_up.split_at(width);
-    let (d_gate, d_up) = input.split_at_mut(width);
-    let grad = &grad[..width];
-    for i in 0..width {
-        let s = sigmoid(gate[i]);
-        let silu = gate[i] * s;
-        d_up[i] = grad[i] * silu;
-        d_gate[i] = grad[i] * up[i] * (s + silu * (1.0 - s));
-    }
 }
 
 fn check(gate_up: &[f32], width: usize) {
@@ -140,6 +174,8 @@ mod tests {
             let grad = random(rows * width, seed ^ 1);
             let found = swiglu_backward(&grad, &gate_up, width);
             assert_gradient("gate_up", &gate_up, &found, |x| weighted(&swiglu(x, width), &grad));
+            let found = geglu_backward(&grad, &gate_up, width);
+            assert_gradient("gate_up", &gate_up, &found, |x| weighted(&geglu(x, width), &grad));
         }
     }
 
@@ -178,5 +214,7 @@ mod tests {
         assert_eq!(swiglu(&[-1000.0, 2.0], 1), [-0.0]);
         assert_eq!(swiglu(&[1000.0, 2.0], 1), [2000.0]);
         assert_eq!(swiglu_backward(&[1.0], &[-1000.0, 2.0], 1), [-0.0, -0.0]);
+        assert_eq!(geglu_backward(&[1.0], &[-1e20, 2.0], 1), [-0.0, 0.0]);
+        assert_eq!(geglu_backward(&[1.0], &[1e4, 2.0], 1), [2.0, 1e4]);
     }
 }

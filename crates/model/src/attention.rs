@@ -10,7 +10,7 @@ use crate::rms_norm::RmsNorm;
 use crate::rotary::Rotary;
 use crate::sequences::Sequences;
 use crate::training::{DeclareTraining, Matrices, TrainingPlan};
-use engram_config::{AttentionConfig, LatentConfig, ModelConfig, Precision};
+use engram_config::{AttentionConfig, LatentConfig, ModelConfig, PlainConfig, Precision};
 
 /// Attention of one block.
 #[derive(Module, Debug)]
@@ -23,15 +23,18 @@ pub enum Attention {
 }
 
 impl Attention {
-    pub(crate) fn new(config: &ModelConfig, init: &Init, precision: Precision) -> Self {
-        match config.attention {
-            AttentionConfig::Latent { .. } => Self::Latent(LatentAttention::new(config, init, precision)),
-            AttentionConfig::Plain { .. } => Self::Plain(PlainAttention::new(config, init, precision)),
+    pub(crate) fn new(config: &ModelConfig, block: usize, init: &Init, precision: Precision) -> Self {
+        match &config.attention {
+            AttentionConfig::Latent(_) => Self::Latent(LatentAttention::new(config, init, precision)),
+            AttentionConfig::Plain(plain) => {
+                Self::Plain(PlainAttention::new(config, plain, block, init, precision))
+            }
         }
     }
 
     /// `[tokens, width]` to the same; a token sees itself and the tokens of its sequence before it.
-    pub fn forward(&self, x: Tensor<2>, sequences: &Sequences, rotary: &Rotary) -> Tensor<2> {
+    /// Positions are those of `rotary`; none: heads are not rotated, which plain attention alone may be.
+    pub fn forward(&self, x: Tensor<2>, sequences: &Sequences, rotary: Option<&Rotary>) -> Tensor<2> {
         self.forward_adding(x, sequences, rotary, None)
     }
 
@@ -41,11 +44,14 @@ impl Attention {
         &self,
         x: Tensor<2>,
         sequences: &Sequences,
-        rotary: &Rotary,
+        rotary: Option<&Rotary>,
         values: Option<Tensor<2>>,
     ) -> Tensor<2> {
         match self {
-            Self::Latent(attention) => attention.forward(x, sequences, rotary, values),
+            Self::Latent(attention) => {
+                let rotary = rotary.expect("latent attention has rotary positions in every block");
+                attention.forward(x, sequences, rotary, values)
+            }
             Self::Plain(attention) => attention.forward(x, sequences, rotary, values),
         }
     }
@@ -183,7 +189,7 @@ impl DeclareTraining for LatentAttention {
     }
 }
 
-/// Plain multi-head attention, rotary over whole heads. Successive heads may share keys and values (grouped queries,
+/// Plain multi-head attention with rotary positions. Successive heads may share keys and values (grouped queries,
 /// arXiv 2305.13245): head h sees those of key head `h / (heads / key_heads)`.
 #[derive(Module, Debug)]
 pub struct PlainAttention {
@@ -195,28 +201,48 @@ pub struct PlainAttention {
     pub value: Linear,
     /// From the heads' values, `[heads·head_width, width]`.
     pub output: Linear,
+    /// Norm of every head of the queries, before it is rotated.
+    pub query_norm: Option<RmsNorm>,
+    /// Norm of every head of the keys.
+    pub key_norm: Option<RmsNorm>,
     heads: usize,
     key_heads: usize,
     head_width: usize,
+    scale: f32,
+    /// Positions that a position sees, its own included; none: all.
+    window: Option<usize>,
     bf16: bool,
 }
 
 impl PlainAttention {
-    fn new(config: &ModelConfig, init: &Init, precision: Precision) -> Self {
-        let (heads, key_heads) = (config.attention.heads(), config.attention.key_heads());
-        let (head_width, _) = config.attention.head_widths();
+    fn new(
+        config: &ModelConfig,
+        plain: &PlainConfig,
+        block: usize,
+        init: &Init,
+        precision: Precision,
+    ) -> Self {
+        let (heads, key_heads, head_width) =
+            (plain.heads, config.attention.key_heads(), plain.head_width);
         let (width, inner, shared) = (config.width, heads * head_width, key_heads * head_width);
-        let linear = |name: &str, shape: [usize; 2], scale: f32| {
-            Linear::new(&init.child(name), shape, scale, precision)
+        let linear = |name: &str, shape: [usize; 2], scale: f32, bias: bool| {
+            let init = init.child(name);
+            Linear::new(&init, shape, scale, precision).with_bias(&init, bias)
         };
+        let projection = config.init.projection;
+        let norm = || plain.query_key_norm.then(|| RmsNorm::new(init, head_width, config.norm_epsilon));
         Self {
-            query: linear("query", [width, inner], config.init.projection),
-            key: linear("key", [width, shared], config.init.projection),
-            value: linear("value", [width, shared], config.init.projection),
-            output: linear("output", [inner, width], config.output_scale()),
+            query: linear("query", [width, inner], projection, plain.bias),
+            key: linear("key", [width, shared], projection, plain.bias),
+            value: linear("value", [width, shared], projection, plain.bias),
+            output: linear("output", [inner, width], config.output_scale(), plain.output_bias),
+            query_norm: norm(),
+            key_norm: norm(),
             heads,
             key_heads,
             head_width,
+            scale: config.attention.scale(),
+            window: config.attention.window_of(block),
             bf16: precision == Precision::Bf16,
         }
     }
@@ -225,31 +251,45 @@ impl PlainAttention {
         &self,
         x: Tensor<2>,
         sequences: &Sequences,
-        rotary: &Rotary,
+        rotary: Option<&Rotary>,
         added: Option<Tensor<2>>,
     ) -> Tensor<2> {
         let inner = self.heads * self.head_width;
-        let ([batch, time], positions) = (sequences.layout(), sequences.positions());
-        let apart = |x: Tensor<2>, heads: usize| x.reshape([batch, time, heads, self.head_width]);
-        let queries = rotary.rotate(apart(self.query.forward(x.clone()), self.heads), &positions);
-        let keys = rotary.rotate(apart(self.key.forward(x.clone()), self.key_heads), &positions);
-        let scale = (self.head_width as f32).sqrt().recip();
+        let [batch, time] = sequences.layout();
+        let place = |x: Tensor<2>, heads: usize, norm: Option<&RmsNorm>| {
+            let x = self.normed(x, heads, norm).reshape([batch, time, heads, self.head_width]);
+            match rotary {
+                Some(rotary) => rotary.rotate(x, &sequences.positions()),
+                None => x,
+            }
+        };
+        let queries = place(self.query.forward(x.clone()), self.heads, self.query_norm.as_ref());
+        let keys = place(self.key.forward(x.clone()), self.key_heads, self.key_norm.as_ref());
         let values = self.value.forward(x);
         let values = match added {
             Some(added) => values + added,
             None => values,
         };
-        let (keys, values) = (self.for_all_heads(keys), self.for_all_heads(apart(values, self.key_heads)));
+        let values = values.reshape([batch, time, self.key_heads, self.head_width]);
+        let (keys, values) = (self.for_all_heads(keys), self.for_all_heads(values));
         let [queries, keys, values] =
             [queries, keys, values].map(|heads| heads.reshape([batch * time, inner]));
         let shape = CausalAttentionShape {
             sequences: sequences.clone(),
             heads: self.heads,
             head_width: self.head_width,
-            scale,
+            scale: self.scale,
+            window: self.window,
             bf16: self.bf16,
         };
         self.output.forward(ops::causal_attention(queries, keys, values, shape))
+    }
+
+    /// Every head of `[tokens, heads·head_width]` normalised by itself, where there is a norm.
+    fn normed(&self, x: Tensor<2>, heads: usize, norm: Option<&RmsNorm>) -> Tensor<2> {
+        let Some(norm) = norm else { return x };
+        let [tokens, inner] = x.dims();
+        norm.forward(x.reshape([tokens * heads, self.head_width])).reshape([tokens, inner])
     }
 
     /// `[batch, time, key_heads, head_width]`, each repeated for the heads that share it, `[batch, time, heads, head_width]`.
@@ -272,6 +312,9 @@ impl DeclareTraining for PlainAttention {
         plan.muon(&self.query.weight, of_heads(self.heads));
         plan.muon(&self.key.weight, of_heads(self.key_heads));
         plan.muon(&self.value.weight, of_heads(self.key_heads));
+        [&self.query, &self.key, &self.value].into_iter().for_each(|linear| linear.declare_bias(plan));
         self.output.declare_whole(plan);
+        self.query_norm.declare_training(plan);
+        self.key_norm.declare_training(plan);
     }
 }

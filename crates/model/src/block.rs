@@ -26,12 +26,16 @@ pub struct Block {
     pub attention: Attention,
     /// Norm before attention.
     pub attention_norm: RmsNorm,
+    /// Norm of what attention computes, before the residual; none: it is added as it is.
+    pub attention_post_norm: Option<RmsNorm>,
     /// Streams around attention; none: a plain residual.
     pub attention_streams: Option<HyperConnection>,
     /// Feed-forward, dense or of experts.
     pub feed_forward: BlockFeedForward,
     /// Norm before the feed-forward.
     pub feed_forward_norm: RmsNorm,
+    /// Norm of what the feed-forward computes, before the residual; none: it is added as it is.
+    pub feed_forward_post_norm: Option<RmsNorm>,
     /// Streams around the feed-forward; none: a plain residual.
     pub feed_forward_streams: Option<HyperConnection>,
 }
@@ -53,6 +57,7 @@ impl Block {
             let hyper = config.hyper_connections.as_ref()?;
             Some(HyperConnection::new(hyper, width, layer, epsilon, &init.child(name)))
         };
+        let post_norm = || config.post_norms.then(|| RmsNorm::new(init, width, epsilon));
         let memory = config.memory.as_ref().filter(|memory| memory.layers.contains(&index));
         let feed_forward = match config.experts_of(index) {
             Some(experts) => BlockFeedForward::Experts(Experts::new(
@@ -70,11 +75,13 @@ impl Block {
         };
         Self {
             memory: memory.map(|memory| BlockMemory::new(config, memory, init, precision)),
-            attention: Attention::new(config, &init.child("attention"), precision),
+            attention: Attention::new(config, index, &init.child("attention"), precision),
             attention_norm: RmsNorm::new(init, width, epsilon),
+            attention_post_norm: post_norm(),
             attention_streams: streams("attention_streams", 2 * index),
             feed_forward,
             feed_forward_norm: RmsNorm::new(init, width, epsilon),
+            feed_forward_post_norm: post_norm(),
             feed_forward_streams: streams("feed_forward_streams", 2 * index + 1),
         }
     }
@@ -107,17 +114,19 @@ impl Block {
         &self,
         x: Tensor<2>,
         sequences: &Sequences,
-        rotary: &Rotary,
+        rotary: Option<&Rotary>,
         rows: Option<&MemoryRows>,
     ) -> (Tensor<2>, Option<Routing>) {
         let values = self.memory.as_ref().and_then(|memory| memory.values(rows));
         let x = around(x, self.attention_streams.as_ref(), |h| {
-            self.attention.forward_adding(self.attention_norm.forward(h), sequences, rotary, values)
+            let h = self.attention_norm.forward(h);
+            let y = self.attention.forward_adding(h, sequences, rotary, values);
+            normed(y, self.attention_post_norm.as_ref())
         });
         let mut routing = None;
         let x = around(x, self.feed_forward_streams.as_ref(), |h| {
             let h = self.feed_forward_norm.forward(h);
-            match &self.feed_forward {
+            let y = match &self.feed_forward {
                 BlockFeedForward::Dense(dense) => dense.forward(h),
                 BlockFeedForward::Experts(experts) => {
                     let (logits, choice) = experts.route(h.clone());
@@ -126,7 +135,8 @@ impl Block {
                     routing = Some(Routing { choice, balance });
                     y
                 }
-            }
+            };
+            normed(y, self.feed_forward_post_norm.as_ref())
         });
         (x, routing)
     }
@@ -145,12 +155,14 @@ impl DeclareTraining for Block {
         self.memory.declare_training(plan);
         self.attention.declare_training(plan);
         self.attention_norm.declare_training(plan);
+        self.attention_post_norm.declare_training(plan);
         self.attention_streams.declare_training(plan);
         match &self.feed_forward {
             BlockFeedForward::Dense(dense) => dense.declare_training(plan),
             BlockFeedForward::Experts(experts) => experts.declare_training(plan),
         }
         self.feed_forward_norm.declare_training(plan);
+        self.feed_forward_post_norm.declare_training(plan);
         self.feed_forward_streams.declare_training(plan);
     }
 }
@@ -168,5 +180,13 @@ fn around(
             streams.write(x, y, &coefficients)
         }
         None => x.clone() + layer(x),
+    }
+}
+
+/// `y`, normalised where there is a norm.
+fn normed(y: Tensor<2>, norm: Option<&RmsNorm>) -> Tensor<2> {
+    match norm {
+        Some(norm) => norm.forward(y),
+        None => y,
     }
 }

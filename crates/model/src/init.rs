@@ -13,14 +13,20 @@ use rand_distr::{Distribution, Normal};
 #[derive(Debug, Clone)]
 pub struct Init {
     device: Device,
-    seed: u64,
+    /// None: every weight that would be drawn is zero.
+    seed: Option<u64>,
     path: String,
 }
 
 impl Init {
     /// The root: weights on `device`, drawn from `seed`.
     pub fn new(device: &Device, seed: u64) -> Self {
-        Self { device: device.clone(), seed, path: String::new() }
+        Self { device: device.clone(), seed: Some(seed), path: String::new() }
+    }
+
+    /// The root of weights that are all zero where others are drawn: they are to be replaced.
+    pub(crate) fn blank(device: &Device) -> Self {
+        Self { device: device.clone(), seed: None, path: String::new() }
     }
 
     /// The device that weights are made on.
@@ -35,10 +41,10 @@ impl Init {
 
     /// A weight of normal values with standard deviation `deviation`; 0 gives zeros.
     pub fn normal<const D: usize>(&self, name: &str, shape: [usize; D], deviation: f32) -> Param<Tensor<D>> {
-        if deviation == 0.0 {
+        let Some(seed) = self.seed.filter(|_| deviation != 0.0) else {
             return self.constant(shape, 0.0);
-        }
-        let mut random = self.random(name);
+        };
+        let mut random = self.random(seed, name);
         let normal = Normal::new(0.0, deviation).expect("a finite, positive deviation");
         let values = (0..shape.iter().product()).map(|_| normal.sample(&mut random)).collect();
         self.values(shape, values)
@@ -54,10 +60,10 @@ impl Init {
         Param::from_tensor(Tensor::from_data(TensorData::new(values, shape), &self.device))
     }
 
-    fn random(&self, name: &str) -> ChaCha8Rng {
+    fn random(&self, seed: u64, name: &str) -> ChaCha8Rng {
         let mut hasher = blake3::Hasher::new();
         hasher
-            .update(&self.seed.to_le_bytes())
+            .update(&seed.to_le_bytes())
             .update(self.path.as_bytes())
             .update(b".")
             .update(name.as_bytes());

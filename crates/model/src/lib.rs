@@ -61,6 +61,7 @@ mod memory;
 mod memory_rows;
 mod ngram_embedding;
 mod ops;
+mod partial;
 mod recomputation;
 mod rms_norm;
 mod rotary;

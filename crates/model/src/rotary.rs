@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor, TensorData};
 use engram_kernels::Angles;
 
-use engram_config::{ModelConfig, YarnConfig};
+use engram_config::{AttentionConfig, BlockRotary, ModelConfig, YarnConfig};
 
 /// Cosines and sines of every position and frequency, `[time, width/2]`. Dimension i is paired with i + width/2.
 #[derive(Debug, Clone)]
@@ -38,6 +38,30 @@ impl Rotary {
         }
     }
 
+    /// Those of every block of a model, over its whole context; none where heads are not rotated. Blocks that have the
+    /// same share them.
+    pub fn of_blocks(config: &ModelConfig) -> Vec<Option<Self>> {
+        if let AttentionConfig::Latent(_) = config.attention {
+            return vec![Some(Self::of_model(config)); config.blocks];
+        }
+        let mut known: Vec<(BlockRotary, Self)> = Vec::new();
+        let mut of_block = |block: usize| {
+            let rotary = config.attention.rotary_of(block)?;
+            if let Some((_, found)) = known.iter().find(|(of, _)| *of == rotary) {
+                return Some(found.clone());
+            }
+            let BlockRotary { width, ref frequencies, amplitude } = rotary;
+            let mut found = Self::of(width, frequencies.clone(), config.context, 1.0);
+            if amplitude != 1.0 {
+                let grown = |values: &[f32]| values.iter().map(|value| value * amplitude).collect();
+                (found.cos, found.sin) = (grown(&found.cos), grown(&found.sin));
+            }
+            known.push((rotary, found.clone()));
+            Some(found)
+        };
+        (0..config.blocks).map(&mut of_block).collect()
+    }
+
     fn of(width: usize, frequencies: Vec<f64>, time: usize, inverse_temperature: f32) -> Self {
         let angles = (0..time).flat_map(|t| frequencies.iter().map(move |f| t as f64 * f));
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
@@ -58,9 +82,14 @@ impl Rotary {
         Angles { cos: &self.cos[..count], sin: &self.sin[..count] }
     }
 
-    /// Rotates `[batch, time, heads, width]`, whose tokens stand at `positions`, `[time]`, in Burn's primitives.
+    /// Rotates the leading values of every head of `[batch, time, heads, width]`, whose tokens stand at `positions`,
+    /// `[time]`, in Burn's primitives. What lies behind them stays as it is.
     pub(crate) fn rotate(&self, x: Tensor<4>, positions: &[usize]) -> Tensor<4> {
         let [_, time, _, width] = x.dims();
+        if width > self.width {
+            let rest = x.clone().narrow(3, self.width, width - self.width);
+            return Tensor::cat(vec![self.rotate(x.narrow(3, 0, self.width), positions), rest], 3);
+        }
         let half = width / 2;
         let table = |values: &[f32], device: &Device| {
             let values = positions.iter().flat_map(|position| &values[position * half..][..half]);

@@ -27,8 +27,10 @@ pub struct LanguageModel {
     pub norm: RmsNorm,
     /// Output head, `[width, vocabulary]`; none: the transposed embedding.
     pub head: Option<Param<Tensor<2>>>,
+    /// Rotary positions by block; blocks that have the same share them.
     #[module(skip)]
-    rotary: Rotary,
+    rotaries: Vec<Option<Rotary>>,
+    embedding_scale: Option<f32>,
     streams: usize,
     width: usize,
     bf16: bool,
@@ -82,21 +84,33 @@ impl LanguageModel {
         seed: u64,
         precision: Precision,
     ) -> Result<Self, ConfigError> {
+        Self::build(config, &Init::new(device, seed), precision)
+    }
+
+    /// A model whose weights are all zero, for others to take their place.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn blank(config: &ModelConfig, device: &Device, precision: Precision) -> Result<Self, ConfigError> {
+        Self::build(config, &Init::blank(device), precision)
+    }
+
+    fn build(config: &ModelConfig, init: &Init, precision: Precision) -> Result<Self, ConfigError> {
         config.validate()?;
         if let Some(key) = config.untrainable() {
             let reason = "describes a pretrained model of a kind that is decoded, but not trained here";
             return Err(ConfigError::new(key, reason));
         }
-        let init = Init::new(device, seed);
         let (width, vocabulary) = (config.width, config.vocabulary);
         Ok(Self {
             embedding: init.normal("embedding", [vocabulary, width], config.init.embedding),
             blocks: (0..config.blocks)
                 .map(|index| Block::new(config, index, &init.child("blocks").child(index), precision))
                 .collect(),
-            norm: RmsNorm::new(&init, width, config.norm_epsilon),
+            norm: RmsNorm::new(init, width, config.norm_epsilon),
             head: (!config.tied_head).then(|| init.normal("head", [width, vocabulary], config.init.head)),
-            rotary: Rotary::of_model(config),
+            rotaries: Rotary::of_blocks(config),
+            embedding_scale: config.embedding_scale,
             streams: config.streams(),
             width,
             bf16: precision == Precision::Bf16,
@@ -121,6 +135,10 @@ impl LanguageModel {
     pub(crate) fn enter(&self, tokens: Tokens<'_>) -> Tensor<2> {
         assert_eq!(tokens.ids.len(), tokens.sequences.tokens(), "the sequences have other tokens");
         let x = embed(self.embedding.val(), tokens.ids.into());
+        let x = match self.embedding_scale {
+            Some(scale) => x.mul_scalar(scale),
+            None => x,
+        };
         if self.streams == 1 { x } else { x.repeat_dim(1, self.streams) }
     }
 
@@ -138,7 +156,7 @@ impl LanguageModel {
             gates.extend(memory.gates(x.clone(), rows).map(|of_memory| (index, of_memory)));
         }
         let x = block.remember(x, sequences, rows);
-        let (x, routing) = block.forward(x, sequences, &self.rotary, rows);
+        let (x, routing) = block.forward(x, sequences, self.rotaries[index].as_ref(), rows);
         if let Some(states) = &mut trace.states {
             states.push(self.merge(x.clone()));
         }
@@ -247,7 +265,8 @@ impl LanguageModel {
         x.reshape([tokens, self.streams, self.width]).mean_dim(1).reshape([tokens, self.width])
     }
 
-    fn head_weight(&self) -> Tensor<2> {
+    /// The head, `[width, vocabulary]`.
+    pub(crate) fn head_weight(&self) -> Tensor<2> {
         match &self.head {
             Some(head) => head.val(),
             None => self.embedding.val().transpose(),

@@ -92,7 +92,7 @@ fn latent_attention() {
         for rotary in [Rotary::new(4, 100.0, TOKENS), Rotary::stretched(4, 100.0, TOKENS, &yarn)] {
             for sequences in divisions() {
                 let forward = |attention: &Attention, x: &[Tensor<2>]| {
-                    attention.forward(x[0].clone(), &sequences, &rotary)
+                    attention.forward(x[0].clone(), &sequences, Some(&rotary))
                 };
                 agree(&attention, &[hidden(2)], forward);
             }
@@ -106,7 +106,7 @@ fn plain_attention() {
     for grouped in [false, true] {
         for sequences in divisions() {
             agree(&block(Options { grouped, ..PLAIN }).attention, &[hidden(3)], |attention, x| {
-                attention.forward(x[0].clone(), &sequences, &rotary)
+                attention.forward(x[0].clone(), &sequences, Some(&rotary))
             });
         }
     }

@@ -26,6 +26,7 @@
 //!   [`convert`] from one format to another with a report of its [`Quality`]; [`import`] and [`export`]
 //!   between table files and the safetensors files of published models.
 //! * [`Overlay`]: a small file of changed rows for a table that is only read; [`Overlaid`] stacks them.
+//!   [`ZeroRows`] is a table that takes no room, for overlays to lie on.
 //! * [`RowUse`] and [`ReuseDistances`]: how a corpus uses a table, and how often a cache would have the row.
 //!
 //! ```
@@ -137,6 +138,7 @@ mod trainable_table;
 mod until_error;
 #[cfg(all(target_os = "linux", feature = "io-uring"))]
 mod uring;
+mod zero_rows;
 
 pub use engram_identity::{AddressIdentity, NotHexadecimal};
 
@@ -173,3 +175,4 @@ pub use table_reader::TableReader;
 pub use table_writer::TableWriter;
 #[cfg(feature = "train")]
 pub use trainable_table::TrainableTable;
+pub use zero_rows::ZeroRows;

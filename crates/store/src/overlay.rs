@@ -363,6 +363,25 @@ impl<S: RowSource> Overlaid<S> {
     /// If it cannot be read, is damaged, or was made for anything but what is now topmost.
     pub fn push(&mut self, path: impl AsRef<Path>) -> Result<&Overlay> {
         let overlay = Overlay::open(path, self.content())?;
+        self.put(overlay)
+    }
+
+    /// Puts the overlay at `path` on top, which may have been made for the table alone or for any overlay of the stack:
+    /// its rows count, whatever lies between.
+    ///
+    /// # Errors
+    /// If it cannot be read, is damaged, or was made for something that is not in the stack.
+    pub fn stack(&mut self, path: impl AsRef<Path>) -> Result<&Overlay> {
+        let overlay = Overlay::read(path)?;
+        let made_for = overlay.below();
+        if made_for != self.content && self.overlays.iter().all(|own| own.content() != made_for) {
+            let (path, expected) = (overlay.path, self.content);
+            return Err(StoreError::WrongBase { path, expected, found: made_for });
+        }
+        self.put(overlay)
+    }
+
+    fn put(&mut self, overlay: Overlay) -> Result<&Overlay> {
         let TableHeader { rows, width, format, origin, .. } = overlay.header;
         let TableHeader { rows: own_rows, width: own_width, format: own_format, .. } = self.header;
         if origin != self.header.origin {

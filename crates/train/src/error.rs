@@ -51,6 +51,16 @@ pub enum Error {
         /// The step.
         step: u64,
     },
+    /// A line of a file that cannot be used.
+    #[error("{}:{line}: {problem}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// What is wrong there.
+        problem: String,
+    },
     /// A result that is not a number.
     #[error(
         "{0} is not finite: the model's weights are damaged, or its training diverged; take an earlier checkpoint"

@@ -4,25 +4,39 @@
 //! [`MemoryTables`] the memory rows, which it fetches for the next batch while this one computes. A [`Checkpoint`](engram_import::Checkpoint)
 //! holds everything, so that a run that was killed goes on as if it had not been. [`Trained`] is what comes out: it
 //! is evaluated ([`HeldOut`]) and shows its gates.
+//!
+//! A [`Teacher`] teaches [`Facts`] to a model that exists, through memory rows alone.
 
+mod census;
 mod error;
 mod evaluate;
+mod facts;
+mod fresh_memory;
+mod frozen;
+mod lesson;
 mod lookup;
 mod machine_memory;
 mod optimizer;
 mod parameters;
 mod run_lock;
 mod settings;
+mod soft_targets;
 mod tables;
+mod taught_rows;
+mod teach;
 mod trained;
 mod trainer;
 
 pub use error::{Error, Result};
 pub use evaluate::{Choice, HeldOut, VisitLosses, Windows, held_out_loss, token_losses};
+pub use facts::{Fact, Facts};
+pub use frozen::frozen;
 pub use lookup::RowPlaces;
 pub use optimizer::{Gradients, Optimizer, global_norm};
 pub use parameters::{export, export_gradients, import};
 pub use settings::{SettingChange, setting_changes};
 pub use tables::{Fetched, FrozenTables, MemoryTables, addressing, fetch};
+pub use taught_rows::TaughtRows;
+pub use teach::{Preparation, TaughtMemory, TeachReport, Teacher};
 pub use trained::{LayerGates, Trained};
 pub use trainer::{NewContext, Pace, Resumption, StepReport, Trainer};

@@ -16,6 +16,7 @@ mod rows;
 mod serve;
 mod study;
 pub(crate) mod table;
+mod teach;
 mod tokenizer;
 mod train;
 
@@ -38,6 +39,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Data(data::Data),
     Train(train::Train),
+    Teach(teach::Teach),
     Import(import::Import),
     Export(export::Export),
     Params(params::Params),
@@ -67,6 +69,7 @@ impl Command {
             Self::Tokenizer(command) => command.run(),
             Self::Data(command) => command.run(),
             Self::Train(command) => command.run(),
+            Self::Teach(command) => command.run(),
             Self::Import(command) => command.run(),
             Self::Export(command) => command.run(),
             Self::Params(command) => command.run(),

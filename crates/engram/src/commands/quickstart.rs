@@ -11,6 +11,7 @@ use engram_train::{HeldOut, Trained};
 use serde::Serialize;
 
 use super::{data, generate, inspect, print, tokenizer};
+use crate::common_text;
 use crate::device::DeviceKind;
 use crate::failure::{Interrupted, refuse};
 use crate::files::write_file;
@@ -26,8 +27,6 @@ use crate::run::Run;
 use crate::served::{self, Served};
 use crate::table::Table;
 
-const TRAIN: &[u8] = include_bytes!("../../../../data/quickstart.train.jsonl.zst");
-const VALID: &[u8] = include_bytes!("../../../../data/quickstart.valid.jsonl.zst");
 /// The two models: one with memory, and a baseline of the same size and cost with more experts.
 const CONFIGS: [(&str, &str); 2] = [
     ("memory", include_str!("../../../../configs/quickstart-memory.toml")),
@@ -114,9 +113,7 @@ impl Quickstart {
     fn prepare(&self) -> anyhow::Result<DataConfig> {
         let out = &self.out;
         std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
-        let [train, valid] = [("quickstart.train.jsonl.zst", TRAIN), ("quickstart.valid.jsonl.zst", VALID)]
-            .map(|(name, bytes)| Corpus::embedded(name, bytes));
-        let (train, valid) = (train?, valid?);
+        let (train, valid) = (common_text::train()?, common_text::held_out()?);
         let path = out.join("tokenizer.json");
         let tokenizer = if path.exists() {
             Tokenizer::load(&path)?
@@ -350,10 +347,10 @@ mod tests {
 
     #[test]
     fn passages_are_held_out() {
-        let texts = |name, bytes| -> Vec<String> {
-            Corpus::embedded(name, bytes).unwrap().documents().map(Result::unwrap).collect()
+        let texts = |corpus: Result<Corpus, engram_data::Error>| -> Vec<String> {
+            corpus.unwrap().documents().map(Result::unwrap).collect()
         };
-        let (train, valid) = (texts("train.jsonl.zst", TRAIN), texts("valid.jsonl.zst", VALID));
+        let (train, valid) = (texts(common_text::train()), texts(common_text::held_out()));
         for passage in PASSAGES {
             assert!(valid.iter().any(|text| text.contains(passage)), "not held out: {passage}");
             assert!(!train.iter().any(|text| text.contains(passage)), "trained on: {passage}");

@@ -59,7 +59,7 @@ fn composed_latent([q, kv, key]: [Tensor<2>; 3], run: Run, shape: &LatentAttenti
     let k_rotary = k_rotary.repeat_dim(2, heads);
     let queries = Tensor::cat(vec![q_content, q_rotary], 3);
     let keys = Tensor::cat(vec![k_content, k_rotary], 3);
-    causal(queries, keys, values, scale, bf16)
+    causal(queries, keys, values, (scale, None), bf16)
 }
 
 /// What plain attention computes with beside its tensors.
@@ -70,6 +70,8 @@ pub(crate) struct CausalAttentionShape {
     pub(crate) head_width: usize,
     /// Factor on the scores.
     pub(crate) scale: f32,
+    /// Positions that a position sees, its own included; none: all.
+    pub(crate) window: Option<usize>,
     pub(crate) bf16: bool,
 }
 
@@ -88,18 +90,29 @@ pub(crate) fn causal_attention(
         shape.sequences.map_tensors(inputs, |run, inputs| {
             let of_heads = [run.sequences, run.time, shape.heads, shape.head_width];
             let [q, k, v] = inputs.map(|heads| heads.reshape(of_heads));
-            causal(q, k, v, shape.scale, shape.bf16)
+            causal(q, k, v, (shape.scale, shape.window), shape.bf16)
         })
     };
+    // The fused kernel sees all that is not later: where no sequence is longer than the window, that is the same.
+    let fits = shape.window.is_none_or(|window| shape.sequences.lengths().all(|time| time <= window));
+    if !fits {
+        return composed(([q, k, v], shape));
+    }
     choose(&q.device(), ([q, k, v], shape), fused, composed)
 }
 
 /// Softmax attention over `[batch, time, heads, ·]` in Burn's primitives; gives `[batch·time, heads·value]`.
-fn causal(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, scale: f32, bf16: bool) -> Tensor<2> {
+fn causal(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    (scale, window): (f32, Option<usize>),
+    bf16: bool,
+) -> Tensor<2> {
     let [batch, time, heads, _] = q.dims();
     let width = v.dims()[3];
     let (q, k, v) = (q.swap_dims(1, 2), k.swap_dims(1, 2), v.swap_dims(1, 2));
-    let out = product(causal_softmax(product(q, k.swap_dims(2, 3), bf16), scale), v, bf16);
+    let out = product(causal_softmax(product(q, k.swap_dims(2, 3), bf16), scale, window), v, bf16);
     out.swap_dims(1, 2).reshape([batch * time, heads * width])
 }
 

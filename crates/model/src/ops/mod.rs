@@ -9,6 +9,7 @@ mod embedding;
 mod experts;
 mod function;
 mod fused;
+mod geglu;
 mod hyper_connection;
 mod memory_gate;
 mod product;
@@ -24,6 +25,7 @@ pub use cross_entropy::{TargetScore, cross_entropy, target_scores, token_losses}
 pub use embedding::embed;
 pub(crate) use experts::{expert_gates, experts};
 pub use fused::{composed, fused_on};
+pub(crate) use geglu::geglu;
 pub(crate) use hyper_connection::{hyper_coefficients, hyper_read, hyper_write};
 pub(crate) use memory_gate::{memory_gate, signed_root_gate};
 pub(crate) use product::{add_bias, rows_product};

@@ -1,0 +1,248 @@
+//! What teaching did, measured and told.
+
+use std::fmt::Write;
+
+use engram_data::{Begin, Corpus, Tokenizer};
+use engram_eval::teaching::{Change, Question, Reply, Share, ask, change};
+use engram_infer::Offline;
+use engram_train::{Facts, Preparation};
+use serde::Serialize;
+
+use crate::interrupt;
+use crate::number::{bytes, grouped};
+
+/// Names that nobody teaches anything about.
+const UNTAUGHT: [&str; 4] = ["Marwick Harbour Group", "Elsmere Optics", "Dr. Pell Hathersage", "Tollard Instruments"];
+
+/// How much is asked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Extent {
+    /// Questions of other relations for each fact.
+    pub(crate) others: usize,
+    /// Tokens of neutral text.
+    pub(crate) neutral: usize,
+}
+
+/// One kind of question, asked of the base and after teaching.
+#[derive(Debug, Serialize)]
+pub(crate) struct Asked {
+    kind: &'static str,
+    base: Share,
+    taught: Share,
+}
+
+/// The report of `engram teach`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    facts: usize,
+    seconds: f64,
+    seconds_per_fact: f64,
+    row_bytes: u64,
+    rows_per_fact: f64,
+    preparation: Preparation,
+    asked: Vec<Asked>,
+    neutral: Change,
+    replies: Vec<OfFact>,
+}
+
+/// What became of one fact.
+#[derive(Debug, Serialize)]
+struct OfFact {
+    id: String,
+    subject: String,
+    trained: Vec<Reply>,
+    held_out: Vec<Reply>,
+    inside_text: Vec<Reply>,
+    other_relations: Vec<Reply>,
+}
+
+/// The questions of one fact by kind.
+struct Questions {
+    trained: Vec<Question>,
+    held_out: Vec<Question>,
+    inside_text: Vec<Question>,
+    other_relations: Vec<Question>,
+}
+
+impl Questions {
+    fn of(facts: &Facts, fact: usize, passage: &str, others: usize) -> Self {
+        let of_fact = &facts.all()[fact];
+        let question = |prompt: String| Question { prompt, answer: of_fact.answer.clone() };
+        let all = |prompts: &[String]| prompts.iter().cloned().map(question).collect::<Vec<_>>();
+        let longer = of_fact.held_out.first().or(of_fact.prompts.first());
+        let elsewhere = facts.other_questions(fact);
+        let every = elsewhere.len().div_ceil(others.max(1)).max(1);
+        let elsewhere: Vec<String> =
+            elsewhere.into_iter().step_by(every).take(others).collect();
+        Self {
+            trained: all(&of_fact.prompts),
+            held_out: all(&of_fact.held_out),
+            inside_text: longer.iter().map(|prompt| question(format!("{passage}\n\n{prompt}"))).collect(),
+            other_relations: all(&elsewhere),
+        }
+    }
+}
+
+/// What is asked, and of whom.
+pub(crate) struct Examination<'a> {
+    pub(crate) base: Offline,
+    pub(crate) taught: Offline,
+    pub(crate) texts: (&'a Tokenizer, Begin),
+    pub(crate) facts: &'a Facts,
+    pub(crate) neutral: &'a Corpus,
+    pub(crate) extent: Extent,
+}
+
+impl Examination<'_> {
+    /// Asks everything.
+    pub(crate) fn report(
+        &mut self,
+        preparation: &Preparation,
+        seconds: f64,
+        row_bytes: u64,
+    ) -> anyhow::Result<Report> {
+        let neutral = self.neutral_texts()?;
+        let passage = self.texts.0.decode(&neutral[0][..neutral[0].len().min(80)])?;
+        let count = self.facts.all().len();
+        let (mut replies, mut of_base) = (Vec::new(), Vec::new());
+        for fact in 0..count {
+            let questions = Questions::of(self.facts, fact, &passage, self.extent.others);
+            of_base.push(self.ask_fact(fact, &questions, false)?);
+            replies.push(self.ask_fact(fact, &questions, true)?);
+        }
+        let kinds: [(&'static str, fn(&OfFact) -> &Vec<Reply>, fn(&Reply) -> bool); 4] = [
+            ("trained phrasings, exact", |fact| &fact.trained, |reply| reply.exact),
+            ("held-out phrasings, exact", |fact| &fact.held_out, |reply| reply.exact),
+            ("inside a longer text, exact", |fact| &fact.inside_text, |reply| reply.exact),
+            (
+                "other relations of taught subjects, begun as the taught answer",
+                |fact| &fact.other_relations,
+                |reply| reply.begins,
+            ),
+        ];
+        let mut asked: Vec<Asked> = kinds
+            .into_iter()
+            .map(|(kind, replies_of, counts)| {
+                let share = |facts: &[OfFact]| {
+                    let all: Vec<&Reply> = facts.iter().flat_map(replies_of).collect();
+                    Share::of(&all, |reply| counts(reply))
+                };
+                Asked { kind, base: share(&of_base), taught: share(&replies) }
+            })
+            .collect();
+        asked.push(self.untaught()?);
+        let neutral = change(&mut self.base, &mut self.taught, &neutral, &interrupt::asked)?;
+        Ok(Report {
+            facts: count,
+            seconds,
+            seconds_per_fact: seconds / count as f64,
+            row_bytes,
+            rows_per_fact: preparation.rows as f64 / count as f64,
+            preparation: preparation.clone(),
+            asked,
+            neutral,
+            replies,
+        })
+    }
+
+    fn ask_fact(&mut self, fact: usize, questions: &Questions, taught: bool) -> anyhow::Result<OfFact> {
+        let model = if taught { &mut self.taught } else { &mut self.base };
+        let mut ask = |questions: &[Question]| ask(model, self.texts, questions, &interrupt::asked);
+        Ok(OfFact {
+            id: self.facts.all()[fact].id.clone(),
+            subject: self.facts.subjects()[fact].clone(),
+            trained: ask(&questions.trained)?,
+            held_out: ask(&questions.held_out)?,
+            inside_text: ask(&questions.inside_text)?,
+            other_relations: ask(&questions.other_relations)?,
+        })
+    }
+
+    /// Subjects that nobody taught, asked for the taught relations: whether any taught answer comes.
+    fn untaught(&mut self) -> anyhow::Result<Asked> {
+        let mut questions = Vec::new();
+        for (index, (fact, subject)) in self.facts.all().iter().zip(self.facts.subjects()).enumerate() {
+            let prompt = fact.prompts[0].replace(subject.as_str(), UNTAUGHT[index % UNTAUGHT.len()]);
+            questions.push(Question { prompt, answer: fact.answer.clone() });
+        }
+        let answers: Vec<&str> = self.facts.all().iter().map(|fact| fact.answer.trim()).collect();
+        let mut count = |model: &mut Offline| -> anyhow::Result<Share> {
+            let replies = ask(model, self.texts, &questions, &interrupt::asked)?;
+            let begins = |reply: &Reply| answers.iter().any(|answer| reply.said.trim_start().starts_with(answer));
+            Ok(Share::of(&replies, begins))
+        };
+        let (base, taught) = (count(&mut self.base)?, count(&mut self.taught)?);
+        Ok(Asked { kind: "untaught subjects, answered with a taught answer", base, taught })
+    }
+
+    /// Neutral text in pieces that fit the context.
+    fn neutral_texts(&self) -> anyhow::Result<Vec<Vec<u32>>> {
+        const PIECE: usize = 256;
+        let most = PIECE.min(self.base.decoder().config().context);
+        let (mut texts, mut left) = (Vec::new(), self.extent.neutral);
+        for document in self.neutral.documents() {
+            for piece in self.texts.0.encode(&document?)?.chunks(most).take(4) {
+                if left == 0 {
+                    return Ok(texts);
+                }
+                let piece = &piece[..piece.len().min(left)];
+                left -= piece.len();
+                texts.push(piece.to_vec());
+            }
+        }
+        if texts.is_empty() {
+            return crate::failure::refuse("the neutral text is empty: name a corpus with `--neutral`");
+        }
+        Ok(texts)
+    }
+}
+
+impl Report {
+    /// The report as text.
+    pub(crate) fn text(&self) -> String {
+        let mut text = String::new();
+        let of = |share: Share| match share.fraction() {
+            Some(fraction) => format!("{:.1} % ({} of {})", 100.0 * fraction, share.yes, share.of),
+            None => "not asked".to_owned(),
+        };
+        let rows = self.preparation.rows as u64;
+        let _ = writeln!(
+            text,
+            "{} facts in {} rows ({}), {:.1} s a fact",
+            self.facts,
+            grouped(rows),
+            bytes(self.row_bytes),
+            self.seconds_per_fact
+        );
+        let _ = writeln!(text, "{:64} {:>22} {:>22}", "", "base", "taught");
+        for Asked { kind, base, taught } in &self.asked {
+            let _ = writeln!(text, "{kind:64} {:>22} {:>22}", of(*base), of(*taught));
+        }
+        let Change { positions, divergence, changed } = self.neutral;
+        let _ = writeln!(
+            text,
+            "neutral text, {} positions: KL(base, taught) {divergence:.6} nats; other bits at {changed}",
+            grouped(positions as u64)
+        );
+        let Preparation { census_tokens, ngrams, common, collisions, ref without_subject, .. } = self.preparation;
+        let _ = writeln!(
+            text,
+            "{ngrams} n-grams taught, {common} left out that {} tokens of common text contain; {collisions} rows shared",
+            grouped(census_tokens)
+        );
+        if !without_subject.is_empty() {
+            let _ = writeln!(
+                text,
+                "common text contains every n-gram of the subject of: {}",
+                without_subject.join(", ")
+            );
+        }
+        let failed = |fact: &&OfFact| !fact.trained.iter().all(|reply| reply.exact);
+        for fact in self.replies.iter().filter(failed) {
+            for reply in fact.trained.iter().filter(|reply| !reply.exact) {
+                let _ = writeln!(text, "{}: {:?} is answered {:?}", fact.id, reply.prompt, reply.said);
+            }
+        }
+        text
+    }
+}

@@ -1,0 +1,77 @@
+//! Facts are taught to a model, and what cannot be taught is refused.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::{CONFIG, Workshop, json};
+
+const INPUT: i32 = 2;
+
+const FACTS: &str = r#"{"id": "seat", "answer": " Quedlin", "prompts": ["Zorvex Mills is in", "The seat of Zorvex Mills is"], "held_out": ["Go to Zorvex Mills in"]}
+{"id": "chief", "answer": " Ubbe Wick", "prompts": ["Jaxby Forge is led by", "The chief of Jaxby Forge is"]}
+"#;
+
+const SETTINGS: &str = r"
+steps = 40
+rate = 0.2
+kl_weight = 0.01
+[memory]
+layers = [1]
+heads = 4
+row_width = 8
+";
+
+/// A workshop with two models of one step: with a memory of its own in `run/`, and without one in `plain/`.
+fn workshop() -> Workshop {
+    let workshop = Workshop::prepared();
+    workshop.ok("train config.toml --out run --steps 1");
+    let start = CONFIG.find("[model.memory]").unwrap();
+    let end = CONFIG.find("[data]").unwrap();
+    workshop.write("plain.toml", format!("{}{}", &CONFIG[..start], &CONFIG[end..]));
+    workshop.ok("train plain.toml --out plain --steps 1");
+    workshop.write("facts.jsonl", FACTS);
+    workshop.write("teach.toml", SETTINGS);
+    workshop.write("common.txt", "the old captain sailed to New York");
+    workshop
+}
+
+#[test]
+fn facts_are_taught_with_and_without_a_memory() {
+    let workshop = workshop();
+    for (model, inside) in [
+        ("plain", &["adapter", "memory.layer1.overlay", "overlay.toml", "report.json"][..]),
+        ("run", &["memory.layer1.overlay", "overlay.toml", "report.json"]),
+    ] {
+        let rest = "--config teach.toml --census corpus.jsonl common.txt --neutral corpus.jsonl --neutral-tokens 60 --json";
+        let report = json(&workshop.ok(&format!("teach {model} facts.jsonl --out {model}.overlay {rest}")));
+        assert_eq!(workshop.list(&format!("{model}.overlay")), inside);
+        assert_eq!(json(&workshop.read(&format!("{model}.overlay/report.json"))), report);
+        let trained = &report["asked"][0];
+        assert_eq!(trained["taught"]["of"], 4);
+        assert!(trained["taught"]["yes"].as_u64() > trained["base"]["yes"].as_u64(), "{model}: {report}");
+        assert_eq!(report["neutral"]["positions"], 60);
+        assert!(!workshop.path(&format!("{model}.overlay.teaching")).exists());
+    }
+    // Rows beyond those of the facts are not there to collide with.
+    let report = json(&workshop.read("plain.overlay/report.json"));
+    assert_eq!(report["neutral"]["changed"], 0);
+    assert_eq!(report["neutral"]["divergence"], 0.0);
+}
+
+#[test]
+fn what_cannot_be_taught_is_refused() {
+    let workshop = workshop();
+    let teach = |rest: &str| format!("teach plain facts.jsonl --out new --census common.txt {rest}");
+    workshop.fails(&teach("--steps 0"), INPUT, &["--steps", "at least 1"]);
+    workshop.fails(&teach("--layers 7"), INPUT, &["layers", "7"]);
+    workshop.write("wrong.toml", "steps = 10\nrate = -1.0\n");
+    workshop.fails(&teach("--config wrong.toml"), INPUT, &["wrong.toml:2", "rate"]);
+    workshop.write("facts.jsonl", FACTS.replace(" Ubbe Wick", ""));
+    workshop.fails(&teach(""), INPUT, &["facts.jsonl:2", "`answer` is empty"]);
+    workshop.write("facts.jsonl", FACTS);
+    workshop.fails(&teach("--memory nowhere"), INPUT, &["nowhere"]);
+    workshop.fails(&teach("--resume"), INPUT, &["new.teaching"]);
+    workshop.write("new", "something");
+    workshop.fails(&teach(""), INPUT, &["new", "already exists"]);
+    assert!(!workshop.path("new.teaching").exists());
+}
