@@ -21,6 +21,7 @@ mod loss_chart;
 mod metrics;
 mod note;
 mod number;
+mod opened_memories;
 mod progress;
 mod provenance;
 mod random;

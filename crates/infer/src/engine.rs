@@ -857,8 +857,9 @@ impl Worker {
         if running.request.gates && skip < computed {
             let range = (row + skip) * streams..(row + computed) * streams;
             let own = self.model.memory(&running.request);
-            // Where no memory is read, the gates of the first are told: none is open.
-            let own = own.or(self.model.memories.first());
+            // Where the model's own memory is off, its gates are told: none is open.
+            let is_own = self.model.decoder.config().memory.is_some();
+            let own = own.or(self.model.memories.first().filter(|_| is_own));
             let count = own.map_or(0, |memory| memory.rows.widths().len());
             let gates = |layer: usize| match output.gates.get(layer) {
                 Some(gates) => gates[range.clone()].to_vec(),

@@ -253,7 +253,7 @@ fn a_fork_goes_its_own_way() {
         tokens: right,
         sequence: bench.cache.fork(&lines[0].sequence),
         history: lines[0].history.clone(),
-        memory: Some(0),
+        memory: true,
         logits: lines[0].logits.clone(),
         gates: lines[0].gates.clone(),
     };
