@@ -31,7 +31,7 @@ fn workshop() -> &'static Workshop {
         let one = adapter("adapter", engram_config::MemoryForm::Paper, 1);
         let second = adapter("second", engram_config::MemoryForm::V41, 2);
         write_overlay(&workshop.path("fact"), &base, &one, TAUGHT, 1);
-        write_overlay(&workshop.path("tea"), &base, &one, "Tea", 2);
+        write_overlay(&workshop.path("tea"), &base, &one, "Quay", 2);
         write_overlay(&workshop.path("its"), &base, &second, TAUGHT, 3);
         workshop
     })
