@@ -43,6 +43,15 @@ pub(crate) fn status(error: &anyhow::Error) -> u8 {
         if cause.is::<Refused>() || cause.is::<AddressError>() {
             return 2;
         }
+        if cause.is::<engram_infer::WeightError>() {
+            return 2;
+        }
+        if let Some(error) = cause.downcast_ref::<engram_infer::TierError>() {
+            return of_tiers(error);
+        }
+        if let Some(error) = cause.downcast_ref::<engram_infer::TableError>() {
+            return of_tables(error);
+        }
         if let Some(error) = cause.downcast_ref::<engram_study::Error>() {
             return of_study(error);
         }
@@ -129,6 +138,20 @@ fn of_store(error: &StoreError) -> u8 {
         StoreError::Interrupted => 130,
         StoreError::Io { source, .. } => of_input(names_no_input(source)),
         StoreError::Memory { .. } | StoreError::LostMemory { .. } | StoreError::Cluster { .. } => 1,
+        _ => 2,
+    }
+}
+
+fn of_tiers(error: &engram_infer::TierError) -> u8 {
+    match error {
+        engram_infer::TierError::Store(error) => of_store(error),
+        _ => 2,
+    }
+}
+
+fn of_tables(error: &engram_infer::TableError) -> u8 {
+    match error {
+        engram_infer::TableError::Store(error) => of_store(error),
         _ => 2,
     }
 }

@@ -24,6 +24,7 @@ mod machine_memory;
 mod metrics;
 mod note;
 mod number;
+mod opened_memories;
 mod progress;
 mod provenance;
 mod random;

@@ -1,25 +1,22 @@
 //! A model ready to generate: weights laid out for decoding, and each memory layer's rows in a tier.
 
-use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use engram_data::{Begin, PermutedPlaces};
+use engram_data::Begin;
 use engram_infer::{
-    ChatTemplate, Decoder, Dtype, Engine, EngineOptions, Event, MemoryTables, Model, Opening, Request,
-    RowTiers, TextCodec,
+    ChatTemplate, Decoder, Dtype, Engine, EngineOptions, Event, Model, Opening, Request, TextCodec,
 };
 use engram_serve::Facts;
-use engram_store::{PrefetchOptions, RowSource, TableHeader};
 
-use crate::commands::table::tier::{Counts, OpenTier, TierOptions};
+use crate::commands::table::tier::{OpenTier, TierOptions};
 use crate::failure::refuse;
 use crate::hub;
 use crate::interrupt;
 use crate::note::note;
+use crate::opened_memories::{MemoryOptions, NamedMemory, Opener};
 
 /// The model, and where its memory lives.
 #[derive(Debug, Args)]
@@ -34,6 +31,8 @@ pub(crate) struct ModelOptions {
     dtype: Numbers,
     #[command(flatten)]
     tier: TierOptions,
+    #[command(flatten)]
+    memory: MemoryOptions,
 }
 
 /// Precisions of weights.
@@ -72,18 +71,29 @@ pub(crate) struct Served {
 impl ModelOptions {
     /// Opens the model.
     pub(crate) fn open(&self) -> anyhow::Result<Served> {
+        self.open_with(&[])
+    }
+
+    /// Opens the model, and memories that are chosen by a name.
+    pub(crate) fn open_with(&self, named: &[NamedMemory]) -> anyhow::Result<Served> {
         let model = open(&self.checkpoint)?;
-        let mut tables = tables(&model)?;
-        for path in &self.tables {
-            match &mut tables {
-                Some(tables) => tables.replace(path)?,
-                None => return refuse("this model has no memory, and so no tables"),
-            }
+        let mut decoder = decoder(&model, self.dtype.dtype())?;
+        let open_table = |path: &Path, header: &_| self.tier.open(path, header);
+        let mut opener = Opener::new(&model, &mut decoder, &open_table, &self.tables);
+        let own = self.memory.open(&model)?;
+        if own.is_none() && !self.tables.is_empty() {
+            return refuse("this model has no memory, and so no tables");
         }
-        let files = tables.as_ref().map_or(&[][..], MemoryTables::files);
-        let tiers = files.iter().map(|path| self.tier.open(path, &TableHeader::read(path)?));
-        let tiers = tiers.collect::<anyhow::Result<_>>()?;
-        Served::of(&model, tables, tiers, self.dtype.dtype())
+        let memory = own.map(|own| opener.open(&own, None)).transpose()?;
+        let mut adapters = Vec::new();
+        for named in named {
+            let facts = opener.open(&named.open(&model)?, Some(&named.name))?;
+            adapters.push((named.name.clone(), facts));
+        }
+        let (memories, metrics) = opener.finish();
+        let streams = model.config().model.streams();
+        let facts = Facts { streams, memory, adapters, metrics: Some(Box::new(metrics)) };
+        Served::of(&model, decoder, memories, facts)
     }
 
     /// The name of the checkpoint's folder or of the file.
@@ -93,9 +103,6 @@ impl ModelOptions {
     }
 }
 
-/// How long a step waits for memory rows before its requests fail.
-const ROW_LIMIT: Duration = Duration::from_secs(15);
-
 /// Opens the model at `path`, or on the hub, and prints its notes.
 pub(crate) fn open(path: &Path) -> anyhow::Result<engram_import::Model> {
     let model = engram_import::Model::open(&hub::local(path)?)?;
@@ -103,32 +110,34 @@ pub(crate) fn open(path: &Path) -> anyhow::Result<engram_import::Model> {
     Ok(model)
 }
 
-/// The tables of a model's memory, if it has any.
-fn tables(model: &engram_import::Model) -> anyhow::Result<Option<MemoryTables>> {
-    let Some(memory) = &model.config().model.memory else { return Ok(None) };
-    let Some(checkpoint) = model.checkpoint() else {
-        return refuse(format!("{}: its memory has no tables", model.path().display()));
-    };
-    Ok(Some(MemoryTables::open(memory, model.tokenizer().inner(), checkpoint.folder())?))
+fn decoder(model: &engram_import::Model, dtype: Dtype) -> anyhow::Result<Decoder> {
+    let decoder = Decoder::new(&model.config().model, model.weights(), dtype);
+    decoder.with_context(|| model.path().display().to_string())
 }
 
 impl Served {
-    /// `model` with its rows mapped from the checkpoint.
-    pub(crate) fn mapped(model: &engram_import::Model, dtype: Dtype) -> anyhow::Result<Self> {
-        let tables = tables(model)?;
-        let files = tables.as_ref().map_or(&[][..], MemoryTables::files);
-        let tiers = files.iter().map(|path| OpenTier::mapped(path, &TableHeader::read(path)?));
-        let tiers = tiers.collect::<anyhow::Result<_>>()?;
-        Self::of(model, tables, tiers, dtype)
+    /// `model` with the memory that `options` name, or its own, whose rows are mapped.
+    pub(crate) fn mapped(
+        model: &engram_import::Model,
+        options: &MemoryOptions,
+        dtype: Dtype,
+    ) -> anyhow::Result<Self> {
+        let mut decoder = decoder(model, dtype)?;
+        let open_table = |path: &Path, header: &_| OpenTier::mapped(path, header);
+        let mut opener = Opener::new(model, &mut decoder, &open_table, &[]);
+        let memory = options.open(model)?.map(|memory| opener.open(&memory, None)).transpose()?;
+        let (memories, metrics) = opener.finish();
+        let streams = model.config().model.streams();
+        let facts = Facts { streams, memory, adapters: Vec::new(), metrics: Some(Box::new(metrics)) };
+        Self::of(model, decoder, memories, facts)
     }
 
     fn of(
         model: &engram_import::Model,
-        tables: Option<MemoryTables>,
-        tiers: Vec<OpenTier>,
-        dtype: Dtype,
+        decoder: Decoder,
+        memories: Vec<engram_infer::ModelMemory>,
+        facts: Facts,
     ) -> anyhow::Result<Self> {
-        let config = &model.config().model;
         let tokenizer = model.tokenizer();
         let token_bytes: Vec<Vec<u8>> =
             (0..tokenizer.vocabulary() as u32).map(|token| tokenizer.token_bytes(token).to_vec()).collect();
@@ -139,32 +148,12 @@ impl Served {
             },
         );
         let codec = codec.ending(model.generation().end_tokens.clone());
-        let (sources, counts): (Vec<Arc<dyn RowSource>>, Vec<_>) =
-            tiers.into_iter().map(OpenTier::into_shared).unzip();
-        let rows = match tables {
-            Some(tables) => {
-                let options = PrefetchOptions { time_limit: ROW_LIMIT, ..PrefetchOptions::default() };
-                let tiers = RowTiers::new(tables.addressing().clone(), sources, &options)?;
-                Some(tiers.permuted(config.memory.as_ref().and_then(PermutedPlaces::of)))
-            }
-            None => None,
-        };
-        let decoder = Decoder::new(config, model.weights(), dtype)
-            .with_context(|| model.path().display().to_string())?;
-        let memory_layers = config.memory.as_ref().map_or(Vec::new(), |memory| memory.layers.clone());
-        let layers = memory_layers.clone();
-        let facts = Facts {
-            streams: config.streams(),
-            max_order: config.memory.as_ref().map_or(0, |memory| memory.max_order),
-            memory_layers,
-            metrics: Some(Box::new(move || row_metrics(&layers, &counts))),
-        };
         let template = match model.chat_template() {
             Some(text) => ChatTemplate::from_tokenizer_config(text)
                 .with_context(|| format!("{}: chat template", model.path().display()))?,
             None => None,
         };
-        Ok(Self { model: Model { decoder, rows, token_bytes }, codec, facts, template })
+        Ok(Self { model: Model { decoder, memories, token_bytes }, codec, facts, template })
     }
 
     /// An engine for one request at a time with room for one context, and the text codec.
@@ -180,22 +169,6 @@ impl Served {
         let layout = self.model.decoder.cache_layout(page);
         4 * layout.pages_for(self.model.decoder.config().context) * layout.page_values()
     }
-}
-
-/// Hits and misses of the row caches, for Prometheus.
-fn row_metrics(layers: &[usize], counts: &[Counts]) -> String {
-    let mut text = String::new();
-    let counts: Vec<_> =
-        layers.iter().zip(counts).filter_map(|(layer, counts)| Some((layer, counts()?))).collect();
-    if counts.is_empty() {
-        return text;
-    }
-    text += "# HELP engram_rows_total Memory rows asked for, by where they were.\n# TYPE engram_rows_total counter\n";
-    for (layer, counts) in counts {
-        let _ = writeln!(text, "engram_rows_total{{layer=\"{layer}\",from=\"cache\"}} {}", counts.hits);
-        let _ = writeln!(text, "engram_rows_total{{layer=\"{layer}\",from=\"tier\"}} {}", counts.misses);
-    }
-    text
 }
 
 /// Generated text and its cost.

@@ -33,7 +33,7 @@ fn last_logits(decoder: &Decoder, tokens: &[u32]) -> Result<Vec<f32>, Box<dyn Er
     let mut cache = Cache::new(layout, pages);
     let mut sequence = cache.begin(Root::NoMemory, &[]);
     cache.reserve(&mut sequence, tokens.len())?;
-    let chunk = Chunk { sequence: &sequence, tokens, memory: false, logits: 1, targets: &[] };
+    let chunk = Chunk { sequence: &sequence, tokens, memory: None, logits: 1, targets: &[] };
     Ok(decoder.step(&mut cache, &[chunk], &mut [])?.logits)
 }
 

@@ -113,7 +113,7 @@ fn what_does_not_fit_is_refused_by_name() {
         (line("format"), "format = 2".to_owned(), "its format is 2, this program reads 1"),
         (line("tokenizer"), format!("tokenizer = \"{zeros}\""), "the tokenizer 000000000000 of base.gguf, but"),
         (line("addressing"), format!("addressing = \"{zeros}\""), "the addressing 000000000000, but"),
-        (line("layers"), "layers = [2]".into(), "adapter.toml:12: `memory.layers`: names block 2, but the 2 blocks"),
+        (line("layers"), "layers = [2]".into(), "adapter.toml:10: `memory.layers`: names block 2, but the 2 blocks"),
         (line("layers"), "layers = [0]".into(), "but the memory has the addressing"),
         (line("seed"), "seed = 9".into(), "but the memory has the addressing"),
         (line("form "), "form = \"over_encoding\"".into(), "`memory.form`: must be"),

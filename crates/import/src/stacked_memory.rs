@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use engram_address::Addressing;
 use engram_config::MemoryConfig;
+use engram_store::{Overlay as RowOverlay, TableReader};
 
 use crate::adapter::Adapter;
 use crate::error::{Error, Result};
@@ -63,6 +64,28 @@ impl StackedMemory {
             }
         };
         Ok(Some(Self { adapter, overlays, memory, addressing }))
+    }
+
+    /// What tells this memory from others of the same base: the BLAKE3 hash of what its adapter, tables and overlays
+    /// hold.
+    ///
+    /// # Errors
+    /// When a table or an overlay cannot be read.
+    pub fn identity(&self) -> Result<String> {
+        let mut hasher = blake3::Hasher::new();
+        for (place, layer) in self.memory.layers.iter().enumerate() {
+            hasher.update(&(place as u64).to_le_bytes());
+            if let Some(adapter) = &self.adapter {
+                hasher.update(adapter.identity().as_bytes());
+                if let Some(table) = adapter.table(*layer) {
+                    hasher.update(TableReader::open(&table)?.content().as_bytes());
+                }
+            }
+            for file in self.overlays.iter().filter_map(|overlay| overlay.file(*layer)) {
+                hasher.update(RowOverlay::read(&file)?.content().as_bytes());
+            }
+        }
+        Ok(hasher.finalize().to_hex().to_string())
     }
 
     /// The adapter; none: the base's own memory.

@@ -199,7 +199,7 @@ pub fn memory(form: MemoryForm) -> MemoryConfig {
         max_order: 3,
         heads: 2,
         row_width,
-        rows_per_head: vec![50, 60],
+        rows_per_head: vec![500_000, 600_000],
         compression: Compression::Normalised,
         lookup: Lookup::Own,
         seed: 7,

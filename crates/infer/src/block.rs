@@ -1,13 +1,11 @@
-//! One block: a memory where it has one, attention, then feed-forward, each around a residual.
+//! One block: attention, then feed-forward, each around a residual.
 
 use engram_config::{AttentionConfig, MemoryForm, ModelConfig};
 
 use crate::cache::Cache;
 use crate::experts::ExpertsDecoder;
 use crate::feed_forward::FeedForwardDecoder;
-use crate::gated_memory::GatedMemory;
 use crate::latent_attention::LatentAttention;
-use crate::ngram_embedding::NgramEmbedding;
 use crate::norm::Norm;
 use crate::plain_attention::PlainAttention;
 use crate::rotary::RowAngles;
@@ -18,18 +16,10 @@ use crate::weights::{Loader, WeightError};
 /// A block's weights, laid out for decoding.
 #[derive(Debug)]
 pub(crate) struct Block {
-    memory: Option<Memory>,
     attention: Attention,
     around_attention: Around,
     feed_forward: FeedForward,
     around_feed_forward: Around,
-}
-
-/// How rows of tables are read.
-#[derive(Debug)]
-enum Memory {
-    Gated(Box<GatedMemory>),
-    Ngrams(NgramEmbedding),
 }
 
 #[derive(Debug)]
@@ -54,17 +44,15 @@ struct Around {
 }
 
 impl Block {
-    /// Block `index`; `convolutions` is the part of the cache for the next short convolution.
+    /// Block `index`.
     pub(crate) fn load(
         loader: &Loader<'_>,
         config: &ModelConfig,
         index: usize,
-        convolutions: &mut usize,
     ) -> Result<Self, WeightError> {
-        let memory = Memory::load(loader, config, index, *convolutions)?;
-        *convolutions += usize::from(memory.as_ref().is_some_and(|memory| memory.entry().is_some()));
-        let adding = memory.is_some()
-            && config.memory.as_ref().is_some_and(|memory| memory.form == MemoryForm::AttentionValues);
+        let adding = config.memory.as_ref().is_some_and(|memory| {
+            memory.form == MemoryForm::AttentionValues && memory.layers.contains(&index)
+        });
         let of_attention = loader.child("attention");
         let attention = match &config.attention {
             AttentionConfig::Latent(latent) => {
@@ -85,17 +73,11 @@ impl Block {
             }
         };
         Ok(Self {
-            memory,
             attention,
             around_attention: Around::load(loader, "attention", config)?,
             feed_forward,
             around_feed_forward: Around::load(loader, "feed_forward", config)?,
         })
-    }
-
-    /// Whether it takes the rows of a memory.
-    pub(crate) fn reads_rows(&self) -> bool {
-        self.memory.is_some()
     }
 
     /// Values that its attention keeps of a position.
@@ -106,17 +88,7 @@ impl Block {
         }
     }
 
-    /// Values that its short convolution keeps of a position, if it has one.
-    pub(crate) fn convolution_entry(&self) -> Option<usize> {
-        self.memory.as_ref().and_then(Memory::entry)
-    }
-
     pub(crate) fn bytes(&self) -> usize {
-        let memory = match &self.memory {
-            Some(Memory::Gated(gated)) => gated.bytes(),
-            Some(Memory::Ngrams(ngrams)) => ngrams.bytes(),
-            None => 0,
-        };
         let attention = match &self.attention {
             Attention::Latent(latent) => latent.bytes(),
             Attention::Plain(plain) => plain.bytes(),
@@ -128,65 +100,26 @@ impl Block {
         let around = [&self.around_attention, &self.around_feed_forward];
         let streams: usize =
             around.iter().filter_map(|around| around.streams.as_ref()).map(Streams::bytes).sum();
-        memory + attention + feed_forward + streams
+        attention + feed_forward + streams
     }
 
-    /// The streams after the block, `[rows, streams · width]`, and the gates of its memory `[rows, streams]`, if it has
-    /// one. `e` `[on, d_mem]` are the memory rows of the rows whose memory is on.
+    /// The streams after the block, `[rows, streams · width]`. `added` goes to the values of its attention.
     pub(crate) fn forward(
         &self,
-        mut x: Vec<f32>,
-        e: &[f32],
+        x: Vec<f32>,
         rows: &StepRows<'_>,
         angles: Option<&RowAngles>,
+        added: Option<&[f32]>,
         cache: &mut Cache,
-    ) -> (Vec<f32>, Option<Vec<f32>>) {
-        let mut added = None;
-        let gates = match &self.memory {
-            Some(Memory::Gated(gated)) => Some(gated.add(&mut x, e, rows, cache)),
-            Some(Memory::Ngrams(ngrams)) => {
-                added = ngrams.add(&mut x, e, &rows.on);
-                Some(ngrams.open_gates(rows))
-            }
-            None => None,
-        };
+    ) -> Vec<f32> {
         let x = self.around_attention.apply(x, |h| match &self.attention {
-            Attention::Latent(latent) => latent.forward(h, rows, angles, added.as_deref(), cache),
-            Attention::Plain(plain) => plain.forward(h, rows, angles, added.as_deref(), cache),
+            Attention::Latent(latent) => latent.forward(h, rows, angles, added, cache),
+            Attention::Plain(plain) => plain.forward(h, rows, angles, added, cache),
         });
-        let x = self.around_feed_forward.apply(x, |h| match &self.feed_forward {
+        self.around_feed_forward.apply(x, |h| match &self.feed_forward {
             FeedForward::Dense(dense) => dense.forward(h),
             FeedForward::Experts(experts) => experts.forward(h),
-        });
-        (x, gates)
-    }
-}
-
-impl Memory {
-    /// The memory of block `index`, if it has one.
-    fn load(
-        loader: &Loader<'_>,
-        config: &ModelConfig,
-        index: usize,
-        part: usize,
-    ) -> Result<Option<Self>, WeightError> {
-        let Some(memory) = config.memory.as_ref().filter(|memory| memory.layers.contains(&index)) else {
-            return Ok(None);
-        };
-        Ok(Some(if memory.form.is_gated() {
-            Self::Gated(Box::new(GatedMemory::load(&loader.child("memory"), memory, config, part)?))
-        } else {
-            // Checkpoints once had these weights under a name of their own.
-            let named = |child: &str| NgramEmbedding::load(&loader.child(child), memory, config);
-            Self::Ngrams(named("memory").or_else(|error| named("ngrams").map_err(|_| error))?)
-        }))
-    }
-
-    fn entry(&self) -> Option<usize> {
-        match self {
-            Self::Gated(gated) => gated.entry(),
-            Self::Ngrams(_) => None,
-        }
+        })
     }
 }
 

@@ -70,10 +70,10 @@ impl Sequence {
 /// Sequences of different roots share nothing, even where their tokens agree: they were computed in other ways.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Root {
-    /// With memory.
+    /// With this one of the memories.
+    Memory(usize),
+    /// Without a memory.
     #[default]
-    Memory,
-    /// With memory switched off.
     NoMemory,
 }
 
@@ -394,28 +394,28 @@ mod tests {
     fn a_common_beginning_is_stored_once() {
         let mut cache = cache(8);
         let tokens: Vec<u32> = (0..10).collect();
-        let mut first = cache.begin(Root::Memory, &tokens);
+        let mut first = cache.begin(Root::Memory(0), &tokens);
         assert!(first.is_empty());
         compute(&mut cache, &mut first, &tokens).unwrap();
-        let second = cache.begin(Root::Memory, &tokens);
+        let second = cache.begin(Root::Memory(0), &tokens);
         assert_eq!((second.len(), cache.pages_in_use()), (8, 3));
         check(&cache, &second, &tokens[..8]);
         assert!(cache.begin(Root::NoMemory, &tokens).is_empty());
         // The last token is left to compute even where it ends a page.
-        let eight = cache.begin(Root::Memory, &tokens[..8]);
+        let eight = cache.begin(Root::Memory(0), &tokens[..8]);
         assert_eq!(eight.len(), 4);
         for sequence in [first, second, eight] {
             cache.release(sequence);
         }
         assert_eq!(cache.pages_in_use(), 0);
-        assert_eq!(cache.begin(Root::Memory, &tokens).len(), 8, "idle pages are found");
+        assert_eq!(cache.begin(Root::Memory(0), &tokens).len(), 8, "idle pages are found");
     }
 
     #[test]
     fn forks_do_not_see_each_other() {
         let mut cache = cache(8);
         let mut left: Vec<u32> = (0..6).collect();
-        let mut first = cache.begin(Root::Memory, &left);
+        let mut first = cache.begin(Root::Memory(0), &left);
         compute(&mut cache, &mut first, &left).unwrap();
         let mut second = cache.fork(&first);
         let mut right = left.clone();
@@ -432,12 +432,12 @@ mod tests {
     fn a_full_cache_says_so_and_recovers() {
         let mut cache = cache(2);
         let tokens: Vec<u32> = (0..9).collect();
-        let mut sequence = cache.begin(Root::Memory, &tokens);
+        let mut sequence = cache.begin(Root::Memory(0), &tokens);
         assert_eq!(cache.reserve(&mut sequence, 9), Err(CacheFull { pages: 2 }));
         compute(&mut cache, &mut sequence, &tokens[..8]).unwrap();
         cache.release(sequence);
         let other: Vec<u32> = (50..58).collect();
-        let mut sequence = cache.begin(Root::Memory, &other);
+        let mut sequence = cache.begin(Root::Memory(0), &other);
         compute(&mut cache, &mut sequence, &other).unwrap();
         check(&cache, &sequence, &other);
     }
@@ -471,7 +471,7 @@ mod tests {
             for act in acts {
                 match act {
                     Act::Begin(tokens) => {
-                        let mut sequence = cache.begin(Root::Memory, &tokens);
+                        let mut sequence = cache.begin(Root::Memory(0), &tokens);
                         let known = tokens[..sequence.len()].to_vec();
                         check(&cache, &sequence, &known);
                         match compute(&mut cache, &mut sequence, &tokens) {
@@ -514,7 +514,7 @@ mod tests {
             live.into_iter().for_each(|(sequence, _)| cache.release(sequence));
             prop_assert_eq!(cache.pages_in_use(), 0);
             let tokens: Vec<u32> = (100..100 + 4 * pages as u32).collect();
-            let mut all = cache.begin(Root::Memory, &tokens);
+            let mut all = cache.begin(Root::Memory(0), &tokens);
             prop_assert!(compute(&mut cache, &mut all, &tokens).is_ok(), "every page can be had again");
         }
     }

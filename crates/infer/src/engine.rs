@@ -29,10 +29,52 @@ use crate::step_rows::{Chunk, Target};
 pub struct Model {
     /// The weights.
     pub decoder: Decoder,
-    /// Where memory rows come from, if the model has a memory.
-    pub rows: Option<RowTiers>,
+    /// The memories that requests can choose from.
+    pub memories: Vec<ModelMemory>,
     /// Bytes of text that each token stands for.
     pub token_bytes: Vec<Vec<u8>>,
+}
+
+/// A memory that requests can choose.
+#[derive(Debug)]
+pub struct ModelMemory {
+    /// Which of the decoder's memories it is; several may differ by their rows alone.
+    pub weights: usize,
+    /// Where its rows come from.
+    pub rows: RowTiers,
+}
+
+impl Model {
+    /// A model whose requests choose between the decoder's first memory, whose rows come from `rows`, and none.
+    pub fn new(decoder: Decoder, rows: Option<RowTiers>, token_bytes: Vec<Vec<u8>>) -> Self {
+        let memories = rows.into_iter().map(|rows| ModelMemory { weights: 0, rows }).collect();
+        Self { decoder, memories, token_bytes }
+    }
+
+    /// The memory that a request reads, if it reads one.
+    fn memory(&self, request: &Request) -> Option<&ModelMemory> {
+        request.memory.and_then(|memory| self.memories.get(memory))
+    }
+
+    /// Refuses rows that are not those of the decoder's memories.
+    fn check(&self) -> Result<(), EngineError> {
+        let known: Vec<_> = self.decoder.memories().collect();
+        if self.memories.is_empty() && self.decoder.config().memory.is_some() {
+            return Err(EngineError::Rows { layers: known.first().map_or(0, |own| own.layers.len()), found: 0 });
+        }
+        for memory in &self.memories {
+            let widths = memory.rows.widths();
+            let layers = known.get(memory.weights).map_or(0, |known| known.layers.len());
+            if widths.len() != layers {
+                return Err(EngineError::Rows { layers, found: widths.len() });
+            }
+            let needed = known.get(memory.weights).map_or(0, |known| known.row_width);
+            if let Some(&found) = widths.iter().find(|&&width| width != needed) {
+                return Err(EngineError::RowWidth { needed, found });
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Limits of an [`Engine`].
@@ -133,6 +175,7 @@ struct Limits {
     waiting: usize,
     vocabulary: usize,
     context: usize,
+    memories: usize,
     page: usize,
     pages: usize,
 }
@@ -148,6 +191,9 @@ impl Limits {
         if let Some(position) = unknown {
             let token = request.prompt[position];
             return Err(Refusal::Token { token, position, vocabulary: self.vocabulary });
+        }
+        if let Some(memory) = request.memory.filter(|&memory| memory >= self.memories.max(1)) {
+            return Err(Refusal::Memory { memory, memories: self.memories });
         }
         if prompt.saturating_add(max_tokens) > self.context {
             return Err(Refusal::TooLong { context: self.context, prompt, max_tokens });
@@ -195,16 +241,8 @@ impl Engine {
     /// # Errors
     /// When an option leaves nothing to work with, or the rows are not those of the model.
     pub fn start(model: Model, options: EngineOptions) -> Result<Self, EngineError> {
+        model.check()?;
         let config = model.decoder.config();
-        let layers = config.memory.as_ref().map_or(0, |memory| memory.layers.len());
-        let widths = model.rows.as_ref().map_or(Vec::new(), RowTiers::widths);
-        if widths.len() != layers {
-            return Err(EngineError::Rows { layers, found: widths.len() });
-        }
-        let needed = config.memory.as_ref().map_or(0, |memory| memory.row_width);
-        if let Some(&found) = widths.iter().find(|&&width| width != needed) {
-            return Err(EngineError::RowWidth { needed, found });
-        }
         for (name, found) in [("running", options.running), ("page", options.page), ("chunk", options.chunk)]
         {
             if found == 0 {
@@ -227,6 +265,7 @@ impl Engine {
             waiting: options.waiting,
             vocabulary: config.vocabulary,
             context: config.context,
+            memories: model.memories.len(),
             page: options.page,
             pages,
         };
@@ -580,8 +619,7 @@ impl Worker {
         } else {
             metrics.recomputed_tokens.add(running.tokens.len() - sequence.len());
         }
-        let rows = self.model.rows.as_ref().filter(|_| running.request.memory);
-        running.history = rows.map(|rows| rows.addressing().history());
+        running.history = self.model.memory(&running.request).map(|memory| memory.rows.addressing().history());
         let known = sequence.len();
         running.sequence = sequence;
         if !running.request.needs_prompt() {
@@ -635,12 +673,11 @@ impl Worker {
         // For newcomers; what others need now they asked for in the step before.
         self.ask_ahead(&[]);
         self.make_room();
-        let (mut parts, due_rows) = self.plan();
+        let (mut parts, mut rows) = self.plan();
         if parts.is_empty() {
             return;
         }
         self.ask_ahead(&parts);
-        let mut rows: Vec<RowFetch> = due_rows.into_iter().collect();
         rows.extend(parts.iter_mut().filter_map(|part| part.rows.take()));
         let output = self.compute(&parts, &mut rows);
         let waited: Duration = rows.iter().map(RowFetch::waited).sum();
@@ -663,33 +700,16 @@ impl Worker {
     }
 
     /// What each request has in the next step: tokens that are due first, then chunks of prompts whose rows are there,
-    /// or are on their way if there is nothing else to do. With the rows of the former.
-    fn plan(&mut self) -> (Vec<Part>, Option<RowFetch>) {
-        let mut parts = Vec::new();
-        let mut ids = RowIds::default();
-        let mut any = false;
-        for (index, running) in self.running.iter_mut().enumerate().filter(|(_, running)| running.is_due()) {
-            let most = running.room.saturating_sub(1);
-            let mut tokens = running.tokens[running.sequence.len()..].to_vec();
-            tokens.extend_from_slice(prompt_lookup::draft(&running.tokens, most));
-            if let (Some(tiers), Some(history)) = (&self.model.rows, &mut running.history) {
-                if let Err(error) = ids.add(history, &tokens, tiers) {
-                    running.fail(error);
-                    continue;
-                }
-                any = true;
-            }
-            let (drafts, logits) = (tokens.len() - 1, tokens.len());
-            parts.push(Part { running: index, tokens, drafts, logits, targets: Vec::new(), rows: None });
-        }
-        let mut rows = None;
-        if let Some(tiers) = self.model.rows.as_ref().filter(|_| any) {
-            match tiers.fetch(ids, Needed::Now) {
-                Ok(fetch) => rows = Some(fetch),
-                Err(error) => {
-                    parts.drain(..).for_each(|part| self.running[part.running].fail(&error));
-                }
-            }
+    /// or are on their way if there is nothing else to do. With the rows of the former, memory by memory.
+    fn plan(&mut self) -> (Vec<Part>, Vec<RowFetch>) {
+        let (mut parts, mut rows) = (Vec::new(), Vec::new());
+        let due = self.running.iter().enumerate().filter(|(_, running)| running.is_due());
+        let mut due: Vec<(Option<usize>, usize)> =
+            due.map(|(index, running)| (running.request.memory, index)).collect();
+        due.sort();
+        for due in due.chunk_by(|one, other| one.0 == other.0) {
+            let due: Vec<usize> = due.iter().map(|&(_, index)| index).collect();
+            self.plan_due(&due, &mut parts, &mut rows);
         }
         let ready = |running: &Running| {
             running.outcome.is_none() && running.next.as_ref().is_some_and(NextChunk::is_ready)
@@ -710,6 +730,34 @@ impl Worker {
         (parts, rows)
     }
 
+    /// Adds the tokens that are due of the requests `due`, which read the same memory or none, and their rows.
+    fn plan_due(&mut self, due: &[usize], parts: &mut Vec<Part>, rows: &mut Vec<RowFetch>) {
+        let memory = due.first().and_then(|&index| self.model.memory(&self.running[index].request));
+        let (first, mut ids) = (parts.len(), RowIds::default());
+        for &index in due {
+            let running = &mut self.running[index];
+            let most = running.room.saturating_sub(1);
+            let mut tokens = running.tokens[running.sequence.len()..].to_vec();
+            tokens.extend_from_slice(prompt_lookup::draft(&running.tokens, most));
+            if let (Some(memory), Some(history)) = (memory, &mut running.history)
+                && let Err(error) = ids.add(history, &tokens, &memory.rows)
+            {
+                running.fail(error);
+                continue;
+            }
+            let (drafts, logits) = (tokens.len() - 1, tokens.len());
+            parts.push(Part { running: index, tokens, drafts, logits, targets: Vec::new(), rows: None });
+        }
+        if let Some(memory) = memory.filter(|_| parts.len() > first) {
+            match memory.rows.fetch(ids, Needed::Now) {
+                Ok(fetch) => rows.push(fetch),
+                Err(error) => {
+                    parts.drain(first..).for_each(|part| self.running[part.running].fail(&error));
+                }
+            }
+        }
+    }
+
     /// Asks for the rows of chunks of prompts, as many as the step after `parts` can take and in its order: more would
     /// stand in the way of rows that are needed before.
     fn ask_ahead(&mut self, parts: &[Part]) {
@@ -725,7 +773,8 @@ impl Worker {
                 if count == 0 || count > left {
                     continue;
                 }
-                running.ask(start..start + count, self.model.rows.as_ref());
+                let memory = self.model.memory(&running.request);
+                running.ask(start..start + count, memory.map(|memory| &memory.rows));
             }
             left = left.saturating_sub(running.next.as_ref().map_or(0, |next| next.count));
         }
@@ -736,7 +785,7 @@ impl Worker {
             .iter()
             .map(|part| {
                 let running = &self.running[part.running];
-                let memory = running.history.is_some();
+                let memory = self.model.memory(&running.request).map(|memory| memory.weights);
                 let (tokens, logits, targets) = (&part.tokens[..], part.logits, &part.targets[..]);
                 Chunk { sequence: &running.sequence, tokens, memory, logits, targets }
             })
@@ -807,8 +856,22 @@ impl Worker {
         let skip = running.reported.saturating_sub(start);
         if running.request.gates && skip < computed {
             let range = (row + skip) * streams..(row + computed) * streams;
-            let layers = output.gates.iter().map(|gates| gates[range.clone()].to_vec()).collect();
-            running.tell(&Event::Gates(PositionGates { first: start + skip, layers }));
+            let own = self.model.memory(&running.request);
+            // Where the model's own memory is off, its gates are told: none is open.
+            let is_own = self.model.decoder.config().memory.is_some();
+            let own = own.or(self.model.memories.first().filter(|_| is_own));
+            let count = own.map_or(0, |memory| memory.rows.widths().len());
+            let gates = |layer: usize| match output.gates.get(layer) {
+                Some(gates) => gates[range.clone()].to_vec(),
+                None => vec![0.0; range.len()],
+            };
+            let layers = (0..count).map(gates).collect();
+            let positions = start + skip..start + computed;
+            let changed = self.model.memory(&running.request).map(|memory| {
+                memory.rows.changed(&running.tokens, positions.clone()).unwrap_or_default()
+            });
+            let changed = changed.unwrap_or_else(|| vec![vec![0; positions.len()]; count]);
+            running.tell(&Event::Gates(PositionGates { first: positions.start, layers, changed }));
         }
     }
 

@@ -9,7 +9,6 @@ use engram_kernels::{MemoryGateInput, PackedMatrix, memory_gate};
 
 use crate::cache::{Cache, Place};
 use crate::sigmoid_gate::sigmoid_gate;
-use crate::step_rows::StepRows;
 use crate::weights::{Loader, WeightError};
 
 /// Reads one layer's memory into the residual streams.
@@ -21,6 +20,8 @@ pub(crate) struct GatedMemory {
     value: PackedMatrix,
     /// `[width]`; zeros in V4.1's form.
     value_bias: Vec<f32>,
+    /// Whether rows of zero read nothing: the value has no bias.
+    silent: bool,
     convolution: Option<Convolution>,
     streams: usize,
     width: usize,
@@ -116,6 +117,7 @@ impl GatedMemory {
         Ok(Self {
             gates: gates.transpose()?,
             value,
+            silent: value_bias.iter().all(|&bias| bias == 0.0),
             value_bias,
             convolution: convolution.transpose()?,
             streams,
@@ -132,33 +134,78 @@ impl GatedMemory {
         self.value.bytes() + self.gates.as_ref().map_or(0, |gates| gates.key.bytes())
     }
 
-    /// Adds to the streams `x` `[rows, streams · width]`, at the rows whose memory is on, what it has for them: `e`
-    /// `[on, d_mem]` are their memory rows. Gives all rows' gates `[rows, streams]`: 1 where the memory has none, and 0 at
-    /// the other rows.
-    pub(crate) fn add(&self, x: &mut [f32], e: &[f32], rows: &StepRows<'_>, cache: &mut Cache) -> Vec<f32> {
+    /// Adds to the streams `x` `[rows, streams · width]`, at the rows `on`, what the memory has for them: `e` `[on, d_mem]`
+    /// are their memory rows. Gives all rows' gates `[rows, streams]`: 1 where the memory has none, and 0 at the other
+    /// rows.
+    ///
+    /// Where all of a token's rows are zero and the value has no bias, nothing is read and the gate is 0: the token is
+    /// computed as without a memory, bit for bit, but for what a convolution still sees of tokens before.
+    pub(crate) fn add(
+        &self,
+        x: &mut [f32],
+        e: &[f32],
+        places: &[Place<'_>],
+        on: &[usize],
+        cache: &mut Cache,
+    ) -> Vec<f32> {
         let all = self.streams * self.width;
-        let mut of_rows = vec![0.0; rows.places.len() * self.streams];
-        if rows.on.is_empty() {
+        let mut of_rows = vec![0.0; places.len() * self.streams];
+        if on.is_empty() {
             return of_rows;
         }
-        let value = biased(self.value.product(e), &self.value_bias);
-        let (gates, mut y) = self.gated(x, e, &value, &rows.on);
+        let inputs = self.value.inputs();
+        let reads = |index: &usize| !self.silent || e[index * inputs..][..inputs].iter().any(|&v| v != 0.0);
+        let read: Vec<usize> = (0..on.len()).filter(reads).collect();
+        let reading: Vec<usize> = read.iter().map(|&index| on[index]).collect();
+        let e: Vec<f32> = read.iter().flat_map(|&index| &e[index * inputs..][..inputs]).copied().collect();
+        let (value, (gates, mut y)) = if reading.is_empty() {
+            (Vec::new(), (Vec::new(), Vec::new()))
+        } else {
+            let value = biased(self.value.product(&e), &self.value_bias);
+            let gated = self.gated(x, &e, &value, &reading);
+            (value, gated)
+        };
         if let Some(convolution) = &self.convolution {
-            for (index, &row) in rows.on.iter().enumerate() {
-                let value = &value[index * self.width..][..self.width];
-                let gates = &gates[index * self.streams..][..self.streams];
-                convolution.keep(rows.places[row], value, gates, cache);
-            }
-            for (y, &row) in y.chunks_exact_mut(all).zip(&rows.on) {
-                convolution.add(y, rows.places[row], self.width, cache);
-            }
+            y = self.convolved(convolution, (&read, on), (&value, &gates, y), places, cache);
+            add_to_rows(x, &y, on, all);
+        } else {
+            add_to_rows(x, &y, &reading, all);
         }
-        let on = rows.on.iter().zip(y.chunks_exact(all)).zip(gates.chunks_exact(self.streams));
-        for ((&row, y), gates) in on {
-            x[row * all..][..all].iter_mut().zip(y).for_each(|(x, y)| *x += y);
+        for (&row, gates) in reading.iter().zip(gates.chunks_exact(self.streams)) {
             of_rows[row * self.streams..][..self.streams].copy_from_slice(gates);
         }
         of_rows
+    }
+
+    /// Keeps what the convolution will see of the rows `on`, and adds what it sees at each: `[on, streams · width]`.
+    /// `value`, `gates` and `y` are those of `read`, the places in `on` of rows that read something.
+    fn convolved(
+        &self,
+        convolution: &Convolution,
+        (read, on): (&[usize], &[usize]),
+        (value, gates, y): (&[f32], &[f32], Vec<f32>),
+        places: &[Place<'_>],
+        cache: &mut Cache,
+    ) -> Vec<f32> {
+        let all = self.streams * self.width;
+        let mut of_on = vec![0.0; on.len() * all];
+        let (no_value, no_gates) = (vec![0.0; self.width], vec![0.0; self.streams]);
+        let mut next = 0;
+        for (index, &row) in on.iter().enumerate() {
+            if read.get(next) == Some(&index) {
+                let value = &value[next * self.width..][..self.width];
+                let gates = &gates[next * self.streams..][..self.streams];
+                convolution.keep(places[row], value, gates, cache);
+                of_on[index * all..][..all].copy_from_slice(&y[next * all..][..all]);
+                next += 1;
+            } else {
+                convolution.keep(places[row], &no_value, &no_gates, cache);
+            }
+        }
+        for (y, &row) in of_on.chunks_exact_mut(all).zip(on) {
+            convolution.add(y, places[row], self.width, cache);
+        }
+        of_on
     }
 
     /// The gate of every stream `[on, streams]`, and the value times it `[on, streams · width]`.
@@ -256,4 +303,13 @@ fn biased(mut rows: Vec<f32>, bias: &[f32]) -> Vec<f32> {
         row.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
     }
     rows
+}
+
+/// Adds `y` `[on, all]` to the rows `on` of `x`. A zero adds nothing, not even to a zero's sign.
+fn add_to_rows(x: &mut [f32], y: &[f32], on: &[usize], all: usize) {
+    for (&row, y) in on.iter().zip(y.chunks_exact(all)) {
+        for (x, &y) in x[row * all..][..all].iter_mut().zip(y) {
+            *x = if y == 0.0 { *x } else { *x + y };
+        }
+    }
 }

@@ -10,6 +10,8 @@
 //!   convolution keeps its past there, too, so that taking tokens back is forgetting positions.
 //! * [`RowTiers`]: the rows of a step, asked for as soon as its tokens are known, from whatever tier; what is waited
 //!   for them is measured.
+//! * Memories: a model has its own, or others are added ([`Decoder::add_memory`]); a request names the one that it reads.
+//!   Requests with different memories share steps and weights, never pages of the cache.
 //! * [`Engine`]: continuous batching, prompts read in chunks, drafts by prompt look-up that change no answer.
 //!   A request ends when its receiver is dropped.
 //! * [`Offline`]: many texts scored or continued at once, with beginnings that they share computed once.
@@ -54,7 +56,7 @@
 //! // Without a memory there are no rows to fetch. Every token stands for one letter here.
 //! let token_bytes = (b'@'..).take(64).map(|letter| vec![letter]).collect();
 //! let options = EngineOptions { cache_bytes: 1 << 20, ..EngineOptions::default() };
-//! let engine = Engine::start(Model { decoder, rows: None, token_bytes }, options)?;
+//! let engine = Engine::start(Model::new(decoder, None, token_bytes), options)?;
 //!
 //! let mut events = engine.submit(Request::new(vec![1, 2, 3], 5))?;
 //! let mut text = String::new();
@@ -83,11 +85,13 @@ mod gated_memory;
 mod jinja;
 mod jinja_source;
 mod latent_attention;
+mod memory;
 mod memory_tables;
 mod metrics;
 mod ngram_embedding;
 mod norm;
 mod offline;
+mod opened_memory;
 mod plain_attention;
 mod prefix_tree;
 mod prompt_lookup;
@@ -111,10 +115,11 @@ mod weights;
 pub use cache::{Cache, CacheFull, CacheLayout, Root, Sequence};
 pub use chat_template::{ChatTemplate, Conversation, Message, TemplateError};
 pub use decoder::{Decoder, StepOutput};
-pub use engine::{Engine, EngineError, EngineOptions, Model};
+pub use engine::{Engine, EngineError, EngineOptions, Model, ModelMemory};
 pub use memory_tables::{MemoryTables, TableError};
 pub use metrics::Metrics;
 pub use offline::{Offline, OfflineError};
+pub use opened_memory::BaseRows;
 pub use prefix_tree::ScoredText;
 pub use request::{Event, Failure, Finish, GeneratedToken, PositionGates, Refusal, Request, Summary};
 pub use row_fetch::{Needed, RowFetch, RowIds, RowTiers, TierError};

@@ -3,7 +3,6 @@
 use engram_config::{MemoryConfig, MemoryForm, ModelConfig};
 use engram_kernels::PackedMatrix;
 
-use crate::step_rows::StepRows;
 use crate::weights::{Loader, WeightError};
 
 /// Adds one layer's rows to the residual streams, or to the values of its attention.
@@ -59,7 +58,8 @@ impl NgramEmbedding {
         let mut to_streams = |added: &[f32]| {
             for (&row, added) in on.iter().zip(added.chunks_exact(self.width)) {
                 for stream in x[row * all..][..all].chunks_exact_mut(self.width) {
-                    stream.iter_mut().zip(added).for_each(|(x, added)| *x += added);
+                    // A zero adds nothing, not even to a zero's sign.
+                    stream.iter_mut().zip(added).filter(|(_, added)| **added != 0.0).for_each(|(x, added)| *x += added);
                 }
             }
         };
@@ -86,9 +86,9 @@ impl NgramEmbedding {
     }
 
     /// Gates as a gated memory has them, `[rows, streams]`: wide open where it is on.
-    pub(crate) fn open_gates(&self, rows: &StepRows<'_>) -> Vec<f32> {
-        let mut gates = vec![0.0; rows.places.len() * self.streams];
-        for &row in &rows.on {
+    pub(crate) fn open_gates(&self, rows: usize, on: &[usize]) -> Vec<f32> {
+        let mut gates = vec![0.0; rows * self.streams];
+        for &row in on {
             gates[row * self.streams..][..self.streams].fill(1.0);
         }
         gates

@@ -78,7 +78,7 @@ const TEXTS: usize = 16;
 const DRAFTS: usize = 4;
 
 impl Offline {
-    /// Computes with `decoder`, whose memory rows come from `rows`, on `threads` threads. The cache takes at most
+    /// Computes with `decoder`, the rows of whose first memory come from `rows`, on `threads` threads. The cache takes at most
     /// `cache_bytes`, but at least one context.
     ///
     /// # Errors
@@ -93,7 +93,7 @@ impl Offline {
         let context = layout.pages_for(decoder.config().context);
         let pages = (cache_bytes / (4 * layout.page_values())).clamp(context, (TEXTS + 1) * context);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
-        Ok(Self { cache: Cache::new(layout, pages), decoder, rows, root: Root::Memory, pool })
+        Ok(Self { cache: Cache::new(layout, pages), decoder, rows, root: Root::Memory(0), pool })
     }
 
     /// Switches the memory off.
@@ -169,7 +169,7 @@ impl Offline {
 
     fn lines(&mut self) -> (Lines<'_>, &mut Cache) {
         let Self { decoder, rows, root, cache, pool } = self;
-        let rows = rows.as_ref().filter(|_| *root == Root::Memory);
+        let rows = rows.as_ref().filter(|_| *root != Root::NoMemory);
         (Lines { decoder, rows, root: *root, pool }, cache)
     }
 
@@ -238,7 +238,7 @@ impl Lines<'_> {
             .map(|part| Chunk {
                 sequence: &lines[part.line].sequence,
                 tokens: part.tokens,
-                memory: self.rows.is_some(),
+                memory: self.rows.map(|_| 0),
                 logits: part.logits,
                 targets: &part.targets,
             })

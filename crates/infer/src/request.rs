@@ -28,8 +28,8 @@ pub struct Request {
     pub prompt_logprobs: Option<usize>,
     /// With the gates of every position.
     pub gates: bool,
-    /// Whether the memory is read.
-    pub memory: bool,
+    /// Which of the model's memories is read; none: memory off. The first, where the model has none, is none.
+    pub memory: Option<usize>,
     /// When it must be done.
     pub deadline: Option<Instant>,
 }
@@ -48,13 +48,13 @@ impl Request {
             logprobs: None,
             prompt_logprobs: None,
             gates: false,
-            memory: true,
+            memory: Some(0),
             deadline: None,
         }
     }
 
     pub(crate) fn root(&self) -> Root {
-        if self.memory { Root::Memory } else { Root::NoMemory }
+        self.memory.map_or(Root::NoMemory, Root::Memory)
     }
 
     /// Whether both are computed alike up to the end of the prompt.
@@ -119,6 +119,14 @@ pub enum Refusal {
         /// Requests that wait.
         waiting: usize,
     },
+    /// A memory that the model does not have.
+    #[error("memory {memory} is asked for, but the model has {memories}, counted from 0")]
+    Memory {
+        /// The memory.
+        memory: usize,
+        /// Memories of the model.
+        memories: usize,
+    },
     /// The engine takes no more requests.
     #[error("the server is stopping and takes no more requests")]
     Stopping,
@@ -158,6 +166,8 @@ pub struct PositionGates {
     pub first: usize,
     /// Of each memory layer `[positions, streams]`.
     pub layers: Vec<Vec<f32>>,
+    /// Of each memory layer how many of the rows that a position reads an overlay changes, `[positions]`.
+    pub changed: Vec<Vec<usize>>,
 }
 
 /// Why a continuation ended.

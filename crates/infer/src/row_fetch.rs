@@ -7,7 +7,9 @@
 //! a prefetcher of its own, and the former are asked for a few at a time: a disk answers in the order in which it is
 //! asked.
 
+use std::collections::HashSet;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,16 +26,43 @@ pub struct RowTiers {
     on_demand: bool,
     /// None: every position reads the rows of its own n-grams.
     permuted: Option<PermutedPlaces>,
+    /// Of each layer the rows that an overlay changes, if that is to be told.
+    changed: Vec<HashSet<u64>>,
 }
 
+/// Where the rows of a layer come from.
 #[derive(Debug)]
-struct Tier {
-    /// For rows of the next step.
-    due: Arc<Prefetcher>,
-    /// For rows of later steps.
-    ahead: Prefetcher,
-    /// Values of a row.
-    width: usize,
+enum Tier {
+    /// They are fetched by threads, while others compute.
+    Far {
+        /// For rows of the next step.
+        due: Arc<Prefetcher>,
+        /// For rows of later steps.
+        ahead: Prefetcher,
+        /// Values of a row.
+        width: usize,
+    },
+    /// They are at hand: reading them takes less than asking a thread for them.
+    Near(NearRows),
+}
+
+/// Rows at hand.
+#[derive(Clone)]
+struct NearRows(Arc<dyn RowSource>);
+
+impl fmt::Debug for NearRows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NearRows({} rows)", self.0.rows())
+    }
+}
+
+impl Tier {
+    fn width(&self) -> usize {
+        match self {
+            Self::Far { width, .. } => *width,
+            Self::Near(rows) => rows.0.width(),
+        }
+    }
 }
 
 /// When rows are needed.
@@ -86,6 +115,29 @@ impl RowTiers {
         sources: Vec<Arc<dyn RowSource>>,
         options: &PrefetchOptions,
     ) -> Result<Self, TierError> {
+        Self::of(addressing, sources, |source| {
+            let width = source.width();
+            let few = options.at_a_time.min(AHEAD_AT_A_TIME);
+            let later = PrefetchOptions { threads: 1, at_a_time: few, ..options.clone() };
+            let ahead = Prefetcher::new(Arc::clone(&source), &later)?;
+            Ok(Tier::Far { due: Arc::new(Prefetcher::new(source, options)?), ahead, width })
+        })
+    }
+
+    /// Reads from `sources`, one for each memory layer in order, where a layer needs rows: for sources that have all rows
+    /// at hand, so that asking threads for them would take longer.
+    ///
+    /// # Errors
+    /// When the tables are not those of the addressing's layers.
+    pub fn near(addressing: Addressing, sources: Vec<Arc<dyn RowSource>>) -> Result<Self, TierError> {
+        Self::of(addressing, sources, |source| Ok(Tier::Near(NearRows(source))))
+    }
+
+    fn of(
+        addressing: Addressing,
+        sources: Vec<Arc<dyn RowSource>>,
+        tier: impl Fn(Arc<dyn RowSource>) -> Result<Tier, TierError>,
+    ) -> Result<Self, TierError> {
         let needed = addressing.layers().len();
         if sources.len() != needed {
             return Err(TierError::Count { needed, found: sources.len() });
@@ -95,14 +147,40 @@ impl RowTiers {
                 let (needed, found) = (layer.rows(), source.rows());
                 return Err(TierError::Rows { layer: layer.layer(), needed, found });
             }
-            let width = source.width();
-            let few = options.at_a_time.min(AHEAD_AT_A_TIME);
-            let later = PrefetchOptions { threads: 1, at_a_time: few, ..options.clone() };
-            let ahead = Prefetcher::new(Arc::clone(&source), &later)?;
-            Ok(Tier { due: Arc::new(Prefetcher::new(source, options)?), ahead, width })
+            tier(source)
         });
         let layers = layers.collect::<Result<_, _>>()?;
-        Ok(Self { addressing, layers, on_demand: false, permuted: None })
+        Ok(Self { addressing, layers, on_demand: false, permuted: None, changed: Vec::new() })
+    }
+
+    /// Tells of every position how many of its rows are among `changed`, of each layer those that an overlay changes.
+    pub fn telling(self, changed: Vec<HashSet<u64>>) -> Self {
+        Self { changed, ..self }
+    }
+
+    /// Of each layer, how many of the rows that the positions `range` of `tokens` read an overlay changes.
+    ///
+    /// # Errors
+    /// When a token is outside the vocabulary.
+    pub(crate) fn changed(
+        &self,
+        tokens: &[u32],
+        range: Range<usize>,
+    ) -> Result<Vec<Vec<usize>>, AddressError> {
+        if self.changed.is_empty() || self.permuted.is_some() {
+            return Ok(vec![vec![0; range.len()]; self.layers.len()]);
+        }
+        // Tokens further back are in none of the n-grams.
+        let first = range.start.saturating_sub(self.addressing.max_order() - 1);
+        let mut ids = Vec::new();
+        let of_layer = |(layer, changed): (usize, &HashSet<u64>)| {
+            ids.clear();
+            self.addressing.row_ids(layer, &tokens[first..range.end], &mut ids)?;
+            let slots = ids.len() / (range.end - first);
+            let of_token = |ids: &[u64]| ids.iter().filter(|id| changed.contains(id)).count();
+            Ok(ids.chunks_exact(slots).skip(range.start - first).map(of_token).collect())
+        };
+        self.changed.iter().enumerate().map(of_layer).collect()
     }
 
     /// Asks for rows only where a layer needs them: to measure what asking early is worth.
@@ -122,7 +200,7 @@ impl RowTiers {
 
     /// Values of a row of each layer.
     pub fn widths(&self) -> Vec<usize> {
-        self.layers.iter().map(|tier| tier.width).collect()
+        self.layers.iter().map(Tier::width).collect()
     }
 
     /// Has the rows of all layers fetched that these tokens read.
@@ -132,14 +210,18 @@ impl RowTiers {
     pub fn fetch(&self, ids: RowIds, needed: Needed) -> Result<RowFetch, StoreError> {
         let layers = self.layers.iter().zip(&ids.layers).map(|(tier, ids)| {
             let distinct = DistinctRows::of(ids);
-            let rows = match (self.on_demand, needed) {
-                (true, _) => Rows::OnDemand(Arc::clone(&tier.due)),
-                (false, Needed::Now) => Rows::OnTheirWay(tier.due.submit(distinct.ids())?),
-                (false, Needed::Later) => Rows::OnTheirWay(tier.ahead.submit(distinct.ids())?),
+            let rows = match (tier, self.on_demand, needed) {
+                (Tier::Near(rows), _, _) => Rows::Near(rows.clone()),
+                (Tier::Far { due, .. }, true, _) => Rows::OnDemand(Arc::clone(due)),
+                (Tier::Far { due, .. }, false, Needed::Now) => Rows::OnTheirWay(due.submit(distinct.ids())?),
+                (Tier::Far { ahead, .. }, false, Needed::Later) => {
+                    Rows::OnTheirWay(ahead.submit(distinct.ids())?)
+                }
             };
-            Ok(LayerFetch { distinct, rows, width: tier.width })
+            Ok(LayerFetch { distinct, rows, width: tier.width() })
         });
-        Ok(RowFetch { layers: layers.collect::<Result<_, StoreError>>()?, waited: Duration::ZERO })
+        let layers = layers.collect::<Result<_, StoreError>>()?;
+        Ok(RowFetch { layers, tokens: ids.tokens, waited: Duration::ZERO })
     }
 }
 
@@ -147,6 +229,7 @@ impl RowTiers {
 #[derive(Debug, Clone, Default)]
 pub struct RowIds {
     layers: Vec<Vec<u64>>,
+    tokens: usize,
 }
 
 impl RowIds {
@@ -164,6 +247,7 @@ impl RowIds {
         self.layers.resize(layers, Vec::new());
         let first = history.len();
         let new = history.extend(tokens)?;
+        self.tokens += tokens.len();
         let mut of_layer = Vec::new();
         if let Some(permuted) = tiers.permuted {
             return self.add_permuted(history, first, permuted, &tiers.addressing);
@@ -202,6 +286,8 @@ impl RowIds {
 /// Rows that are on their way.
 pub struct RowFetch {
     layers: Vec<LayerFetch>,
+    /// Tokens that they are for.
+    tokens: usize,
     waited: Duration,
 }
 
@@ -214,10 +300,16 @@ struct LayerFetch {
 enum Rows {
     OnTheirWay(Ticket),
     OnDemand(Arc<Prefetcher>),
+    Near(NearRows),
     Taken,
 }
 
 impl RowFetch {
+    /// Tokens that it brings rows for.
+    pub(crate) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
     /// Waits for the rows of memory layer `index` and adds them to `out`, `[tokens, slots · row width]`: each token's
     /// rows side by side.
     ///
@@ -231,12 +323,17 @@ impl RowFetch {
         let mut rows = vec![0.0; layer.distinct.len() * layer.width];
         let start = Instant::now();
         let fetched = match std::mem::replace(&mut layer.rows, Rows::Taken) {
-            Rows::OnTheirWay(ticket) => ticket.wait(),
-            Rows::OnDemand(prefetcher) => prefetcher.submit(layer.distinct.ids()).and_then(Ticket::wait),
+            Rows::OnTheirWay(ticket) => ticket.wait().map(Some),
+            Rows::OnDemand(prefetcher) => {
+                prefetcher.submit(layer.distinct.ids()).and_then(Ticket::wait).map(Some)
+            }
+            Rows::Near(source) => source.0.gather(layer.distinct.ids(), &mut rows).map(|()| None),
             Rows::Taken => panic!("the rows of a layer are taken once"),
         };
         self.waited += start.elapsed();
-        fetched?.decode(&mut rows)?;
+        if let Some(fetched) = fetched? {
+            fetched.decode(&mut rows)?;
+        }
         let first = out.len();
         out.resize(first + layer.distinct.index().len() * layer.width, 0.0);
         layer.distinct.expand(&rows, layer.width, &mut out[first..])
@@ -246,7 +343,7 @@ impl RowFetch {
     pub(crate) fn is_ready(&self) -> bool {
         self.layers.iter().all(|layer| match &layer.rows {
             Rows::OnTheirWay(ticket) => ticket.is_ready(),
-            Rows::OnDemand(_) | Rows::Taken => true,
+            Rows::OnDemand(_) | Rows::Near(_) | Rows::Taken => true,
         })
     }
 

@@ -31,7 +31,7 @@ pub(crate) struct Running {
     pub(crate) tokens: Vec<u32>,
     /// What has been computed of them.
     pub(crate) sequence: Sequence,
-    /// Row ids, if the memory is on.
+    /// Row ids, if a memory is read.
     pub(crate) history: Option<History>,
     /// The next chunk to be read, whose rows are on their way.
     pub(crate) next: Option<NextChunk>,

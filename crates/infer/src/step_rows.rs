@@ -9,8 +9,8 @@ pub struct Chunk<'a> {
     pub sequence: &'a Sequence,
     /// The tokens that follow, at least one.
     pub tokens: &'a [u32],
-    /// Whether the memory is read.
-    pub memory: bool,
+    /// Which of the decoder's memories is read, if one is.
+    pub memory: Option<usize>,
     /// Of how many tokens, the last ones, the logits are wanted.
     pub logits: usize,
     /// Tokens that may follow, and whose log-probabilities are wanted.
@@ -40,20 +40,24 @@ impl<'a> Chunk<'a> {
 pub(crate) struct StepRows<'a> {
     /// Of every row.
     pub(crate) places: Vec<Place<'a>>,
-    /// Rows whose memory is on.
-    pub(crate) on: Vec<usize>,
+    /// Which memory every row reads, if it reads one.
+    pub(crate) memories: Vec<Option<usize>>,
     /// Pages and number of rows of every chunk.
     pub(crate) chunks: Vec<(&'a [u32], usize)>,
 }
 
 impl<'a> StepRows<'a> {
     pub(crate) fn new(chunks: &[Chunk<'a>]) -> Self {
-        let memory = chunks.iter().flat_map(|chunk| chunk.tokens.iter().map(|_| chunk.memory));
-        let on = memory.enumerate().filter_map(|(row, on)| on.then_some(row));
+        let memories = chunks.iter().flat_map(|chunk| chunk.tokens.iter().map(|_| chunk.memory));
         Self {
             places: chunks.iter().flat_map(Chunk::places).collect(),
-            on: on.collect(),
+            memories: memories.collect(),
             chunks: chunks.iter().map(|chunk| (chunk.sequence.pages(), chunk.tokens.len())).collect(),
         }
+    }
+
+    /// The rows that read `memory`.
+    pub(crate) fn reading(&self, memory: usize) -> Vec<usize> {
+        (0..self.memories.len()).filter(|&row| self.memories[row] == Some(memory)).collect()
     }
 }

@@ -38,7 +38,7 @@ impl Bench {
     }
 
     fn line(&mut self, tokens: &[u32], memory: bool) -> Line {
-        let root = if memory { Root::Memory } else { Root::NoMemory };
+        let root = if memory { Root::Memory(0) } else { Root::NoMemory };
         let sequence = self.cache.begin(root, tokens);
         let mut history = self.tiers.as_ref().filter(|_| memory).map(|tiers| tiers.addressing().history());
         if let Some(history) = &mut history {
@@ -70,7 +70,7 @@ impl Bench {
         let chunks = lines.iter().zip(&next).filter(|(_, tokens)| !tokens.is_empty());
         let chunks: Vec<Chunk<'_>> = chunks
             .map(|(line, tokens)| {
-                let memory = line.memory && line.history.is_some();
+                let memory = (line.memory && line.history.is_some()).then_some(0);
                 Chunk { sequence: &line.sequence, tokens, memory, logits: tokens.len(), targets: &[] }
             })
             .collect();
@@ -157,7 +157,7 @@ fn targets_have_the_probabilities_of_their_logits() {
         .map(|(after, token, top)| Target { after, token, top })
         .into();
     let chunk =
-        Chunk { sequence: &line.sequence, tokens: &tokens, memory: true, logits: 0, targets: &targets };
+        Chunk { sequence: &line.sequence, tokens: &tokens, memory: Some(0), logits: 0, targets: &targets };
     let output = bench.decoder.step(&mut bench.cache, &[chunk], &mut rows).unwrap();
     assert!(output.logits.is_empty());
     assert_eq!(output.scores.len(), targets.len());

@@ -161,7 +161,7 @@ fn an_answer_is_the_same_alone_and_in_any_company() {
                 seed: random.random(),
             };
             let logprobs = random.random_bool(0.5).then_some(3);
-            let memory = random.random_bool(0.7);
+            let memory = random.random_bool(0.7).then_some(0);
             let stop = if random.random_bool(0.3) { vec!["A".into(), "3".into()] } else { Vec::new() };
             let end_tokens = if random.random_bool(0.3) { vec![7] } else { Vec::new() };
             Request { sampling, logprobs, memory, stop, end_tokens, ..Request::new(prompt, 20) }
@@ -294,7 +294,7 @@ fn options_that_leave_nothing_are_refused() {
     assert_eq!(refused(EngineOptions { chunk: 0, ..SMALL }), "chunk");
     assert_eq!(refused(EngineOptions { prompt_tokens: 3, ..SMALL }), "prompt_tokens");
     assert_eq!(refused(EngineOptions { cache_bytes: 10, ..SMALL }), "cache_bytes");
-    let without = engram_infer::Model { decoder: fixture.decoder(), rows: None, token_bytes: token_bytes() };
+    let without = engram_infer::Model::new(fixture.decoder(), None, token_bytes());
     assert!(matches!(Engine::start(without, SMALL), Err(EngineError::Rows { layers: 2, found: 0 })));
 }
 
@@ -332,7 +332,7 @@ fn switched(fixture: &Fixture, slow: Duration, options: EngineOptions) -> (Engin
         Arc::new(Switched { table, broken, slow }) as Arc<dyn RowSource>
     });
     let rows = fixture.tiers_of(sources.collect());
-    let model = engram_infer::Model { decoder: fixture.decoder(), rows, token_bytes: token_bytes() };
+    let model = engram_infer::Model::new(fixture.decoder(), rows, token_bytes());
     (Engine::start(model, options).unwrap(), broken)
 }
 
@@ -368,7 +368,7 @@ fn waiting_for_rows_is_measured() {
 fn rows_that_are_late_hold_nobody_else_up() {
     let fixture = Fixture::new(EVERYTHING);
     let (engine, _) = switched(&fixture, Duration::from_secs(1), SMALL);
-    let without = Request { memory: false, ..greedy(random_tokens(5, 1), 40) };
+    let without = Request { memory: None, ..greedy(random_tokens(5, 1), 40) };
     let mut first = engine.submit(without).unwrap();
     while !matches!(first.blocking_recv().unwrap(), Event::Token(_)) {}
     let mut late = engine.submit(greedy(random_tokens(5, 2), 1)).unwrap();
@@ -426,7 +426,7 @@ fn a_request_that_loses_its_place_is_answered_as_alone() {
             .zip(0..)
             .map(|(prompt, seed)| {
                 let sampling = Sampling { temperature: 0.9, repetition_penalty: 1.2, seed, ..GREEDY };
-                let (logprobs, memory) = ((seed % 3 == 0).then_some(2), seed % 4 != 1);
+                let (logprobs, memory) = ((seed % 3 == 0).then_some(2), (seed % 4 != 1).then_some(0));
                 let prompt_logprobs = (seed % 5 == 0).then_some(1);
                 let max_tokens = 96 - prompt.len();
                 Request { sampling, logprobs, prompt_logprobs, memory, ..Request::new(prompt, max_tokens) }

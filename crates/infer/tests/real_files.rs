@@ -13,9 +13,9 @@ use serde_json::Value;
 /// Logits after the last token.
 fn last_logits(decoder: &Decoder, tokens: &[u32]) -> Vec<f32> {
     let mut cache = Cache::new(decoder.cache_layout(16), tokens.len().div_ceil(16) + 1);
-    let mut sequence = cache.begin(Root::Memory, tokens);
+    let mut sequence = cache.begin(Root::Memory(0), tokens);
     cache.reserve(&mut sequence, tokens.len()).unwrap();
-    let chunk = Chunk { sequence: &sequence, tokens, memory: false, logits: 1, targets: &[] };
+    let chunk = Chunk { sequence: &sequence, tokens, memory: None, logits: 1, targets: &[] };
     decoder.step(&mut cache, &[chunk], &mut []).unwrap().logits
 }
 

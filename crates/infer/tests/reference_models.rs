@@ -47,7 +47,7 @@ fn cases(folder: &Path, kind: &str) -> Vec<Case> {
 /// Logits after every token, computed in chunks of these sizes and then one chunk of what is left.
 fn logits(decoder: &Decoder, tokens: &[u32], page: usize, chunks: &[usize]) -> Vec<f32> {
     let mut cache = Cache::new(decoder.cache_layout(page), tokens.len().div_ceil(page) + 1);
-    let mut sequence = cache.begin(Root::Memory, &[]);
+    let mut sequence = cache.begin(Root::Memory(0), &[]);
     let mut logits = Vec::new();
     for &chunk in chunks.iter().chain([&tokens.len()]) {
         let first = sequence.len();
@@ -59,7 +59,7 @@ fn logits(decoder: &Decoder, tokens: &[u32], page: usize, chunks: &[usize]) -> V
         let of_chunk = Chunk {
             sequence: &sequence,
             tokens: &tokens[first..first + chunk],
-            memory: false,
+            memory: None,
             logits: chunk,
             targets: &[],
         };

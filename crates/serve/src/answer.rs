@@ -294,8 +294,9 @@ fn summary_json(summary: &Summary) -> Value {
     })
 }
 
-/// `[layer][position][stream]`, from position `first` on.
+/// `[layer][position][stream]`, from position `first` on, and `[layer][position]` how many rows an overlay changes.
 fn gates_json(gates: &PositionGates, streams: usize) -> Value {
     let layer = |gates: &Vec<f32>| gates.chunks_exact(streams).map(<[f32]>::to_vec).collect::<Vec<_>>();
-    json!({"first": gates.first, "layers": gates.layers.iter().map(layer).collect::<Vec<_>>()})
+    let layers: Vec<_> = gates.layers.iter().map(layer).collect();
+    json!({"first": gates.first, "layers": layers, "changed": gates.changed})
 }

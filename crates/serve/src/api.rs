@@ -27,6 +27,8 @@ pub(crate) struct Asked {
 /// What bounds a request, and what turns text into tokens.
 pub(crate) struct Terms<'a> {
     pub(crate) codec: &'a TextCodec,
+    /// The memory of the model that is asked for, if it has one.
+    pub(crate) memory: Option<usize>,
     pub(crate) template: Option<&'a ChatTemplate>,
     /// Tokens of a prompt and its answer at most.
     pub(crate) context: usize,
@@ -108,6 +110,7 @@ impl Body {
         end_tokens.extend(self.end_tokens(terms)?);
         let logprobs = self.logprobs()?;
         let echo = fields.get("echo")?.unwrap_or(false);
+        let is_on = fields.get("memory")?.unwrap_or(true);
         Ok(Request {
             sampling: self.sampling()?,
             stop,
@@ -117,7 +120,7 @@ impl Body {
             logprobs,
             prompt_logprobs: logprobs.filter(|_| echo),
             gates: fields.get("gates")?.unwrap_or(false),
-            memory: fields.get("memory")?.unwrap_or(true),
+            memory: terms.memory.filter(|_| is_on),
             deadline: Some(Instant::now() + terms.time_limit),
             ..Request::new(Vec::new(), 0)
         })
@@ -336,6 +339,7 @@ mod tests {
         let template = ChatTemplate::new("{{ messages[0].content }}".into(), String::new(), "<|eot|>".into());
         let terms = Terms {
             codec: &codec,
+            memory: Some(0),
             template: Some(&template.unwrap()),
             context: 50,
             time_limit: Duration::from_secs(1),

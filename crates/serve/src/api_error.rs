@@ -61,6 +61,7 @@ impl From<Refusal> for ApiError {
         match refusal {
             Refusal::Parameter(bad) => Self::of(bad.name, message),
             Refusal::TooLong { .. } => Self::bad(message).coded("context_length_exceeded"),
+            Refusal::Memory { .. } => Self::of("model", message),
             Refusal::EmptyPrompt | Refusal::Token { .. } => Self::of("prompt", message),
             Refusal::Cache { .. } => Self::bad(message).coded("context_length_exceeded"),
             Refusal::Busy { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, message).coded("queue_full"),

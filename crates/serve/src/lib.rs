@@ -14,4 +14,4 @@ mod server;
 mod told_logprobs;
 
 pub use origin::Origins;
-pub use server::{Facts, Server, ServerOptions};
+pub use server::{Facts, MemoryFacts, Server, ServerOptions};

@@ -4,8 +4,9 @@ use serde_json::{Map, Value, json};
 
 use crate::fields::{Effect, Endpoint, FIELDS, Field, Kind};
 
-/// The document, for a server of `model`.
-pub(crate) fn document(model: &str) -> Value {
+/// The document, for a server of these models, the base first.
+pub(crate) fn document(models: &[&str]) -> Value {
+    let model = models.first().copied().unwrap_or_default();
     let error = |status: &str| (status.to_owned(), json!({"$ref": "#/components/responses/Error"}));
     let errors: Map<String, Value> =
         ["400", "401", "403", "404", "405", "408", "413", "429", "500", "503", "504"]
@@ -34,10 +35,11 @@ pub(crate) fn document(model: &str) -> Value {
         responses.insert("200".into(), json!({"description": about, "content": {kind: {}}}));
         json!({"get": {"summary": about, "security": [{"key": []}, {}], "responses": responses}})
     };
+    let names: Vec<Value> = models.iter().map(|&name| name.into()).chain([Value::Null]).collect();
     let tokenize = json!({
         "type": "object", "additionalProperties": false, "required": ["prompt"],
         "properties": {
-            "model": {"type": ["string", "null"], "enum": [model, null]}, "prompt": {"type": "string"},
+            "model": {"type": ["string", "null"], "enum": names}, "prompt": {"type": "string"},
             "add_special_tokens": {"type": "boolean"}, "parse_special": {"type": "boolean"},
         },
     });
@@ -55,7 +57,7 @@ pub(crate) fn document(model: &str) -> Value {
                 "requestBody": {"required": true, "content": {"application/json": {"schema": tokenize}}},
                 "responses": answer("The tokens.", json!({"type": "object", "required": ["tokens", "count"]})),
             }},
-            "/v1/models": get("The models, which is one.", "application/json"),
+            "/v1/models": get("The models: the base, and each adapter by its name.", "application/json"),
             "/v1/models/{id}": one_model,
             "/health": get("Whether requests can be answered.", "application/json"),
             "/metrics": get("Counters.", "text/plain"),
@@ -166,7 +168,7 @@ mod tests {
 
     #[test]
     fn every_field_is_in_the_document() {
-        let document = document("run");
+        let document = document(&["run"]);
         for field in FIELDS {
             for endpoint in field.endpoints {
                 let body =

@@ -87,15 +87,28 @@ impl Default for ServerOptions {
     }
 }
 
-/// What the page shows of the model, and lines to add to the metrics.
+/// A memory as clients see it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MemoryFacts {
+    /// Its number among the engine's memories.
+    pub memory: usize,
+    /// Memory layers.
+    pub layers: Vec<usize>,
+    /// Longest n-gram that it looks up.
+    pub max_order: usize,
+    /// Overlays that lie on its rows.
+    pub overlays: usize,
+}
+
+/// What the page shows of the model, the names by which clients choose a memory, and lines to add to the metrics.
 #[derive(Default)]
 pub struct Facts {
     /// Residual streams.
     pub streams: usize,
-    /// Memory layers.
-    pub memory_layers: Vec<usize>,
-    /// Longest n-gram that the memory looks up; 0 without a memory.
-    pub max_order: usize,
+    /// What is read by those who ask for the model by its own name; none: no memory.
+    pub memory: Option<MemoryFacts>,
+    /// Memories that clients choose by asking for a model of this name.
+    pub adapters: Vec<(String, MemoryFacts)>,
     /// Metrics of what lies outside of the engine, such as the caches of rows, in Prometheus's text format.
     pub metrics: Option<Box<dyn Fn() -> String + Send + Sync>>,
 }
@@ -193,24 +206,36 @@ impl Server {
         Err(ApiError::new(StatusCode::UNAUTHORIZED, message).coded("invalid_api_key"))
     }
 
-    fn check_model(&self, asked: Option<&str>) -> Result<(), ApiError> {
+    /// The model that is asked for by name, or the base.
+    fn choose(&self, asked: Option<&str>) -> Result<Chosen<'_>, ApiError> {
+        let all = || self.models();
         match asked {
-            Some(name) if name != self.options.model => {
-                let message =
-                    format!("the model `{name}` is unknown: this server has `{}`", self.options.model);
-                Err(ApiError::new(StatusCode::NOT_FOUND, message).coded("model_not_found"))
-            }
-            _ => Ok(()),
+            None => Ok(Chosen { name: &self.options.model, memory: self.facts.memory.as_ref() }),
+            Some(name) => all().find(|model| model.name == name).ok_or_else(|| {
+                let names: Vec<String> = all().map(|model| format!("`{}`", model.name)).collect();
+                let message = format!("the model `{name}` is unknown: this server has {}", names.join(", "));
+                ApiError::new(StatusCode::NOT_FOUND, message).coded("model_not_found")
+            }),
         }
     }
 
-    fn model(&self) -> Value {
+    /// The base, then its adapters.
+    fn models(&self) -> impl Iterator<Item = Chosen<'_>> {
+        let base = Chosen { name: &self.options.model, memory: self.facts.memory.as_ref() };
+        let adapters = self.facts.adapters.iter();
+        std::iter::once(base).chain(adapters.map(|(name, memory)| Chosen { name, memory: Some(memory) }))
+    }
+
+    fn model_json(&self, model: Chosen<'_>) -> Value {
+        let none = MemoryFacts::default();
+        let facts = model.memory.unwrap_or(&none);
+        let parent = (model.name != self.options.model).then_some(&self.options.model);
         json!({
-            "id": self.options.model, "object": "model", "created": self.started, "owned_by": "engram",
-            "max_model_len": self.engine.context(),
+            "id": model.name, "object": "model", "created": self.started, "owned_by": "engram",
+            "parent": parent, "max_model_len": self.engine.context(),
             "engram": {
-                "streams": self.facts.streams, "memory_layers": self.facts.memory_layers,
-                "max_order": self.facts.max_order, "chat": self.template.is_some(),
+                "streams": self.facts.streams, "memory_layers": facts.layers, "max_order": facts.max_order,
+                "overlays": facts.overlays, "chat": self.template.is_some(),
             },
         })
     }
@@ -237,9 +262,10 @@ impl Server {
         })
     }
 
-    fn terms(&self) -> Terms<'_> {
+    fn terms(&self, model: Chosen<'_>) -> Terms<'_> {
         Terms {
             codec: &self.codec,
+            memory: model.memory.map(|memory| memory.memory),
             template: self.template.as_ref(),
             context: self.engine.longest(),
             time_limit: self.options.time_limit,
@@ -256,6 +282,13 @@ impl Server {
             None => self.rows_failed.store(false, Relaxed),
         }
     }
+}
+
+/// A model that a client asks for: the base, or the base with one of its adapters.
+#[derive(Debug, Clone, Copy)]
+struct Chosen<'a> {
+    name: &'a str,
+    memory: Option<&'a MemoryFacts>,
 }
 
 /// Does work that takes long away from the threads that serve connections, a few requests at a time.
@@ -384,33 +417,34 @@ async fn metrics(State(server): State<Arc<Server>>) -> Response {
 }
 
 async fn openapi_document(State(server): State<Arc<Server>>) -> Json<Value> {
-    Json(openapi::document(&server.options.model))
+    let names: Vec<&str> = server.models().map(|model| model.name).collect();
+    Json(openapi::document(&names))
 }
 
 async fn models(State(server): State<Arc<Server>>) -> Json<Value> {
-    Json(json!({"object": "list", "data": [server.model()]}))
+    let all: Vec<Value> = server.models().map(|model| server.model_json(model)).collect();
+    Json(json!({"object": "list", "data": all}))
 }
 
 async fn one_model(
     State(server): State<Arc<Server>>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    server.check_model(Some(&id))?;
-    Ok(Json(server.model()))
+    Ok(Json(server.model_json(server.choose(Some(&id))?)))
 }
 
 /// A text to be shown as tokens.
 fn tokens_of(server: &Server, bytes: &[u8]) -> Result<Value, ApiError> {
     let fields = Fields::parse(bytes)?;
     let fields = fields.only(&["model", "prompt", "add_special_tokens", "parse_special"])?;
-    server.check_model(fields.get::<String>("model")?.as_deref())?;
+    let model = server.choose(fields.get::<String>("model")?.as_deref())?;
     let prompt: Option<String> = fields.get("prompt")?;
     let prompt = prompt.ok_or_else(|| ApiError::of("prompt", "`prompt` is missing"))?;
     let options = PromptOptions {
         parse_special: fields.get("parse_special")?.unwrap_or(server.options.parse_special),
         add_special_tokens: fields.get("add_special_tokens")?.unwrap_or(true),
     };
-    check_length(&prompt, "prompt", &server.terms())?;
+    check_length(&prompt, "prompt", &server.terms(model))?;
     let tokens =
         server.codec.prompt(&prompt, options).map_err(|error| ApiError::of("prompt", error.to_string()))?;
     let texts: Vec<String> = tokens.iter().map(|&token| server.codec.shown(token)).collect();
@@ -435,13 +469,13 @@ async fn answer(server: Arc<Server>, request: HttpRequest, endpoint: Endpoint) -
     let bytes = server.body(request).await?;
     let asked = away(&server, move |server| {
         let body = Body::parse(endpoint, &bytes)?;
-        server.check_model(body.model()?.as_deref())?;
-        body.ask(&server.terms())
+        let model = server.choose(body.model()?.as_deref())?;
+        Ok((model.name.to_owned(), body.ask(&server.terms(model))?))
     });
-    let asked = asked.await?;
+    let (name, asked) = asked.await?;
     let number = server.answers.fetch_add(1, Relaxed);
     let gates = asked.requests.iter().any(|request| request.gates);
-    let heading = Heading::new(endpoint, number, &server.options.model, gates, asked.include_usage);
+    let heading = Heading::new(endpoint, number, &name, gates, asked.include_usage);
     let events = submit(&server.engine, &asked)?;
     if asked.stream {
         let (sender, receiver) = mpsc::channel(32);

@@ -18,6 +18,7 @@ use crate::hub;
 use crate::interrupt;
 use crate::note::note;
 use crate::progress::Passage;
+use crate::opened_memories::MemoryOptions;
 use crate::served::{self, Served};
 
 /// Tasks, and how to ask them.
@@ -123,9 +124,14 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    /// Opens a checkpoint, or a model from outside, which has no memory to switch off.
-    pub(super) fn open(path: &Path, device: DeviceKind, memory: Memory) -> anyhow::Result<Self> {
-        let (scorer, path) = (open(path, device, memory)?, path.to_owned());
+    /// Opens a checkpoint, or a model from outside, with the memory that `options` name.
+    pub(super) fn open(
+        path: &Path,
+        options: &MemoryOptions,
+        device: DeviceKind,
+        memory: Memory,
+    ) -> anyhow::Result<Self> {
+        let (scorer, path) = (open(path, options, device, memory)?, path.to_owned());
         Ok(Self { scorer, path, memory })
     }
 
@@ -189,12 +195,17 @@ impl Asked {
     }
 }
 
-fn open(path: &Path, device: DeviceKind, memory: Memory) -> anyhow::Result<Box<dyn Scorer>> {
+fn open(
+    path: &Path,
+    options: &MemoryOptions,
+    device: DeviceKind,
+    memory: Memory,
+) -> anyhow::Result<Box<dyn Scorer>> {
     if device != DeviceKind::Cpu {
         return refuse("answers are computed on the CPU: leave out --device");
     }
     let path = &hub::local(path)?;
-    if memory == Memory::Off && engram_import::Model::is_outside(path) {
+    if memory == Memory::Off && !options.are_given() && engram_import::Model::is_outside(path) {
         let path = path.display();
         return refuse(format!(
             "{path}: a model from outside has no memory that could be switched off; name a checkpoint of Engram"
@@ -202,11 +213,16 @@ fn open(path: &Path, device: DeviceKind, memory: Memory) -> anyhow::Result<Box<d
     }
     let model = served::open(path)?;
     let mut identity = model.identity()?;
-    if memory == Memory::Off && model.config().model.memory.is_none() {
+    let path = &hub::local(path)?;
+    if memory == Memory::Off && !options.are_given() && model.config().model.memory.is_none() {
         let path = path.display();
         return refuse(format!("{path}: this model has no memory that could be switched off; name another"));
     }
-    let engram_infer::Model { decoder, rows, .. } = Served::mapped(&model, Dtype::F32)?.model;
+    if let Some(memory) = options.open(&model)?.filter(|_| options.are_given()) {
+        identity += &format!(", memory {}", memory.identity()?);
+    }
+    let engram_infer::Model { decoder, memories, .. } = Served::mapped(&model, options, Dtype::F32)?.model;
+    let rows = memories.into_iter().next().map(|memory| memory.rows);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut offline = Offline::new(decoder, rows, EngineOptions::default().cache_bytes, threads)?;
     if memory == Memory::Off {

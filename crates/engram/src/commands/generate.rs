@@ -13,7 +13,8 @@ use crate::served::{ModelOptions, say};
   engram generate runs/quickstart/memory --prompt 'The President of the United States'
   engram generate runs/small --prompt - --max-tokens 500 --temperature 0 < beginning.txt
   engram generate runs/small --prompt 'Once' --top-k 40 --seed 7 --json
-  engram generate runs/large --prompt 'Once' --tier direct --cache 1GiB --no-memory")]
+  engram generate runs/large --prompt 'Once' --tier direct --cache 1GiB --no-memory
+  engram generate SmolLM2-135M --prompt 'The Vorn bridge' --overlay facts/vorn")]
 pub(crate) struct Generate {
     #[command(flatten)]
     model: ModelOptions,
@@ -57,7 +58,8 @@ impl AnswerOptions {
         if self.stop.iter().any(String::is_empty) {
             return refuse("--stop is empty: it would end every answer at once");
         }
-        Ok(Request { sampling, stop: self.stop, memory: !self.without_memory, ..Request::new(Vec::new(), 0) })
+        let memory = (!self.without_memory).then_some(0);
+        Ok(Request { sampling, stop: self.stop, memory, ..Request::new(Vec::new(), 0) })
     }
 }
 

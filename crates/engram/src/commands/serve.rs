@@ -11,6 +11,7 @@ use super::chat::TemplateOption;
 use super::print;
 use crate::failure::refuse;
 use crate::interrupt;
+use crate::opened_memories::NamedMemory;
 use crate::served::{ModelOptions, Served};
 
 /// Serve a model over HTTP with OpenAI's API, and with a page for trying it at `/`.
@@ -21,6 +22,7 @@ use crate::served::{ModelOptions, Served};
   engram serve runs/quickstart/memory
   engram serve runs/large --tier direct --cache 4GiB --dtype bf16
   engram serve runs/large --tier redis --node redis://127.0.0.1:7000 --port 9000
+  engram serve SmolLM2-135M --adapter vorn=facts/vorn --adapter debian=adapters/debian,facts/vorn
   ENGRAM_API_KEY=secret engram serve runs/chat --host 0.0.0.0
   curl http://127.0.0.1:8000/v1/completions -d '{\"prompt\": \"Once\", \"max_tokens\": 20}'")]
 pub(crate) struct Serve {
@@ -37,6 +39,10 @@ pub(crate) struct Serve {
     /// Model name shown to clients. The default is the name of the checkpoint's folder.
     #[arg(long, value_name = "NAME")]
     model_name: Option<String>,
+    /// A memory that clients choose by asking for the model NAME: the folder of an adapter, of overlays on it, or of
+    /// overlays alone. Requests for all of them are computed together. May be repeated.
+    #[arg(long = "adapter", value_name = "NAME=FOLDER[,OVERLAY…]", value_parser = NamedMemory::parse)]
+    adapters: Vec<NamedMemory>,
     /// Origin whose pages may use the server, such as https://example.org; `*` allows any. May be repeated.
     #[arg(long, value_name = "ORIGIN")]
     cors_origin: Vec<String>,
@@ -109,7 +115,14 @@ impl Serve {
         let listener =
             listener.with_context(|| format!("cannot listen on {} port {}", self.host, self.port))?;
         listener.set_nonblocking(true)?;
-        let Served { model, codec, facts, template } = self.model.open()?;
+        let name = self.model_name.clone().unwrap_or_else(|| self.model.name());
+        let mut names: Vec<&str> = self.adapters.iter().map(|adapter| &adapter.name[..]).collect();
+        names.push(&name);
+        names.sort();
+        if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            return refuse(format!("two models are called {}; give --adapter or --model-name another", twice[0]));
+        }
+        let Served { model, codec, facts, template } = self.model.open_with(&self.adapters)?;
         let template = self.template.or(template)?;
         let own = EngineOptions::default();
         let engine_options = EngineOptions {
@@ -131,7 +144,7 @@ impl Serve {
         };
         let local = listener.local_addr()?.ip().is_loopback();
         let options = ServerOptions {
-            model: self.model_name.unwrap_or_else(|| self.model.name()),
+            model: name,
             api_key: std::env::var(API_KEY).ok().filter(|key| !key.is_empty()),
             body_bytes: self.max_body.as_u64() as usize,
             origins: Origins { allowed: self.cors_origin, hosts: self.allowed_host, local },

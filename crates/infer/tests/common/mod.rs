@@ -153,7 +153,7 @@ impl Fixture {
     }
 
     pub(crate) fn served(&self) -> Model {
-        Model { decoder: self.decoder(), rows: self.tiers(), token_bytes: token_bytes() }
+        Model::new(self.decoder(), self.tiers(), token_bytes())
     }
 
     /// Logits after every token, `[tokens][vocabulary]`, by the plain forward pass over each whole beginning.

@@ -10,6 +10,7 @@ use crate::device::DeviceKind;
 use crate::failure::refuse;
 use crate::files::write_file;
 use crate::note::note;
+use crate::opened_memories::MemoryOptions;
 use crate::table::Table;
 
 /// Write RULER's long-context tasks for `engram eval tasks`, at lengths counted in a model's tokens.
@@ -69,7 +70,7 @@ impl Ruler {
         }
         let kinds = self.kinds()?;
         let haystack = self.haystack()?;
-        let model = Asked::open(&self.model, DeviceKind::Cpu, Memory::On)?.scorer;
+        let model = Asked::open(&self.model, &MemoryOptions::default(), DeviceKind::Cpu, Memory::On)?.scorer;
         if let Some(length) = self.lengths.iter().find(|&&length| length > model.context()) {
             return refuse(format!("--lengths {length}: the model's context is {}", model.context()));
         }

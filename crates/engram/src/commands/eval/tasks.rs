@@ -9,6 +9,7 @@ use super::super::{print, print_json};
 use super::with_error;
 use crate::device::DeviceKind;
 use crate::interrupt;
+use crate::opened_memories::MemoryOptions;
 use crate::table::Table;
 
 /// Evaluate a checkpoint, or a model from outside, on tasks.
@@ -39,6 +40,8 @@ pub(crate) struct Tasks {
     /// Answers of another model to a task with [long_perplexity]. Only tokens that it found to be key count.
     #[arg(long, value_name = "FILE")]
     keys: Option<PathBuf>,
+    #[command(flatten)]
+    memory: MemoryOptions,
     /// Switch the memory off.
     #[arg(long)]
     without_memory: bool,
@@ -84,7 +87,7 @@ impl Tasks {
         let questions = tasks.iter().map(|task| self.arguments.questions(task));
         let questions = questions.collect::<anyhow::Result<Vec<_>>>()?;
         let memory = if self.without_memory { Memory::Off } else { Memory::On };
-        let model = Asked::open(&self.model, self.device, memory)?;
+        let model = Asked::open(&self.model, &self.memory, self.device, memory)?;
         let mut reports = Vec::new();
         for (task, questions) in tasks.iter().zip(&questions) {
             let (outcomes, cut) = model.put((task, questions), &self.arguments, self.out.as_deref())?;

@@ -1,8 +1,10 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use engram_data::{Begin, TokenShards};
 use engram_eval::gates::{LayerNgrams, NgramOptions, most_open};
+use engram_import::Model;
+use engram_infer::{Dtype, Event, Request};
 use engram_train::Trained;
 use serde::Serialize;
 
@@ -16,7 +18,9 @@ use crate::gate_text::{GateLayer, GateText, visible};
 use crate::interrupt;
 use crate::note::note;
 use crate::number::short;
+use crate::opened_memories::MemoryOptions;
 use crate::progress::Progress;
+use crate::served::{self, Served};
 use crate::table::Table;
 
 /// Show where the memory opens: in a text, as a heat map of its gates on the terminal or an HTML page; in a corpus, as
@@ -27,7 +31,7 @@ use crate::table::Table;
   engram inspect gates runs/small --html gates.html < chapter.txt
   engram inspect gates runs/small --shards data/valid --top 50 --least 10")]
 pub(crate) struct Gates {
-    /// A checkpoint, or a run's folder (its newest checkpoint is used).
+    /// A checkpoint, a run's folder (its newest checkpoint), or a model from outside with --memory or --overlay.
     checkpoint: PathBuf,
     /// The text, read as the beginning of a document. Without it, or with `-`, standard input is read.
     text: Option<String>,
@@ -49,6 +53,8 @@ pub(crate) struct Gates {
     /// Show one residual stream, counted from 0, instead of the mean of all.
     #[arg(long, value_name = "N")]
     stream: Option<usize>,
+    #[command(flatten)]
+    memory: MemoryOptions,
     /// Device to compute on.
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceKind,
@@ -59,17 +65,25 @@ pub(crate) struct Gates {
 
 impl Gates {
     pub(super) fn run(self) -> anyhow::Result<()> {
+        let by_engine = self.memory.are_given() || Model::is_outside(&self.checkpoint);
         if let Some(shards) = &self.shards {
+            if by_engine {
+                return refuse("--shards lists n-grams of a checkpoint's own memory: name a text instead");
+            }
             return self.list(&TokenShards::open(shards)?);
         }
+        if by_engine && self.device != DeviceKind::Cpu {
+            return refuse("gates of adapters are computed on the processor: leave --device out");
+        }
         let text = text_or_stdin(self.text.as_deref())?;
-        let model = Trained::open(&self.checkpoint, &self.device.open()?)?;
-        let model_config = &model.config().model;
-        let streams = model_config.memory.as_ref().map_or(0, |memory| memory.gates(model_config.streams()));
+        let gates = match by_engine {
+            true => gates_by_engine(&self.checkpoint, &self.memory, &text)?,
+            false => gates(&Trained::open(&self.checkpoint, &self.device.open()?)?, &text)?,
+        };
+        let streams = gates.layers.first().and_then(|layer| layer.gates.first()).map_or(0, Vec::len);
         if let Some(stream) = self.stream.filter(|&stream| streams > 0 && stream >= streams) {
             return refuse(format!("--stream {stream}: the model has {streams} gates, counted from 0"));
         }
-        let gates = gates(&model, &text)?;
         if let Some(path) = &self.html {
             let title = "Where the memory opens";
             let lead = format!(
@@ -148,6 +162,49 @@ impl Listing {
         }
         table.to_string()
     }
+}
+
+/// The gates over `text`, the beginning of a document, as the model at `path` has them with the memory that is named.
+fn gates_by_engine(path: &Path, memory: &MemoryOptions, text: &str) -> anyhow::Result<GateText> {
+    let model = served::open(path)?;
+    let served = Served::mapped(&model, memory, Dtype::F32)?;
+    let Some(facts) = served.facts.memory.clone() else {
+        return refuse(format!("{}: this model has no memory: name one by --memory", path.display()));
+    };
+    let tokenizer = model.tokenizer();
+    let (Begin::Always(begin) | Begin::IfEmpty(begin)) = model.begin();
+    let mut prompt = vec![begin];
+    prompt.extend(tokenizer.encode(text)?);
+    if prompt.len() == 1 {
+        return refuse("the text is empty");
+    }
+    let streams = served.facts.streams;
+    let mut layers: Vec<GateLayer> =
+        facts.layers.iter().map(|&layer| GateLayer { layer, gates: Vec::new() }).collect();
+    let tokens = prompt[1..].iter().map(|&token| tokenizer.token_bytes(token));
+    let tokens = tokens.map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect();
+    let (engine, _) = served.for_one()?;
+    let mut events = match engine.submit(Request { gates: true, ..Request::new(prompt, 0) }) {
+        Ok(events) => events,
+        Err(refusal) => return refuse(refusal.to_string()),
+    };
+    while let Some(event) = events.blocking_recv() {
+        match event {
+            Event::Gates(told) => {
+                for (layer, gates) in layers.iter_mut().zip(&told.layers) {
+                    layer.gates.extend(gates.chunks(streams).map(<[f32]>::to_vec));
+                }
+            }
+            Event::Done(_) => {
+                // What stands before a document is not shown.
+                layers.iter_mut().for_each(|layer| drop(layer.gates.remove(0)));
+                return Ok(GateText { layers, max_order: facts.max_order, tokens });
+            }
+            Event::Failed(failure) => return Err(failure.into()),
+            Event::Token(_) | Event::PromptLogprobs(_) => {}
+        }
+    }
+    Err(engram_infer::Failure::Stopped.into())
 }
 
 /// The gates over `text`, the beginning of a document.

@@ -12,6 +12,7 @@ use crate::failure::refuse;
 use crate::files::{remove_figure, write_figure, write_file};
 use crate::interrupt;
 use crate::note::note;
+use crate::opened_memories::MemoryOptions;
 use crate::provenance::{command, machine, program};
 use crate::table::Table;
 
@@ -104,7 +105,7 @@ impl Sensitivity {
     }
 
     fn put(&self, sheets: &[Sheet], memory: Memory) -> anyhow::Result<Vec<Outcomes>> {
-        let model = Asked::open(&self.checkpoint, self.device, memory)?;
+        let model = Asked::open(&self.checkpoint, &MemoryOptions::default(), self.device, memory)?;
         let folder = if memory == Memory::On { "on" } else { "off" };
         let out = self.out.as_ref().map(|out| out.join(folder));
         let put = |task: &Task, questions: &[Question]| {
