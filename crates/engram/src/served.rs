@@ -64,8 +64,8 @@ pub(crate) struct Served {
     pub(crate) model: Model,
     pub(crate) codec: TextCodec,
     pub(crate) facts: Facts,
-    /// Of the checkpoint's tokenizer, if it has one.
-    pub(crate) template: Option<ChatTemplate>,
+    /// Of the checkpoint's tokenizer, or why there is none.
+    pub(crate) template: Result<ChatTemplate, String>,
 }
 
 impl ModelOptions {
@@ -109,6 +109,16 @@ fn tables(model: &engram_import::Model) -> anyhow::Result<Option<MemoryTables>> 
         return refuse(format!("{}: its memory has no tables", model.path().display()));
     };
     Ok(Some(MemoryTables::open(memory, model.tokenizer().inner(), checkpoint.folder())?))
+}
+
+/// The chat template of a model, or why it has none that can be used.
+pub(crate) fn chat_template(model: &engram_import::Model) -> Result<ChatTemplate, String> {
+    let none = || "this model has no chat template".to_owned();
+    let text = model.chat_template().ok_or_else(none)?;
+    match ChatTemplate::from_tokenizer_config(text) {
+        Ok(template) => template.ok_or_else(none),
+        Err(error) => Err(format!("this model's chat template cannot be used: {error}")),
+    }
 }
 
 impl Served {
@@ -158,11 +168,7 @@ impl Served {
             memory_layers,
             metrics: Some(Box::new(move || row_metrics(&layers, &counts))),
         };
-        let template = match model.chat_template() {
-            Some(text) => ChatTemplate::from_tokenizer_config(text)
-                .with_context(|| format!("{}: chat template", model.path().display()))?,
-            None => None,
-        };
+        let template = chat_template(model);
         Ok(Self { model: Model { decoder, rows, token_bytes }, codec, facts, template })
     }
 

@@ -34,7 +34,7 @@ pub(super) struct TaskArguments {
     hub: bool,
     /// Ask only the first N records of each file.
     #[arg(long, value_name = "N")]
-    limit: Option<usize>,
+    max_records: Option<usize>,
     /// Solved examples before each question, instead of as many as the task says.
     #[arg(long, value_name = "K")]
     shots: Option<usize>,
@@ -52,8 +52,8 @@ pub(super) struct TaskArguments {
 impl TaskArguments {
     /// The tasks, each of a name of its own.
     pub(super) fn load(&self) -> anyhow::Result<Vec<Task>> {
-        if self.batch == 0 || self.limit == Some(0) {
-            return refuse("--batch and --limit must be at least 1");
+        if self.batch == 0 || self.max_records == Some(0) {
+            return refuse("--batch and --max-records must be at least 1");
         }
         let tasks = self.tasks.iter().map(|path| Task::load(path)).collect::<Result<Vec<_>, _>>()?;
         let mut names = HashSet::new();

@@ -11,6 +11,7 @@ use super::chat::TemplateOption;
 use super::print;
 use crate::failure::refuse;
 use crate::interrupt;
+use crate::note::note;
 use crate::served::{ModelOptions, Served};
 
 /// Answer over HTTP, in the form of OpenAI's API, with a page to try it at `/`.
@@ -19,7 +20,7 @@ use crate::served::{ModelOptions, Served};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram serve runs/quickstart/memory
-  engram serve runs/large --tier direct --cache 4GiB --dtype bf16
+  engram serve runs/large --tier direct --row-cache 4GiB --dtype bf16
   engram serve runs/large --tier redis --node redis://127.0.0.1:7000 --port 9000
   ENGRAM_API_KEY=secret engram serve runs/chat --host 0.0.0.0
   curl http://127.0.0.1:8000/v1/completions -d '{\"prompt\": \"Once\", \"max_tokens\": 20}'")]
@@ -111,6 +112,9 @@ impl Serve {
         listener.set_nonblocking(true)?;
         let Served { model, codec, facts, template } = self.model.open()?;
         let template = self.template.or(template)?;
+        if let Err(reason) = &template {
+            note(format_args!("note: {reason}; /v1/completions works, /v1/chat/completions needs --chat-template"));
+        }
         let own = EngineOptions::default();
         let engine_options = EngineOptions {
             running: self.max_num_seqs,
@@ -144,10 +148,10 @@ impl Serve {
             ..ServerOptions::default()
         };
         if !local && options.api_key.is_none() {
-            eprintln!(
+            note(format_args!(
                 "note: whoever reaches {} can use this server; set {API_KEY} to ask for a key",
                 self.host
-            );
+            ));
         }
         let server = Server::new(engine, codec, template, options, facts);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -170,10 +174,13 @@ async fn listen(server: Server, listener: TcpListener) -> anyhow::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let address = listener.local_addr()?;
     let asked = interrupt::asked_to_stop()?;
-    print(format!("listening at http://{address}\n"))?;
+    // Who is not told can still be served.
+    if let Err(error) = print(format!("listening at http://{address}\n")) {
+        note(format_args!("note: listening at http://{address}; {error:#}"));
+    }
     let stop = async {
         asked.await;
-        eprintln!("stopping: answering what was taken");
+        note("stopping: answering what was taken");
     };
     server.run(listener, stop).await.context("cannot accept connections")
 }
