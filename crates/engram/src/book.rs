@@ -1,5 +1,6 @@
 //! The commands in the book and the README are commands that this program has.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
@@ -61,9 +62,11 @@ fn every_command_of_the_book_is_one_that_this_program_has() {
         .iter()
         .filter_map(|Shown { page, line, command }| {
             let words = words(command);
-            let problem = match crate::renamed::check(words[1..].iter().cloned()) {
+            let given: Vec<OsString> = words[1..].iter().map(OsString::from).collect();
+            let problem = match crate::renamed::current(given.clone()) {
                 Err(error) => error.to_string(),
-                Ok(()) => crate::Cli::try_parse_from(&words).err()?.to_string(),
+                Ok(current) if current != given => "it has the old name of an option".to_owned(),
+                Ok(_) => crate::Cli::try_parse_from(&words).err()?.to_string(),
             };
             Some(format!("{}:{line}: {command}\n  {problem}", page.display()))
         })

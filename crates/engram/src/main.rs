@@ -54,11 +54,12 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    // Before the parser, which knows only the new names.
-    let arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
+    // Before the parser, which knows the new names only.
     let run = || {
-        renamed::check(arguments)?;
-        let Cli { command } = Cli::parse();
+        let mut arguments = std::env::args_os();
+        let program = arguments.next();
+        let arguments = renamed::current(arguments.collect())?;
+        let Cli { command } = Cli::parse_from(program.into_iter().chain(arguments));
         command.run()
     };
     match run() {

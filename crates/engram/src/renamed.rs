@@ -1,34 +1,77 @@
-//! Old names of options are refused with the new name.
+//! Options that have another name now. Most old names are refused with the new one; a few that are in many scripts are
+//! still taken, with a note.
+
+use std::ffi::OsString;
 
 use crate::failure::refuse;
+use crate::note::note;
 
-/// A command, an option that it had, and the option's new name.
-const RENAMED: &[(&str, &str, &str)] = &[
-    ("serve", "--running", "--max-num-seqs"),
-    ("serve", "--waiting", "--max-queue"),
-    ("serve", "--token-cache", "--kv-cache"),
-    ("serve", "--page", "--block-size"),
-    ("serve", "--prompt-tokens", "--max-num-batched-tokens"),
-    ("serve", "--drafts", "--speculative-tokens"),
-    ("serve", "--weights", "--dtype"),
-    ("chat", "--weights", "--dtype"),
-    ("generate", "--weights", "--dtype"),
-    ("chat", "--tokens", "--max-tokens"),
-    ("generate", "--tokens", "--max-tokens"),
+/// An option that was renamed.
+struct Renamed {
+    /// Commands that had it.
+    commands: &'static [&'static str],
+    old: &'static str,
+    new: &'static str,
+    /// Whether the old name is still taken.
+    taken: bool,
+}
+
+const fn refused(commands: &'static [&'static str], old: &'static str, new: &'static str) -> Renamed {
+    Renamed { commands, old, new, taken: false }
+}
+
+const fn taken(commands: &'static [&'static str], old: &'static str, new: &'static str) -> Renamed {
+    Renamed { commands, old, new, taken: true }
+}
+
+const RENAMED: &[Renamed] = &[
+    taken(&["serve"], "--token-cache", "--kv-cache"),
+    taken(&["generate"], "--tokens", "--max-tokens"),
+    taken(
+        &["serve", "chat", "generate", "table bench", "table serve-redis-load", "table serve-redis-remove"],
+        "--limit",
+        "--row-timeout",
+    ),
+    refused(&["serve"], "--running", "--max-num-seqs"),
+    refused(&["serve"], "--waiting", "--max-queue"),
+    refused(&["serve"], "--page", "--block-size"),
+    refused(&["serve"], "--prompt-tokens", "--max-num-batched-tokens"),
+    refused(&["serve"], "--drafts", "--speculative-tokens"),
+    refused(&["serve", "chat", "generate"], "--weights", "--dtype"),
+    refused(&["chat"], "--tokens", "--max-tokens"),
+    refused(&["serve", "chat", "generate", "table bench"], "--cache", "--row-cache"),
+    refused(&["eval tasks", "inspect sensitivity"], "--limit", "--max-records"),
 ];
 
-/// Refuses old names among the arguments that follow the program's name.
-pub(crate) fn check(arguments: impl IntoIterator<Item = String>) -> anyhow::Result<()> {
-    let mut arguments = arguments.into_iter();
-    let Some(command) = arguments.next() else { return Ok(()) };
-    // After `--` come values.
-    for argument in arguments.take_while(|argument| argument != "--") {
-        let option = argument.split_once('=').map_or(&argument[..], |(option, _)| option);
-        if let Some((.., new)) = RENAMED.iter().find(|(of, old, _)| *of == command && *old == option) {
-            return refuse(format!("`engram {command} {option}` is now `{new}`"));
+/// The arguments that follow the program's name, with the new names of options.
+///
+/// # Errors
+/// An old name that is no longer taken, with the new one.
+pub(crate) fn current(arguments: Vec<OsString>) -> anyhow::Result<Vec<OsString>> {
+    let words: Vec<_> = arguments.iter().take(2).map(|word| word.to_string_lossy().into_owned()).collect();
+    let is_of = |renamed: &&Renamed| {
+        renamed.commands.iter().any(|command| {
+            let command: Vec<&str> = command.split(' ').collect();
+            words.len() >= command.len() && words[..command.len()] == command[..]
+        })
+    };
+    let mine: Vec<&Renamed> = RENAMED.iter().filter(is_of).collect();
+    let mut values = false;
+    let each = arguments.into_iter().map(|argument| {
+        // After `--` come values.
+        values |= argument == "--";
+        let Some(text) = argument.to_str().filter(|_| !values) else { return Ok(argument) };
+        let (option, value) = text.split_once('=').map_or((text, None), |(option, value)| (option, Some(value)));
+        let Some(Renamed { old, new, taken, .. }) = mine.iter().find(|renamed| renamed.old == option) else {
+            return Ok(argument);
+        };
+        if !taken {
+            return refuse(format!("`{old}` is now `{new}`"));
         }
-    }
-    Ok(())
+        note(format_args!("note: `{old}` is now `{new}`; the old name will go"));
+        Ok(value.map_or_else(|| (*new).into(), |value| format!("{new}={value}").into()))
+    });
+    each.collect()
 }
 
 #[cfg(test)]
@@ -37,19 +80,47 @@ mod tests {
 
     use super::*;
 
+    fn arguments<'a>(words: impl IntoIterator<Item = &'a str>) -> Vec<OsString> {
+        words.into_iter().map(OsString::from).collect()
+    }
+
     #[test]
-    fn every_old_name_is_refused_with_the_new_one_which_exists() {
+    fn every_old_name_is_refused_or_replaced_by_a_new_one_that_exists() {
         let cli = crate::Cli::command();
-        for (command, old, new) in RENAMED {
-            for argument in [(*old).to_owned(), format!("{old}=3")] {
-                let error = check([(*command).to_owned(), "run".into(), argument]).unwrap_err();
-                assert!(error.to_string().contains(new), "{command} {old}: {error}");
+        for Renamed { commands, old, new, taken } in RENAMED {
+            for command in *commands {
+                for suffix in ["", "=3"] {
+                    let option = format!("{old}{suffix}");
+                    let line = || arguments(command.split(' ').chain(["run", &option[..]]));
+                    match current(line()) {
+                        Ok(found) => {
+                            assert!(*taken, "{command} {old} is taken");
+                            assert_eq!(*found.last().unwrap(), *format!("{new}{suffix}"), "{command} {old}");
+                        }
+                        Err(error) => {
+                            assert!(!taken && error.to_string().contains(new), "{command} {old}: {error}");
+                        }
+                    }
+                }
+                let of = command.split(' ').fold(&cli, |cli, word| cli.find_subcommand(word).unwrap());
+                let has =
+                    |name: &str| of.get_arguments().any(|option| option.get_long() == name.strip_prefix("--"));
+                assert!(has(new) && !has(old), "{command} {old} {new}");
             }
-            let options: Vec<_> = cli.find_subcommand(command).unwrap().get_arguments().collect();
-            let has = |name: &str| options.iter().any(|option| option.get_long() == name.strip_prefix("--"));
-            assert!(has(new) && !has(old), "{command} {old} {new}");
         }
-        assert!(check(["generate", "run", "--", "--tokens"].map(String::from)).is_ok());
-        assert!(check([]).is_ok());
+    }
+
+    #[test]
+    fn values_and_other_commands_are_left_alone() {
+        for line in [
+            &["generate", "run", "--", "--tokens"][..],
+            &["eval", "loss", "run", "--tokens", "3"],
+            &["table", "info", "--limit"],
+            &["table"],
+            &[],
+        ] {
+            let line = arguments(line.iter().copied());
+            assert_eq!(current(line.clone()).unwrap(), line);
+        }
     }
 }

@@ -64,8 +64,8 @@ pub(crate) struct Served {
     pub(crate) model: Model,
     pub(crate) codec: TextCodec,
     pub(crate) facts: Facts,
-    /// The chat template of the checkpoint's tokenizer, if it has one.
-    pub(crate) template: Option<ChatTemplate>,
+    /// Of the checkpoint's tokenizer, or why there is none.
+    pub(crate) template: Result<ChatTemplate, String>,
 }
 
 impl ModelOptions {
@@ -113,6 +113,16 @@ pub(crate) fn open(path: &Path) -> anyhow::Result<engram_import::Model> {
 fn decoder(model: &engram_import::Model, dtype: Dtype) -> anyhow::Result<Decoder> {
     let decoder = Decoder::new(&model.config().model, model.weights(), dtype);
     decoder.with_context(|| model.path().display().to_string())
+}
+
+/// The chat template of a model, or why it has none that can be used.
+pub(crate) fn chat_template(model: &engram_import::Model) -> Result<ChatTemplate, String> {
+    let none = || "this model has no chat template".to_owned();
+    let text = model.chat_template().ok_or_else(none)?;
+    match ChatTemplate::from_tokenizer_config(text) {
+        Ok(template) => template.ok_or_else(none),
+        Err(error) => Err(format!("this model's chat template cannot be used: {error}")),
+    }
 }
 
 impl Served {

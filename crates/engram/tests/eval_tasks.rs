@@ -59,7 +59,7 @@ fn every_form_is_asked_and_an_interrupted_run_goes_on() {
     workshop.write("text.toml", "data = 'corpus.jsonl'\n[perplexity]\ntext = '{{ text }}'\noverlap = 8");
     let say = "data = 'letters.jsonl'\n[generation]\nprompt = '{{ who }}'\nanswers = 'who'\nstop = ['.']\ntokens = 4";
     workshop.write("say.toml", say);
-    let line = "eval tasks run letters.toml end.toml text.toml say.toml --limit 3 --json";
+    let line = "eval tasks run letters.toml end.toml text.toml say.toml --max-records 3 --json";
     let report = json(&workshop.ok(line));
     let tasks = report["tasks"].as_array().unwrap();
     let measures = |task: usize| -> Vec<&str> {
@@ -104,9 +104,9 @@ fn two_checkpoints_are_compared_pair_by_pair() {
     assert!(table.contains("only second"), "{table}");
 
     workshop.fails("eval tasks run letters.toml --out first", INPUT, &["letters.jsonl:1", "another model"]);
-    workshop.ok("eval tasks run letters.toml --limit 2 --out fewer");
+    workshop.ok("eval tasks run letters.toml --max-records 2 --out fewer");
     workshop.fails("eval compare first fewer", INPUT, &["different questions"]);
-    workshop.fails("eval tasks run letters.toml --limit 2 --out second", INPUT, &["other questions"]);
+    workshop.fails("eval tasks run letters.toml --max-records 2 --out second", INPUT, &["other questions"]);
     let begun: String =
         workshop.read("first/letters.jsonl").lines().take(2).map(|line| format!("{line}\n")).collect();
     workshop.write("first/letters.jsonl", begun);
@@ -150,7 +150,7 @@ fn key_tokens_of_one_model_count_for_another() {
     let task = "data = 'corpus.jsonl'\n[long_perplexity]\ntext = '{{ text }}'\nshort = 4\nstep = 4\n\
                 alpha = 0.01\nbeta = -9.0";
     workshop.write("long.toml", task);
-    let line = "eval tasks run long.toml --limit 4 --json";
+    let line = "eval tasks run long.toml --max-records 4 --json";
     let own = json(&workshop.ok(&format!("{line} --out own")));
     let measures = own["tasks"][0]["measures"].as_array().unwrap();
     assert_eq!(measures[0]["measure"], "long_perplexity");
@@ -180,12 +180,15 @@ fn ruler_writes_tasks_that_can_be_asked() {
     workshop.ok(&format!("{write} --out again --seed 0"));
     assert_eq!(workshop.read("ruler/single-500.jsonl"), workshop.read("again/single-500.jsonl"));
     workshop.fails(&write.replace("500", "600"), INPUT, &["--out"]);
-    workshop.fails(&format!("{write} --out r").replace("500", "600"), INPUT, &["600", "context is 500"]);
-    workshop.fails(
-        &format!("{write} --out r").replace("400,500", "30"),
-        INPUT,
-        &["the shortest record needs"],
-    );
+    // A length beyond the context is left out and named, and nothing may be left.
+    let beyond = workshop.run(&format!("{write} --out beyond").replace("500", "600,400"));
+    beyond.expect(0, &["--lengths 600 is left out: the model's context is 500"]);
+    assert_eq!(workshop.list("beyond").len(), 4);
+    let short = workshop.run(&format!("{write} --out r").replace("400,500", "30"));
+    short.expect(0, &["the shortest record needs", "nothing is written"]);
+    let long = workshop.run(&format!("{write} --out r").replace("400,500", "501,100000"));
+    long.expect(0, &["--lengths 501", "--lengths 100000", "nothing is written"]);
+    assert!(!workshop.path("r").exists());
     // Lengths that a kind cannot have are left out and named; the others are written.
     let some = workshop.run(&format!("{write} --out some").replace("400,500", "30,400"));
     some.expect(0, &["single-30 is left out: single: the shortest record needs", "variable_tracking-30"]);

@@ -96,7 +96,7 @@ fn the_checkpoint_answers_as_the_model_did() {
         "data = 'who.jsonl'\n[generation]\nprompt = '{{ who }}'\nanswers = 'who'\nstop = ['.']\ntokens = 6",
     );
     let ask = |model: &str, out: &str| {
-        let tasks = "sailed.toml text.toml say.toml --limit 2 --json";
+        let tasks = "sailed.toml text.toml say.toml --max-records 2 --json";
         json_of(&workshop.ok(&format!("eval tasks {model} {tasks} --out {out}")))
     };
     let (expected, found) = (ask("model", "before"), ask("imported", "after"));
@@ -121,6 +121,32 @@ fn the_checkpoint_answers_as_the_model_did() {
     assert!(loss["nats_per_token"].as_f64().unwrap() > 1.0);
     let costs = json_of(&workshop.ok("params imported/run.toml --json"));
     assert_eq!(costs[0]["total_parameters"], made["parameters"]);
+}
+
+/// A template that cannot be used is told, and costs conversations only.
+#[test]
+fn a_model_with_a_broken_template_is_imported() {
+    let workshop = Workshop::prepared();
+    write_model(&workshop, (4, 2), |_| ());
+    let mut names = json_of(&workshop.read("model/tokenizer_config.json"));
+    let mut import = |template: Value, reason: &str| {
+        names["chat_template"] = template;
+        workshop.write("model/tokenizer_config.json", names.to_string());
+        let _ = std::fs::remove_dir_all(workshop.path("imported"));
+        let made = workshop.run("import model --out imported --json").expect(0, &["chat template", reason]);
+        assert_eq!(json_of(&made.stdout)["chat_template"], false);
+        workshop.ok("generate imported --prompt Ada --max-tokens 2");
+    };
+    import(json!("{% frobnicate %}{{ messages }}"), "frobnicate");
+    import(json!("{{ messages"), "unexpected end");
+    import(json!(["a"]), "must be a text");
+    import(json!([{"name": "rag", "template": "a"}]), "rag");
+    workshop.fails("chat imported", INPUT, &["rag", "--chat-template"]);
+    workshop.write("model/chat_template.jinja", b"{{ messages }}\xff");
+    import(Value::Null, "chat_template.jinja");
+    workshop.write("model/chat_template.jinja", "{{ messages[0].content }}");
+    let _ = std::fs::remove_dir_all(workshop.path("imported"));
+    assert_eq!(json_of(&workshop.ok("import model --out imported --json"))["chat_template"], true);
 }
 
 #[test]

@@ -211,7 +211,7 @@ fn what_has_no_memory_or_no_questions_is_not_sensitive() {
     workshop.fails("eval tasks plain a.toml --without-memory", 2, &["no memory that could be switched off"]);
     workshop.write("model.gguf", "GGUF");
     workshop.fails("inspect sensitivity model.gguf a.toml", 2, &["model.gguf", "from outside"]);
-    workshop.fails("inspect sensitivity run a.toml --limit 1", 2, &["a: a single question"]);
+    workshop.fails("inspect sensitivity run a.toml --max-records 1", 2, &["a: a single question"]);
     workshop.write("b.toml", format!("kind = 'fact'\n{cloze}"));
     workshop.fails("inspect sensitivity run b.toml", 2, &["b.toml:1: unknown variant `fact`", "`facts`"]);
     workshop.fails("inspect sensitivity run a.toml a.toml", 2, &["two tasks are called a"]);

@@ -65,8 +65,8 @@ fn every_variant_trains_and_goes_on_as_if_nothing_had_happened() {
             loss["nats_per_token"].as_f64().unwrap()
         };
         assert_ne!(loss(""), loss("--without-memory"), "{memory} {training}: its memory is heard");
-        workshop.ok(&format!("eval tasks whole-{index} say.toml --limit 1"));
-        workshop.ok(&format!("eval tasks whole-{index} say.toml --limit 1 --without-memory"));
+        workshop.ok(&format!("eval tasks whole-{index} say.toml --max-records 1"));
+        workshop.ok(&format!("eval tasks whole-{index} say.toml --max-records 1 --without-memory"));
         workshop.ok(&format!("generate whole-{index} --prompt Ada --max-tokens 5"));
         losses.push(loss(""));
     }

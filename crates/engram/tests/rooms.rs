@@ -154,6 +154,26 @@ fn no_two_files_import_each_other() {
     assert!(circles.is_empty(), "files that import themselves through others:\n{}", circles.join("\n"));
 }
 
+/// These macros end the program where nobody reads what they write, or the disk is full.
+#[test]
+fn nothing_is_written_by_macros_that_panic() {
+    let mut found = Vec::new();
+    for entry in crates().read_dir().unwrap() {
+        let source = entry.unwrap().path().join("src");
+        if !source.is_dir() {
+            continue;
+        }
+        for path in modules(&source).values() {
+            let code = code(path);
+            let panics = |macro_name: &&str| code.contains(*macro_name);
+            if let Some(name) = ["println!", "print!(", "eprint!(", "dbg!"].iter().find(panics) {
+                found.push(format!("{}: {name}", path.display()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "use `note` or `print` of the command:\n{}", found.join("\n"));
+}
+
 #[test]
 fn groups_in_braces_are_spelled_out() {
     let found = paths("use crate::a::{b, c::{self, d}};\nlet x = super::e::f(1);");

@@ -27,6 +27,20 @@ fn workshop() -> &'static Workshop {
     })
 }
 
+/// The same with room for descriptions of tools, as `wide`.
+fn wide() -> &'static Workshop {
+    static WIDE: OnceLock<&'static Workshop> = OnceLock::new();
+    WIDE.get_or_init(|| {
+        let workshop = workshop();
+        let config = CONFIG
+            .replace("context = 32", "context = 2048")
+            .replace("evaluate_tokens = 200", "evaluate_tokens = 2049");
+        workshop.write("wide.toml", config);
+        workshop.ok("train wide.toml --out wide --steps 2");
+        workshop
+    })
+}
+
 /// A server that ends with the test.
 struct Server {
     child: Child,
@@ -45,7 +59,11 @@ impl Server {
     }
 
     fn start_with(options: &str, key: Option<&str>) -> Self {
-        let line = format!("serve run --port 0 {options}");
+        Self::start_of("run", options, key)
+    }
+
+    fn start_of(run: &str, options: &str, key: Option<&str>) -> Self {
+        let line = format!("serve {run} --port 0 {options}");
         let mut command = workshop().command(line.split_whitespace());
         command.env_remove("ENGRAM_API_KEY").stdout(Stdio::piped()).stderr(Stdio::null());
         if let Some(key) = key {
@@ -275,6 +293,12 @@ fn gates_and_the_memory_switch() {
     assert_eq!(server.get("/v1/models/run").json()["id"], "run");
     assert_eq!(server.get("/health").json(), json!({"status": "ok"}));
     let tokens = server.post("/tokenize", &json!({"prompt": "Queen Anne"})).json();
+    let plain = server.post("/tokenize", &json!({"prompt": "Queen Anne é", "add_special_tokens": false})).json();
+    let text = server.post("/detokenize", &json!({"tokens": plain["tokens"]}));
+    assert_eq!((text.status, &text.json()["prompt"]), (200, &json!("Queen Anne é")));
+    assert_eq!(server.post("/detokenize", &json!({"tokens": [100_000]})).status, 400);
+    let info = server.get("/tokenizer_info").json();
+    assert_eq!((&info["eos_token"], &info["chat_template"]), (&json!("<|endoftext|>"), &Value::Null));
     assert_eq!(tokens["count"].as_u64().unwrap() as usize, prompt);
     assert_eq!(
         tokens["texts"].as_array().unwrap()[1..]
@@ -423,7 +447,9 @@ fn impossible_options_are_refused() {
     workshop().fails("chat run", 2, &["--chat-template"]);
     workshop().fails("generate run --prompt Ada --max-tokens 1000", 2, &["context is 160"]);
     workshop().fails("generate run --prompt Ada --min-p 2", 2, &["--min-p", "from 0 to 1"]);
-    workshop().fails("serve run --token-cache 1GiB", 2, &["--token-cache", "--kv-cache"]);
+    workshop().fails("serve run --running 3", 2, &["--running", "--max-num-seqs"]);
+    // Old names that many scripts have are still taken.
+    workshop().fails("serve run --token-cache 10B", 2, &["`--token-cache` is now `--kv-cache`", "at least"]);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     workshop().fails(&format!("serve run --port {port}"), 1, &[&port]);
@@ -443,7 +469,7 @@ fn rows_come_from_any_tier() {
         answer["choices"][0]["text"].clone()
     };
     let expected = ask("");
-    for options in ["--tier ram", "--tier direct", "--tier direct --cache 1MiB", "--tier mapped --cache 1MiB"]
+    for options in ["--tier ram", "--tier direct", "--tier direct --row-cache 1MiB", "--tier mapped --row-cache 1MiB"]
     {
         assert_eq!(ask(options), expected, "{options}");
     }
@@ -562,16 +588,235 @@ fn chats_without_a_limit_share_a_small_cache() {
     assert!(texts(&tight).iter().all(|text| text.is_string()));
 }
 
+/// A function of a weather service, and one without arguments.
+fn tools() -> Value {
+    let parameters = json!({
+        "type": "object", "required": ["city"], "additionalProperties": false,
+        "properties": {"city": {"enum": ["Oslo", "Rome"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+    });
+    json!([
+        {"type": "function", "function": {"name": "weather", "description": "Tells it.", "parameters": parameters}},
+        {"type": "function", "function": {"name": "clock"}},
+    ])
+}
+
+#[test]
+fn an_answer_follows_a_schema() {
+    wide();
+    let schema = json!({
+        "type": "object", "required": ["name", "born", "of"], "additionalProperties": false,
+        "properties": {
+            "name": {"enum": ["Ada", "Queen Anne"]}, "born": {"type": "integer", "minimum": 1000, "maximum": 1999},
+            "of": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3},
+        },
+    });
+    let format = json!({"type": "json_schema", "json_schema": {"name": "person", "schema": schema, "strict": true}});
+    let mut found = Vec::new();
+    for options in ["", "--speculative-tokens 0", "--kv-cache 3MiB"] {
+        let server = Server::start_of("wide", &format!("--chat-template template.jinja {options}"), None);
+        let body = |number: usize, stream: bool| {
+            json!({
+                "messages": [{"role": "user", "content": format!("Who is {number}?")}], "response_format": format,
+                "temperature": number % 2, "seed": number, "max_tokens": 400, "stream": stream,
+            })
+            .to_string()
+        };
+        let head = "POST /v1/chat/completions HTTP/1.1";
+        let streams: Vec<_> =
+            (0..6).flat_map(|number| [false, true].map(|stream| server.send(head, &body(number, stream)))).collect();
+        let replies: Vec<Reply> = streams.into_iter().map(Reply::read).collect();
+        for pair in replies.chunks(2) {
+            let choice = &pair[0].json()["choices"][0];
+            let text = choice["message"]["content"].as_str().unwrap().to_owned();
+            let person: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert!(["Ada", "Queen Anne"].contains(&person["name"].as_str().unwrap()), "{text}");
+            assert!((1000..2000).contains(&person["born"].as_i64().unwrap()), "{text}");
+            assert!(person["of"].as_array().unwrap().len() <= 3 && person.as_object().unwrap().len() == 3, "{text}");
+            assert_eq!(choice["finish_reason"], "stop");
+            let events = pair[1].events();
+            let streamed: String =
+                events.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str()).collect();
+            assert_eq!(streamed, text);
+            found.push(text);
+        }
+    }
+    assert_eq!((&found[..6], &found[..6]), (&found[6..12], &found[12..]), "drafts and lost places change nothing");
+    let server = Server::start_of("wide", "--chat-template template.jinja", None);
+    let object = server.complete(json!({
+        "prompt": "Ada", "response_format": {"type": "json_object"}, "max_tokens": 30, "logprobs": 1, "temperature": 0,
+    }));
+    assert!(object["choices"][0]["text"].as_str().unwrap().starts_with('{'), "{object}");
+    let messages = json!([{"role": "user", "content": "Ada?"}]);
+    for (format, named) in [
+        (json!({"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "array", "uniqueItems": true}}}), "uniqueItems"),
+        (json!({"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {}}}}), "not"),
+        (json!({"type": "json_schema", "json_schema": {"name": "a"}}), "schema"),
+        (json!({"type": "grammar"}), "response_format.type"),
+    ] {
+        let reply = server.post("/v1/chat/completions", &json!({"messages": messages, "response_format": format}));
+        assert_eq!((reply.status, reply.json()["error"]["param"].as_str()), (400, Some("response_format")), "{format}");
+        assert!(reply.body.contains(named), "{format}: {}", reply.body);
+    }
+}
+
+#[test]
+fn an_answer_calls_functions() {
+    wide();
+    let server = Server::start_of("wide", "--chat-template template.jinja", None);
+    let ask = |more: Value| {
+        let mut body = json!({
+            "messages": [{"role": "user", "content": "How is the weather?"}], "tools": tools(), "max_tokens": 300,
+            "temperature": 0,
+        });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        server.post("/v1/chat/completions", &body)
+    };
+    let weather = json!({"tool_choice": {"type": "function", "function": {"name": "weather"}}});
+    let reply = ask(weather.clone());
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    let choice = reply.json()["choices"][0].clone();
+    assert_eq!((&choice["finish_reason"], &choice["message"]["content"]), (&json!("tool_calls"), &Value::Null));
+    let calls = choice["message"]["tool_calls"].as_array().unwrap().clone();
+    assert_eq!((calls.len(), &calls[0]["type"], &calls[0]["function"]["name"]), (1, &json!("function"), &json!("weather")));
+    let arguments: Value = serde_json::from_str(calls[0]["function"]["arguments"].as_str().unwrap()).unwrap();
+    assert!(["Oslo", "Rome"].contains(&arguments["city"].as_str().unwrap()), "{arguments}");
+    assert!(calls[0]["id"].as_str().unwrap().starts_with("call_"), "{calls:?}");
+
+    // The same in pieces.
+    let mut streamed = weather;
+    streamed["stream"] = true.into();
+    let events = ask(streamed).events();
+    let mut joined = String::new();
+    for delta in events.iter().flat_map(|event| event["choices"].as_array().unwrap()).map(|choice| &choice["delta"]) {
+        assert!(delta["content"].as_str().is_none_or(str::is_empty), "{delta}");
+        for call in delta["tool_calls"].as_array().into_iter().flatten() {
+            assert_eq!(call["index"], 0);
+            joined += call["function"]["arguments"].as_str().unwrap();
+        }
+    }
+    assert_eq!(joined, calls[0]["function"]["arguments"].as_str().unwrap());
+    let names: Vec<&str> = events
+        .iter()
+        .filter_map(|event| event["choices"][0]["delta"]["tool_calls"][0]["function"]["name"].as_str())
+        .collect();
+    assert_eq!(names, ["weather"]);
+    assert_eq!(events.last().unwrap()["choices"][0]["finish_reason"], "tool_calls");
+
+    // One of them has to be called; none may; any may; one at most.
+    for seed in 0..4 {
+        let any = ask(json!({"tool_choice": "required", "parallel_tool_calls": false, "temperature": 1, "seed": seed}));
+        let calls = any.json()["choices"][0]["message"]["tool_calls"].clone();
+        assert_eq!(calls.as_array().unwrap().len(), 1, "{}", any.body);
+        let name = calls[0]["function"]["name"].as_str().unwrap();
+        assert!(["weather", "clock"].contains(&name));
+        if name == "clock" {
+            let arguments: Value = serde_json::from_str(calls[0]["function"]["arguments"].as_str().unwrap()).unwrap();
+            assert_eq!(arguments, json!({}));
+        }
+    }
+    let none = ask(json!({"tool_choice": "none", "max_tokens": 8})).json();
+    assert!(none["choices"][0]["message"]["content"].is_string() && none["choices"][0]["message"]["tool_calls"].is_null());
+    let auto = ask(json!({"tool_choice": "auto", "max_tokens": 8}));
+    assert_eq!(auto.status, 200, "{}", auto.body);
+    assert!(auto.json()["usage"]["prompt_tokens"].as_u64() > none["usage"]["prompt_tokens"].as_u64(), "it is told of tools");
+
+    // What a function gave is told in the next turn.
+    let turns = json!([
+        {"role": "user", "content": "How is the weather?"}, choice["message"],
+        {"role": "tool", "tool_call_id": calls[0]["id"], "content": "Rain."},
+    ]);
+    let next = ask(json!({"messages": turns, "max_tokens": 8}));
+    assert_eq!(next.status, 200, "{}", next.body);
+    for (more, parameter) in [
+        (json!({"tool_choice": {"type": "function", "function": {"name": "radio"}}}), "tool_choice"),
+        (json!({"tools": [{"type": "web_search"}]}), "tools[0].type"),
+        (json!({"tools": [], "tool_choice": "required"}), "tool_choice"),
+    ] {
+        let reply = ask(more.clone());
+        assert_eq!((reply.status, reply.json()["error"]["param"].as_str()), (400, Some(parameter)), "{more}");
+    }
+}
+
+/// A template that is none costs conversations, and nothing else.
+#[test]
+fn a_broken_template_costs_conversations_only() {
+    let workshop = workshop();
+    std::fs::create_dir_all(workshop.path("broken")).unwrap();
+    let folder = Some(workshop.path("run/checkpoints")).filter(|path| path.is_dir());
+    let newest = folder.unwrap().read_dir().unwrap().map(|entry| entry.unwrap().path()).max().unwrap();
+    for entry in newest.read_dir().unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), workshop.path("broken").join(entry.file_name())).unwrap();
+    }
+    for (template, reason) in [
+        (json!("{% frobnicate %}"), "frobnicate"),
+        (json!("{{ messages"), "syntax error"),
+        (json!(3), "must be a text"),
+        (json!([{"name": "rag", "template": "a"}]), "rag"),
+    ] {
+        workshop.write("broken/tokenizer_config.json", json!({"chat_template": template}).to_string());
+        workshop.fails("chat broken", 2, &[reason, "--chat-template"]);
+        workshop.ok("generate broken --prompt Ada --max-tokens 2");
+    }
+    let server = Server::start_of("broken", "", None);
+    server.complete(json!({"prompt": "Ada", "max_tokens": 2}));
+    let refused = server.post("/v1/chat/completions", &json!({"messages": [{"role": "user", "content": "Ada?"}]}));
+    assert_eq!(refused.status, 400);
+    assert!(refused.body.contains("rag"), "{}", refused.body);
+    // A template that does not end is stopped.
+    workshop.write(
+        "broken/tokenizer_config.json",
+        json!({"chat_template": "{% for i in range(100000) %}{% for j in range(100000) %}{{ i }}{% endfor %}{% endfor %}"})
+            .to_string(),
+    );
+    let server = Server::start_of("broken", "", None);
+    let refused = server.post("/v1/chat/completions", &json!({"messages": [{"role": "user", "content": "Ada?"}]}));
+    assert_eq!(refused.status, 400, "{}", refused.body);
+}
+
+/// Nobody reads what the server says: its disk is full, or the other end of the pipe is gone.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_server_that_cannot_write_serves() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let line = format!("serve run --port {port} --access-log --host 0.0.0.0");
+    for full in [true, false] {
+        let mut command = workshop().command(line.split_whitespace());
+        command.env_remove("ENGRAM_API_KEY");
+        let out = || -> Stdio {
+            match full {
+                true => std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap().into(),
+                // The end that is read is closed at once.
+                false => std::io::pipe().unwrap().1.into(),
+            }
+        };
+        let child = command.stdout(out()).stderr(out()).spawn().unwrap();
+        let server = Server { child, address: format!("127.0.0.1:{port}") };
+        wait_until("it listens", || TcpStream::connect(&server.address).is_ok());
+        for _ in 0..3 {
+            server.complete(json!({"prompt": "Ada", "max_tokens": 2}));
+            assert_eq!(server.get("/health").status, 200);
+        }
+        server.signal("-TERM");
+        let mut server = server;
+        assert!(server.child.wait().unwrap().success());
+    }
+}
+
 /// Runs a client in Python against a server. The interpreter that `ENGRAM_TEST_PYTHON` names must have its module.
 fn client(script: &str, module: &str) {
+    client_of("run", script, module);
+}
+
+fn client_of(run: &str, script: &str, module: &str) {
     let python = std::env::var("ENGRAM_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
     let there = Command::new(&python).args(["-c", &format!("import {module}")]).output();
     let there = there.is_ok_and(|output| output.status.success());
     assert!(there, "{python} has no {module}: name one that has with ENGRAM_TEST_PYTHON");
-    let server = Server::start("--chat-template template.jinja");
+    let server = Server::start_of(run, "--chat-template template.jinja", None);
     let script = format!("{}/tests/clients/{script}", env!("CARGO_MANIFEST_DIR"));
     let output =
-        Command::new(python).args([&script, &format!("http://{}", server.address), "run"]).output().unwrap();
+        Command::new(python).args([&script, &format!("http://{}", server.address), run]).output().unwrap();
     let said =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
@@ -583,7 +828,8 @@ fn client(script: &str, module: &str) {
 #[test]
 #[ignore = "needs Python with the package openai; set ENGRAM_TEST_PYTHON"]
 fn the_openai_client_is_served() {
-    client("openai_client.py", "openai");
+    wide();
+    client_of("wide", "openai_client.py", "openai");
 }
 
 #[test]

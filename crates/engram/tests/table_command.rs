@@ -373,7 +373,7 @@ fn the_use_of_rows_is_told() {
 #[test]
 fn tiers_are_measured() {
     let workshop = with_table("fp8e4m3");
-    for tier in ["ram", "mapped", "direct", "direct --queue threads --depth 3", "direct --cache 1MiB"] {
+    for tier in ["ram", "mapped", "direct", "direct --queue threads --depth 3", "direct --row-cache 1MiB"] {
         for ids in ["--batch 7", "--batch 5000 --zipf 1.1 --threads 2"] {
             let line = format!("table bench made --tier {tier} {ids} --seconds 0.05 --json");
             let report = json(&workshop.ok(&line));
@@ -393,15 +393,15 @@ fn tiers_are_measured() {
     assert!(text.contains("mapped file, cold") && text.contains("99th percentile"), "{text}");
 
     workshop.fails("table bench nowhere", INPUT, &["nowhere"]);
-    workshop.fails("table bench made --cache 10B", INPUT, &["cache"]);
-    workshop.fails("table bench made --cache much", INPUT, &["--cache"]);
+    workshop.fails("table bench made --row-cache 10B", INPUT, &["cache"]);
+    workshop.fails("table bench made --row-cache much", INPUT, &["--row-cache"]);
     workshop.fails("table bench made --tier direct --depth 0", INPUT, &["depth"]);
     workshop.fails("table bench made --tier redis", INPUT, &["--node"]);
     workshop.fails("table bench made --tier ram --resident 1MiB", INPUT, &["--tier mapped"]);
     workshop.fails("table bench made --resident 1KiB", INPUT, &["at least 1 MiB"]);
     workshop.ok("table bench made --resident 1MiB --seconds 0.1");
     workshop.fails("table bench made --node redis://127.0.0.1:1", INPUT, &["--tier redis"]);
-    let gone = "--node redis://127.0.0.1:1 --limit 0.5";
+    let gone = "--node redis://127.0.0.1:1 --row-timeout 0.5";
     workshop.fails(&format!("table bench made --tier redis {gone}"), MACHINE, &["127.0.0.1:1"]);
     workshop.fails(&format!("table serve-redis-load made {gone}"), MACHINE, &["127.0.0.1:1"]);
     workshop.fails("table serve-redis-load made", INPUT, &["--node"]);

@@ -113,11 +113,14 @@ pub(crate) fn end_tokens(gguf: &Gguf) -> Result<Vec<u32>> {
     Ok(ends)
 }
 
-/// The chat template with the names that it may use, as a Hugging Face `tokenizer_config.json`; none if there is none.
-pub(crate) fn chat_template(gguf: &Gguf) -> Result<Option<String>> {
-    if gguf.value("tokenizer.chat_template").is_none() {
-        return Ok(None);
-    }
+/// The chat template with the names that it may use, as a Hugging Face `tokenizer_config.json`; none if there is none. One
+/// that cannot be read is noted and left out: all but conversations works without.
+pub(crate) fn chat_template(gguf: &Gguf, notes: &mut Vec<String>) -> Option<String> {
+    gguf.value("tokenizer.chat_template")?;
+    read_chat_template(gguf).map_err(|error| notes.push(format!("its chat template is left out: {error}"))).ok()
+}
+
+fn read_chat_template(gguf: &Gguf) -> Result<String> {
     let tokens = gguf.texts("tokenizer.ggml.tokens")?;
     let default = gguf.text("tokenizer.chat_template")?;
     // Templates with names of their own stand beside the usual one.
@@ -147,7 +150,7 @@ pub(crate) fn chat_template(gguf: &Gguf) -> Result<Option<String>> {
             config[name] = token_name(gguf, &tokens, &key)?.into();
         }
     }
-    Ok(Some(format!("{config:#}")))
+    Ok(format!("{config:#}"))
 }
 
 /// Tokens and their types.

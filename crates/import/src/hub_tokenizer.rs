@@ -50,16 +50,25 @@ pub(crate) fn read(folder: &Path, begin: Option<u32>, end: Option<u32>) -> Resul
     Ok((tokenizer, begin))
 }
 
-/// The chat template with the names that it may use, as a `tokenizer_config.json`; none if there is none.
-///
-/// # Errors
-/// A file that cannot be read.
-pub(crate) fn chat_template(folder: &Path) -> Result<Option<String>> {
-    let path = folder.join("tokenizer_config.json");
-    let mut config = json_if_there(&path)?.unwrap_or_else(|| json!({}));
-    let map = json_if_there(&folder.join("special_tokens_map.json"))?.unwrap_or(Value::Null);
-    let Some(fields) = config.as_object_mut() else {
-        return Err(Error::model(&path, "it is not a table of values"));
+/// The chat template with the names that it may use, as a `tokenizer_config.json`; none if there is none. A file that cannot
+/// be read is noted and left out: all but conversations works without.
+pub(crate) fn chat_template(folder: &Path, notes: &mut Vec<String>) -> Option<String> {
+    let mut readable = |read: Result<Option<Value>>| {
+        read.unwrap_or_else(|error| {
+            notes.push(format!("no chat template is taken from a file that is damaged: {error}"));
+            None
+        })
+    };
+    let mut config = readable(json_if_there(&folder.join("tokenizer_config.json")));
+    let map = readable(json_if_there(&folder.join("special_tokens_map.json"))).unwrap_or(Value::Null);
+    let beside = match readable(read_if_there(&folder.join("chat_template.jinja")).map(|text| text.map(Value::from))) {
+        Some(text) => Some(text),
+        None => readable(json_if_there(&folder.join("chat_template.json")))
+            .and_then(|file| file.get("chat_template").cloned()),
+    };
+    let fields = match &mut config {
+        Some(Value::Object(fields)) => fields,
+        _ => config.insert(json!({})).as_object_mut()?,
     };
     for name in ["bos_token", "eos_token", "unk_token", "pad_token"] {
         if fields.get(name).is_none_or(Value::is_null)
@@ -69,15 +78,11 @@ pub(crate) fn chat_template(folder: &Path) -> Result<Option<String>> {
         }
     }
     // Newer files have the template beside them, and it counts.
-    if let Some(template) = read_if_there(&folder.join("chat_template.jinja"))? {
-        fields.insert("chat_template".into(), template.into());
-    } else if let Some(file) = json_if_there(&folder.join("chat_template.json"))?
-        && let Some(template) = file.get("chat_template")
-    {
-        fields.insert("chat_template".into(), template.clone());
+    if let Some(template) = beside {
+        fields.insert("chat_template".into(), template);
     }
     let has_one = fields.get("chat_template").is_some_and(|template| !template.is_null());
-    Ok(has_one.then(|| format!("{config:#}")))
+    config.filter(|_| has_one).map(|config| format!("{config:#}"))
 }
 
 /// Gives a byte-level tokenizer the decoder that its file leaves out: without, its texts are letters that stand for

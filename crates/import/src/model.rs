@@ -152,9 +152,9 @@ impl Model {
         if !generation.end_tokens.contains(&tokenizer.end_of_text()) {
             generation.end_tokens.insert(0, tokenizer.end_of_text());
         }
-        let chat_template = hub_tokenizer::chat_template(&folder)?;
+        let mut notes = notes(&config.model, &tokenizer);
+        let chat_template = hub_tokenizer::chat_template(&folder, &mut notes);
         let source = Source::Checkpoint(checkpoint);
-        let notes = notes(&config.model, &tokenizer);
         let (path, identity) = (folder, OnceLock::new());
         Ok(Self { config, weights, tokenizer, begin, generation, chat_template, path, source, notes, identity })
     }
@@ -179,11 +179,11 @@ impl Model {
             frequency_factors: factors.as_deref(),
             keys_values_apart: gguf.names().iter().any(|name| name.ends_with(".attn_k_b.weight")),
         };
-        let architecture = architectures::of_gguf(&settings, &architecture, stored)?;
+        let mut architecture = architectures::of_gguf(&settings, &architecture, stored)?;
         let weights = assemble(&gguf, Dialect::Gguf, &architecture.model, architecture.storage)?;
         let (tokenizer, begin) = gguf_tokenizer::read(&gguf)?;
         let generation = GenerationSettings::of_gguf(&gguf)?;
-        let chat_template = gguf_tokenizer::chat_template(&gguf)?;
+        let chat_template = gguf_tokenizer::chat_template(&gguf, &mut architecture.notes);
         let files = vec![gguf.file().clone()];
         let texts = (tokenizer, begin, generation, chat_template);
         Self::outside(path, architecture, weights, texts, files)
@@ -204,7 +204,7 @@ impl Model {
             frequency_factors: None,
             keys_values_apart: false,
         };
-        let architecture = architectures::of_hub(&settings, stored)?;
+        let mut architecture = architectures::of_hub(&settings, stored)?;
         let weights = assemble(&tensors, Dialect::Hub, &architecture.model, architecture.storage)?;
         let generation = GenerationSettings::of_folder(folder, ends.as_ref())?;
         let begin = begin.and_then(|id| id.as_u64()).and_then(|id| u32::try_from(id).ok());
@@ -212,7 +212,7 @@ impl Model {
         let end = ends.as_ref().and_then(|ends| ends.as_u64().or_else(|| ends.get(0)?.as_u64()));
         let end = end.and_then(|id| u32::try_from(id).ok()).or(generation.end_tokens.first().copied());
         let (tokenizer, begin) = hub_tokenizer::read(folder, begin, end)?;
-        let chat_template = hub_tokenizer::chat_template(folder)?;
+        let chat_template = hub_tokenizer::chat_template(folder, &mut architecture.notes);
         let texts = (tokenizer, begin, generation, chat_template);
         Self::outside(folder, architecture, weights, texts, tensors.files().to_vec())
     }

@@ -49,7 +49,7 @@ struct TokenizerConfig {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "`chat_template` must be a text, or a list of objects with `name` and `template`")]
 enum TemplateField {
     One(String),
     Named(Vec<NamedTemplate>),
@@ -77,10 +77,9 @@ impl TokenizerConfig {
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    /// The source, to tell what it knows of.
     source: String,
-    /// Whether there is a template of its own for conversations with tools.
-    for_tools: bool,
+    /// The template of its own for conversations with tools, if there is one.
+    with_tools: Option<String>,
     special: BTreeMap<String, String>,
 }
 
@@ -125,9 +124,7 @@ impl ChatTemplate {
         if let Some(source) = &with_tools {
             jinja::add_template(&mut environment, WITH_TOOLS, source)?;
         }
-        let for_tools = with_tools.is_some();
-        let source = source + with_tools.as_deref().unwrap_or("");
-        Ok(Self { environment, source, for_tools, special })
+        Ok(Self { environment, source, with_tools, special })
     }
 
     /// The template of a `tokenizer_config.json`; none if it has no template.
@@ -151,9 +148,10 @@ impl ChatTemplate {
             Some(TemplateField::Named(named)) => {
                 let mut named: BTreeMap<String, String> =
                     named.into_iter().map(|template| (template.name, template.template)).collect();
-                let default = named.remove("default");
-                let default =
-                    default.ok_or_else(|| TemplateError("no template is named `default`".into()))?;
+                let names: Vec<String> = named.keys().cloned().collect();
+                let default = named.remove("default").ok_or_else(|| {
+                    TemplateError(format!("no template is named `default`, only: {}", names.join(", ")))
+                })?;
                 (default, named.remove(WITH_TOOLS))
             }
         };
@@ -185,7 +183,7 @@ impl ChatTemplate {
         let own = own.into_iter().map(|(name, value)| (name.to_owned(), value));
         let variables = conversation.variables.iter().map(|(name, value)| (name.clone(), value.clone()));
         let values: BTreeMap<String, Value> = special.chain(own).chain(variables).collect();
-        let name = if self.for_tools && conversation.tools.is_some() { WITH_TOOLS } else { NAME };
+        let name = if self.with_tools.is_some() && conversation.tools.is_some() { WITH_TOOLS } else { NAME };
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(jinja::fuel(conversation.messages.iter().map(Message::letters).sum())));
         Ok(environment.get_template(name)?.render(Value::from(values))?)
@@ -196,9 +194,14 @@ impl ChatTemplate {
         self.special.get("eos_token").map(String::as_str)
     }
 
+    /// The template itself, in Jinja.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// Whether `word` stands in the template.
     pub fn mentions(&self, word: &str) -> bool {
-        self.source.contains(word)
+        self.source.contains(word) || self.with_tools.as_ref().is_some_and(|source| source.contains(word))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::cache::Root;
+use crate::grammar::Grammar;
 use crate::sampling::{BadParameter, Sampling, TokenLogprob};
 
 /// A text to be continued.
@@ -20,6 +21,8 @@ pub struct Request {
     pub end_tokens: Vec<u32>,
     /// Tokens of the continuation before which it does not end by an end token.
     pub min_tokens: usize,
+    /// The form that the continuation has, if it has to have one.
+    pub grammar: Option<Grammar>,
     /// Added to the logits of these tokens.
     pub logit_bias: Vec<(u32, f32)>,
     /// With the probability of each token, and of so many likeliest ones.
@@ -44,6 +47,7 @@ impl Request {
             stop: Vec::new(),
             end_tokens: Vec::new(),
             min_tokens: 0,
+            grammar: None,
             logit_bias: Vec::new(),
             logprobs: None,
             prompt_logprobs: None,
@@ -173,7 +177,7 @@ pub struct PositionGates {
 /// Why a continuation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finish {
-    /// By an end token or a stop string.
+    /// By an end token or a stop string, or because its form is complete.
     Stop,
     /// It has as many tokens as were asked for.
     Length,
@@ -209,6 +213,9 @@ pub enum Failure {
         "the model computed a logit that is not a number: its weights are damaged, import or train it again"
     )]
     NotANumber,
+    /// The form that the answer has to have is too complex to follow.
+    #[error("the form of the answer is too complex to follow: {0}")]
+    Grammar(String),
     /// A lone request did not fit into the cache.
     #[error("the KV cache has no room for the request")]
     CacheFull,

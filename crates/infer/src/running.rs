@@ -7,6 +7,7 @@ use engram_address::History;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::cache::Sequence;
+use crate::grammar::{Grammar, GrammarState};
 use crate::metrics::Metrics;
 use crate::request::{Event, Failure, Finish, GeneratedToken, Request, Summary};
 use crate::row_fetch::{Needed, RowFetch, RowIds, RowTiers};
@@ -40,6 +41,8 @@ pub(crate) struct Running {
     /// Length that is expected, to tell whether there is room for others.
     pub(crate) goal: usize,
     sampler: Sampler,
+    /// How far it has come in the form that it has to have.
+    grammar: Option<GrammarState>,
     text: TextStream,
     stop: StopStrings,
     /// Tokens to draft next.
@@ -82,6 +85,7 @@ impl Running {
             room: 0,
             goal: 0,
             sampler: Sampler::new(request.sampling, &request.prompt).with_bias(request.logit_bias.clone()),
+            grammar: request.grammar.as_ref().map(Grammar::begin),
             text: TextStream::default(),
             stop: StopStrings::new(request.stop.clone()),
             drafts: 0,
@@ -184,6 +188,7 @@ impl Running {
             let (request, events) = self.forks.remove(0);
             self.sampler =
                 Sampler::new(request.sampling, &request.prompt).with_bias(request.logit_bias.clone());
+            self.grammar = request.grammar.as_ref().map(Grammar::begin);
             self.stop = StopStrings::new(request.stop.clone());
             (self.request, self.events) = (request, events);
         }
@@ -210,13 +215,34 @@ impl Running {
             return 0;
         }
         let early = self.generated() < self.request.min_tokens;
-        let forbid = |logits: &mut [f32]| {
-            for &token in self.request.end_tokens.iter().filter(|_| early) {
+        let (ends, mut too_complex) = (&self.request.end_tokens, None);
+        let is_free = !early && self.grammar.is_none();
+        let mut forbid = |logits: &mut [f32]| {
+            let kept = self.grammar.as_mut().map_or(Ok(true), |grammar| grammar.keep(logits, ends));
+            // What is complete ends, however short it is.
+            let goes_on = kept.unwrap_or_else(|error| {
+                too_complex = Some(error);
+                false
+            });
+            for &token in ends.iter().filter(|_| early && goes_on) {
                 logits[token as usize] = f32::NEG_INFINITY;
             }
         };
         let id =
-            if early { self.sampler.draw_among(logits, Some(&forbid)) } else { self.sampler.draw(logits) };
+            if is_free { self.sampler.draw(logits) } else { self.sampler.draw_among(logits, Some(&mut forbid)) };
+        let ends_here = ends.contains(&id);
+        let taken = match (&mut self.grammar, too_complex) {
+            (_, Some(error)) => Err(error),
+            (Some(grammar), None) if !ends_here => grammar.take(id),
+            _ => Ok(false),
+        };
+        let complete = match taken {
+            Ok(complete) => complete,
+            Err(error) => {
+                self.outcome = Some(Outcome::Failed(Failure::Grammar(error.to_string())));
+                return 0;
+            }
+        };
         self.tokens.push(id);
         metrics.generated_tokens.add(1);
         let now = Instant::now();
@@ -224,7 +250,7 @@ impl Running {
             None => metrics.first_token.add_time(now - self.since),
             Some(last) => metrics.between_tokens.add_time(now - last),
         }
-        if self.request.end_tokens.contains(&id) {
+        if ends_here {
             self.outcome = Some(Outcome::Done(Finish::Stop));
             return id;
         }
@@ -232,7 +258,7 @@ impl Running {
         let (text, stopped) = self.stop.push(&self.text.push(bytes));
         let logprob = self.request.logprobs.map(|top| TokenLogprob::of(logits, id, top));
         let _ = self.events.send(Event::Token(GeneratedToken { id, text, logprob }));
-        if stopped {
+        if stopped || complete {
             self.outcome = Some(Outcome::Done(Finish::Stop));
         } else if self.generated() == self.request.max_tokens {
             self.outcome = Some(Outcome::Done(Finish::Length));

@@ -106,7 +106,7 @@ pub(crate) struct Sampler {
 }
 
 /// Takes away what must not come from the logits of all tokens.
-type Forbid<'a> = &'a dyn Fn(&mut [f32]);
+type Forbid<'a> = &'a mut dyn FnMut(&mut [f32]);
 
 impl Sampler {
     pub(crate) fn new(sampling: Sampling, prompt: &[u32]) -> Self {

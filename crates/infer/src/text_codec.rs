@@ -99,6 +99,13 @@ impl TextCodec {
         }
     }
 
+    /// The token that a document begins with.
+    pub fn opening_token(&self) -> u32 {
+        match self.opening {
+            Opening::Always(first) | Opening::IfEmpty(first) => first,
+        }
+    }
+
     /// The fewest tokens that a text of `bytes` may have, about: a tokenizer may leave out some of it.
     pub fn fewest_tokens(&self, bytes: usize) -> usize {
         bytes / (4 * self.longest_token.max(1))

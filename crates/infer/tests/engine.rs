@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use common::{EVERYTHING, Fixture, PLAIN, WITHOUT_MEMORY, assert_close, random_tokens, token_bytes};
 use engram_infer::{
-    BadParameter, Engine, EngineError, EngineOptions, Event, Failure, Finish, GeneratedToken, Refusal,
-    Request, Sampling, Summary, TokenLogprob,
+    BadParameter, Engine, EngineError, EngineOptions, Event, Failure, Finish, GeneratedToken, GrammarCompiler,
+    Refusal, Request, Sampling, Summary, TextCodec, TokenLogprob,
 };
 use engram_store::{RowFormat, RowSource, StoreError, Table};
 use rand::{RngExt, SeedableRng};
@@ -454,6 +454,70 @@ fn a_request_that_loses_its_place_is_answered_as_alone() {
             eventually("no page is lost", || metric(&few, "engram_cache_pages_in_use") == 0);
         }
         assert!(lost > 10, "{lost} places were lost");
+    }
+}
+
+/// Answers that have to have a form have it, and are the same with drafts and without, alone, in company, and after a
+/// place was lost.
+#[test]
+fn an_answer_that_follows_a_form_is_the_same_in_any_way() {
+    let fixture = Fixture::new(EVERYTHING);
+    let words = (0..token_bytes().len() as u32).map(|token| (format!("t{token}"), token)).collect();
+    let model = tokenizers::models::wordlevel::WordLevel::builder().vocab(words).unk_token("t0".into());
+    let tokenizer = tokenizers::Tokenizer::new(model.build().unwrap());
+    // The last token ends an answer.
+    let end = token_bytes().len() as u32 - 1;
+    let compiler = GrammarCompiler::new(&TextCodec::new(&tokenizer, token_bytes(), end), &[]).unwrap();
+    let list = compiler.lark("start: \"[\" item (\",\" item){0,30} \"]\"\nitem: /[0-3]{1,3}/".into()).unwrap();
+    let number = compiler.json(&serde_json::json!({"type": "integer", "minimum": 7})).unwrap();
+    let request = |(prompt, seed): (Vec<u32>, u64)| {
+        let sampling = Sampling { temperature: [0.0, 0.8][seed as usize % 2], seed, ..GREEDY };
+        let grammar = [Some(list.clone()), Some(number.clone()), Some(list.clone()), None][seed as usize % 4].clone();
+        let (end_tokens, min_tokens) = (vec![end], [0, 5][seed as usize % 3 % 2]);
+        Request { sampling, grammar, end_tokens, min_tokens, ..Request::new(prompt, 40) }
+    };
+    let requests: Vec<Request> = prompts(24, 33).into_iter().zip(0..).map(request).collect();
+    let alone = Engine::start(fixture.served(), EngineOptions { drafts: 0, ..SMALL }).unwrap();
+    let expected: Vec<Answer> = requests.iter().map(|request| ask(&alone, request.clone())).collect();
+    let is_list = |text: &str| {
+        let inner = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        let digits = |item: &str| (1..=3).contains(&item.len()) && item.bytes().all(|b| (b'0'..=b'3').contains(&b));
+        inner.is_some_and(|inner| inner.split(',').all(digits))
+    };
+    let mut lists = 0;
+    for (request, answer) in requests.iter().zip(&expected) {
+        let whole = answer.summary.finish == Finish::Stop;
+        if request.grammar.as_ref() == Some(&list) {
+            assert!(answer.text.starts_with('[') && (!whole || is_list(&answer.text)), "{}", answer.text);
+            lists += usize::from(whole);
+        } else if request.grammar.as_ref() == Some(&number) && whole {
+            assert!(answer.text.parse::<u128>().unwrap() >= 7, "{}", answer.text);
+        }
+    }
+    assert!(lists > 0, "no list was completed");
+    let page_bytes = 4 * fixture.decoder().cache_layout(SMALL.page).page_values();
+    let (mut lost, mut accepted) = (0, 0);
+    for (drafts, pages) in [(0, 200), (4, 200), (4, 14)] {
+        let options = EngineOptions { drafts, cache_bytes: page_bytes * pages, ..SMALL };
+        let engine = Engine::start(fixture.served(), options).unwrap();
+        (0..60).for_each(|seed| drop(ask(&engine, greedy(random_tokens(3, seed), 2))));
+        let events: Vec<_> = requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
+        for (found, expected) in events.into_iter().map(|events| answer(events).unwrap()).zip(&expected) {
+            assert_eq!((&found.tokens, &found.text), (&expected.tokens, &expected.text));
+            assert_eq!(found.summary.finish, expected.summary.finish);
+        }
+        lost += metric(&engine, "engram_preempted_requests_total");
+        accepted += metric(&engine, "engram_accepted_tokens_total");
+    }
+    assert!(lost > 0 && accepted > 0, "{lost} places lost, {accepted} drafts right");
+    // Several choices for one prompt each follow it from its beginning.
+    let several = (0..3).map(|seed| {
+        let sampling = Sampling { temperature: 1.0, seed, ..GREEDY };
+        Request { sampling, ..request((random_tokens(9, 3), 0)) }
+    });
+    for events in alone.submit_all(several.collect()).unwrap() {
+        let text = answer(events).unwrap().text;
+        assert!(text.starts_with('['), "{text}");
     }
 }
 

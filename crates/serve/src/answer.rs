@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use engram_infer::{Finish, GeneratedToken, PositionGates, Summary, TextCodec, TokenLogprob};
 use serde_json::{Map, Value, json};
 
+use crate::call_parser::{CallParser, Piece};
 use crate::fields::Endpoint;
 use crate::told_logprobs::{ToldLogprob, ToldText, logprobs_json};
 
@@ -19,6 +20,8 @@ pub(crate) struct Heading {
     gates: bool,
     /// Whether the parts of a stream have a place for the usage.
     include_usage: bool,
+    /// Whether functions may be called.
+    tools: bool,
 }
 
 /// Seconds since 1970.
@@ -37,7 +40,18 @@ impl Heading {
         let kind = if endpoint == Endpoint::Chat { "chatcmpl" } else { "cmpl" };
         let created = now();
         let id = format!("{kind}-{created:x}-{number:x}");
-        Self { endpoint, id, created, model: model.into(), gates, include_usage }
+        Self { endpoint, id, created, model: model.into(), gates, include_usage, tools: false }
+    }
+
+    /// The same where functions may be called.
+    pub(crate) fn with_tools(self, tools: bool) -> Self {
+        Self { tools, ..self }
+    }
+
+    /// The name of a call: no two of a server are alike.
+    fn call_id(&self, choice: usize, call: usize) -> String {
+        let own = self.id.rsplit_once("cmpl-").map_or(&self.id[..], |(_, own)| own);
+        format!("call_{}_{choice}_{call}", own.replace('-', "_"))
     }
 
     fn object(&self, chunk: bool, choices: Value) -> Map<String, Value> {
@@ -64,8 +78,15 @@ impl Heading {
                 if part.first {
                     delta.insert("role".into(), "assistant".into());
                 }
-                if part.first || !part.text.is_empty() {
+                if !part.text.is_empty() {
                     delta.insert("content".into(), part.text.into());
+                } else if part.first {
+                    // Where functions may be called there may be no text at all.
+                    let nothing = if self.tools { Value::Null } else { "".into() };
+                    delta.insert("content".into(), nothing);
+                }
+                if !part.calls.is_empty() {
+                    delta.insert("tool_calls".into(), part.calls.into());
                 }
                 json!({"index": index, "delta": delta})
             }
@@ -87,6 +108,8 @@ impl Heading {
 #[derive(Debug, Default)]
 struct Part<'a> {
     text: &'a str,
+    /// What it adds to calls of functions.
+    calls: Vec<Value>,
     /// Whether it is the first of its choice.
     first: bool,
     logprobs: Value,
@@ -106,7 +129,17 @@ pub(crate) struct Choice {
     logprobs: Vec<ToldLogprob>,
     gates: Vec<PositionGates>,
     begun: bool,
+    parser: Option<CallParser>,
+    calls: Vec<Call>,
     pub(crate) summary: Option<Summary>,
+}
+
+/// A call of a function, as far as it has come.
+#[derive(Debug)]
+struct Call {
+    name: String,
+    /// JSON.
+    arguments: String,
 }
 
 impl Choice {
@@ -123,8 +156,48 @@ impl Choice {
             logprobs: Vec::new(),
             gates: Vec::new(),
             begun: false,
+            parser: None,
+            calls: Vec::new(),
             summary: None,
         }
+    }
+
+    /// The same with functions that may be called.
+    pub(crate) fn calling(self, parser: Option<CallParser>) -> Self {
+        Self { parser, ..self }
+    }
+
+    /// Takes what became of text apart: gives text to be shown, and what a stream shows of calls.
+    fn sort(&mut self, heading: &Heading, pieces: Vec<Piece>) -> (String, Vec<Value>) {
+        let (mut text, mut shown) = (String::new(), Vec::new());
+        for piece in pieces {
+            let index = self.calls.len();
+            match piece {
+                Piece::Text(more) => text += &more,
+                Piece::Call(name) => {
+                    shown.push(json!({
+                        "index": index, "id": heading.call_id(self.index, index), "type": "function",
+                        "function": {"name": name, "arguments": ""},
+                    }));
+                    self.calls.push(Call { name, arguments: String::new() });
+                }
+                Piece::Arguments(more) => {
+                    if let Some(call) = self.calls.last_mut() {
+                        shown.push(json!({"index": index - 1, "function": {"arguments": more}}));
+                        call.arguments += &more;
+                    }
+                }
+            }
+        }
+        (text, shown)
+    }
+
+    /// What an answer shows of the text of a token, which may be none.
+    fn shown(&mut self, heading: &Heading, token: u32, text: String) -> (String, Vec<Value>) {
+        let Some(parser) = &mut self.parser else { return (text, Vec::new()) };
+        let mut pieces = parser.push(&text);
+        pieces.extend(parser.token(token));
+        self.sort(heading, pieces)
     }
 
     /// The first part of a streamed choice, if there is something to say before the first token.
@@ -177,7 +250,8 @@ impl Choice {
             let first = !std::mem::replace(&mut self.begun, true);
             parts.push(heading.chunk(self.index, Part { text: &text, first, logprobs, ..Part::default() }));
         }
-        self.text += &token.text;
+        let (text, calls) = self.shown(heading, token.id, token.text);
+        self.text += &text;
         self.tokens.push(token.id);
         let offset = self.told.add(token.id, codec);
         let logprobs = match token.logprob {
@@ -190,9 +264,9 @@ impl Choice {
             None => Value::Null,
         };
         let engram = heading.gates.then(|| json!({"token": codec.shown(token.id)}));
-        if !token.text.is_empty() || !logprobs.is_null() || engram.is_some() {
+        if !text.is_empty() || !calls.is_empty() || !logprobs.is_null() || engram.is_some() {
             let first = !std::mem::replace(&mut self.begun, true);
-            let part = Part { text: &token.text, first, logprobs, engram, ..Part::default() };
+            let part = Part { text: &text, calls, first, logprobs, engram, ..Part::default() };
             parts.push(heading.chunk(self.index, part));
         }
         parts
@@ -212,13 +286,46 @@ impl Choice {
             let first = !std::mem::replace(&mut self.begun, true);
             parts.push(heading.chunk(self.index, Part { text: &text, first, logprobs, ..Part::default() }));
         }
-        let text = summary.text.clone();
+        let (text, calls) = match self.parser.take() {
+            None => (summary.text.clone(), Vec::new()),
+            Some(mut parser) => {
+                let mut pieces = parser.push(&summary.text);
+                pieces.extend(parser.finish());
+                self.sort(heading, pieces)
+            }
+        };
         self.text += &text;
-        let (engram, finish) = (Some(summary_json(&summary)), finish_json(&summary));
+        let (engram, finish) = (Some(summary_json(&summary)), self.finish(&summary));
         self.summary = Some(summary);
         let first = !std::mem::replace(&mut self.begun, true);
-        parts.push(heading.chunk(self.index, Part { text: &text, first, finish, engram, ..Part::default() }));
+        let part = Part { text: &text, calls, first, finish, engram, ..Part::default() };
+        parts.push(heading.chunk(self.index, part));
         parts
+    }
+
+    fn finish(&self, summary: &Summary) -> Value {
+        match summary.finish {
+            Finish::Stop if !self.calls.is_empty() => "tool_calls".into(),
+            Finish::Stop => "stop".into(),
+            Finish::Length => "length".into(),
+        }
+    }
+
+    /// What the assistant said, and which functions it calls.
+    fn message(&self, heading: &Heading) -> Value {
+        if self.calls.is_empty() {
+            return json!({"role": "assistant", "content": self.text, "refusal": null});
+        }
+        let said = self.text.trim();
+        let calls = self.calls.iter().enumerate().map(|(index, call)| {
+            json!({
+                "id": heading.call_id(self.index, index), "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            })
+        });
+        let content = if said.is_empty() { Value::Null } else { said.into() };
+        let calls: Vec<Value> = calls.collect();
+        json!({"role": "assistant", "content": content, "refusal": null, "tool_calls": calls})
     }
 
     /// The whole choice.
@@ -229,12 +336,10 @@ impl Choice {
         };
         let mut choice = match heading.endpoint {
             Endpoint::Completions => json!({"index": self.index, "text": self.text}),
-            Endpoint::Chat => {
-                json!({"index": self.index, "message": {"role": "assistant", "content": self.text, "refusal": null}})
-            }
+            Endpoint::Chat => json!({"index": self.index, "message": self.message(heading)}),
         };
         choice["logprobs"] = logprobs;
-        choice["finish_reason"] = self.summary.as_ref().map_or(Value::Null, finish_json);
+        choice["finish_reason"] = self.summary.as_ref().map_or(Value::Null, |summary| self.finish(summary));
         let mut engram = self.summary.as_ref().map_or_else(|| json!({}), summary_json);
         if heading.gates {
             engram["tokens"] = self.tokens.iter().map(|&token| codec.shown(token)).collect();
@@ -278,13 +383,6 @@ fn usage(choices: &[Choice], n: usize) -> Value {
         "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": sum(n, |summary| summary.cached_tokens)},
     })
-}
-
-fn finish_json(summary: &Summary) -> Value {
-    match summary.finish {
-        Finish::Stop => "stop".into(),
-        Finish::Length => "length".into(),
-    }
 }
 
 fn summary_json(summary: &Summary) -> Value {

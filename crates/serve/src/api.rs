@@ -3,13 +3,18 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use engram_infer::{ChatTemplate, Conversation, PromptOptions, Request, Sampling, TemplateValue, TextCodec};
+use engram_infer::{
+    ChatTemplate, Conversation, Grammar, PromptOptions, Request, Sampling, TemplateValue, TextCodec,
+};
 use serde::Deserialize;
 
 use crate::api_error::ApiError;
+use crate::call_style::CallStyle;
 use crate::fields::{Endpoint, Fields, MOST_CHOICES};
 use crate::messages;
-use crate::output_format::refuse_structured;
+use crate::grammars::Grammars;
+use crate::output_format;
+use crate::tools::Tools;
 
 /// What a body asks for, ready for the engine.
 #[derive(Debug)]
@@ -22,6 +27,8 @@ pub(crate) struct Asked {
     pub(crate) echo: bool,
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
+    /// How functions are called, if an answer may call any.
+    pub(crate) calls: Option<CallStyle>,
 }
 
 /// What bounds a request, and what turns text into tokens.
@@ -29,7 +36,10 @@ pub(crate) struct Terms<'a> {
     pub(crate) codec: &'a TextCodec,
     /// The memory of the model that is asked for, if it has one.
     pub(crate) memory: Option<usize>,
-    pub(crate) template: Option<&'a ChatTemplate>,
+    /// How a conversation becomes a text, or why none can.
+    pub(crate) template: Result<&'a ChatTemplate, &'a str>,
+    /// What makes answers follow a form.
+    pub(crate) grammars: &'a Grammars,
     /// Tokens of a prompt and its answer at most.
     pub(crate) context: usize,
     pub(crate) time_limit: Duration,
@@ -86,10 +96,12 @@ impl Body {
         let fields = &self.fields;
         let stream = fields.get("stream")?.unwrap_or(false);
         let include_usage = self.include_usage(stream)?;
-        refuse_structured(fields)?;
-        let prompts = self.prompts(terms)?;
+        let schema = output_format::schema(fields)?;
+        let tools = Tools::read(fields)?;
+        let prompts = self.prompts(terms, tools.as_ref())?;
         let n = self.choices(prompts.len())?;
-        let template = self.template_request(terms)?;
+        let (grammar, calls) = self.form(tools.as_ref(), schema.as_ref(), terms)?;
+        let template = Request { grammar, ..self.template_request(terms)? };
         let seed = fields.integer("seed")?.map_or_else(any_seed, |seed| seed as u64);
         let mut requests = Vec::new();
         for prompt in prompts {
@@ -100,7 +112,34 @@ impl Body {
             }
         }
         let echo = fields.get("echo")?.unwrap_or(false);
-        Ok(Asked { requests, n, echo, stream, include_usage })
+        Ok(Asked { requests, n, echo, stream, include_usage, calls })
+    }
+
+    /// The form that answers have to have, and how they call functions.
+    fn form(
+        &self,
+        tools: Option<&Tools>,
+        schema: Option<&serde_json::Value>,
+        terms: &Terms<'_>,
+    ) -> Result<(Option<Grammar>, Option<CallStyle>), ApiError> {
+        let turn = terms.template.ok().and_then(ChatTemplate::end_token);
+        let ends: Vec<u32> = turn.and_then(|name| terms.codec.token(name)).into_iter().collect();
+        let compiler = || terms.grammars.compiler(terms.codec, &ends);
+        match (tools, schema, terms.template) {
+            (Some(tools), _, Ok(template)) => {
+                let style = CallStyle::of(template, terms.codec);
+                let grammar = style.grammar(tools, schema).and_then(|grammar| compiler()?.lark(grammar));
+                let grammar = grammar.map_err(|error| ApiError::of("tools", format!("`tools`: {error}")))?;
+                Ok((Some(grammar), Some(style)))
+            }
+            (_, Some(schema), _) => {
+                let grammar = compiler().and_then(|compiler| compiler.json(schema)).map_err(|error| {
+                    ApiError::of("response_format", format!("the schema of `response_format`: {error}"))
+                })?;
+                Ok((Some(grammar), None))
+            }
+            _ => Ok((None, None)),
+        }
     }
 
     /// What all choices have in common.
@@ -156,12 +195,12 @@ impl Body {
     }
 
     /// Tokens of each prompt.
-    fn prompts(&self, terms: &Terms<'_>) -> Result<Vec<Vec<u32>>, ApiError> {
+    fn prompts(&self, terms: &Terms<'_>, tools: Option<&Tools>) -> Result<Vec<Vec<u32>>, ApiError> {
         let name = if self.endpoint == Endpoint::Chat { "messages" } else { "prompt" };
         let raw = self.fields.raw(name);
         let raw = raw.ok_or_else(|| ApiError::of(name, format!("`{name}` is missing or empty")))?;
         if self.endpoint == Endpoint::Chat {
-            let text = self.conversation(raw, terms)?;
+            let text = self.conversation(raw, terms, tools)?;
             check_length(&text, name, terms)?;
             let tokens = terms.codec.marked(&text).map_err(|error| ApiError::of(name, error.to_string()))?;
             return Ok(vec![tokens]);
@@ -186,14 +225,14 @@ impl Body {
     }
 
     /// The text of the conversation.
-    fn conversation(&self, raw: &str, terms: &Terms<'_>) -> Result<String, ApiError> {
-        let template = terms.template.ok_or_else(|| {
-            ApiError::bad(
-                "this model has no chat template: start the server with --chat-template, or put a \
-                 tokenizer_config.json beside the tokenizer; /v1/completions works without",
-            )
+    fn conversation(&self, raw: &str, terms: &Terms<'_>, tools: Option<&Tools>) -> Result<String, ApiError> {
+        let template = terms.template.map_err(|reason| {
+            ApiError::bad(format!(
+                "{reason}; start the server with --chat-template, or use /v1/completions, which needs none"
+            ))
         })?;
-        let messages = messages::read(raw, template.mentions("developer"))?;
+        let tools = tools.map(|tools| &tools.shown);
+        let messages = messages::read(raw, template, tools)?;
         let mut variables: BTreeMap<String, TemplateValue> = match self.fields.raw("chat_template_kwargs") {
             None => BTreeMap::new(),
             Some(raw) => serde_json::from_str(raw)
@@ -204,7 +243,7 @@ impl Body {
         }
         let conversation = Conversation {
             messages: &messages,
-            tools: None,
+            tools: tools.cloned(),
             documents: self.fields.get("documents")?,
             variables,
             add_generation_prompt: self.fields.get("add_generation_prompt")?.unwrap_or(true),
@@ -258,7 +297,7 @@ impl Body {
         if self.fields.get("ignore_eos")? == Some(true) {
             return Ok(Vec::new());
         }
-        let template = terms.template.filter(|_| self.endpoint == Endpoint::Chat);
+        let template = terms.template.ok().filter(|_| self.endpoint == Endpoint::Chat);
         let turn = template.and_then(ChatTemplate::end_token).and_then(|name| terms.codec.token(name));
         Ok(terms.codec.end_tokens().iter().copied().chain(turn).collect())
     }
@@ -340,7 +379,8 @@ mod tests {
         let terms = Terms {
             codec: &codec,
             memory: Some(0),
-            template: Some(&template.unwrap()),
+            template: Ok(&template.unwrap()),
+            grammars: &Grammars::default(),
             context: 50,
             time_limit: Duration::from_secs(1),
             clip,

@@ -77,6 +77,7 @@ impl From<Failure> for ApiError {
             Failure::Deadline => (StatusCode::GATEWAY_TIMEOUT, "time_limit"),
             Failure::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
             Failure::NotANumber => (StatusCode::INTERNAL_SERVER_ERROR, "not_a_number"),
+            Failure::Grammar(_) => (StatusCode::BAD_REQUEST, "grammar_too_complex"),
             Failure::CacheFull => (StatusCode::SERVICE_UNAVAILABLE, "cache_full"),
         };
         Self::new(status, failure.to_string()).coded(code)

@@ -2,16 +2,21 @@
 //! page that shows where the memory's gates open. Everything that computes is in `engram-infer`.
 #![forbid(unsafe_code)]
 
+mod access_log;
 mod answer;
 mod api;
 mod api_error;
+mod call_parser;
+mod call_style;
 mod fields;
+mod grammars;
 mod messages;
 mod openapi;
 mod origin;
 mod output_format;
 mod server;
 mod told_logprobs;
+mod tools;
 
 pub use origin::Origins;
 pub use server::{Facts, MemoryFacts, Server, ServerOptions};

@@ -1,9 +1,10 @@
 //! Turns of a conversation as clients send them, and as a chat template sees them.
 
-use engram_infer::{Message, TemplateValue};
+use engram_infer::{ChatTemplate, Message, TemplateValue};
 use serde_json::Value;
 
 use crate::api_error::ApiError;
+use crate::call_style::{told, written};
 use crate::fields::{is_blank, short};
 
 /// Fields of a message that a template sees. Others must be null or empty, as in answers that are sent back.
@@ -18,19 +19,80 @@ const SEEN: [&str; 8] = [
     "reasoning",
 ];
 
-/// Reads `messages`, a JSON list. A turn of `developer` becomes one of `system`, unless `knows_developer`.
-pub(crate) fn read(json: &str, knows_developer: bool) -> Result<Vec<Message>, ApiError> {
+/// The fields of a turn, in their order.
+type Turn = Vec<(String, TemplateValue)>;
+
+/// Reads `messages`, a JSON list, for `template`. Where that knows no developer, a turn of one becomes one of the system;
+/// where it knows no tools, `tools`, calls and what they gave become text.
+pub(crate) fn read(
+    json: &str,
+    template: &ChatTemplate,
+    tools: Option<&TemplateValue>,
+) -> Result<Vec<Message>, ApiError> {
     let messages: Vec<TemplateValue> = serde_json::from_str(json).map_err(|error| {
         ApiError::of("messages", format!("`messages` must be a list of objects: {error}"))
     })?;
     if messages.is_empty() {
         return Err(ApiError::of("messages", "`messages` is missing or empty"));
     }
+    let knows_developer = template.mentions("developer");
     let read = |(index, message): (usize, &TemplateValue)| one(index, message, knows_developer);
-    messages.iter().enumerate().map(read).collect()
+    let mut turns = messages.iter().enumerate().map(read).collect::<Result<Vec<Turn>, _>>()?;
+    if !template.mentions("tool") {
+        turns.iter_mut().for_each(as_text);
+        if let Some(tools) = tools {
+            tell(&mut turns, &told(tools));
+        }
+    }
+    Ok(turns.into_iter().map(Message::from_fields).collect())
 }
 
-fn one(index: usize, message: &TemplateValue, knows_developer: bool) -> Result<Message, ApiError> {
+fn text_of<'a>(turn: &'a [(String, TemplateValue)], name: &str) -> Option<&'a str> {
+    turn.iter().find(|(found, _)| found == name).and_then(|(_, value)| value.as_str())
+}
+
+fn set(turn: &mut Turn, name: &str, text: String) {
+    match turn.iter_mut().find(|(found, _)| found == name) {
+        Some((_, value)) => *value = text.into(),
+        None => turn.push((name.to_owned(), text.into())),
+    }
+}
+
+/// Tells the model about tools, in the turn of the system.
+fn tell(turns: &mut Vec<Turn>, about: &str) {
+    match turns.first_mut().filter(|turn| text_of(turn, "role") == Some("system")) {
+        Some(turn) => {
+            let said = text_of(turn, "content").unwrap_or_default();
+            let all = if said.is_empty() { about.to_owned() } else { format!("{said}\n\n{about}") };
+            set(turn, "content", all);
+        }
+        None => {
+            let turn = [("role", "system"), ("content", about)];
+            turns.insert(0, turn.map(|(name, text)| (name.to_owned(), text.into())).to_vec());
+        }
+    }
+}
+
+/// Writes calls, and what they gave, as text.
+fn as_text(turn: &mut Turn) {
+    let content = text_of(turn, "content").unwrap_or_default().to_owned();
+    if text_of(turn, "role") == Some("tool") {
+        set(turn, "role", "user".into());
+        set(turn, "content", format!("<tool_response>\n{content}\n</tool_response>"));
+    }
+    let Some(at) = turn.iter().position(|(name, _)| name == "tool_calls") else { return };
+    let (_, calls) = turn.remove(at);
+    let calls = calls.try_iter().into_iter().flatten().filter_map(|call| {
+        let function = call.get_attr("function").ok()?;
+        let name = function.get_attr("name").ok()?;
+        let arguments = serde_json::to_string(&function.get_attr("arguments").ok()?).ok()?;
+        Some(written(name.as_str()?, &arguments))
+    });
+    let said = (!content.is_empty()).then_some(content);
+    set(turn, "content", said.into_iter().chain(calls).collect::<Vec<_>>().join("\n"));
+}
+
+fn one(index: usize, message: &TemplateValue, knows_developer: bool) -> Result<Turn, ApiError> {
     let at = |field: &str| format!("messages[{index}].{field}");
     let entries = entries(message).ok_or_else(|| {
         ApiError::of(format!("messages[{index}]"), format!("`messages[{index}]` must be an object"))
@@ -78,7 +140,7 @@ fn one(index: usize, message: &TemplateValue, knows_developer: bool) -> Result<M
         Some(_) => {}
         None => fields.push(("content".to_owned(), refusal.into())),
     }
-    Ok(Message::from_fields(fields))
+    Ok(fields)
 }
 
 /// The keys and values of an object, in their order.
@@ -134,13 +196,35 @@ mod tests {
 
     use super::*;
 
-    /// What a template sees of messages.
+    /// What a template that knows of tools sees of messages.
     fn seen(json: &str) -> String {
-        let template =
-            ChatTemplate::new("{{ messages|tojson }}".into(), String::new(), String::new()).unwrap();
-        template
-            .render(&read(json, false).unwrap_or_else(|error| panic!("{json}: {}", error.json())))
-            .unwrap()
+        seen_by("{{ messages|tojson }}{# tools #}", json, None)
+    }
+
+    fn seen_by(source: &str, json: &str, tools: Option<&TemplateValue>) -> String {
+        let template = ChatTemplate::new(source.into(), String::new(), String::new()).unwrap();
+        let messages = read(json, &template, tools);
+        template.render(&messages.unwrap_or_else(|error| panic!("{json}: {}", error.json()))).unwrap()
+    }
+
+    #[test]
+    fn a_template_without_tools_has_them_as_text() {
+        let plain = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}";
+        let turns = r#"[{"role": "user", "content": "a"},
+            {"role": "assistant", "content": null, "tool_calls": [{"id": "1", "type": "function",
+             "function": {"name": "f", "arguments": "{\"b\": 1}"}}]},
+            {"role": "tool", "tool_call_id": "1", "content": "three"}]"#;
+        let tools = serde_json::from_str(r#"[{"type": "function", "function": {"name": "f"}}]"#).unwrap();
+        let found = seen_by(plain, turns, Some(&tools));
+        assert!(found.starts_with("[system] # Tools\n"), "{found}");
+        assert!(found.contains("{\"type\":\"function\",\"function\":{\"name\":\"f\"}}\n</tools>"), "{found}");
+        let end = "[user] a\n[assistant] <tool_call>\n{\"name\": \"f\", \"arguments\": {\"b\":1}}\n</tool_call>\n\
+                   [user] <tool_response>\nthree\n</tool_response>\n";
+        assert!(found.ends_with(end), "{found}");
+        let told = seen_by(plain, r#"[{"role": "system", "content": "Be brief."}]"#, Some(&tools));
+        assert!(told.starts_with("[system] Be brief.\n\n# Tools\n"), "{told}");
+        let knows = "{% for m in messages %}[{{ m.role }}]{{ m.tool_calls }}{% endfor %}";
+        assert!(seen_by(knows, turns, Some(&tools)).starts_with("[user][assistant][{'id': '1'"));
     }
 
     #[test]
@@ -204,7 +288,8 @@ mod tests {
             (r#"[{"role": "user", "content": "a", "name": 3}]"#, "messages[0].name"),
             (r#"[{"role": 3}]"#, "messages[0].role"),
         ] {
-            let error = read(json, false).expect_err(json).json();
+            let template = ChatTemplate::new(String::new(), String::new(), String::new()).unwrap();
+            let error = read(json, &template, None).map(|_| ()).expect_err(json).json();
             assert_eq!(error["error"]["param"], place, "{json}");
             assert!(error["error"]["message"].as_str().unwrap().contains(place), "{json}: {error}");
         }

@@ -43,6 +43,13 @@ pub(crate) fn document(models: &[&str]) -> Value {
             "add_special_tokens": {"type": "boolean"}, "parse_special": {"type": "boolean"},
         },
     });
+    let detokenize = json!({
+        "type": "object", "additionalProperties": false, "required": ["tokens"],
+        "properties": {
+            "model": {"type": ["string", "null"], "enum": [model, null]},
+            "tokens": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        },
+    });
     let mut one_model = get("A model.", "application/json");
     one_model["get"]["parameters"] =
         json!([{"name": "id", "in": "path", "required": true, "schema": {"type": "string"}}]);
@@ -58,6 +65,12 @@ pub(crate) fn document(models: &[&str]) -> Value {
                 "responses": answer("The tokens.", json!({"type": "object", "required": ["tokens", "count"]})),
             }},
             "/v1/models": get("The models: the base, and each adapter by its name.", "application/json"),
+            "/detokenize": {"post": {
+                "summary": "The text of tokens.", "security": [{"key": []}, {}],
+                "requestBody": {"required": true, "content": {"application/json": {"schema": detokenize}}},
+                "responses": answer("The text.", json!({"type": "object", "required": ["prompt"]})),
+            }},
+            "/tokenizer_info": get("Names of the tokens around texts, and the chat template.", "application/json"),
             "/v1/models/{id}": one_model,
             "/health": get("Whether requests can be answered.", "application/json"),
             "/metrics": get("Counters.", "text/plain"),

@@ -29,10 +29,13 @@ use tokio::time::timeout;
 
 use engram_infer::{ChatTemplate, Engine, Event, Failure, PromptOptions, TextCodec};
 
+use crate::access_log::AccessLog;
 use crate::answer::{self, Choice, Heading};
 use crate::api::{Asked, Body, Terms, check_length};
 use crate::api_error::ApiError;
+use crate::call_parser::CallParser;
 use crate::fields::{Endpoint, Fields};
+use crate::grammars::Grammars;
 use crate::openapi;
 use crate::origin::Origins;
 
@@ -117,7 +120,8 @@ pub struct Facts {
 pub struct Server {
     engine: Engine,
     codec: TextCodec,
-    template: Option<ChatTemplate>,
+    /// How a conversation becomes a text, or why none can.
+    template: Result<ChatTemplate, String>,
     options: ServerOptions,
     facts: Facts,
     started: u64,
@@ -125,22 +129,40 @@ pub struct Server {
     readers: Semaphore,
     /// Whether the last request failed for want of memory rows.
     rows_failed: AtomicBool,
+    access_log: Option<AccessLog>,
+    grammars: Grammars,
 }
 
 const PAGE: &str = include_str!("page.html");
 
 impl Server {
-    /// Serves `engine`, whose tokens are those of `codec`.
+    /// Serves `engine`, whose tokens are those of `codec`; conversations by `template`, or not for the reason that stands
+    /// in its place.
     pub fn new(
         engine: Engine,
         codec: TextCodec,
-        template: Option<ChatTemplate>,
+        template: Result<ChatTemplate, String>,
         options: ServerOptions,
         facts: Facts,
     ) -> Self {
+        // A server without a log is better than none.
+        let access_log = options.access_log.then(|| AccessLog::start(std::io::stderr()).ok()).flatten();
         let (readers, started) = (Semaphore::new(options.readers.max(1)), answer::now());
         let (answers, rows_failed) = (AtomicU64::new(0), AtomicBool::new(false));
-        Self { engine, codec, template, options, facts, started, answers, readers, rows_failed }
+        let grammars = Grammars::default();
+        Self {
+            engine,
+            codec,
+            template,
+            options,
+            facts,
+            started,
+            answers,
+            readers,
+            rows_failed,
+            access_log,
+            grammars,
+        }
     }
 
     /// Serves those who connect to `listener` until `stop`; then answers what it has taken, as far as it can in time.
@@ -235,7 +257,7 @@ impl Server {
             "parent": parent, "max_model_len": self.engine.context(),
             "engram": {
                 "streams": self.facts.streams, "memory_layers": facts.layers, "max_order": facts.max_order,
-                "overlays": facts.overlays, "chat": self.template.is_some(),
+                "overlays": facts.overlays, "chat": self.template.is_ok(),
             },
         })
     }
@@ -266,7 +288,8 @@ impl Server {
         Terms {
             codec: &self.codec,
             memory: model.memory.map(|memory| memory.memory),
-            template: self.template.as_ref(),
+            template: self.template.as_ref().map_err(String::as_str),
+            grammars: &self.grammars,
             context: self.engine.longest(),
             time_limit: self.options.time_limit,
             clip: self.options.clip_max_tokens,
@@ -329,6 +352,8 @@ fn router(server: Arc<Server>) -> Router {
         .route("/v1/completions", post(completions))
         .route("/v1/chat/completions", post(chat))
         .route("/tokenize", post(tokenize))
+        .route("/detokenize", post(detokenize))
+        .route("/tokenizer_info", get(tokenizer_info))
         .route("/metrics", get(metrics))
         .route("/openapi.json", get(openapi_document))
         .layer(middleware::from_fn_with_state(Arc::clone(&server), guard));
@@ -364,9 +389,9 @@ async fn observe(State(server): State<Arc<Server>>, request: HttpRequest, next: 
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert("x-request-id", id);
     }
-    if server.options.access_log {
+    if let Some(log) = &server.access_log {
         let (status, milliseconds) = (response.status().as_u16(), began.elapsed().as_millis());
-        eprintln!("{} {} {} {status} {milliseconds} ms {id}", answer::now(), what.0, what.1);
+        log.line(format!("{} {} {} {status} {milliseconds} ms {id}", answer::now(), what.0, what.1));
     }
     response
 }
@@ -457,6 +482,38 @@ async fn tokenize(State(server): State<Arc<Server>>, request: HttpRequest) -> Re
     away(&server, move |server| tokens_of(server, &bytes)).await.map(Json)
 }
 
+/// The text of tokens; special tokens by their names.
+fn text_of(server: &Server, bytes: &[u8]) -> Result<Value, ApiError> {
+    let fields = Fields::parse(bytes)?.only(&["model", "tokens"])?;
+    server.check_model(fields.get::<String>("model")?.as_deref())?;
+    let tokens: Option<Vec<u32>> = fields.get("tokens")?;
+    let tokens = tokens.ok_or_else(|| ApiError::of("tokens", "`tokens` is missing"))?;
+    let known = server.codec.token_bytes().len();
+    if let Some(token) = tokens.iter().find(|&&token| token as usize >= known) {
+        return Err(ApiError::of("tokens", format!("`tokens` has {token}, which is not a token of this model")));
+    }
+    let bytes = tokens.iter().flat_map(|&token| match server.codec.bytes(token) {
+        [] => server.codec.shown(token).into_bytes(),
+        bytes => bytes.to_vec(),
+    });
+    let bytes: Vec<u8> = bytes.collect();
+    Ok(json!({"prompt": String::from_utf8_lossy(&bytes)}))
+}
+
+async fn detokenize(State(server): State<Arc<Server>>, request: HttpRequest) -> Result<Json<Value>, ApiError> {
+    let bytes = server.body(request).await?;
+    away(&server, move |server| text_of(server, &bytes)).await.map(Json)
+}
+
+/// What a client has to know to cut texts as this server does.
+async fn tokenizer_info(State(server): State<Arc<Server>>) -> Json<Value> {
+    let codec = &server.codec;
+    Json(json!({
+        "bos_token": codec.shown(codec.opening_token()), "eos_token": codec.shown(codec.end_of_text()),
+        "chat_template": server.template.as_ref().ok().map(ChatTemplate::source),
+    }))
+}
+
 async fn completions(State(server): State<Arc<Server>>, request: HttpRequest) -> Result<Response, ApiError> {
     answer(server, request, Endpoint::Completions).await
 }
@@ -476,6 +533,7 @@ async fn answer(server: Arc<Server>, request: HttpRequest, endpoint: Endpoint) -
     let number = server.answers.fetch_add(1, Relaxed);
     let gates = asked.requests.iter().any(|request| request.gates);
     let heading = Heading::new(endpoint, number, &name, gates, asked.include_usage);
+    let heading = heading.with_tools(asked.calls.is_some());
     let events = submit(&server.engine, &asked)?;
     if asked.stream {
         let (sender, receiver) = mpsc::channel(32);
@@ -614,7 +672,8 @@ async fn stream(
 fn choices(asked: &Asked, codec: &TextCodec) -> Vec<Choice> {
     let choice = |(index, request): (usize, &engram_infer::Request)| {
         let echo = asked.echo.then_some(&request.prompt[..]);
-        Choice::new(index, echo, request.prompt_logprobs.is_some(), codec)
+        let choice = Choice::new(index, echo, request.prompt_logprobs.is_some(), codec);
+        choice.calling(asked.calls.map(CallParser::new))
     };
     asked.requests.iter().enumerate().map(choice).collect()
 }

@@ -3,6 +3,10 @@
 //! The system takes pages of a mapped file back only when memory runs short, which in a container may be too late. Here
 //! every page that is touched is noted, and once there are too many, those that were not used lately are given back:
 //! second chance, as in the CLOCK algorithm (Corbató 1968).
+//!
+//! A fault maps more than the page that was touched: what lies around it in the system's page cache, and all of a large
+//! folio. So the file's clean pages leave the page cache when the limit is set, and after pages were touched for the first
+//! time the system is asked what is mapped around them (`/proc/self/pagemap`); that is noted, too.
 
 use std::fs::File;
 use std::ops::Range;
@@ -40,7 +44,12 @@ pub(crate) struct ResidentPages {
     used: Pages,
     /// The word that is looked at next.
     hand: Mutex<usize>,
+    /// What the system has mapped, as it tells this process; none where it does not.
+    mapped: Option<File>,
 }
+
+/// Words of 64 pages in which pages were touched that were not in memory.
+pub(crate) type Fresh = Vec<usize>;
 
 impl ResidentPages {
     /// At most `bytes` of a mapping of `mapped` bytes.
@@ -53,7 +62,16 @@ impl ResidentPages {
             resident: Pages::none(pages),
             used: Pages::none(pages),
             hand: Mutex::new(0),
+            mapped: if cfg!(target_os = "linux") { File::open("/proc/self/pagemap").ok() } else { None },
         }
+    }
+
+    /// Takes clean pages of `file` that nobody has mapped out of the system's page cache, so that faults find no neighbours.
+    pub(crate) fn forget(file: &File) {
+        #[cfg(target_os = "linux")]
+        let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
+        #[cfg(not(target_os = "linux"))]
+        let _ = file;
     }
 
     /// Bytes that may be in memory.
@@ -68,13 +86,59 @@ impl ResidentPages {
 
     /// Notes that these bytes are about to be touched.
     #[inline]
-    pub(crate) fn touch(&self, bytes: Range<usize>) {
+    pub(crate) fn touch(&self, bytes: Range<usize>, fresh: &mut Fresh) {
         for page in bytes.start / self.page_bytes..bytes.end.div_ceil(self.page_bytes) {
             if self.resident.add(page) {
                 self.count.fetch_add(1, Relaxed);
+                fresh.push(page / 64);
             }
             self.used.add(page);
         }
+    }
+
+    /// Notes what faults on pages of the words `fresh` have mapped besides.
+    pub(crate) fn survey(&self, map: &MmapRaw, mut fresh: Fresh) {
+        let Some(mapped) = &self.mapped else { return };
+        fresh.sort_unstable();
+        fresh.dedup();
+        let most = self.resident.0.len();
+        for &word in &fresh {
+            // A folio may reach into the words around.
+            let mut next = word;
+            while let Some(present) = self.present(mapped, map, next) {
+                let new = present & !self.resident.0[next].fetch_or(present, Relaxed);
+                self.count.fetch_add(u64::from(new.count_ones()), Relaxed);
+                next += 1;
+                if new >> 63 == 0 || next == most {
+                    break;
+                }
+            }
+            let mut next = word;
+            while next > 0 && self.resident.0[next].load(Relaxed) & 1 == 1 {
+                next -= 1;
+                let Some(present) = self.present(mapped, map, next) else { break };
+                let new = present & !self.resident.0[next].fetch_or(present, Relaxed);
+                self.count.fetch_add(u64::from(new.count_ones()), Relaxed);
+                if new == 0 {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Pages of a word that are mapped.
+    fn present(&self, mapped: &File, map: &MmapRaw, word: usize) -> Option<u64> {
+        let first = map.as_ptr() as usize / self.page_bytes + 64 * word;
+        let pages = map.len().div_ceil(self.page_bytes).saturating_sub(64 * word).min(64);
+        let mut entries = [0; 8 * 64];
+        let entries = &mut entries[..8 * pages];
+        #[cfg(unix)]
+        std::os::unix::fs::FileExt::read_exact_at(mapped, entries, 8 * first as u64).ok()?;
+        #[cfg(not(unix))]
+        let _ = (mapped, first);
+        // The highest bit of an entry says that the page is there.
+        let there = entries.chunks_exact(8).map(|entry| entry[7] >> 7);
+        Some(there.enumerate().fold(0, |bits, (page, there)| bits | u64::from(there) << page))
     }
 
     /// Gives pages of `file`, which `map` maps from its beginning, back to the system, if there are too many.
@@ -169,7 +233,7 @@ mod tests {
         for round in 0..40 {
             // Two pages that are always used, and others.
             for page in [7, 200, (round * 6) % 256, (round * 6 + 3) % 256] {
-                pages.touch(page * 4096 + 10..page * 4096 + 20);
+                pages.touch(page * 4096 + 10..page * 4096 + 20, &mut Vec::new());
             }
             pages.trim(&map, &file);
             assert!(pages.bytes() <= 32 * 4096, "{}", pages.bytes());
@@ -177,7 +241,29 @@ mod tests {
         for page in [7, 200] {
             assert!(!pages.resident.add(page), "page {page} is still there");
         }
-        pages.touch(4095..4097);
+        let mut fresh = Vec::new();
+        pages.touch(4095..4097, &mut fresh);
+        assert!(fresh.iter().all(|&word| word == 0), "{fresh:?}");
         assert!(!pages.resident.add(0) && !pages.resident.add(1), "a row may lie in two pages");
+    }
+
+    /// What is mapped around a page is counted, as far as it reaches.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_a_fault_maps_besides_is_counted() {
+        let page = rustix::param::page_size();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(300 * page as u64).unwrap();
+        // SAFETY: nobody else has the file, and it is not shortened.
+        let map = unsafe { memmap2::Mmap::map(&file) }.unwrap();
+        let pages = ResidentPages::at_most(1 << 30, map.len(), page);
+        for touched in 60..140 {
+            std::hint::black_box(map[touched * page]);
+        }
+        let map = MmapRaw::from(map);
+        let mut fresh = Vec::new();
+        pages.touch(100 * page..100 * page + 1, &mut fresh);
+        pages.survey(&map, fresh);
+        assert!(pages.bytes() >= 80 * page as u64, "{}", pages.bytes());
     }
 }

@@ -110,8 +110,9 @@ impl Table {
     /// the system, as its own page cache does when memory is short, and read again when they are needed. Without a limit
     /// a table that is looked up in for long comes to be in memory whole, as far as there is room.
     ///
-    /// The limit counts pages that lookups touch. A fault on a page may map its neighbours as well, where the system has them
-    /// in its page cache; they are not counted, and such a table can hold several times the limit.
+    /// A fault on a page may map its neighbours as well, where the system has them in its page cache. On Linux they are
+    /// counted, and clean pages of the file leave the page cache when the limit is set, so that there are few; elsewhere
+    /// such a table can hold several times the limit.
     ///
     /// # Errors
     /// If `bytes` is less than 1 MiB, or the table is not mapped.
@@ -126,6 +127,9 @@ impl Table {
                 bytes,
                 "left out: the table is not mapped from its file",
             ));
+        }
+        if let Some(file) = &self.file {
+            ResidentPages::forget(&file.file);
         }
         let resident = Some(ResidentPages::at_most(bytes, self.region.len(), page_bytes()));
         Ok(Self { resident, ..self })
@@ -149,26 +153,29 @@ impl Table {
         }
     }
 
-    /// Notes that the rows `ids`, all inside the table, are about to be touched.
-    fn touch(&self, ids: &[u64]) {
+    /// Notes that the rows `ids`, all inside the table, are about to be touched; gives places where none were in memory.
+    fn touch(&self, ids: &[u64]) -> Vec<usize> {
+        let mut fresh = Vec::new();
         #[cfg(all(unix, feature = "mapped"))]
         if let Some(resident) = &self.resident {
             let row_bytes = self.bytes_per_row();
             for &id in ids {
                 let row = self.start + id as usize * row_bytes;
-                resident.touch(row..row + row_bytes);
+                resident.touch(row..row + row_bytes, &mut fresh);
             }
         }
-        #[cfg(not(all(unix, feature = "mapped")))]
-        let _ = ids;
+        let _ = (ids, &mut fresh);
+        fresh
     }
 
-    /// Gives pages back, if too many are in memory.
-    fn trim(&self) {
+    /// Counts what has come into memory around the places `fresh`, and gives pages back, if too many are there.
+    fn trim(&self, fresh: Vec<usize>) {
         #[cfg(all(unix, feature = "mapped"))]
         if let (Some(resident), Some(file), Region::File(map)) = (&self.resident, &self.file, &self.region) {
-            resident.trim(map.map(), &file.file);
+            resident.survey(map.map(), fresh);
+            return resident.trim(map.map(), &file.file);
         }
+        drop(fresh);
     }
 
     /// Lets `work` touch the rows `ids` for their parts of `out` \[ids, per id\], in pieces that the limit on pages in memory
@@ -184,9 +191,9 @@ impl Table {
         let mut rest = out;
         for ids in ids.chunks(most) {
             let (out, later) = rest.split_at_mut(ids.len() * per_id);
-            self.touch(ids);
+            let fresh = self.touch(ids);
             work(ids, out);
-            self.trim();
+            self.trim(fresh);
             rest = later;
         }
     }

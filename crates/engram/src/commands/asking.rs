@@ -35,7 +35,7 @@ pub(super) struct TaskArguments {
     hub: bool,
     /// Ask only the first N records of each data file.
     #[arg(long, value_name = "N")]
-    limit: Option<usize>,
+    max_records: Option<usize>,
     /// Number of solved examples before each question. The default is the task's own.
     #[arg(long, value_name = "K")]
     shots: Option<usize>,
@@ -53,8 +53,8 @@ pub(super) struct TaskArguments {
 impl TaskArguments {
     /// The tasks; each needs a different name.
     pub(super) fn load(&self) -> anyhow::Result<Vec<Task>> {
-        if self.batch == 0 || self.limit == Some(0) {
-            return refuse("--batch and --limit must be at least 1");
+        if self.batch == 0 || self.max_records == Some(0) {
+            return refuse("--batch and --max-records must be at least 1");
         }
         let tasks = self.tasks.iter().map(|path| Task::load(path)).collect::<Result<Vec<_>, _>>()?;
         let mut names = HashSet::new();
@@ -101,7 +101,7 @@ impl TaskArguments {
     /// The questions of a task.
     pub(super) fn questions(&self, task: &Task) -> anyhow::Result<Vec<Question>> {
         let few_shot = FewShot { count: self.shots, seed: self.seed };
-        Ok(task.questions(self.data.as_deref(), few_shot, self.limit)?)
+        Ok(task.questions(self.data.as_deref(), few_shot, self.max_records)?)
     }
 
     fn options(&self) -> AskOptions {

@@ -11,6 +11,7 @@ use super::generate::{AnswerOptions, end_tokens};
 use super::print;
 use crate::failure::{Interrupted, refuse};
 use crate::interrupt;
+use crate::note::note;
 use crate::served::{ModelOptions, say};
 
 /// Chat with a model, one line at a time.
@@ -44,11 +45,14 @@ pub(crate) struct TemplateOption {
 }
 
 impl TemplateOption {
-    /// The template that the user named, or the checkpoint's own.
-    pub(crate) fn or(&self, own: Option<ChatTemplate>) -> anyhow::Result<Option<ChatTemplate>> {
+    /// The template that the user named, or the checkpoint's own, or why there is none.
+    pub(crate) fn or(
+        &self,
+        own: Result<ChatTemplate, String>,
+    ) -> anyhow::Result<Result<ChatTemplate, String>> {
         let Some(path) = &self.chat_template else { return Ok(own) };
         match read(path)? {
-            Some(template) => Ok(Some(template)),
+            Some(template) => Ok(Ok(template)),
             None => refuse(format!("{}: it has no chat_template", path.display())),
         }
     }
@@ -107,7 +111,7 @@ impl Lines {
                 }
                 let text = String::from_utf8_lossy(&bytes);
                 if text.contains('\u{fffd}') {
-                    eprintln!("note: invalid UTF-8 in the line was replaced by \u{fffd}");
+                    note(format_args!("note: invalid UTF-8 in the line was replaced by \u{fffd}"));
                 }
                 Ok(Line::Text(text.into_owned()))
             }
@@ -123,11 +127,15 @@ impl Chat {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let answering = self.answer.request()?;
         let mut served = self.model.open()?;
-        let Some(template) = self.template.or(served.template.take())? else {
-            return refuse(
-                "this model has no chat template: name one with --chat-template, such as \
-                 configs/chat-template.jinja, or use `engram generate`",
-            );
+        let own = std::mem::replace(&mut served.template, Err(String::new()));
+        let template = match self.template.or(own)? {
+            Ok(template) => template,
+            Err(reason) => {
+                return refuse(format!(
+                    "{reason}; name one with --chat-template, such as configs/chat-template.jinja, or use \
+                     `engram generate`"
+                ));
+            }
         };
         let (engine, codec) = served.for_one()?;
         let mut end_tokens = end_tokens(&codec, &answering.stop);
@@ -137,9 +145,7 @@ impl Chat {
         let mut messages = system.clone();
         let mut lines = Lines::new()?;
         if matches!(lines, Lines::Edited(_)) {
-            eprintln!(
-                "Ctrl-C stops an answer; at the prompt it ends the session. /reset starts a new conversation."
-            );
+            note("Ctrl-C stops an answer; at the prompt it ends the session. /reset starts a new conversation.");
         }
         loop {
             let Line::Text(line) = lines.next()? else { return Ok(()) };
@@ -147,7 +153,7 @@ impl Chat {
                 "" => continue,
                 "/reset" => {
                     messages.clone_from(&system);
-                    eprintln!("new conversation");
+                    note("new conversation");
                     continue;
                 }
                 text => messages.push(Message::new("user", text)),
@@ -188,18 +194,18 @@ fn fitted(
         let free = if last { 1 } else { longest / FREE_SHARE };
         if prompt.len() + free <= longest {
             if left_out > 0 {
-                eprintln!(
+                note(format_args!(
                     "note: left out the oldest {left_out} messages: the model's context is {longest} tokens"
-                );
+                ));
             }
             return Ok(Some(prompt));
         }
         if last {
             messages.pop();
-            eprintln!(
+            note(format_args!(
                 "note: the line has {} tokens, and the model's context is {longest}: shorten it",
                 prompt.len()
-            );
+            ));
             return Ok(None);
         }
         // A question and its answer go together.

@@ -13,7 +13,7 @@ use crate::served::{ModelOptions, say};
   engram generate runs/quickstart/memory --prompt 'The President of the United States'
   engram generate runs/small --prompt - --max-tokens 500 --temperature 0 < beginning.txt
   engram generate runs/small --prompt 'Once' --top-k 40 --seed 7 --json
-  engram generate runs/large --prompt 'Once' --tier direct --cache 1GiB --no-memory
+  engram generate runs/large --prompt 'Once' --tier direct --row-cache 1GiB --no-memory
   engram generate SmolLM2-135M --prompt 'The Vorn bridge' --overlay facts/vorn")]
 pub(crate) struct Generate {
     #[command(flatten)]

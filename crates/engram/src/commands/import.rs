@@ -3,7 +3,6 @@ use std::path::PathBuf;
 use clap::Args;
 use engram_config::{Account, BeginConfig, CheckpointConfig};
 use engram_import::Model;
-use engram_infer::ChatTemplate;
 use serde::Serialize;
 
 use super::{print, print_json};
@@ -13,6 +12,7 @@ use crate::hub;
 use crate::interrupt;
 use crate::note::note;
 use crate::number::short;
+use crate::served::chat_template;
 use crate::table::Table;
 
 /// Make a checkpoint from a pretrained model.
@@ -65,18 +65,19 @@ impl Import {
         for text in model.notes() {
             note(format_args!("{}: {text}", self.model.display()));
         }
-        let template = model.chat_template();
-        if let Some(template) = template
-            && let Err(error) = ChatTemplate::from_tokenizer_config(template)
-        {
-            return refuse(format!("{}: {error}", self.model.display()));
+        let template = chat_template(&model);
+        if let (Some(_), Err(reason)) = (model.chat_template(), &template) {
+            note(format_args!(
+                "{}: {reason}; the checkpoint continues texts, and converses with another --chat-template",
+                self.model.display()
+            ));
         }
         let config = model.config().clone();
         note(format_args!("writing {}", self.out.display()));
         interrupt::listen()?;
         let checkpoint = model.save_checkpoint(&self.out, &mut |_, _| interrupt::flow())?;
         let parameters = Account::of(&config.model, &[]).total;
-        let imported = Imported { checkpoint, parameters, chat_template: template.is_some(), config };
+        let imported = Imported { checkpoint, parameters, chat_template: template.is_ok(), config };
         if self.json { print_json(&imported) } else { print(imported.table().to_string()) }
     }
 }

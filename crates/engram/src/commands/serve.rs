@@ -12,6 +12,7 @@ use super::print;
 use crate::failure::refuse;
 use crate::interrupt;
 use crate::opened_memories::NamedMemory;
+use crate::note::note;
 use crate::served::{ModelOptions, Served};
 
 /// Serve a model over HTTP with OpenAI's API, and with a page for trying it at `/`.
@@ -20,7 +21,7 @@ use crate::served::{ModelOptions, Served};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram serve runs/quickstart/memory
-  engram serve runs/large --tier direct --cache 4GiB --dtype bf16
+  engram serve runs/large --tier direct --row-cache 4GiB --dtype bf16
   engram serve runs/large --tier redis --node redis://127.0.0.1:7000 --port 9000
   engram serve SmolLM2-135M --adapter vorn=facts/vorn --adapter debian=adapters/debian,facts/vorn
   ENGRAM_API_KEY=secret engram serve runs/chat --host 0.0.0.0
@@ -124,6 +125,9 @@ impl Serve {
         }
         let Served { model, codec, facts, template } = self.model.open_with(&self.adapters)?;
         let template = self.template.or(template)?;
+        if let Err(reason) = &template {
+            note(format_args!("note: {reason}; /v1/completions works, /v1/chat/completions needs --chat-template"));
+        }
         let own = EngineOptions::default();
         let engine_options = EngineOptions {
             running: self.max_num_seqs,
@@ -157,10 +161,10 @@ impl Serve {
             ..ServerOptions::default()
         };
         if !local && options.api_key.is_none() {
-            eprintln!(
-                "note: anyone who can reach {} can use this server; set {API_KEY} to require a key",
+            note(format_args!(
+                "note: anyone who reaches {} can use this server; set {API_KEY} to require a key",
                 self.host
-            );
+            ));
         }
         let server = Server::new(engine, codec, template, options, facts);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -183,10 +187,13 @@ async fn listen(server: Server, listener: TcpListener) -> anyhow::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let address = listener.local_addr()?;
     let asked = interrupt::asked_to_stop()?;
-    print(format!("listening at http://{address}\n"))?;
+    // Who is not told can still be served.
+    if let Err(error) = print(format!("listening at http://{address}\n")) {
+        note(format_args!("note: listening at http://{address}; {error:#}"));
+    }
     let stop = async {
         asked.await;
-        eprintln!("stopping: finishing accepted requests");
+        note("stopping: answering what was taken");
     };
     server.run(listener, stop).await.context("cannot accept connections")
 }

@@ -246,7 +246,7 @@ impl Study {
         if self.dry_run {
             return print(text);
         }
-        eprint!("{text}");
+        note(text.trim_end());
         Ok(())
     }
 

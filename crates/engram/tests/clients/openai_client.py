@@ -1,8 +1,11 @@
 """The unmodified `openai` client against a running server: python3 openai_client.py URL MODEL"""
 
+import json
 import sys
+from typing import Literal
 
 import openai
+import pydantic
 
 url, model = sys.argv[1:]
 client = openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0)
@@ -48,6 +51,57 @@ assert client.chat.completions.create(model=model, messages=turns, max_tokens=4,
 # A prompt's own probabilities.
 echo = client.completions.create(model=model, prompt="Queen Anne", max_tokens=0, echo=True, logprobs=1).choices[0]
 assert echo.text == "Queen Anne" and echo.logprobs.token_logprobs[0] is None and echo.logprobs.text_offset[0] == 0, echo
+
+# Answers of a form: JSON, by a schema and by a class.
+schema = {"type": "object", "properties": {"born": {"type": "integer", "minimum": 1, "maximum": 2000}}, "required": ["born"],
+          "additionalProperties": False}
+for stream in (False, True):
+    form = {"type": "json_schema", "json_schema": {"name": "born", "schema": schema, "strict": True}}
+    found = client.chat.completions.create(model=model, messages=messages, response_format=form, max_tokens=200, seed=1, stream=stream)
+    text = "".join(part.choices[0].delta.content or "" for part in found) if stream else found.choices[0].message.content
+    assert 1 <= json.loads(text)["born"] <= 2000, text
+assert client.chat.completions.create(
+    model=model, messages=messages, response_format={"type": "json_object"}, max_tokens=9, temperature=0
+).choices[0].message.content.startswith("{")
+
+
+class Person(pydantic.BaseModel):
+    name: Literal["Ada", "Queen Anne"]
+    born: int = pydantic.Field(ge=1000, le=1999)
+    friends: list[Literal["Isaac", "Mary"]] = pydantic.Field(max_length=3)
+
+
+parsed = client.chat.completions.parse(model=model, messages=messages, response_format=Person, max_tokens=400, seed=2)
+assert isinstance(parsed.choices[0].message.parsed, Person), parsed
+try:
+    wrong = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "array", "uniqueItems": True}}}
+    client.chat.completions.create(model=model, messages=messages, response_format=wrong)
+except openai.BadRequestError as error:
+    assert "uniqueItems" in error.body["message"], error
+else:
+    raise AssertionError("a keyword that is not supported was taken")
+
+# Functions: one that is named, any, perhaps one; in pieces; and what they gave.
+parameters = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"], "additionalProperties": False}
+tools = [{"type": "function", "function": {"name": "weather", "description": "The weather of a city.", "parameters": parameters}},
+         {"type": "function", "function": {"name": "clock"}}]
+named = {"type": "function", "function": {"name": "weather"}}
+for choice in (named, "required"):
+    ask = dict(model=model, messages=messages, tools=tools, tool_choice=choice, max_tokens=400, temperature=0)
+    called = client.chat.completions.create(**ask).choices[0]
+    assert called.finish_reason == "tool_calls" and called.message.content is None, called
+    with client.chat.completions.stream(**ask) as stream:
+        final = stream.get_final_completion().choices[0]
+    calls = [[(call.function.name, call.function.arguments) for call in one.message.tool_calls] for one in (called, final)]
+    assert calls[0] == calls[1] and final.finish_reason == "tool_calls", calls
+    if choice is named:
+        assert json.loads(calls[0][0][1])["city"] in ("Oslo", "Rome") and len(calls[0]) == 1, calls
+        results = [{"role": "tool", "tool_call_id": call.id, "content": "Rain."} for call in called.message.tool_calls]
+        turns = messages + [called.message] + results
+        assert client.chat.completions.create(model=model, messages=turns, tools=tools, max_tokens=5).choices
+for choice in ("auto", "none"):
+    free = client.chat.completions.create(model=model, messages=messages, tools=tools, tool_choice=choice, max_tokens=5, seed=4)
+    assert choice == "auto" or not free.choices[0].message.tool_calls, free
 
 # What is not of OpenAI's API goes in the extra body.
 gates = client.completions.create(model=model, prompt="Ada", max_tokens=3, extra_body={"gates": True, "memory": False})

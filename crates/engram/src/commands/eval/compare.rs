@@ -53,7 +53,7 @@ impl Comparison {
         let ((one, first_outcomes), (other, second_outcomes)) = (whole(first)?, whole(second)?);
         if one.questions_hash != other.questions_hash {
             return refuse(format!(
-                "{} and {} answer different questions: run both with the same task file, --limit, --shots and --seed",
+                "{} and {} answer different questions: run both with the same task file, --max-records, --shots and --seed",
                 first.display(),
                 second.display()
             ));

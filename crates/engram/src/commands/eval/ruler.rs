@@ -71,15 +71,11 @@ impl Ruler {
         let kinds = self.kinds()?;
         let haystack = self.haystack()?;
         let model = Asked::open(&self.model, &MemoryOptions::default(), DeviceKind::Cpu, Memory::On)?.scorer;
-        if let Some(length) = self.lengths.iter().find(|&&length| length > model.context()) {
-            return refuse(format!("--lengths {length}: the model's context is {}", model.context()));
-        }
-        std::fs::create_dir_all(&self.out)
-            .with_context(|| format!("cannot create {}", self.out.display()))?;
+        let lengths = self.lengths(model.context());
         let tokens = |text: &str| Ok(model.encode(text)?.len() + 1);
         let (mut table, mut written) = (Table::new(["task", "records", "tokens of the longest"]), 0);
         for (&length, &kind) in
-            self.lengths.iter().flat_map(|length| kinds.iter().map(move |kind| (length, kind)))
+            lengths.iter().flat_map(|length| kinds.iter().map(move |kind| (length, kind)))
         {
             let name = format!("{}-{length}", kind.name());
             let records = match kind.records(&haystack, (length, self.samples), self.seed, &tokens) {
@@ -95,9 +91,23 @@ impl Ruler {
             table.row([name, records.len().to_string(), longest.to_string()]);
         }
         if written == 0 {
-            return refuse("no kind of record fits any of the --lengths: the notes above say why");
+            note("nothing is written: no kind of record fits any of the --lengths");
+            return Ok(());
         }
         print(table.to_string())
+    }
+
+    /// The lengths that fit the model's context, each once.
+    fn lengths(&self, context: usize) -> Vec<usize> {
+        let mut lengths = Vec::new();
+        for &length in &self.lengths {
+            if length > context {
+                note(format_args!("--lengths {length} is left out: the model's context is {context}"));
+            } else if !lengths.contains(&length) {
+                lengths.push(length);
+            }
+        }
+        lengths
     }
 
     /// The requested kinds, or all that have data.
@@ -143,6 +153,8 @@ impl Ruler {
 
     /// The records, and the task file beside them.
     fn write(&self, kind: Kind, name: &str, records: &[RulerRecord]) -> anyhow::Result<()> {
+        std::fs::create_dir_all(&self.out)
+            .with_context(|| format!("cannot create {}", self.out.display()))?;
         let mut lines = String::new();
         for record in records {
             lines += &serde_json::to_string(record)?;

@@ -20,7 +20,7 @@ use crate::table::Table;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram eval tasks runs/small configs/tasks/lambada.toml --data sets
-  engram eval tasks runs/small configs/tasks/*.toml --data sets --limit 500 --out results/small
+  engram eval tasks runs/small configs/tasks/*.toml --data sets --max-records 500 --out results/small
   engram eval tasks runs/small configs/tasks/arc_easy.toml --data sets --hub
   engram eval tasks SmolLM2-135M-Instruct.Q4_1.gguf configs/tasks/piqa.toml --data sets --json
   engram eval tasks runs/small my-task.toml --shots 5 --seed 1

@@ -24,7 +24,7 @@ use crate::table::Table;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram inspect sensitivity runs/small configs/tasks/{triviaqa,qa_wikidata,lama,boolq,lambada}.toml --data sets --cut
-  engram inspect sensitivity runs/small configs/tasks/*.toml --data sets --limit 500 --out sensitivity/small
+  engram inspect sensitivity runs/small configs/tasks/*.toml --data sets --max-records 500 --out sensitivity/small
   engram inspect sensitivity runs/small my-facts.toml my-passages.toml --json
 
 --out keeps every answer as it comes, in `on` and `off`; the same command resumes after an interruption.
@@ -126,7 +126,7 @@ impl Sheet {
         if questions.len() < 2 {
             let name = task.name();
             return refuse(format!(
-                "{name}: a single question has no error; ask at least two (--limit, or more data)"
+                "{name}: a single question has no error; ask at least two (--max-records, or more data)"
             ));
         }
         let answers = match task.answers() {

@@ -26,7 +26,7 @@ use crate::table::Table;
   engram table bench layer1.table --tier ram --batch 4096
   engram table bench layer1.table --tier mapped --cold --zipf 1.0
   engram table bench layer1.table --tier direct --depth 32 --batch 32
-  engram table bench layer1.table --tier direct --cache 1GiB --zipf 1.0
+  engram table bench layer1.table --tier direct --row-cache 1GiB --zipf 1.0
   engram table bench layer1.table --tier redis --node redis://127.0.0.1:7000 --threads 4
   engram table bench layer1.table --data data/valid --preset v41 --tokenizer tokenizer.json --tokens 1")]
 pub(crate) struct Bench {

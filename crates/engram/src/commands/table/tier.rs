@@ -22,7 +22,7 @@ pub(crate) struct TierOptions {
     pub(crate) kind: Tier,
     /// Size of the row cache in front of the tier, such as 256MiB.
     #[arg(long, value_name = "SIZE")]
-    cache: Option<ByteSize>,
+    row_cache: Option<ByteSize>,
     /// Keep at most about this much of the mapped file in memory (mapped tier), such as 8GiB. Pages not used lately are
     /// released. The default leaves this to the system.
     #[arg(long, value_name = "SIZE")]
@@ -45,7 +45,7 @@ pub(crate) struct ClusterOptions {
     pub(crate) nodes: Vec<String>,
     /// Timeout of a request to the cluster in seconds.
     #[arg(long, value_name = "S", default_value_t = 15.0)]
-    limit: f64,
+    row_timeout: f64,
 }
 
 /// Tiers.
@@ -108,7 +108,7 @@ impl TierOptions {
                 Box::new(RedisTable::open(&self.cluster.nodes()?, origin, limit)?)
             }
         };
-        let Some(size) = self.cache else { return Ok(OpenTier { source, cache: None, path: how }) };
+        let Some(size) = self.row_cache else { return Ok(OpenTier { source, cache: None, path: how }) };
         let cache = Arc::new(Cached::new(source, size.as_u64())?);
         Ok(OpenTier { source: Box::new(Arc::clone(&cache)), cache: Some(cache), path: how })
     }
@@ -121,7 +121,7 @@ impl TierOptions {
         return Ok(table.with_resident_limit(size.as_u64())?);
         #[cfg(not(unix))]
         return refuse(format!(
-            "--resident {size}: not available on this system; use --tier direct with a --cache"
+            "--resident {size}: not available on this system; use --tier direct with a --row-cache"
         ));
     }
 
@@ -142,7 +142,7 @@ impl TierOptions {
             Tier::Direct => "direct",
             Tier::Redis => "Redis Cluster",
         };
-        match self.cache {
+        match self.row_cache {
             None => tier.into(),
             Some(size) => format!("{tier} behind a cache of {}", crate::number::bytes(size.as_u64())),
         }
@@ -160,10 +160,10 @@ impl ClusterOptions {
 
     /// The timeout.
     pub(crate) fn limit(&self) -> anyhow::Result<Duration> {
-        if !(self.limit > 0.0 && self.limit <= 86_400.0) {
-            return refuse(format!("--limit is {}, but must be above 0 and at most a day", self.limit));
+        if !(self.row_timeout > 0.0 && self.row_timeout <= 86_400.0) {
+            return refuse(format!("--row-timeout is {}, but must be above 0 and at most a day", self.row_timeout));
         }
-        Ok(Duration::from_secs_f64(self.limit))
+        Ok(Duration::from_secs_f64(self.row_timeout))
     }
 }
 
