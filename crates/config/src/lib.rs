@@ -48,3 +48,8 @@ pub use schedule::{Decay, Schedule, StepDown, WsdShape};
 pub use text::{BeginConfig, TextConfig};
 pub use toml_file::{load_toml, locate};
 pub use training_memory::TrainingMemory;
+
+/// The examples of the README, which are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

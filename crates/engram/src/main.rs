@@ -18,6 +18,7 @@ mod hub;
 mod interrupt;
 mod json;
 mod loss_chart;
+mod machine;
 mod metrics;
 mod note;
 mod number;

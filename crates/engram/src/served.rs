@@ -142,7 +142,7 @@ impl Served {
             tiers.into_iter().map(OpenTier::into_shared).unzip();
         let rows = match tables {
             Some(tables) => {
-                let options = PrefetchOptions { time_limit: ROW_LIMIT, ..PrefetchOptions::default() };
+                let options = PrefetchOptions::default().time_limit(ROW_LIMIT);
                 let tiers = RowTiers::new(tables.addressing().clone(), sources, &options)?;
                 Some(tiers.permuted(config.memory.as_ref().and_then(PermutedPlaces::of)))
             }

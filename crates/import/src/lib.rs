@@ -42,3 +42,8 @@ pub use hub::{Download, Hub, HubKind, HubModel, HubRepository};
 pub use model::Model;
 pub use tensor::HostTensor;
 pub use weight::{Weight, Weights};
+
+/// The examples of the README, which are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -85,3 +85,8 @@ pub use rms_norm::RmsNorm;
 pub use rotary::Rotary;
 pub use sequences::Sequences;
 pub use transformer::{LanguageModel, Tokens, Trace};
+
+/// The examples of the README, which are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -9,6 +9,7 @@ mod export;
 mod generate;
 mod import;
 mod inspect;
+mod overlay;
 mod params;
 mod quickstart;
 mod rows;
@@ -51,6 +52,9 @@ pub(crate) enum Command {
     /// Make, check, convert and study tables of memory rows.
     #[command(subcommand)]
     Table(table::Table),
+    /// Keep edits of a table in a small file of changed rows.
+    #[command(subcommand)]
+    Overlay(overlay::Overlay),
     /// Look inside a checkpoint.
     #[command(subcommand)]
     Inspect(inspect::Inspect),
@@ -74,6 +78,7 @@ impl Command {
             Self::Serve(command) => command.run(),
             Self::Study(command) => command.run(),
             Self::Table(command) => command.run(),
+            Self::Overlay(command) => command.run(),
             Self::Inspect(command) => command.run(),
         }
     }
