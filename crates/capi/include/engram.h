@@ -43,15 +43,15 @@
 #define ENGRAM_F16 2
 
 /*
- The result of every function but `engram_last_error`: 0, or why not.
+ The result of every function but `engram_last_error`.
  */
 typedef enum engram_status {
   /*
-   It is done.
+   Success.
    */
   ENGRAM_OK = 0,
   /*
-   A pointer is null, a number or size is not what it has to be, or a row is not in the table.
+   A pointer is null, a number or size is wrong, or a row is not in the table.
    */
   ENGRAM_INVALID = 1,
   /*
@@ -59,7 +59,7 @@ typedef enum engram_status {
    */
   ENGRAM_NO_HANDLE = 2,
   /*
-   The file is not a table, or one of another addressing.
+   The file is not a table, or a table of another addressing.
    */
   ENGRAM_NOT_THIS_TABLE = 3,
   /*
@@ -71,11 +71,11 @@ typedef enum engram_status {
    */
   ENGRAM_NO_ROOM = 5,
   /*
-   Rows did not come in time.
+   Rows did not arrive in time.
    */
   ENGRAM_TOO_SLOW = 6,
   /*
-   An error in this library.
+   A defect of this library.
    */
   ENGRAM_DEFECT = 7,
 } engram_status;
@@ -125,7 +125,7 @@ extern "C" {
 #endif // __cplusplus
 
 /*
- Opens the table file at `path` (UTF-8) as `tier` says. If `identity` (32 bytes) is not null, the rows must belong to
+ Opens the table file at `path` (UTF-8) in the tier `tier`. If `identity` (32 bytes) is not null, the rows must belong to
  this addressing and `layer`. `table` becomes the handle.
 
  # Safety
@@ -138,7 +138,8 @@ enum engram_status engram_open(const char *path,
                                engram_table *table);
 
 /*
- Closes a table. Calls that are using it still end well; tickets of it become errors.
+ Closes a table. Calls that are using it still succeed. Take or cancel its tickets before: rows that have not arrived are
+ an error afterwards.
  */
 enum engram_status engram_close(engram_table table);
 
@@ -177,8 +178,8 @@ enum engram_status engram_gather(engram_table table,
                                  size_t out_bytes);
 
 /*
- Begins to fetch the rows `ids` on other threads. `ticket` becomes their handle, which has to be taken or cancelled.
- ENGRAM_NO_ROOM: too many rows are under way; take some first.
+ Begins to fetch the rows `ids` on other threads. `ticket` becomes their handle; take or cancel it. The status is
+ ENGRAM_NO_ROOM while too many rows are under way: take some first.
 
  # Safety
  `ids` is null or has `count` numbers, `ticket` is null or can be written to.
@@ -198,7 +199,7 @@ enum engram_status engram_prefetch_poll(engram_ticket ticket,
                                         int32_t *ready);
 
 /*
- Waits for the rows of a ticket and decodes them to `out` as `engram_gather` does. The ticket is then no more, unless
+ Waits for the rows of a ticket and decodes them to `out` as `engram_gather` does. The ticket is then gone, unless
  `out` was refused.
 
  # Safety
@@ -210,13 +211,13 @@ enum engram_status engram_prefetch_take(engram_ticket ticket,
                                         size_t out_bytes);
 
 /*
- Gives up on the rows of a ticket.
+ Gives up the rows of a ticket.
  */
 enum engram_status engram_prefetch_cancel(engram_ticket ticket);
 
 /*
- Copies what went wrong last on this thread to `text`, at most `bytes` bytes with the zero at the end. Gives the bytes
- that all of it needs, with the zero; `text` may be null.
+ Copies the last error of this thread to `text`, at most `bytes` bytes with the zero at the end. Returns the bytes that
+ the whole message needs, with the zero; `text` may be null.
 
  # Safety
  `text` is null or has `bytes` bytes.

@@ -5,26 +5,26 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use engram_store::StoreError;
 
-/// The result of every function but `engram_last_error`: 0, or why not.
+/// The result of every function but `engram_last_error`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(non_camel_case_types, clippy::enum_variant_names, clippy::upper_case_acronyms)]
 pub enum engram_status {
-    /// It is done.
+    /// Success.
     ENGRAM_OK = 0,
-    /// A pointer is null, a number or size is not what it has to be, or a row is not in the table.
+    /// A pointer is null, a number or size is wrong, or a row is not in the table.
     ENGRAM_INVALID = 1,
     /// No table or ticket has this handle: it was closed, taken, or never opened.
     ENGRAM_NO_HANDLE = 2,
-    /// The file is not a table, or one of another addressing.
+    /// The file is not a table, or a table of another addressing.
     ENGRAM_NOT_THIS_TABLE = 3,
     /// A file or the disk failed, or the file was changed while it was open.
     ENGRAM_IO = 4,
     /// No memory, or no room for more rows to prefetch now.
     ENGRAM_NO_ROOM = 5,
-    /// Rows did not come in time.
+    /// Rows did not arrive in time.
     ENGRAM_TOO_SLOW = 6,
-    /// An error in this library.
+    /// A defect of this library.
     ENGRAM_DEFECT = 7,
 }
 

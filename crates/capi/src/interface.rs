@@ -76,7 +76,7 @@ struct Asked {
 static TABLES: Handles<Opened> = Handles::of("the table");
 static TICKETS: Handles<Asked> = Handles::of("the ticket");
 
-/// Opens the table file at `path` (UTF-8) as `tier` says. If `identity` (32 bytes) is not null, the rows must belong to
+/// Opens the table file at `path` (UTF-8) in the tier `tier`. If `identity` (32 bytes) is not null, the rows must belong to
 /// this addressing and `layer`. `table` becomes the handle.
 ///
 /// # Safety
@@ -121,7 +121,8 @@ pub unsafe extern "C" fn engram_open(
     })
 }
 
-/// Closes a table. Calls that are using it still end well; tickets of it become errors.
+/// Closes a table. Calls that are using it still succeed. Take or cancel its tickets before: rows that have not arrived are
+/// an error afterwards.
 #[unsafe(no_mangle)]
 pub extern "C" fn engram_close(table: engram_table) -> engram_status {
     guarded(|| TABLES.remove(table).map(drop))
@@ -213,8 +214,8 @@ pub unsafe extern "C" fn engram_gather(
     })
 }
 
-/// Begins to fetch the rows `ids` on other threads. `ticket` becomes their handle, which has to be taken or cancelled.
-/// ENGRAM_NO_ROOM: too many rows are under way; take some first.
+/// Begins to fetch the rows `ids` on other threads. `ticket` becomes their handle; take or cancel it. The status is
+/// ENGRAM_NO_ROOM while too many rows are under way: take some first.
 ///
 /// # Safety
 /// `ids` is null or has `count` numbers, `ticket` is null or can be written to.
@@ -264,7 +265,7 @@ pub unsafe extern "C" fn engram_prefetch_poll(ticket: engram_ticket, ready: *mut
     })
 }
 
-/// Waits for the rows of a ticket and decodes them to `out` as `engram_gather` does. The ticket is then no more, unless
+/// Waits for the rows of a ticket and decodes them to `out` as `engram_gather` does. The ticket is then gone, unless
 /// `out` was refused.
 ///
 /// # Safety
@@ -290,14 +291,14 @@ pub unsafe extern "C" fn engram_prefetch_take(
     })
 }
 
-/// Gives up on the rows of a ticket.
+/// Gives up the rows of a ticket.
 #[unsafe(no_mangle)]
 pub extern "C" fn engram_prefetch_cancel(ticket: engram_ticket) -> engram_status {
     guarded(|| TICKETS.remove(ticket).map(drop))
 }
 
-/// Copies what went wrong last on this thread to `text`, at most `bytes` bytes with the zero at the end. Gives the bytes
-/// that all of it needs, with the zero; `text` may be null.
+/// Copies the last error of this thread to `text`, at most `bytes` bytes with the zero at the end. Returns the bytes that
+/// the whole message needs, with the zero; `text` may be null.
 ///
 /// # Safety
 /// `text` is null or has `bytes` bytes.

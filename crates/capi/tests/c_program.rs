@@ -27,6 +27,20 @@ fn skip(what: &str) {
     std::io::stderr().write_all(format!("SKIPPED: {what}\n").as_bytes()).unwrap();
 }
 
+/// Compiles a program in C with the static library.
+fn compile(source: &str, program: &Path) {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    succeeds(
+        Command::new("cc")
+            .args(["-std=c11", "-D_POSIX_C_SOURCE=200809L", "-Wall", "-Wextra", "-Werror", "-g", "-I"])
+            .arg(own.join("include"))
+            .arg(own.join(source))
+            .arg(library().join("libengram.a"))
+            .args(["-lpthread", "-ldl", "-lm", "-o"])
+            .arg(program),
+    );
+}
+
 #[test]
 fn a_program_in_c_finds_its_rows_and_survives_its_mistakes() {
     if Command::new("cc").arg("--version").output().is_err() {
@@ -39,16 +53,10 @@ fn a_program_in_c_finds_its_rows_and_survives_its_mistakes() {
     let fill = |id: u64, row: &mut [f32]| row.fill(id as f32);
     Table::from_fn(1000, 4, RowFormat::F32, origin, &Storage::Ram, fill).unwrap().save(&table).unwrap();
     std::fs::write(&other, "no table".repeat(1000)).unwrap();
-    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
-    succeeds(
-        Command::new("cc")
-            .args(["-std=c11", "-D_POSIX_C_SOURCE=200809L", "-Wall", "-Wextra", "-Werror", "-g", "-I"])
-            .arg(own.join("include"))
-            .arg(own.join("tests/c/program.c"))
-            .arg(library().join("libengram.a"))
-            .args(["-lpthread", "-ldl", "-lm", "-o"])
-            .arg(&program),
-    );
+    let backend = folder.path().join("backend");
+    compile("examples/backend.c", &backend);
+    assert_eq!(succeeds(Command::new(&backend).arg(&table)), "row 0 begins with the bits 0000\n");
+    compile("tests/c/program.c", &program);
     assert_eq!(succeeds(Command::new(&program).args([&table, &other])), "all is well\n");
     if Command::new("valgrind").arg("--version").output().is_err() {
         return skip("valgrind is not installed, so that the C interface's memory is not checked");

@@ -83,6 +83,49 @@ static void *use(void *table) {
     return NULL;
 }
 
+/* Rows that are under way when their table is closed arrive, or are an error; the ticket is gone in both cases. */
+static void tickets_outlive_their_table(const char *path) {
+    float rows[12];
+    engram_table table;
+    engram_ticket taken, cancelled, polled;
+    int32_t ready;
+    engram_status status;
+    CHECK(engram_open(path, NULL, 0, ENGRAM_DIRECT, &table) == ENGRAM_OK);
+    CHECK(engram_prefetch_submit(table, ids, 3, &taken) == ENGRAM_OK);
+    CHECK(engram_prefetch_submit(table, ids, 3, &cancelled) == ENGRAM_OK);
+    CHECK(engram_prefetch_submit(table, ids, 3, &polled) == ENGRAM_OK);
+    CHECK(engram_close(table) == ENGRAM_OK);
+    CHECK(engram_prefetch_submit(table, ids, 3, &taken) == ENGRAM_NO_HANDLE);
+    status = engram_prefetch_take(taken, ENGRAM_F32, rows, sizeof rows);
+    CHECK(status == ENGRAM_OK ? rows[4] == 999 : status == ENGRAM_IO);
+    CHECK(engram_prefetch_take(taken, ENGRAM_F32, rows, sizeof rows) == ENGRAM_NO_HANDLE);
+    CHECK(engram_prefetch_cancel(cancelled) == ENGRAM_OK);
+    CHECK(engram_prefetch_poll(polled, &ready) == ENGRAM_OK);
+    CHECK(engram_prefetch_cancel(polled) == ENGRAM_OK);
+}
+
+/* Takes tickets that another thread takes, too: one of them has the rows. */
+static void *take(void *ticket) {
+    float rows[12];
+    engram_status status = engram_prefetch_take(*(engram_ticket *)ticket, ENGRAM_F32, rows, sizeof rows);
+    CHECK(status == ENGRAM_OK ? rows[4] == 999 : status == ENGRAM_NO_HANDLE);
+    return status == ENGRAM_OK ? ticket : NULL;
+}
+
+static void one_of_many_takes_a_ticket(engram_table table) {
+    engram_ticket ticket;
+    pthread_t threads[4];
+    int taken = 0;
+    CHECK(engram_prefetch_submit(table, ids, 3, &ticket) == ENGRAM_OK);
+    for (int i = 0; i < 4; i++) CHECK(pthread_create(&threads[i], NULL, take, &ticket) == 0);
+    for (int i = 0; i < 4; i++) {
+        void *found;
+        pthread_join(threads[i], &found);
+        taken += found != NULL;
+    }
+    CHECK(taken == 1);
+}
+
 /* Closes while others read: they get rows or an error. */
 static void *use_until_closed(void *table) {
     float rows[12];
@@ -122,6 +165,7 @@ int main(int count, char **arguments) {
         rows_are_right(table);
         wrong_calls_are_refused(table);
         rows_come_ahead(table);
+        one_of_many_takes_a_ticket(table);
         for (int i = 0; i < 4; i++) CHECK(pthread_create(&threads[i], NULL, use, &table) == 0);
         for (int i = 0; i < 4; i++) pthread_join(threads[i], NULL);
         for (int i = 0; i < 4; i++) CHECK(pthread_create(&threads[i], NULL, use_until_closed, &table) == 0);
@@ -129,6 +173,7 @@ int main(int count, char **arguments) {
         for (int i = 0; i < 4; i++) pthread_join(threads[i], NULL);
         CHECK(engram_close(table) == ENGRAM_NO_HANDLE);
     }
+    tickets_outlive_their_table(path);
     puts("all is well");
     return 0;
 }

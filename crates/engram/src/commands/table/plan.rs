@@ -204,7 +204,8 @@ impl Plan {
             }));
         };
         let time = Duration::from_secs(1);
-        let measured = device_probe::read_latency(path, time)?.zip(device_probe::random_reads(path, DEPTH, time)?);
+        let measured =
+            device_probe::read_latency(path, time)?.zip(device_probe::random_reads(path, DEPTH, time)?);
         let Some((latency, reads_per_second)) = measured else {
             return refuse(format!(
                 "--probe {}: its file system does not read past the page cache; give --disk-reads",
@@ -470,7 +471,8 @@ mod tests {
         // A quarter of the rows is not in memory.
         let report = report(750 << 20, disk);
         let tiers = report.tiers_of(report.bytes);
-        let near = |found: f64, expected: f64| assert!((found / expected - 1.0).abs() < 1e-9, "{found} {expected}");
+        let near =
+            |found: f64, expected: f64| assert!((found / expected - 1.0).abs() < 1e-9, "{found} {expected}");
         let [ram, mapped, direct] = &tiers[..] else { panic!("{tiers:?}") };
         assert!(!ram.fits && mapped.fits && direct.fits);
         near(ram.token_p50, 4.8e-6);
