@@ -83,12 +83,10 @@ impl Table {
         let expected = addressing.map(|addressing| addressing.get().origin()).transpose()?;
         let tier = tier_named(tier)?;
         let time_limit = seconds(time_limit)?;
-        let prefetch = PrefetchOptions {
-            threads: prefetch_threads,
-            bytes: prefetch_bytes.0,
-            time_limit,
-            ..Default::default()
-        };
+        let prefetch = PrefetchOptions::default()
+            .threads(prefetch_threads)
+            .bytes(prefetch_bytes.0)
+            .time_limit(time_limit);
         py.detach(|| {
             let reader = TableReader::open(&path).map_err(store)?;
             let (header, content) = (reader.header().clone(), reader.content());
@@ -323,7 +321,7 @@ fn open_tier(
         "mapped" if checked => Arc::new(Table::open_checked(path, origin).map_err(store)?),
         "mapped" => Arc::new(Table::open(path, origin).map_err(store)?),
         _ => {
-            let options = DirectOptions { depth, checked, time_limit, ..DirectOptions::default() };
+            let options = DirectOptions::default().depth(depth).checked(checked).time_limit(time_limit);
             Arc::new(DirectTable::open(path, origin, &options).map_err(store)?)
         }
     })

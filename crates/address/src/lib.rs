@@ -86,3 +86,8 @@ pub use history::{History, NewTokens, Tokens};
 pub use multipliers::draw_multipliers;
 pub use primes::{MAX_HEAD_ROWS, assign_primes};
 pub use vocabulary::Vocabulary;
+
+/// The examples of the README, which are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -56,3 +56,8 @@ pub use teaching::{NewMemory, TeachConfig};
 pub use text::{BeginConfig, TextConfig};
 pub use toml_file::{Source, load_toml, locate};
 pub use training_memory::TrainingMemory;
+
+/// The examples of the README, which are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -15,8 +15,43 @@ use crate::random::Random;
 #[cfg(any(target_os = "linux", test))]
 const PAGE: usize = 4096;
 
-/// Random reads of 4096 bytes per second over the file at `path`, from `depth` threads with one read each, measured for
-/// `time`. None if the system or the file system cannot read past its cache.
+/// What one random read of 4096 bytes of a disk takes that does nothing else.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ReadLatency {
+    /// Seconds that half of the reads take at most, and 99 % of them.
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
+}
+
+/// Latency of random reads of 4096 bytes over the file at `path`, one after another for `time`. None where the system or
+/// the file system does not read past its cache.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn read_latency(_path: &Path, _time: Duration) -> anyhow::Result<Option<ReadLatency>> {
+    Ok(None)
+}
+
+/// Latency of random reads of 4096 bytes over the file at `path`, one after another for `time`. None where the system or
+/// the file system does not read past its cache.
+#[cfg(target_os = "linux")]
+pub(crate) fn read_latency(path: &Path, time: Duration) -> anyhow::Result<Option<ReadLatency>> {
+    let Some((file, pages)) = open_direct(path)? else { return Ok(None) };
+    let mut random = Random::new(u64::MAX);
+    let mut room = vec![0; 2 * PAGE];
+    let start = room.as_ptr().align_offset(PAGE);
+    let (begun, mut times) = (Instant::now(), Vec::new());
+    while begun.elapsed() < time || times.is_empty() {
+        let asked = Instant::now();
+        if read_page(&file, &mut room[start..start + PAGE], random.below(pages)).is_err() {
+            return Ok(None);
+        }
+        times.push(asked.elapsed().as_secs_f64());
+    }
+    times.sort_unstable_by(f64::total_cmp);
+    Ok(Some(ReadLatency { p50: times[times.len() / 2], p99: times[times.len() * 99 / 100] }))
+}
+
+/// Random reads of 4096 bytes a second over the file at `path`, from `depth` threads of one read each,
+/// measured for `time`. None where the system or the file system does not read past its cache.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn random_reads(_path: &Path, _depth: usize, _time: Duration) -> anyhow::Result<Option<f64>> {
     Ok(None)
@@ -26,12 +61,7 @@ pub(crate) fn random_reads(_path: &Path, _depth: usize, _time: Duration) -> anyh
 /// `time`. None if the system or the file system cannot read past its cache.
 #[cfg(target_os = "linux")]
 pub(crate) fn random_reads(path: &Path, depth: usize, time: Duration) -> anyhow::Result<Option<f64>> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let Ok(file) = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path) else {
-        return Ok(None);
-    };
-    let length = file.metadata().with_context(|| format!("cannot read {}", path.display()))?.len();
-    let pages = (length / PAGE as u64).max(1);
+    let Some((file, pages)) = open_direct(path)? else { return Ok(None) };
     let begun = Instant::now();
     let reader = |seed: u64| {
         let mut random = Random::new(seed);
@@ -49,6 +79,16 @@ pub(crate) fn random_reads(path: &Path, depth: usize, time: Duration) -> anyhow:
         readers.into_iter().map(|reader| reader.join().ok().flatten()).sum()
     });
     Ok(reads.map(|reads| reads as f64 / begun.elapsed().as_secs_f64()))
+}
+
+/// The file at `path`, read past the system's cache, and its pages. None where that is refused.
+#[cfg(target_os = "linux")]
+fn open_direct(path: &Path) -> anyhow::Result<Option<(File, u64)>> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let failed = || format!("cannot read {}", path.display());
+    let length = std::fs::metadata(path).with_context(failed)?.len();
+    let direct = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path);
+    Ok(direct.ok().map(|file| (file, (length / PAGE as u64).max(1))))
 }
 
 #[cfg(target_os = "linux")]
@@ -90,6 +130,10 @@ mod tests {
         let reads = random_reads(&path, 2, Duration::from_millis(30)).unwrap();
         // Some file systems, such as tmpfs of older kernels, have no such reads.
         assert!(reads.is_none_or(|reads| reads > 0.0));
+        let latency = read_latency(&path, Duration::from_millis(30)).unwrap();
+        assert!(latency.is_none_or(|latency| latency.p50 > 0.0 && latency.p50 <= latency.p99));
+        assert_eq!(latency.is_some(), reads.is_some());
+        assert!(read_latency(&folder.path().join("nowhere"), Duration::ZERO).is_err());
         assert!(forget(&folder.path().join("nowhere")).is_err());
     }
 }

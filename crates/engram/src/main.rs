@@ -21,6 +21,7 @@ mod interrupt;
 mod json;
 mod loss_chart;
 mod machine_memory;
+mod machine;
 mod metrics;
 mod note;
 mod number;

@@ -122,7 +122,7 @@ impl<'a> Opener<'a> {
         let files = self.files(memory)?;
         let tables = files.iter().zip(&layers).map(|(file, &layer)| self.table(file, layer, name));
         let tables = tables.collect::<anyhow::Result<Vec<_>>>()?;
-        let options = PrefetchOptions { time_limit: ROW_LIMIT, ..PrefetchOptions::default() };
+        let options = PrefetchOptions::default().time_limit(ROW_LIMIT);
         let rows = RowTiers::of_memory(memory, tables, &options)?;
         self.opened.push(ModelMemory { weights, rows });
         Ok(MemoryFacts {

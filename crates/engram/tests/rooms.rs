@@ -15,6 +15,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("config", &["address"]),
     ("data", &["config"]),
     ("store", &["identity"]),
+    ("capi", &["store"]),
     ("model", &["address", "burn", "config", "kernels", "store"]),
     ("import", &["address", "config", "data", "kernels", "store"]),
     ("train", &["address", "burn", "config", "data", "import", "kernels", "model", "store"]),

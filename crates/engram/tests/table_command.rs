@@ -430,6 +430,81 @@ fn real_ids_are_those_of_the_tables_addressing() {
 }
 
 #[test]
+fn a_plan_says_what_fits_where() {
+    let workshop = with_table("f32");
+    let plan = json(&workshop.ok("table plan --preset v41 --ram 128GiB --disk-reads 100000 --json"));
+    assert_eq!(
+        (&plan["tables"][0]["rows"], &plan["tables"][1]["rows"]),
+        (&384_006_168.into(), &384_016_682.into())
+    );
+    assert_eq!((&plan["rows_per_token"], &plan["bytes_per_token"]), (&48.into(), &(48 * 264).into()));
+    let fits = |plan: &Value| -> Vec<(String, bool)> {
+        let tiers = plan["tiers"].as_array().unwrap();
+        tiers
+            .iter()
+            .map(|tier| (tier["tier"].as_str().unwrap().into(), tier["fits"].as_bool().unwrap()))
+            .collect()
+    };
+    // 188.8 GiB.
+    assert_eq!(fits(&plan), [("ram".into(), false), ("mapped".into(), true), ("direct".into(), true)]);
+    let large = json(&workshop.ok("table plan --preset v41 --ram 200GiB --gpu-memory 80GiB --json"));
+    assert_eq!(fits(&large), [("GPU (at least as RAM)".into(), false), ("ram".into(), true)]);
+    let qwen = json(&workshop.ok("table plan --preset qwen --ram 1GiB --json"));
+    assert_eq!((&qwen["rows_per_token"], &qwen["bytes_per_token"]), (&16.into(), &(16 * 320).into()));
+
+    let text = workshop.ok("table plan --preset demo --ram 1GiB --probe made");
+    assert!(text.contains("limit of") && text.contains("/dev/shm"), "{text}");
+    workshop.write(
+        "stats.json",
+        r#"{"hit_rates": [{"bytes": 65536, "all": 0.5}, {"bytes": 131072, "all": 0.51},
+        {"bytes": 1048576, "all": 0.9}, {"bytes": 99999999999999, "all": 1.0}]}"#,
+    );
+    let cached = json(&workshop.ok("table plan --preset demo --ram 1GiB --stats stats.json --json"));
+    let sizes: Vec<_> =
+        cached["caches"].as_array().unwrap().iter().map(|cache| cache["bytes"].clone()).collect();
+    assert_eq!(sizes, [65536, 1_048_576]);
+    workshop.fails("table plan", INPUT, &["--preset", "--config"]);
+    workshop.fails("table plan --preset v41 --disk-reads 0", INPUT, &["--disk-reads is 0"]);
+    workshop.fails("table plan --preset v41 --prompt 0", INPUT, &["--prompt is 0"]);
+    workshop.write("stats.json", "{}");
+    workshop.fails("table plan --preset v41 --stats stats.json", INPUT, &["stats.json", "hit_rates"]);
+}
+
+#[test]
+fn edits_live_in_overlays() {
+    let workshop = with_table("f32");
+    // Another table of which all rows differ is as large as an overlay can be.
+    workshop.ok(&format!("table create edited {ORIGIN} --rows 9088 --width 160 --deviation 0.02 --seed 4"));
+    let info = json(&workshop.ok("overlay create edits --table made --edited edited --json"));
+    assert_eq!((&info["changed"], &info["rows"], &info["layer"]), (&9088.into(), &9088.into(), &1.into()));
+    assert_eq!(info["below"], json(&workshop.ok("table info made --json"))["content"]);
+    assert_eq!(info["file_bytes"], std::fs::metadata(workshop.path("edits")).unwrap().len());
+    assert!(workshop.ok("overlay info edits").contains("9088 of 9088"));
+    workshop.ok("overlay merge merged --table made --below edits");
+    assert!(same(&workshop, "merged", "edited"));
+
+    // Two changes are taken back; on top of that overlay, the two are the difference.
+    let fewer = json(&workshop.ok("overlay drop edits fewer --rows 17 4711 --json"));
+    assert_eq!(fewer["changed"], 9086);
+    let rest = json(&workshop.ok("overlay create rest --table made --below fewer --edited edited --json"));
+    assert_eq!((&rest["ids"], &rest["below"]), (&serde_json::json!([17, 4711]), &fewer["content"]));
+    let diff = json(&workshop.ok("overlay diff rest --table made --below fewer --rows 1 --json"));
+    assert_eq!((&diff["changed"], diff["rows"].as_array().unwrap().len()), (&2.into(), 1));
+    assert!(diff["rows"][0]["rms"].as_f64().unwrap() > 0.0);
+    assert!(workshop.ok("overlay diff rest --table made --below fewer").contains("4711"));
+    workshop.ok("overlay merge again --table made --below fewer rest");
+    assert!(same(&workshop, "again", "edited"));
+
+    workshop.fails("overlay create none --table edited --edited edited", INPUT, &["nothing to keep"]);
+    workshop.fails("overlay merge out --table made", INPUT, &["--below"]);
+    workshop.fails("overlay merge out --table edited --below edits", INPUT, &["edits", "made for"]);
+    workshop.fails("overlay drop fewer out --rows 17", INPUT, &["does not change row 17"]);
+    workshop.fails("overlay info made", INPUT, &["made", "ENGRAMOV"]);
+    workshop.fails("overlay create edits --table made --edited edited", INPUT, &["already exists"]);
+    assert!(!workshop.path("none").exists() && !workshop.path("out").exists());
+}
+
+#[test]
 fn a_cluster_serves_a_loaded_table() {
     if Command::new("redis-server").arg("--version").output().is_err() {
         // Past the harness, which shows what a test prints only where it fails.

@@ -20,3 +20,8 @@ mod identity;
 
 pub use hexadecimal::{Hexadecimal, NotHexadecimal, parse_hexadecimal};
 pub use identity::{AddressIdentity, IdentityMismatch};
+
+/// The examples of the README, which are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -56,3 +56,8 @@ pub use overlay::{Overlay, OverlayNotes, OverlayWriter};
 pub use stacked_memory::StackedMemory;
 pub use tensor::HostTensor;
 pub use weight::{Weight, Weights};
+
+/// The examples of the README, which are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -135,3 +135,8 @@ pub use weights::{Dtype, Values, WeightError, WeightSource, WeightView};
 
 /// A value of a chat template, read from JSON with its keys in their order.
 pub use minijinja::Value as TemplateValue;
+
+/// The examples of the README, which are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -118,7 +118,7 @@ impl RowTiers {
         Self::of(addressing, sources, |source| {
             let width = source.width();
             let few = options.at_a_time.min(AHEAD_AT_A_TIME);
-            let later = PrefetchOptions { threads: 1, at_a_time: few, ..options.clone() };
+            let later = options.clone().threads(1).at_a_time(few);
             let ahead = Prefetcher::new(Arc::clone(&source), &later)?;
             Ok(Tier::Far { due: Arc::new(Prefetcher::new(source, options)?), ahead, width })
         })

@@ -93,3 +93,8 @@ pub use short_convolution::{
     short_convolution, short_convolution_backward,
 };
 pub use swiglu::{geglu, geglu_backward, geglu_into, swiglu, swiglu_backward, swiglu_into};
+
+/// The examples of the README, which are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -94,3 +94,8 @@ pub use sigmoid_gate::SigmoidGate;
 pub use signed_root_gate::SignedRootGate;
 pub use training::{DeclareTraining, Matrices, TrainingPlan, WeightTraining};
 pub use transformer::{LanguageModel, Tokens, Trace};
+
+/// The examples of the README, which are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -55,7 +55,7 @@ fn compare(path: &str, seconds: f64, pairs: usize) -> Result<(), Error> {
     let origin = TableHeader::read(path)?.origin;
     let mut random = Random(0x9E37_79B9_7F4A_7C15 ^ u64::from(std::process::id()));
     for depth in [1, 32, 128] {
-        let options = DirectOptions { depth, ..DirectOptions::default() };
+        let options = DirectOptions::default().depth(depth);
         let table = DirectTable::open(path, &origin, &options)?;
         if depth == 1 {
             println!("{} rows of {} bytes, by {}", table.rows(), table.bytes_per_row(), table.path_in_use());

@@ -33,7 +33,15 @@ const MOST_STUCK: usize = 4;
 const IDS_AT_A_TIME: usize = 1 << 20;
 
 /// How to read a table from disk.
+///
+/// ```
+/// use engram_store::DirectOptions;
+///
+/// let options = DirectOptions::default().depth(32).checked(true);
+/// assert_eq!(options.depth, 32);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DirectOptions {
     /// Reads in flight at once, per thread that looks rows up: from 1 to 4096. Each holds at least 16 KiB.
     pub depth: usize,
@@ -49,6 +57,32 @@ pub struct DirectOptions {
 impl Default for DirectOptions {
     fn default() -> Self {
         Self { depth: 128, time_limit: Duration::from_secs(30), checked: false, queue: QueueKind::IoUring }
+    }
+}
+
+impl DirectOptions {
+    /// With so many reads in flight.
+    #[must_use]
+    pub const fn depth(self, depth: usize) -> Self {
+        Self { depth, ..self }
+    }
+
+    /// With this limit on the time in which the disk completes nothing.
+    #[must_use]
+    pub const fn time_limit(self, time_limit: Duration) -> Self {
+        Self { time_limit, ..self }
+    }
+
+    /// With blocks checked when a row in them is first looked up, or not.
+    #[must_use]
+    pub const fn checked(self, checked: bool) -> Self {
+        Self { checked, ..self }
+    }
+
+    /// With this queue.
+    #[must_use]
+    pub const fn queue(self, queue: QueueKind) -> Self {
+        Self { queue, ..self }
     }
 }
 
@@ -70,11 +104,20 @@ pub struct ReadPath {
     pub queue: QueueKind,
     /// Whether the kernel knows buffers and file beforehand.
     pub registered: bool,
-    /// Whether reads pass the page cache (`O_DIRECT`).
+    /// Whether reads pass the page cache (`O_DIRECT`, `F_NOCACHE`, `FILE_FLAG_NO_BUFFERING`).
     pub direct: bool,
     /// What the system refused, in its words.
     pub refused: Vec<String>,
 }
+
+/// What reads past the page cache are called here.
+const PAST_CACHE: &str = if cfg!(target_os = "linux") {
+    ", O_DIRECT"
+} else if cfg!(windows) {
+    ", NO_BUFFERING"
+} else {
+    ", F_NOCACHE"
+};
 
 impl fmt::Display for ReadPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -83,7 +126,7 @@ impl fmt::Display for ReadPath {
             QueueKind::Threads => "threads",
         })?;
         f.write_str(if self.registered { ", registered buffers and file" } else { "" })?;
-        f.write_str(if self.direct { ", O_DIRECT" } else { ", through the page cache" })?;
+        f.write_str(if self.direct { PAST_CACHE } else { ", through the page cache" })?;
         self.refused.iter().try_for_each(|refused| write!(f, "; {refused}"))
     }
 }
@@ -144,7 +187,7 @@ impl DirectTable {
         let direct = match open_direct(&file) {
             Ok(direct) => Some(direct),
             Err(error) => {
-                refused.push(format!("O_DIRECT was refused: {error}"));
+                refused.push(format!("reads past the page cache were refused: {error}"));
                 None
             }
         };
@@ -358,7 +401,7 @@ impl RowSource for DirectTable {
     }
 }
 
-/// Opens an open file once more, to be read past the page cache.
+/// Opens an open file once more, to be read past the page cache (`O_DIRECT`).
 #[cfg(target_os = "linux")]
 fn open_direct(file: &TableFile) -> io::Result<File> {
     use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -373,9 +416,31 @@ fn open_direct(file: &TableFile) -> io::Result<File> {
     Ok(direct)
 }
 
-#[cfg(not(target_os = "linux"))]
+/// Opens an open file once more, to be read past the system's cache.
+#[cfg(target_vendor = "apple")]
+fn open_direct(file: &TableFile) -> io::Result<File> {
+    // On the same file: its path may meanwhile name another.
+    let direct = file.file.try_clone()?;
+    rustix::fs::fcntl_nocache(&direct, true)?;
+    Ok(direct)
+}
+
+/// Opens the file of this path once more, to be read past the system's cache.
+#[cfg(windows)]
+fn open_direct(file: &TableFile) -> io::Result<File> {
+    use std::os::windows::fs::OpenOptionsExt;
+    /// `FILE_FLAG_NO_BUFFERING`.
+    const NO_BUFFERING: u32 = 0x2000_0000;
+    let direct = File::options().read(true).custom_flags(NO_BUFFERING).open(&file.path)?;
+    if direct.metadata()?.len() != file.file.metadata()?.len() {
+        return Err(io::Error::other("another file was just renamed over it; open it again"));
+    }
+    Ok(direct)
+}
+
+#[cfg(not(any(target_os = "linux", target_vendor = "apple", windows)))]
 fn open_direct(_file: &TableFile) -> io::Result<File> {
-    Err(io::Error::new(io::ErrorKind::Unsupported, "it works on Linux only"))
+    Err(io::Error::new(io::ErrorKind::Unsupported, "not available on this system"))
 }
 
 /// Which pages to read for a batch.

@@ -168,6 +168,8 @@ pub use row_init::{LARGEST_DEVIATION, RowInit};
 pub use row_optimizer::RowOptimizer;
 pub use row_source::RowSource;
 pub use row_use::{HeadUse, NGramUse, RowUse, expected_colliding, expected_used};
+#[cfg(feature = "mapped")]
+pub use table::MapOptions;
 pub use table::Table;
 pub use table_file::TableHeader;
 pub use table_reader::TableReader;
@@ -176,3 +178,8 @@ pub use table_writer::TableWriter;
 #[cfg(feature = "train")]
 pub use trainable_table::TrainableTable;
 pub use zero_rows::ZeroRows;
+
+/// The examples of the README, which are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

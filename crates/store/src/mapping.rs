@@ -19,8 +19,9 @@ use memmap2::MmapRaw;
 #[derive(Debug)]
 pub(crate) struct Watched {
     map: MmapRaw,
+    /// None: it is not under the handler's protection after all.
     #[cfg(all(unix, feature = "sigbus"))]
-    watch: &'static handler::Watch,
+    watch: Option<&'static handler::Watch>,
 }
 
 impl Watched {
@@ -28,9 +29,18 @@ impl Watched {
         let map = map.into();
         Ok(Self {
             #[cfg(all(unix, feature = "sigbus"))]
-            watch: handler::watch(map.as_ptr() as usize, map.len())?,
+            watch: Some(handler::watch(map.as_ptr() as usize, map.len())?),
             map,
         })
+    }
+
+    /// Without the handler: a fault ends the process.
+    pub(crate) fn unguarded(map: impl Into<MmapRaw>) -> Self {
+        Self {
+            #[cfg(all(unix, feature = "sigbus"))]
+            watch: None,
+            map: map.into(),
+        }
     }
 
     /// The mapping.
@@ -42,7 +52,7 @@ impl Watched {
     /// the mapping before a `None` is true, nothing that was read before a `Some` may be used.
     pub(crate) fn fault(&self) -> Option<u64> {
         #[cfg(all(unix, feature = "sigbus"))]
-        return self.watch.fault();
+        return self.watch.and_then(handler::Watch::fault);
         #[cfg(not(all(unix, feature = "sigbus")))]
         None
     }
@@ -67,7 +77,9 @@ impl Watched {
 impl Drop for Watched {
     fn drop(&mut self) {
         // Before the map, a field, is unmapped: its addresses may then become anyone's.
-        self.watch.release();
+        if let Some(watch) = self.watch {
+            watch.release();
+        }
     }
 }
 

@@ -56,14 +56,17 @@ impl Region {
         region.map_err(|source| StoreError::Memory { bytes, place: storage.to_string(), source })
     }
 
-    /// The whole of `file`, read-only.
-    pub(crate) fn map(file: &File, path: &Path) -> Result<Self> {
+    /// The whole of `file`, read-only; `guarded` by the handler of SIGBUS, where there is one.
+    pub(crate) fn map(file: &File, path: &Path, guarded: bool) -> Result<Self> {
         // SAFETY: rows are copied out of the mapping before they are looked at (`Watched::copy`), so that a
         // file that is rewritten meanwhile cannot break what the compiler believes of `&[u8]`; one that is
         // shortened becomes a fault that is reported.
         let map = unsafe { Mmap::map(file) }.map_err(StoreError::io(path, "map the table", 0))?;
         #[cfg(unix)]
         map.advise(memmap2::Advice::Random).map_err(StoreError::io(path, "advise on the mapping", 0))?;
+        if !guarded {
+            return Ok(Self::File(Watched::unguarded(map)));
+        }
         Watched::new(map).map(Self::File).map_err(StoreError::io(path, "guard the mapping", 0))
     }
 

@@ -25,6 +25,8 @@ use crate::row_format::RowFormat;
 use crate::row_source::{RowSource, check_gather, check_read};
 use crate::table_file::TableHeader;
 #[cfg(feature = "write")]
+use crate::table_reader::TableReader;
+#[cfg(feature = "write")]
 use crate::table_writer::{TableWriter, rows_per_chunk};
 
 const MAGIC: [u8; 8] = *b"ENGRAMOV";
@@ -125,6 +127,11 @@ impl Overlay {
     /// What the rows belong to.
     pub fn origin(&self) -> TableOrigin {
         self.header.origin
+    }
+
+    /// Shape and format of the table that it is for.
+    pub fn header(&self) -> &TableHeader {
+        &self.header
     }
 
     /// Row `id` as it is stored, if it is changed.
@@ -278,6 +285,19 @@ impl OverlayWriter {
         Ok(())
     }
 
+    /// The changes of `overlay`, to be changed themselves.
+    pub fn from_overlay(overlay: &Overlay) -> Self {
+        let row_bytes = overlay.header.format.bytes_per_row(overlay.header.width);
+        let rows = overlay.ids.iter().zip(overlay.rows.chunks_exact(row_bytes));
+        let rows = rows.map(|(&id, row)| (id, row.to_vec())).collect();
+        Self { header: overlay.header.clone(), below: overlay.below, rows }
+    }
+
+    /// Takes the change of row `id` back; whether there was one.
+    pub fn unset(&mut self, id: u64) -> bool {
+        self.rows.remove(&id).is_some()
+    }
+
     /// Rows changed.
     pub fn len(&self) -> usize {
         self.rows.len()
@@ -419,6 +439,44 @@ impl<S: RowSource> Overlaid<S> {
     #[cfg(feature = "write")]
     pub fn writer(&self) -> OverlayWriter {
         OverlayWriter::new(&self.header, self.content())
+    }
+
+    /// An overlay with the rows in which the table file `edited` differs from this stack: on top, it gives the rows of
+    /// `edited`. Every block is checked on the way. Progress is in rows.
+    ///
+    /// # Errors
+    /// If `edited` has another shape, format or origin, is damaged, or rows cannot be read.
+    #[cfg(feature = "write")]
+    pub fn difference(
+        &self,
+        edited: impl AsRef<Path>,
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<OverlayWriter> {
+        let mut edited = TableReader::open_for(edited, &self.header.origin)?;
+        let TableHeader { rows: total, width, format, .. } = self.header;
+        let found = edited.header();
+        if (found.rows, found.width, found.format) != (total, width, format) {
+            let problem = format!(
+                "{} rows of {} values in {}, but the table that it is compared with has {total} of {width} in {format}",
+                found.rows, found.width, found.format
+            );
+            return Err(StoreError::not_a_table(edited.path(), 12, problem));
+        }
+        let (mut writer, row_bytes) = (self.writer(), self.bytes_per_row());
+        let (mut ids, mut own) = (Vec::new(), Vec::new());
+        while let Some((first, rows)) = edited.next()? {
+            let count = (rows.len() / row_bytes) as u64;
+            ids.clear();
+            ids.extend(first..first + count);
+            own.resize(rows.len(), 0);
+            self.read(&ids, &mut own)?;
+            let pairs = rows.chunks_exact(row_bytes).zip(own.chunks_exact(row_bytes));
+            for (id, (row, _)) in (first..).zip(pairs).filter(|(_, (row, own))| row != own) {
+                writer.set_encoded(id, row)?;
+            }
+            report(progress, Progress { done: first + count, total })?;
+        }
+        Ok(writer)
     }
 
     /// The rows below.

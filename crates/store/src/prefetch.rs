@@ -24,7 +24,15 @@ use loom::sync;
 use std::sync;
 
 /// How much a [`Prefetcher`] may do at once.
+///
+/// ```
+/// use engram_store::PrefetchOptions;
+///
+/// let options = PrefetchOptions::default().threads(4).bytes(64 << 20);
+/// assert_eq!(options.threads, 4);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PrefetchOptions {
     /// Batches fetched at once, each by a thread of its own.
     pub threads: usize,
@@ -41,6 +49,32 @@ pub struct PrefetchOptions {
 impl Default for PrefetchOptions {
     fn default() -> Self {
         Self { threads: 2, at_a_time: usize::MAX, bytes: 256 << 20, time_limit: Duration::from_secs(60) }
+    }
+}
+
+impl PrefetchOptions {
+    /// With so many batches fetched at once.
+    #[must_use]
+    pub const fn threads(self, threads: usize) -> Self {
+        Self { threads, ..self }
+    }
+
+    /// With so many rows of a batch asked for at a time.
+    #[must_use]
+    pub const fn at_a_time(self, at_a_time: usize) -> Self {
+        Self { at_a_time, ..self }
+    }
+
+    /// With batches of at most so many bytes waiting, being fetched, or fetched and not yet dropped.
+    #[must_use]
+    pub const fn bytes(self, bytes: u64) -> Self {
+        Self { bytes, ..self }
+    }
+
+    /// With this limit on the time that is waited for room, and for rows.
+    #[must_use]
+    pub const fn time_limit(self, time_limit: Duration) -> Self {
+        Self { time_limit, ..self }
     }
 }
 

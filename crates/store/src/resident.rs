@@ -15,6 +15,9 @@ use std::sync::{Mutex, PoisonError};
 
 use memmap2::{MmapRaw, UncheckedAdvice};
 
+/// Linux maps up to so many bytes of what is in its memory with the page that is touched (`fault_around_bytes`).
+const FAULT_BYTES: usize = 64 << 10;
+
 /// Pages of a mapping, one bit each.
 #[derive(Debug)]
 struct Pages(Box<[AtomicU64]>);
@@ -175,9 +178,12 @@ impl ResidentPages {
     fn give_back(&self, pages: Range<usize>, map: &MmapRaw, file: &File) {
         let (start, bytes) = (pages.start * self.page_bytes, pages.len() * self.page_bytes);
         let bytes = bytes.min(map.len() - start);
+        // A fault also maps pages around it that are in the system's memory anyway: those go along.
+        let around =
+            start / FAULT_BYTES * FAULT_BYTES..(start + bytes).next_multiple_of(FAULT_BYTES).min(map.len());
         // SAFETY: pages of a file that is mapped to be read lose nothing: they are read again when they are touched.
         // Advice that the system does not take leaves them where they are.
-        let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, bytes) };
+        let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, around.start, around.len()) };
         // From the system's own memory, too, unless others have them mapped.
         #[cfg(target_os = "linux")]
         let _ = rustix::fs::fadvise(

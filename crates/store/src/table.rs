@@ -19,6 +19,74 @@ use crate::table_reader::CheckedBlocks;
 #[cfg(feature = "write")]
 use crate::table_writer::TableWriter;
 
+/// How to map a table.
+#[cfg(feature = "mapped")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MapOptions {
+    checked: bool,
+    guarded: bool,
+    #[cfg(unix)]
+    resident: Option<u64>,
+}
+
+#[cfg(feature = "mapped")]
+impl Default for MapOptions {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(feature = "mapped")]
+impl MapOptions {
+    /// Not checked; guarded, if the feature `sigbus` is on; no limit on what is in memory.
+    pub const fn new() -> Self {
+        Self {
+            checked: false,
+            guarded: true,
+            #[cfg(unix)]
+            resident: None,
+        }
+    }
+
+    /// Whether a block (1 MiB) is read and checked before the first of its rows is looked up. A damaged row is then an
+    /// error, never a wrong row, and the table opens at once; the price is that cold lookups read 1 MiB each until most
+    /// blocks are checked.
+    pub const fn checked(self, checked: bool) -> Self {
+        Self { checked, ..self }
+    }
+
+    /// Whether a file that is shortened, or whose disk fails, is an error. For this a handler of SIGBUS is installed in the
+    /// whole process, which passes faults elsewhere on to the handler before it; a library that later installs its own
+    /// without passing faults on takes the protection away. Otherwise, and without the feature `sigbus`, such a file ends
+    /// the process.
+    pub const fn guarded(self, guarded: bool) -> Self {
+        Self { guarded, ..self }
+    }
+
+    /// About how many bytes of the file may be in memory, at least 1 MiB: pages that were not used lately are given back to
+    /// the system, as its own page cache does when memory is short, and read again when they are needed. Without a limit a
+    /// table that is looked up in for long comes to be in memory whole, as far as there is room.
+    ///
+    /// A fault on a page may map its neighbours as well, where the system has them in its page cache. On Linux they are
+    /// counted, and clean pages of the file leave the page cache when the limit is set, so that there are few; elsewhere
+    /// such a table can hold several times the limit.
+    #[cfg(unix)]
+    pub const fn resident(self, bytes: u64) -> Self {
+        Self { resident: Some(bytes), ..self }
+    }
+
+    #[cfg(unix)]
+    fn resident_pages(&self, mapped: usize) -> Result<Option<ResidentPages>> {
+        match self.resident {
+            Some(bytes) if bytes < 1 << 20 => {
+                Err(StoreError::setting("resident bytes", bytes, "at least 1 MiB"))
+            }
+            bytes => Ok(bytes.map(|bytes| ResidentPages::at_most(bytes, mapped, page_bytes()))),
+        }
+    }
+}
+
 /// Bytes of rows that a thread builds at a time, and that are copied at a time.
 const FILLED_BYTES: usize = 1 << 18;
 
@@ -77,65 +145,57 @@ impl Table {
     ///
     /// While mapped, the file may be replaced by renaming another over it: this table keeps the old one. If it
     /// is rewritten or shortened in place, or its disk fails, reading fails from then on; the process is not
-    /// harmed. For this the feature `sigbus` (on by default) installs a handler for that signal in the whole process, which
-    /// passes faults elsewhere on to the handler before it; a library that later installs its own without passing faults
-    /// on takes the protection away. Without the feature a shortened file ends the process.
+    /// harmed. See [`MapOptions::guarded`] for what this takes.
     ///
     /// # Errors
     /// If the file cannot be read, is not a table, is damaged, or belongs to another origin than `expected`.
     #[cfg(feature = "mapped")]
     pub fn open(path: impl AsRef<Path>, expected: &TableOrigin) -> Result<Self> {
-        let file = TableFile::open(path.as_ref())?;
-        file.require(expected)?;
-        let region = Region::map(&file.file, &file.path)?;
-        let header = TableHeader { training: None, ..file.header.clone() };
-        let start = file.sections[0].offset as usize;
-        Ok(Self::new(header, region, start, Some(file)))
+        Self::open_with(path, expected, &MapOptions::default())
     }
 
-    /// As [`open`](Self::open); and whenever a row is looked up in a block of which none was before, that block
-    /// (1 MiB) is read and checked first. A damaged row is then an error, never a wrong row, and the table
-    /// opens at once; the price is that cold lookups read 1 MiB each until most blocks are checked.
+    /// [`open`](Self::open), checked: see [`MapOptions::checked`].
     ///
     /// # Errors
     /// As [`open`](Self::open).
     #[cfg(feature = "mapped")]
     pub fn open_checked(path: impl AsRef<Path>, expected: &TableOrigin) -> Result<Self> {
-        let table = Self::open(path, expected)?;
-        let checked = table.file.as_ref().map(CheckedBlocks::none);
-        Ok(Self { checked, ..table })
+        Self::open_with(path, expected, &MapOptions::new().checked(true))
     }
 
-    /// As it is, with about `bytes` of the mapped file in memory at most: pages that were not used lately are given back to
-    /// the system, as its own page cache does when memory is short, and read again when they are needed. Without a limit
-    /// a table that is looked up in for long comes to be in memory whole, as far as there is room.
+    /// [`open`](Self::open), as `options` say.
     ///
     /// A fault on a page may map its neighbours as well, where the system has them in its page cache. On Linux they are
     /// counted, and clean pages of the file leave the page cache when the limit is set, so that there are few; elsewhere
     /// such a table can hold several times the limit.
     ///
     /// # Errors
-    /// If `bytes` is less than 1 MiB, or the table is not mapped.
-    #[cfg(all(unix, feature = "mapped"))]
-    pub fn with_resident_limit(self, bytes: u64) -> Result<Self> {
-        if bytes < 1 << 20 {
-            return Err(StoreError::setting("resident bytes", bytes, "at least 1 MiB"));
-        }
-        if !matches!(self.region, Region::File(_)) {
-            return Err(StoreError::setting(
-                "resident bytes",
-                bytes,
-                "left out: the table is not mapped from its file",
-            ));
-        }
-        if let Some(file) = &self.file {
+    /// As [`open`](Self::open), and if an option is outside its range.
+    #[cfg(feature = "mapped")]
+    pub fn open_with(path: impl AsRef<Path>, expected: &TableOrigin, options: &MapOptions) -> Result<Self> {
+        let file = TableFile::open(path.as_ref())?;
+        file.require(expected)?;
+        let region = Region::map(&file.file, &file.path, options.guarded)?;
+        let header = TableHeader { training: None, ..file.header.clone() };
+        let (start, checked) =
+            (file.sections[0].offset as usize, options.checked.then(|| CheckedBlocks::none(&file)));
+        #[cfg(unix)]
+        let resident = options.resident_pages(region.len())?;
+        #[cfg(unix)]
+        if resident.is_some() {
             ResidentPages::forget(&file.file);
         }
-        let resident = Some(ResidentPages::at_most(bytes, self.region.len(), page_bytes()));
-        Ok(Self { resident, ..self })
+        let table = Self::new(header, region, start, Some(file));
+        Ok(Self {
+            checked,
+            #[cfg(unix)]
+            resident,
+            ..table
+        })
     }
 
-    /// Bytes of the mapped file in memory, as far as this table brought them there; `None` without a limit.
+    /// Bytes of the mapped file in memory, as far as this table brought them there; `None` without a
+    /// [limit](MapOptions::resident).
     #[cfg(all(unix, feature = "mapped"))]
     pub fn resident_bytes(&self) -> Option<u64> {
         self.resident.as_ref().map(ResidentPages::bytes)

@@ -25,7 +25,7 @@ fn write(path: &Path, rows: u64, width: usize, format: RowFormat) {
 }
 
 fn open(path: &Path, queue: QueueKind, depth: usize) -> DirectTable {
-    let options = DirectOptions { depth, queue, ..DirectOptions::default() };
+    let options = DirectOptions::default().depth(depth).queue(queue);
     DirectTable::open(path, &origin(), &options).unwrap()
 }
 
@@ -96,7 +96,7 @@ fn wrong_ids_lengths_and_options_are_refused() {
         assert!(matches!(refused, StoreError::RowOutOfRange { row: 100, position: 1, rows: 100 }));
         assert!(matches!(direct.read(&[3], &mut [0; 31]), Err(StoreError::WrongLength { .. })));
     }
-    let options = DirectOptions { depth: 0, ..DirectOptions::default() };
+    let options = DirectOptions::default().depth(0);
     assert!(DirectTable::open(&path, &origin(), &options).unwrap_err().to_string().contains("depth"));
     let other = TableOrigin { layer: 2, ..origin() };
     let refused = DirectTable::open(&path, &other, &DirectOptions::default()).unwrap_err();
@@ -137,7 +137,7 @@ fn a_damaged_block_is_found_when_a_row_of_it_is_first_read_if_asked() {
     write(&path, 20_000, 72, RowFormat::F32);
     let file = OpenOptions::new().write(true).open(&path).unwrap();
     file.write_all_at(&[1; 4], 4096 + 19_000 * 288).unwrap();
-    let options = DirectOptions { checked: true, ..DirectOptions::default() };
+    let options = DirectOptions::default().checked(true);
     let direct = DirectTable::open(&path, &origin(), &options).unwrap();
     direct.gather(&[11], &mut [0.0; 72]).unwrap();
     let refused = direct.gather(&[11, 19_900], &mut [0.0; 144]).unwrap_err().to_string();

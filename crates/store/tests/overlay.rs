@@ -186,3 +186,49 @@ fn rows_that_are_not_there_are_named() {
     assert!(source.read(&[3], &mut [0; 7]).is_err());
     assert_eq!(source.overlays()[0].row(50), None);
 }
+
+#[test]
+fn a_difference_on_top_gives_the_edited_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    for format in [RowFormat::F32, RowFormat::Int8] {
+        table(&path("base"), 5000, format);
+        let mut edited = TableWriter::create(path("edited"), 5000, WIDTH, format, origin()).unwrap();
+        for id in 0..5000 {
+            edited.push(&value(id, u64::from(id % 700 == 3))).unwrap();
+        }
+        edited.finish().unwrap();
+        let mut source = overlaid(&path("base"));
+        // A change below that the edited table has not.
+        let mut below = source.writer();
+        below.set(10, &[7.0; WIDTH]).unwrap();
+        below.save(path("below")).unwrap();
+        source.push(path("below")).unwrap();
+        let mut done = 0;
+        let mut writer = source
+            .difference(path("edited"), &mut |at| {
+                done = at.done;
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        assert_eq!((writer.len(), done), (9, 5000));
+        writer.save(path("edits")).unwrap();
+        source.push(path("edits")).unwrap();
+        source.flatten(path("flat"), &mut |_| ControlFlow::Continue(())).unwrap();
+        assert!(fs::read(path("flat")).unwrap() == fs::read(path("edited")).unwrap());
+
+        // Some changes are taken back.
+        let edits = source.pop().unwrap();
+        assert!(writer.unset(703) && !writer.unset(704));
+        let mut again = OverlayWriter::from_overlay(&edits);
+        assert!(again.unset(703));
+        again.save(path("again")).unwrap();
+        writer.save(path("same")).unwrap();
+        assert!(fs::read(path("again")).unwrap() == fs::read(path("same")).unwrap());
+        assert_eq!(Overlay::read(path("again")).unwrap().ids(), [3, 10, 1403, 2103, 2803, 3503, 4203, 4903]);
+    }
+    table(&path("short"), 10, RowFormat::Int8);
+    let go_on = &mut |_| ControlFlow::Continue(());
+    let refused = overlaid(&path("base")).difference(path("short"), go_on).unwrap_err().to_string();
+    assert!(refused.contains("10 rows of 40 values") && refused.contains("has 5000"), "{refused}");
+}

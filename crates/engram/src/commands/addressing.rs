@@ -38,6 +38,36 @@ enum Preset {
     V41,
 }
 
+/// A model whose tables are published, to be planned for.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum Published {
+    /// The demonstration's: layers 1 and 15, orders 2 and 3, 8 heads from 646,400 rows of 64 values.
+    Demo,
+    /// DeepSeek-V4.1-Flash's: layers 1 and 14, orders 2 to 4, 8 heads from 16,000,000 rows of 256 values in fp8.
+    V41,
+    /// Qwen3.8-Flash-Next's: layer 1, orders 2 and 3, 8 heads from 20,000,000 rows of 160 values in bf16.
+    Qwen,
+}
+
+impl Published {
+    /// What decides the sizes of its tables, the values of a row, and their layout.
+    pub(super) fn tables(self) -> (AddressConfig, usize, RowFormat) {
+        let of = |preset: Preset| (preset.addressing(), preset.rows().width, preset.rows().format);
+        match self {
+            Self::Demo => of(Preset::Demo),
+            Self::V41 => of(Preset::V41),
+            Self::Qwen => {
+                let (layers, base_rows) = (vec![1], vec![20_000_000; 2]);
+                (
+                    AddressConfig { layers, base_rows, max_order: 3, ..Preset::Demo.addressing() },
+                    160,
+                    RowFormat::Bf16,
+                )
+            }
+        }
+    }
+}
+
 /// An addressing and its rows' shape.
 #[derive(Debug)]
 pub(super) struct Loaded {

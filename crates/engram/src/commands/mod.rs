@@ -10,6 +10,7 @@ mod export;
 mod generate;
 mod import;
 mod inspect;
+mod overlay;
 mod params;
 mod quickstart;
 mod rows;
@@ -54,6 +55,9 @@ pub(crate) enum Command {
     /// Create, check, convert and study tables of memory rows.
     #[command(subcommand)]
     Table(table::Table),
+    /// Keep edits of a table in a small file of changed rows.
+    #[command(subcommand)]
+    Overlay(overlay::Overlay),
     /// Look inside a checkpoint.
     #[command(subcommand)]
     Inspect(inspect::Inspect),
@@ -80,6 +84,7 @@ impl Command {
             Self::Serve(command) => command.run(),
             Self::Study(command) => command.run(),
             Self::Table(command) => command.run(),
+            Self::Overlay(command) => command.run(),
             Self::Inspect(command) => command.run(),
             Self::Completions(command) => command.run(),
             Self::Man(command) => command.run(),

@@ -7,6 +7,7 @@ mod export;
 mod import;
 mod info;
 mod origin;
+mod plan;
 mod serve_redis_load;
 mod serve_redis_remove;
 mod stats;
@@ -26,6 +27,7 @@ pub(crate) enum Table {
     Export(export::Export),
     Stats(stats::Stats),
     Bench(bench::Bench),
+    Plan(plan::Plan),
     ServeRedisLoad(serve_redis_load::ServeRedisLoad),
     ServeRedisRemove(serve_redis_remove::ServeRedisRemove),
 }
@@ -42,6 +44,7 @@ impl Table {
             Self::Export(command) => command.run(),
             Self::Stats(command) => command.run(),
             Self::Bench(command) => command.run(),
+            Self::Plan(command) => command.run(),
             Self::ServeRedisLoad(command) => command.run(),
             Self::ServeRedisRemove(command) => command.run(),
         }

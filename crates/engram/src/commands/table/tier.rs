@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use engram_store::{
-    CacheCounts, Cached, DirectOptions, DirectTable, QueueKind, RedisTable, RowSource, Storage, Table,
-    TableHeader, TableOrigin,
+    CacheCounts, Cached, DirectOptions, DirectTable, MapOptions, QueueKind, RedisTable, RowSource, Storage,
+    Table, TableHeader, TableOrigin,
 };
 use serde::Serialize;
 
@@ -98,7 +98,7 @@ impl TierOptions {
                     Queue::Uring => QueueKind::IoUring,
                     Queue::Threads => QueueKind::Threads,
                 };
-                let options = DirectOptions { depth: self.depth, queue, ..DirectOptions::default() };
+                let options = DirectOptions::default().depth(self.depth).queue(queue);
                 let table = DirectTable::open(path, origin, &options)?;
                 how = Some(table.path_in_use().to_string());
                 Box::new(table)
@@ -115,10 +115,9 @@ impl TierOptions {
 
     /// Maps the table's file, within the limit if there is one.
     fn map(&self, path: &Path, origin: &TableOrigin) -> anyhow::Result<Table> {
-        let table = Table::open(path, origin)?;
-        let Some(size) = self.resident else { return Ok(table) };
+        let Some(size) = self.resident else { return Ok(Table::open(path, origin)?) };
         #[cfg(unix)]
-        return Ok(table.with_resident_limit(size.as_u64())?);
+        return Ok(Table::open_with(path, origin, &MapOptions::new().resident(size.as_u64()))?);
         #[cfg(not(unix))]
         return refuse(format!(
             "--resident {size}: not available on this system; use --tier direct with a --row-cache"
