@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from engram_lm import config
+from engram_lm.toml_file import value_to_toml
 from repository import CONFIGS
 
 FILES = sorted(CONFIGS.glob("*.toml"))
@@ -32,7 +33,29 @@ WRONG = [
     ("layers = [1]", "layers = [4]", "`model.memory.layers`"),
     ("layers = [1]", "layers = [2, 1]", "`model.memory.layers`"),
     ("max_order = 3", "max_order = 4", "`model.memory.rows_per_head`"),
-    ("batch = 16", "batch = 16\naccumulation = 3", "`train.accumulation`"),
+    ("batch = 16", "batch = 16\naccumulation = 3", "`train.accumulation`: is no longer a key: write `micro_batch = 6`"),
+    ("batch = 16", "batch = 16\nmicro_batch = 17", "`train.micro_batch`: is more than the batch of 16"),
+    ("batch = 16", "batch = 16\nmicro_batch = 0", "`train.micro_batch`: is 0"),
+    ("active = 2", "active = 2\nscaling = 0.0", "`model.experts.scaling`"),
+    ("active = 2", "active = 2\nsequence_balance = -1.0", "`model.experts.sequence_balance`"),
+    ("max_order = 3", 'max_order = 3\ngate = "none"\ngate_form = "sigmoid"', "`model.memory.gate_form`"),
+    ("[train]", "[model.init]\nhead = -0.1\n\n[train]", "`model.init.head`"),
+    ("[train.optimizer]", '[train.memory]\noptimizer = "frozen"\n\n[train.optimizer]', "rows that stay zero"),
+    (
+        "[train.optimizer]",
+        "[train.memory]\nbeta2 = 1.0\n\n[train.optimizer]",
+        "`train.memory.beta2`: must be at least 0",
+    ),
+    (
+        "[train.optimizer]",
+        "[train.memory]\nepsilon = 0.0\n\n[train.optimizer]",
+        "`train.memory.epsilon`: must be above 0",
+    ),
+    (
+        "[train.optimizer]",
+        '[train.memory]\noptimizer = "row_wise_adam"\nbeta1 = 0.9\n\n[train.optimizer]',
+        '`train.memory.beta1`: is a setting that only "adam" has',
+    ),
     ("batch = 16", "batch = true", "`train.batch` is True"),
     ("wsd = {", "wds = {", "`train.schedule.decay`"),
     ('shape = "linear"', 'shape = "round"', "`train.schedule.decay.wsd.shape`"),
@@ -51,9 +74,99 @@ def test_wrong_configurations_are_refused_by_key(right: str, wrong: str, message
     assert message in str(raised.value)
 
 
+MODEL = """
+[model]
+vocabulary = 8
+width = 4
+blocks = 2
+context = 4
+feed_forward = { width = 8 }
+
+[model.attention]
+kind = "plain"
+heads = 2
+head_width = 2
+"""
+
+
+def write(folder: Path, **files: str) -> None:
+    for name, text in files.items():
+        (folder / f"{name}.toml").write_text(text)
+
+
+def test_a_file_states_what_differs_from_its_base(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        a=MODEL,
+        b='base = "a.toml"\nmodel.width = 6\nmodel.attention.key_heads = 1\n',
+        c='base = "b.toml"\nremove = ["model.attention.key_heads"]\nmodel.attention.heads = 4\n',
+        d="""base = "c.toml"
+[model.attention]
+kind = "latent"
+heads = 1
+latent_rank = 2
+content_width = 2
+rotary_width = 2
+value_width = 2
+""",
+    )
+    a, b, c, d = (config.load_model_config(tmp_path / f"{name}.toml") for name in "abcd")
+    assert (a.width, b.width, c.width, d.width) == (4, 6, 6, 6)
+    assert isinstance(b.attention, config.PlainAttentionConfig) and b.attention.key_heads == 1
+    assert isinstance(c.attention, config.PlainAttentionConfig)
+    assert (c.attention.heads, c.attention.head_width, c.attention.key_heads) == (4, 2, None)
+    assert isinstance(d.attention, config.LatentAttentionConfig) and d.attention.heads == 1
+
+
+def test_what_is_refused_names_the_file_that_states_it(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        a=MODEL,
+        wrong=MODEL.replace("width = 4", 'width = "wide"'),
+        own='base = "a.toml"\nmodel.width = "wide"\n',
+        theirs='base = "wrong.toml"\nmodel.blocks = 3\n',
+        unknown='base = "a.toml"\nmodel.widht = 3\n',
+        gone='base = "a.toml"\nremove = ["model.size"]\n',
+        number="base = 3\n",
+        list='base = "a.toml"\nremove = 3\n',
+        one='base = "other.toml"\n',
+        other='base = "one.toml"\n',
+    )
+    refused = {
+        "own": "own.toml: `model.width` is 'wide'",
+        "theirs": "wrong.toml: `model.width` is 'wide'",
+        "unknown": "unknown.toml: `model.widht` is no key",
+        "gone": "gone.toml: `remove`: the base has no key `model.size`",
+        "number": "number.toml: `base`: must be the path of a file",
+        "list": "list.toml: `remove`: must be a list of dotted keys",
+        "one": "is based on itself",
+    }
+    for name, message in refused.items():
+        with pytest.raises(config.ConfigError) as raised:
+            config.load_model_config(tmp_path / f"{name}.toml")
+        assert message in str(raised.value), name
+
+
+def test_checkpoints_may_have_the_key_of_before(tmp_path: Path) -> None:
+    text = (CONFIGS / "quickstart-memory.toml").read_text()
+    write(tmp_path, run=text.replace("batch = 16", "batch = 16\naccumulation = 3"))
+    run = config.load_run_config(tmp_path / "run.toml", saved=True)
+    assert run.train is not None and run.train.micro_batch == 6
+
+
+def test_the_ramp_by_the_index_is_that_of_deepseek() -> None:
+    """DeepSeek-V2's published settings make a ramp from pair 10 to pair 23."""
+    plain = [10_000.0 ** (-2 * pair / 64) for pair in range(32)]
+    yarn = config.YarnConfig(4096, scale=40.0, ramp="index")
+    for pair, found in enumerate(yarn.frequencies(plain, 10_000.0)):
+        stretched = min(max((pair - 10) / 13, 0.0), 1.0)
+        expected = plain[pair] / 40 * stretched + plain[pair] * (1 - stretched)
+        assert found == pytest.approx(expected, rel=1e-12), pair
+
+
 def test_texts_with_signs_go_there_and_back() -> None:
     nasty = 'a "quoted" \\ back\nslash\t<｜end▁of▁sentence｜>'
-    text = f"value = {config._toml(nasty)}"
+    text = f"value = {value_to_toml(nasty)}"
     assert tomllib.loads(text) == {"value": nasty}
 
 

@@ -15,7 +15,7 @@ from engram_lm import Addressing, AddressMismatch, TrainableTable
 from engram_lm.torch import DeviceRows, RowTable, StoreRows
 
 WIDTH, ROWS = 6, 50
-OPTIMISERS = ["adam", "row-wise-adam", "balanced-momentum", "frozen"]
+OPTIMISERS = ["adam", "adam-by-row", "row-wise-adam", "balanced-momentum", "frozen"]
 
 
 def both(optimizer: str, **options: Any) -> tuple[RowTable, RowTable]:
@@ -47,7 +47,7 @@ def test_store_and_device_begin_and_learn_alike(optimizer: str) -> None:
 
 
 def test_a_first_step_scale_is_that_of_the_store() -> None:
-    for optimizer in OPTIMISERS[:3]:
+    for optimizer in OPTIMISERS[:4]:
         tables = both(optimizer)
         before = everything(tables[0])
         for table in tables:

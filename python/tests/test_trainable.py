@@ -38,6 +38,18 @@ def adam(rows: np.ndarray) -> np.ndarray:
     return rows
 
 
+def adam_by_row(rows: np.ndarray) -> np.ndarray:
+    m, v, t = np.zeros_like(rows), np.zeros_like(rows), np.zeros((len(rows), 1))
+    for ids, grads in batches():
+        at, g = summed(ids, grads)
+        t[at] += 1
+        m[at] += 0.1 * (g - m[at])
+        v[at] += 0.001 * (g**2 - v[at])
+        corrected = m[at] / (1 - 0.9 ** t[at])
+        rows[at] -= RATE * corrected / (np.sqrt(v[at] / (1 - 0.999 ** t[at])) + 1e-8)
+    return rows
+
+
 def row_wise(rows: np.ndarray) -> np.ndarray:
     v = np.zeros(len(rows))
     for ids, grads in batches():
@@ -62,6 +74,7 @@ def balanced(rows: np.ndarray) -> np.ndarray:
 
 FORMULAS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "adam": adam,
+    "adam-by-row": adam_by_row,
     "row-wise-adam": row_wise,
     "balanced-momentum": balanced,
     "frozen": lambda rows: rows,

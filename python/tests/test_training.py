@@ -1,5 +1,6 @@
 """Training alone and among processes: runs resume bit for bit, and results do not depend on the number of processes."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -21,10 +22,12 @@ import torch
 
 from engram_lm import Table
 from engram_lm.config import load_run_config
-from engram_lm.data import Sampler, TokenShards, positions_of
+from engram_lm.data import Sampler, TokenShards, positions_of, stretches
 from engram_lm.torch.checkpoint import Checkpoint
 from engram_lm.torch.group import TreeSum, tree_sum
+from engram_lm.torch.model import Experts
 from engram_lm.torch.owners import SHARDS, Shares
+from engram_lm.torch.trainer import parts_of
 from engram_lm.train import main
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHELASTIC_ERROR_FILE": "/dev/null"}
@@ -85,12 +88,13 @@ def test_a_run_learns_and_resumes_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        ("batch = 8", "batch = 8\naccumulation = 4"),
+        ("batch = 8", "batch = 8\nmicro_batch = 2"),
+        ("batch = 8", "batch = 8\nmicro_batch = 3"),
         ("batch = 8", "batch = 8\nrecompute = true"),
         ("batch = 8", "batch = 8\ndocuments_apart = true"),
         ("[train.optimizer]", '[train.memory]\nstorage = "mapped"\n\n[train.optimizer]'),
     ],
-    ids=["accumulation", "recompute", "documents_apart", "mapped"],
+    ids=["micro_batch", "uneven micro_batch", "recompute", "documents_apart", "mapped"],
 )
 def test_ways_to_save_memory_change_nothing_but_rounding(tmp_path: Path, change: tuple[str, str]) -> None:
     torch.set_num_threads(1)
@@ -102,6 +106,107 @@ def test_ways_to_save_memory_change_nothing_but_rounding(tmp_path: Path, change:
         assert difference[0] > 1e-6, "documents that do not see each other have other losses"
     else:
         differ_by_rounding(tmp_path / "plain", tmp_path / "changed")
+
+
+def test_a_step_that_is_not_finite_is_skipped_until_there_are_too_many(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rate that drives the weights out of range with the first update: from then on every step is skipped."""
+    torch.set_num_threads(1)
+    rates = ("muon_rate = 0.01\nadam_rate = 0.01", "muon_rate = 1e38\nadam_rate = 1e38")
+    every = ("checkpoint_every = 5", "checkpoint_every = 1\nkeep = 9")
+    never = ("evaluate_every = 6", "evaluate_every = 100")
+    runaway = write_run(tmp_path, rates, every, never, ("batch = 8", "batch = 8\nskip_limit = 3"))
+    run = tmp_path / "run"
+    assert main([str(runaway), "--out", str(run)]) == 1
+    assert "too many steps in a row had a loss or gradient that is not finite" in capsys.readouterr().err
+    lines = metrics(run)
+    assert [line.get("skipped", False) for line in lines] == [False, True, True, True]
+    assert lines[0]["loss"] is not None and lines[1]["loss"] is None
+    # Skipped steps count, but change nothing.
+    first, last = (Checkpoint(run / f"checkpoints/step-{step:08}") for step in (1, 4))
+    assert (last.state()["step"], last.state()["skipped"], last.state()["skipped_in_a_row"]) == (4, 3, 3)
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        before, after = first.tensors(name), last.tensors(name)
+        assert all(torch.equal(before[key], after[key]) for key in before), name
+    for layer in (0, 1):
+        name = f"memory.layer{layer}.table"
+        assert (first.folder / name).read_bytes() == (last.folder / name).read_bytes()
+    assert main([str(runaway), "--out", str(run), "--resume"]) == 1
+    assert len(metrics(run)) == 4, "resumed, the fourth in a row is still one too many"
+
+
+def test_experts_are_balanced_within_each_sequence(tmp_path: Path) -> None:
+    """The loss against its formula, sequence by sequence; it is learned from, but not reported."""
+    torch.set_num_threads(1)
+    change = ("active = 2", "active = 2\nsequence_balance = 0.3\nscaling = 1.5")
+    run = load_run_config(write_run(tmp_path, change))
+    torch.manual_seed(0)
+    experts = Experts(run.model)
+    x = torch.randn(2, 6, 32)
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2], [0, 0, 1, 2, 3, 4]])
+    for given, sequences in ((None, [(0, 6), (6, 12)]), (positions, [(0, 3), (3, 6), (6, 7), (7, 12)])):
+        _, balance = experts(x, given)
+        scores = experts.router(x.flatten(0, 1)).sigmoid()
+        choice = scores.topk(2).indices
+        total = torch.zeros(())
+        for first, last in sequences:
+            time = last - first
+            f = choice[first:last].flatten().bincount(minlength=4) * 4 / (2 * time)
+            p = (scores[first:last] / scores[first:last].sum(-1, keepdim=True)).mean(0)
+            total = total + 0.3 * (f * p).sum() / len(sequences)
+        assert balance is not None and abs(balance.item() - total.item()) < 1e-6
+    assert main([str(write_run(tmp_path, change)), "--out", str(tmp_path / "balanced")]) == 0
+    assert (
+        main(
+            [
+                str(write_run(tmp_path, change, ("batch = 8", "batch = 8\nrecompute = true"))),
+                "--out",
+                str(tmp_path / "recomputed"),
+            ]
+        )
+        == 0
+    )
+    assert (
+        main([str(write_run(tmp_path, ("active = 2", "active = 2\nscaling = 1.5"))), "--out", str(tmp_path / "free")])
+        == 0
+    )
+    differ_by_rounding(tmp_path / "balanced", tmp_path / "recomputed")
+    assert losses(tmp_path / "balanced")[0] == losses(tmp_path / "free")[0]
+    gradients = [metrics(tmp_path / name)[0]["gradient_norm"] for name in ("balanced", "recomputed", "free")]
+    assert gradients[0] == pytest.approx(gradients[1], rel=1e-6) and gradients[0] != pytest.approx(
+        gradients[2], rel=1e-3
+    )
+
+
+def test_the_parts_of_a_batch(tmp_path: Path) -> None:
+    train = load_run_config(write_run(tmp_path)).train
+    assert train is not None
+
+    def parts(micro_batch: int | None, parts: int | None, processes: int) -> list[int]:
+        return parts_of(dataclasses.replace(train, micro_batch=micro_batch), parts, processes)
+
+    assert parts(None, None, 1) == [8] and parts(3, None, 1) == [3, 3, 2] and parts(None, None, 2) == [4, 4]
+    assert parts(2, None, 2) == [2, 2, 2, 2] and parts(5, None, 2) == [5, 3] and parts(8, 4, 2) == [2, 2, 2, 2]
+    for wrong in ((None, 3, 1), (None, 2, 4), (3, None, 2)):
+        with pytest.raises(ValueError, match="--parts"):
+            parts(*wrong)
+
+
+def test_held_out_windows_are_those_of_the_rust_trainer() -> None:
+    # The same windows stand in crates/train/src/evaluate.rs.
+    assert stretches(10, 25, 101) == [(20, 10), (70, 10)]
+    assert stretches(10, 4, 101) == [(50, 4)]
+    assert stretches(10, None, 101) == [(start, 10) for start in range(0, 100, 10)]
+    assert stretches(10, None, 26) == [(0, 10), (10, 10), (20, 5)] and stretches(10, None, 5) == [(0, 4)]
+    with pytest.raises(ValueError, match="no token to predict"):
+        stretches(10, None, 1)
+
+
+def test_without_held_out_data_there_are_no_held_out_losses(tmp_path: Path) -> None:
+    assert main([str(write_run(tmp_path, ('valid = "valid"\n', ""))), "--out", str(tmp_path / "run")]) == 0
+    assert len(metrics(tmp_path / "run")) == 12 and not metrics(tmp_path / "run", "held_out")
+    assert "held_out" not in Checkpoint(tmp_path / "run").state()
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "row_wise_adam", "balanced_momentum", "frozen"])

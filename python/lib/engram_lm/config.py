@@ -3,15 +3,19 @@
 Unknown keys, missing keys and values of the wrong type are errors that name the file and the key.
 """
 
+import contextlib
 import dataclasses
 import math
-import tomllib
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+from engram_lm import toml_file
+from engram_lm.toml_file import Source
 
 # --- [model] ------------------------------------------------------------------------------------------------
 
@@ -25,6 +29,28 @@ class YarnConfig:
     alpha: float = 1.0
     beta: float = 32.0
     factor: float = 0.707
+    ramp: Literal["turns", "index"] = "turns"
+
+    def frequencies(self, plain: list[float], base: float) -> list[float]:
+        """Radians per position of each pair, from the `plain` ones of the base `base`.
+
+        A pair that turns fully less than α times over the original context turns slower by the scale; one that turns
+        more than β times stays; between the two, in proportion: to its turns (the paper), or to its index between ends
+        that are rounded outwards to whole pairs (DeepSeek's code).
+        """
+        width = 2 * len(plain)
+        if self.ramp == "turns":
+            turns = [self.original_context * f / math.tau for f in plain]
+            kept = [min(max((t - self.alpha) / (self.beta - self.alpha), 0.0), 1.0) for t in turns]
+            return [f + (1 - k) * (f / self.scale - f) for f, k in zip(plain, kept, strict=True)]
+
+        def pair(turns: float) -> float:
+            return width * math.log(self.original_context / (turns * math.tau)) / (2 * math.log(base))
+
+        first, last = max(math.floor(pair(self.beta)), 0), min(math.ceil(pair(self.alpha)), width - 1)
+        length = last - first or 0.001
+        stretched = [min(max((index - first) / length, 0.0), 1.0) for index in range(len(plain))]
+        return [f / self.scale * s + f * (1 - s) for f, s in zip(plain, stretched, strict=True)]
 
     @property
     def inverse_temperature(self) -> float:
@@ -89,7 +115,19 @@ class ExpertsConfig:
     active: int
     width: int
     shared_width: int
+    scaling: float = 1.0
     balance_rate: float = 1e-3
+    sequence_balance: float = 0.0
+
+
+@dataclass
+class InitConfig:
+    """Standard deviations of the weights at the start; those of projections times the root of their inputs."""
+
+    embedding: float = 0.02
+    head: float = 0.02
+    projection: float = 1.0
+    output: float | None = None
 
 
 @dataclass
@@ -111,6 +149,7 @@ class MemoryConfig:
     rows_per_head: list[int]
     form: Literal["paper", "v41", "added", "over_encoding", "attention_values"] = "paper"
     gate: Literal["per_stream", "shared", "none"] = "per_stream"
+    gate_form: Literal["signed_root", "sigmoid"] = "signed_root"
     convolution: bool | None = None
     compression: Literal["normalised", "none"] = "normalised"
     lookup: Literal["own", "permuted"] = "own"
@@ -140,10 +179,27 @@ class MemoryConfig:
         published: dict[str, bool] = {
             "model.memory.form": self.form in ("paper", "v41"),
             "model.memory.gate": self.gate == "per_stream",
+            "model.memory.gate_form": self.gate_form == "signed_root",
             "model.memory.convolution": self.has_convolution == (self.form == "paper"),
             "model.memory.lookup": self.lookup == "own",
         }
         return next((key for key, kept in published.items() if not kept), None)
+
+    def check(self, model: "ModelConfig") -> None:
+        """Refuses what no memory of `model` could have, by its key."""
+        orders, gated = self.max_order - 1, self.form in ("paper", "v41")
+        _require(2 <= self.max_order <= 8, "model.memory.max_order", "must be 2 to 8")
+        right = len(self.rows_per_head) == orders
+        _require(right, "model.memory.rows_per_head", f"needs {orders} values, one per order")
+        ascending = self.layers == sorted(set(self.layers)) != []
+        _require(ascending, "model.memory.layers", "must name blocks, ascending without repeats")
+        _require(self.layers[-1] < model.blocks, "model.memory.layers", "names a block that is not there")
+        _require(self.pad_id < model.vocabulary, "model.memory.pad_id", "is outside the vocabulary")
+        only = 'chooses a gate, but only the forms "paper" and "v41" have one: leave it out'
+        _require(gated or self.gate == "per_stream", "model.memory.gate", only)
+        has_gate = gated and self.gate != "none"
+        none = "chooses what a gate computes, but this memory has none: leave it out"
+        _require(has_gate or self.gate_form == "signed_root", "model.memory.gate_form", none)
 
 
 AttentionConfig = LatentAttentionConfig | PlainAttentionConfig
@@ -161,6 +217,7 @@ class ModelConfig:
     feed_forward: FeedForwardConfig
     norm_epsilon: float = 1e-6
     tied_head: bool = False
+    init: InitConfig = field(default_factory=InitConfig)
     experts: ExpertsConfig | None = None
     hyper_connections: HyperConnectionConfig | None = None
     memory: MemoryConfig | None = None
@@ -172,12 +229,12 @@ class ModelConfig:
 
     @property
     def output_scale(self) -> float:
-        """Scale of the weights that write to the residual: each block writes twice."""
-        return 1 / math.sqrt(2 * self.blocks)
+        """Scale of the weights that write to the residual at the start: each block writes twice."""
+        return 1 / math.sqrt(2 * self.blocks) if self.init.output is None else self.init.output
 
     def check(self) -> None:
         """Refuses what no model could have, by its key."""
-        memory, attention = self.memory, self.attention
+        attention = self.attention
         for key in ("vocabulary", "width", "blocks", "context"):
             _require(getattr(self, key) > 0, f"model.{key}", "must be at least 1")
         _require(
@@ -191,21 +248,21 @@ class ModelConfig:
         if attention.yarn:
             stretched = attention.yarn.scale * attention.yarn.original_context
             _require(self.context <= stretched, "model.context", f"is more than YaRN stretches to, {stretched:g}")
+            positive = attention.yarn.alpha > 0 or attention.yarn.ramp == "turns"
+            _require(positive, "model.attention.yarn.alpha", 'must be above 0 where `ramp` is "index"')
+            _require(attention.yarn.beta > attention.yarn.alpha, "model.attention.yarn.beta", "must be above `alpha`")
+        for name, deviation in dataclasses.asdict(self.init).items():
+            _require(deviation is None or deviation >= 0, f"model.init.{name}", "must be 0 or above")
         if self.experts:
             enough = self.experts.active <= self.experts.routed
             _require(enough, "model.experts.active", f"is more than the {self.experts.routed} routed experts")
             _require(self.experts.first_block < self.blocks, "model.experts.first_block", "is no block")
+            _require(self.experts.scaling > 0, "model.experts.scaling", "must be above 0")
+            _require(self.experts.sequence_balance >= 0, "model.experts.sequence_balance", "must be 0 or above")
         if self.hyper_connections:
             _require(2 <= self.hyper_connections.streams <= 8, "model.hyper_connections.streams", "must be 2 to 8")
-        if memory:
-            orders = memory.max_order - 1
-            _require(2 <= memory.max_order <= 8, "model.memory.max_order", "must be 2 to 8")
-            right = len(memory.rows_per_head) == orders
-            _require(right, "model.memory.rows_per_head", f"needs {orders} values, one per order")
-            ascending = memory.layers == sorted(set(memory.layers)) != []
-            _require(ascending, "model.memory.layers", "must name blocks, ascending without repeats")
-            _require(memory.layers[-1] < self.blocks, "model.memory.layers", "names a block that is not there")
-            _require(memory.pad_id < self.vocabulary, "model.memory.pad_id", "is outside the vocabulary")
+        if self.memory:
+            self.memory.check(self)
 
 
 # --- [text], [data], [train] --------------------------------------------------------------------------------
@@ -221,11 +278,16 @@ class TextConfig:
 
 @dataclass
 class DataConfig:
-    """Prepared token shards (`engram data prepare`) and the tokenizer that made them."""
+    """Prepared token shards (`engram data prepare`) and the tokenizer that made them; `valid` may be absent."""
 
     train: Path
-    valid: Path
     tokenizer: Path
+    valid: Path | None = None
+
+    def map_paths(self, change: typing.Callable[[Path], Path]) -> None:
+        """Replaces every path by what `change` makes of it."""
+        self.train, self.tokenizer = change(self.train), change(self.tokenizer)
+        self.valid = None if self.valid is None else change(self.valid)
 
 
 @dataclass
@@ -276,14 +338,20 @@ class Schedule:
 
 @dataclass
 class OptimizerConfig:
-    """Muon for the matrices of the blocks, Adam for everything else."""
+    """Muon for the matrices of the blocks, Adam for everything else.
+
+    `muon_heads_apart`: whether Muon orthogonalises the projections of every attention head apart. `weight_decay`: of
+    what Muon trains; `adam_weight_decay`: of the embedding, head and other matrices that Adam trains.
+    """
 
     muon_rate: float = 4e-3
     adam_rate: float = 4e-3
     momentum: float = 0.95
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     epsilon: float = 1e-8
+    muon_heads_apart: bool = False
     weight_decay: float = 0.1
+    adam_weight_decay: float = 0.0
     clip: float = 1.0
 
 
@@ -293,7 +361,24 @@ class RowTraining:
 
     rate_factor: float = 5.0
     optimizer: Literal["adam", "row_wise_adam", "balanced_momentum", "frozen"] = "adam"
+    beta1: float | None = None
+    beta2: float | None = None
+    epsilon: float | None = None
+    bias_correction: Literal["table", "row"] | None = None
     storage: Literal["ram", "mapped"] = "ram"
+
+    def check(self) -> None:
+        """Refuses impossible values, and settings that the optimiser does not have."""
+        both, one = '"adam" and "row_wise_adam" have', '"adam" has'
+        who = {"beta1": one, "beta2": both, "epsilon": both, "bias_correction": one}
+        _require(self.rate_factor > 0, "train.memory.rate_factor", "must be above 0")
+        for key, names in who.items():
+            has = getattr(self, key) is None or f'"{self.optimizer}"' in names
+            _require(has, f"train.memory.{key}", f"is a setting that only {names}: leave it out")
+        for key in ("beta1", "beta2"):
+            beta = getattr(self, key)
+            _require(beta is None or 0 <= beta < 1, f"train.memory.{key}", "must be at least 0 and below 1")
+        _require(self.epsilon is None or self.epsilon > 0, "train.memory.epsilon", "must be above 0")
 
 
 @dataclass
@@ -304,9 +389,10 @@ class TrainConfig:
     batch: int
     schedule: Schedule
     seed: int = 0
-    accumulation: int = 1
+    micro_batch: int | None = None
     documents_apart: bool = False
     recompute: bool = False
+    skip_limit: int = 10
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     memory: RowTraining = field(default_factory=RowTraining)
     precision: Literal["auto", "f32", "bf16"] = "auto"
@@ -314,6 +400,21 @@ class TrainConfig:
     evaluate_tokens: int | None = None
     checkpoint_every: int = 500
     keep: int = 2
+
+    @property
+    def windows_at_once(self) -> int:
+        """Sequences that are computed at once."""
+        return self.micro_batch or self.batch
+
+    def check(self) -> None:
+        """Refuses what cannot be trained, by its key."""
+        for key in ("steps", "batch", "micro_batch", "evaluate_every", "evaluate_tokens", "checkpoint_every", "keep"):
+            _require(getattr(self, key) != 0, f"train.{key}", "is 0: must be at least 1")
+        fits = self.windows_at_once <= self.batch
+        reason = f"is more than the batch of {self.batch}: leave it out to compute all at once"
+        _require(fits, "train.micro_batch", reason)
+        self.schedule.check()
+        self.memory.check()
 
 
 @dataclass
@@ -330,70 +431,92 @@ class RunConfig:
         self.model.check()
         if self.train is None:
             return
-        for key in ("steps", "batch", "accumulation", "evaluate_every", "checkpoint_every", "keep"):
-            _require(getattr(self.train, key) > 0, f"train.{key}", "must be at least 1")
-        divides = self.train.batch % self.train.accumulation == 0
-        _require(divides, "train.accumulation", f"does not divide the batch of {self.train.batch}")
-        self.train.schedule.check()
+        self.train.check()
+        silent = self.train.memory.optimizer == "frozen" and self.model.memory and self.model.memory.row_init == 0
+        reason = 'is "frozen", but `model.memory.row_init` is 0: rows that stay zero say nothing; set a deviation'
+        _require(not silent, "train.memory.optimizer", reason)
 
 
 # --- reading and writing ------------------------------------------------------------------------------------
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot be used: the key, and why."""
-
-
 def load_model_config(path: str | PathLike[str]) -> ModelConfig:
     """The `[model]` table of the file at `path`, whatever else it holds."""
-    model = _parse(path, lambda document: _read(ModelConfig, _table(document, "model"), "model"))
-    return _checked(path, model)
+    source = Source(path)
+    with _located(source):
+        model = _read(ModelConfig, _table(source.document, "model"), "model")
+        model.check()
+    return model
 
 
-def load_run_config(path: str | PathLike[str]) -> RunConfig:
-    """The whole configuration at `path`. Relative paths in it are taken from the file's own folder."""
-    run = _checked(path, _parse(path, lambda document: _read(RunConfig, document, "")))
+def load_run_config(path: str | PathLike[str], saved: bool = False) -> RunConfig:
+    """The whole configuration at `path`. Relative paths in it are taken from the file's own folder.
+
+    `saved`: it is the `run.toml` of a checkpoint, which may have been written before a key got its name of today.
+    """
+    source = Source(path)
+    with _located(source):
+        _replace_accumulation(source.document, saved)
+        run = _read(RunConfig, source.document, "")
+        run.check()
     if run.data:
-        folder = Path(path).parent
-        for key in ("train", "valid", "tokenizer"):
-            setattr(run.data, key, folder / getattr(run.data, key))
+        run.data.map_paths(lambda data: Path(path).parent / data)
     return run
 
 
 def to_toml(run: RunConfig) -> str:
     """The configuration as TOML, with every key that differs from nothing."""
-    return "\n".join(_lines(_plain(run), ())).lstrip("\n") + "\n"
+    return toml_file.to_toml(_plain(run))
 
 
 T = TypeVar("T")
-Checked = TypeVar("Checked", ModelConfig, RunConfig)
 
 
-def _checked(path: str | PathLike[str], config: Checked) -> Checked:
+class _Refused(Exception):
+    """Why a configuration cannot be used, and the key."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(problem)
+        self.key = key
+
+
+@contextlib.contextmanager
+def _located(source: Source) -> Iterator[None]:
+    """Puts the file that states a key to what is wrong with it."""
     try:
-        config.check()
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    return config
+        yield
+    except _Refused as refused:
+        raise source.error(refused.key, str(refused)) from None
 
 
-def _require(right: bool, key: str, reason: str) -> None:
+def _require(right: bool | None, key: str, reason: str) -> None:
     if not right:
-        raise ConfigError(f"`{key}`: {reason}")
+        raise _Refused(key, f"`{key}`: {reason}")
 
 
-def _parse(path: str | PathLike[str], read: typing.Callable[[dict[str, Any]], T]) -> T:
-    with open(path, "rb") as file:
-        try:
-            return read(tomllib.load(file))
-        except (tomllib.TOMLDecodeError, ConfigError) as error:
-            raise ConfigError(f"{path}: {error}") from None
+def _replace_accumulation(document: dict[str, Any], saved: bool) -> None:
+    """Says in today's key what stood in `train.accumulation` before there was `train.micro_batch`."""
+    train = document.get("train")
+    parts = train.get("accumulation") if isinstance(train, dict) else None
+    batch = train.get("batch") if isinstance(train, dict) else None
+    if not isinstance(train, dict) or not isinstance(parts, int) or not isinstance(batch, int):
+        return
+    micro_batch = -(-batch // max(parts, 1))
+    _require(
+        saved,
+        "train.accumulation",
+        f"is no longer a key: write `micro_batch = {micro_batch}`, the number of sequences computed at once, or leave "
+        "it out to compute all at once",
+    )
+    del train["accumulation"]
+    if parts > 1:
+        train["micro_batch"] = micro_batch
 
 
 def _table(document: dict[str, Any], key: str) -> dict[str, Any]:
     table = document.get(key)
     if not isinstance(table, dict):
-        raise ConfigError(f"there is no table [{key}]")
+        raise _Refused(key, f"there is no table [{key}]")
     return table
 
 
@@ -404,13 +527,14 @@ def _read(kind: type[T], table: dict[str, Any], key: str) -> T:
     for name in table:
         if name not in fields:
             known = ", ".join(fields)
-            raise ConfigError(f"`{_join(key, name)}` is no key that is known here; the keys are {known}")
+            wrong = _join(key, name)
+            raise _Refused(wrong, f"`{wrong}` is no key that is known here; the keys are {known}")
     values: dict[str, Any] = {}
     for name, f in fields.items():
         if name in table:
             values[name] = _value(hints[name], table[name], _join(key, name))
         elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"`{_join(key, name)}` is missing")
+            raise _Refused(_join(key, name), f"`{_join(key, name)}` is missing")
     return kind(**values)
 
 
@@ -452,13 +576,13 @@ def _alternative(kinds: list[Any], value: Any, key: str) -> Any:
     found = named.get(value.get("kind"))
     if found is None:
         names = " or ".join(map(repr, named))
-        raise ConfigError(f"`{key}.kind` is {value.get('kind')!r}, but must be {names}")
+        raise _Refused(f"{key}.kind", f"`{key}.kind` is {value.get('kind')!r}, but must be {names}")
     return _read(found, value, key)
 
 
 def _expect(right: bool, value: Any, key: str, needed: str) -> Any:
     if not right:
-        raise ConfigError(f"`{key}` is {value!r}, but must be {needed}")
+        raise _Refused(key, f"`{key}` is {value!r}, but must be {needed}")
     return value
 
 
@@ -472,33 +596,3 @@ def _plain(value: Any) -> Any:
         pairs = ((f.name, _plain(getattr(value, f.name))) for f in dataclasses.fields(value))
         return {name: item for name, item in pairs if item is not None and item != {}}
     return str(value) if isinstance(value, Path) else value
-
-
-def _lines(table: dict[str, Any], path: tuple[str, ...]) -> typing.Iterator[str]:
-    simple = {key: value for key, value in table.items() if not isinstance(value, dict)}
-    if path and (simple or not table):
-        yield f"\n[{'.'.join(path)}]"
-    for key, value in simple.items():
-        yield f"{key} = {_toml(value)}"
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _lines(value, (*path, key))
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        control = {character: f"\\u{ord(character):04x}" for character in map(chr, range(32)) if character in value}
-        for character, escape in control.items():
-            escaped = escaped.replace(character, escape)
-        return f'"{escaped}"'
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, dict):
-        return f"{{ {', '.join(f'{key} = {_toml(item)}' for key, item in value.items())} }}"
-    if isinstance(value, float):
-        text = repr(value)
-        return text if any(c in text for c in ".en") else f"{text}.0"
-    return str(value)

@@ -133,6 +133,11 @@ class Sampler:
         """Where it is: what a checkpoint keeps."""
         return {"epoch": self.epoch, "position": self.position}
 
+    @property
+    def epochs(self) -> float:
+        """How often the data have been used: whole epochs, and the share of this one."""
+        return self.epoch + self.position / self.windows(self.epoch)
+
     def windows(self, epoch: int) -> int:
         """Number of windows of an epoch."""
         return (self.tokens - 1 - self._offset(epoch)) // self.context
@@ -173,6 +178,24 @@ def positions_of(tokens: NDArray[np.int64], end_of_text: int) -> NDArray[np.int6
     at = np.arange(tokens.shape[1])
     first = np.where((tokens == end_of_text) & (at > 0), at, 0)
     return at - np.maximum.accumulate(first, axis=1)
+
+
+def stretches(context: int, limit: int | None, tokens: int) -> list[tuple[int, int]]:
+    """Where held-out losses are taken in `tokens` tokens: the first input and the predicted tokens of each window.
+
+    Windows follow each other and do not overlap. With a `limit` of predicted tokens that is below all, they are whole
+    ones, spread evenly over the text. Raises `ValueError` if there is nothing to predict.
+    """
+    every = tokens - 1
+    limit = every if limit is None else min(limit, every)
+    if limit < 1:
+        raise ValueError("the held-out text has no token to predict")
+    windows = every // context
+    if limit == every or windows == 0:
+        return [(start, min(context, limit - start)) for start in range(0, limit, context)]
+    # Each stands in the middle of its share of the text.
+    count = max(limit // context, 1)
+    return [((2 * i + 1) * windows // (2 * count) * context, min(context, limit)) for i in range(count)]
 
 
 def token_bytes(path: str | os.PathLike[str]) -> NDArray[np.int64]:

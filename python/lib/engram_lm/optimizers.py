@@ -8,12 +8,25 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+from engram_lm.config import RowTraining
+
 
 @dataclass(frozen=True)
 class Adam:
     """Two moments per value: the lazy form, step for step PyTorch's `SparseAdam`."""
 
     kind: ClassVar[str] = "adam"
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+
+@dataclass(frozen=True)
+class AdamByRow:
+    """As Adam, but each row's moments are corrected by the count of its own updates, so that a row that is first
+    touched late takes its first steps as one that is touched at once: step for step PyTorch's `Adam` on that row."""
+
+    kind: ClassVar[str] = "adam-by-row"
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
@@ -46,13 +59,16 @@ class Frozen:
     kind: ClassVar[str] = "frozen"
 
 
-RowOptimizer = Adam | RowWiseAdam | BalancedMomentum | Frozen
+RowOptimizer = Adam | AdamByRow | RowWiseAdam | BalancedMomentum | Frozen
 
-_KINDS: dict[str, type[RowOptimizer]] = {kind.kind: kind for kind in (Adam, RowWiseAdam, BalancedMomentum, Frozen)}
+_KINDS: dict[str, type[RowOptimizer]] = {
+    kind.kind: kind for kind in (Adam, AdamByRow, RowWiseAdam, BalancedMomentum, Frozen)
+}
 
 
 def named(name: str) -> RowOptimizer:
-    """The optimiser of this name with its usual settings: "adam", "row-wise-adam", "balanced-momentum", "frozen".
+    """The optimiser of this name with its usual settings: "adam", "adam-by-row", "row-wise-adam", "balanced-momentum",
+    "frozen".
 
     Underscores, as in `train.memory.optimizer` of a configuration, are read as well.
     """
@@ -60,6 +76,16 @@ def named(name: str) -> RowOptimizer:
     if kind is None:
         raise ValueError(f"there is no row optimiser {name!r}: take one of {', '.join(_KINDS)}")
     return kind()
+
+
+def configured(training: RowTraining) -> RowOptimizer:
+    """The optimiser that `[train.memory]` of a configuration names, with its settings."""
+    named_settings = ("beta1", "beta2", "epsilon")
+    settings: dict[str, Any] = {
+        name: value for name in named_settings if (value := getattr(training, name)) is not None
+    }
+    name = "adam_by_row" if training.bias_correction == "row" else training.optimizer
+    return _KINDS[name.replace("_", "-")](**settings)
 
 
 def to_json(optimizer: RowOptimizer | str) -> str:

@@ -9,7 +9,7 @@ from engram_lm import optimizers, table_file
 from engram_lm._addressing import of_memory
 from engram_lm.config import ModelConfig, TrainConfig, load_run_config
 from engram_lm.torch.model import LanguageModel
-from engram_lm.torch.optimizer import is_matrix
+from engram_lm.torch.training import Matrices, training_plan
 
 GIB = 1 << 30
 DEVICE_GIB = 141.0  # of one H200
@@ -84,13 +84,14 @@ def plan(path: str | os.PathLike[str], ranks: int) -> Plan:
         model = LanguageModel(run.model)
     named = list(model.named_parameters())
     dense = sum(p.numel() for _, p in named)
-    matrices = sum(p.numel() for name, p in named if is_matrix(name, p))
+    by_muon = {name for name, training in training_plan(model).items() if isinstance(training, Matrices)}
+    matrices = sum(p.numel() for name, p in named if name in by_muon)
     memory = run.model.memory
     row_values = row_state = sent_rows = 0
     if memory is not None:
         rows = sum(len_of_layers(run.model))
         row_values = rows * memory.row_width
-        widths = table_file.state_widths(optimizers.named(run.train.memory.optimizer), memory.row_width)
+        widths = table_file.state_widths(optimizers.configured(run.train.memory), memory.row_width)
         row_state = rows * sum(widths)
         read = run.train.batch // ranks * run.model.context * memory.slots * len(memory.layers)
         # Every row that is read, at most: its id, its values, and its gradient; none goes to oneself.
@@ -125,7 +126,7 @@ def _activations(model: ModelConfig, train: TrainConfig, ranks: int) -> int:
     Of every block, some 30 values of the residual's width for each stream-free token, and the streams themselves; with
     `recompute`, the streams between blocks only, and one block. The logits come twice.
     """
-    tokens = max(train.batch // max(train.accumulation, ranks), 1) * model.context
+    tokens = min(train.windows_at_once, -(-train.batch // ranks)) * model.context
     streams = 4 * tokens * model.streams * model.width
     block = 30 * 4 * tokens * model.width + 4 * streams
     kept = model.blocks * (streams if train.recompute else block) + (block if train.recompute else 0)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from engram_lm import optimizers
 from engram_lm._core import blake3_of, table_info, verify
-from engram_lm.optimizers import Adam, BalancedMomentum, Frozen, RowOptimizer, RowWiseAdam
+from engram_lm.optimizers import Adam, AdamByRow, BalancedMomentum, Frozen, RowOptimizer, RowWiseAdam
 
 HEADER = 4096
 PAGE = 4096
@@ -47,6 +47,8 @@ def state_widths(optimizer: RowOptimizer, width: int) -> list[int]:
     """Values per row of each kind of state."""
     if isinstance(optimizer, Adam):
         return [width, width]
+    if isinstance(optimizer, AdamByRow):
+        return [width, width + 1]  # the count of the row's updates stands last
     if isinstance(optimizer, RowWiseAdam):
         return [1]
     return [width] if isinstance(optimizer, BalancedMomentum) else []
@@ -126,9 +128,9 @@ def _header(header: TrainedHeader, listed: bytes) -> bytes:
     optimizer = header.optimizer
     settings: dict[str, Any] = asdict(optimizer)
     count = settings.pop("iterations", 0)
-    kind = {Adam: 1, RowWiseAdam: 2, BalancedMomentum: 3, Frozen: 4}[type(optimizer)]
+    kind = {Adam: 1, RowWiseAdam: 2, BalancedMomentum: 3, Frozen: 4, AdamByRow: 5}[type(optimizer)]
     values = list(settings.values())
-    numbers = {1: values, 2: [0.0, *values], 3: values, 4: [0.0] * 3}[kind]
+    numbers = {1: values, 2: [0.0, *values], 3: values, 4: [0.0] * 3, 5: values}[kind]
     head = struct.pack("<8sIIQQQ", b"ENGRAMTB", 1, 0, header.rows, header.width, header.layer)
     head += bytes.fromhex(header.identity)
     head += struct.pack("<QII3dQ", header.step, kind, count, *numbers, BLOCK)

@@ -81,7 +81,9 @@ def _train(options: argparse.Namespace) -> int:
         step = trainer.step_count
         last = step == config.steps
         if step % config.evaluate_every == 0 or last:
-            report(trainer.evaluate())
+            held_out = trainer.evaluate()
+            if held_out is not None:
+                report(held_out)
         asked = bool(group.tell(int(stop.asked)))
         if step % config.checkpoint_every == 0 or last or asked:
             if log is not None:
@@ -96,6 +98,8 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _text(line: dict[str, Any], steps: int) -> str:
+    if line.get("skipped"):
+        return f"step {line['step']}/{steps}  skipped: its loss or a gradient is not finite  {line['seconds']:.2f} s"
     if line["kind"] == "step":
         return f"step {line['step']}/{steps}  loss {line['loss']:.4f}  {line['seconds']:.2f} s"
     nats, bits = line["nats_per_token"], line["bits_per_byte"]

@@ -50,7 +50,7 @@ class Checkpoint:
         if verify:
             for name, expected in manifest["files"].items():
                 self._verify(self.folder / name, expected)
-        self.run = load_run_config(self.folder / "run.toml")
+        self.run = load_run_config(self.folder / "run.toml", saved=True)
 
     @staticmethod
     def _verify(path: Path, expected: dict[str, Any]) -> None:
@@ -88,8 +88,9 @@ class Checkpoint:
         }
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of a file, by name."""
-        return load_file(self.folder / name)
+        """The tensors of a file, by their names of today."""
+        # Forms of memory without gates were a field of their own.
+        return {name.replace(".ngrams.", ".memory."): tensor for name, tensor in load_file(self.folder / name).items()}
 
     def state(self) -> dict[str, Any]:
         """Step, tokens and position in the data. Raises `FileNotFoundError` for a model trained elsewhere."""
@@ -145,8 +146,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 def absolute(run: RunConfig) -> RunConfig:
     """The configuration with paths that do not depend on where it lies."""
     if run.data is not None:
-        for key in ("train", "valid", "tokenizer"):
-            setattr(run.data, key, Path(getattr(run.data, key)).absolute())
+        run.data.map_paths(Path.absolute)
     return run
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engram_lm.config import MemoryConfig
+from engram_lm.torch.training import STEADY, Matrices, WeightTraining, whole
 
 PAPER_GATE_EPSILON = torch.finfo(torch.float32).eps  # in the gate's norms of the demonstration code
 V41_GATE_EPSILON = 1e-20
@@ -42,6 +43,9 @@ class SeparateProjection(nn.Module):
         self.key_bias = nn.Parameter(torch.zeros(gates * width))
         self.value = matrix(inputs, width)
         self.value_bias = nn.Parameter(torch.zeros(width))
+        # Every gate's W_K is a matrix of its own, as is W_V (section 2.3).
+        keys = Matrices((width,) * gates)
+        self.declared = {"key": keys, "key_bias": STEADY, "value": whole(width), "value_bias": STEADY}
 
     def forward(self, e: Tensor) -> tuple[Tensor | None, Tensor]:
         """e [B, T, d_mem] to keys [B, T, G·D] and the value [B, T, D]."""
@@ -57,6 +61,7 @@ class ValueProjection(nn.Module):
         super().__init__()
         self.value = matrix(inputs, width)
         self.value_bias = nn.Parameter(torch.zeros(width))
+        self.declared = {"value": whole(width), "value_bias": STEADY}
 
     def forward(self, e: Tensor) -> tuple[Tensor | None, Tensor]:
         """e [B, T, d_mem] to no keys and the value [B, T, D]."""
@@ -70,6 +75,7 @@ class GateNorms(nn.Module):
         super().__init__()
         self.query = nn.Parameter(torch.ones(gates, width))
         self.key = nn.Parameter(torch.ones(gates, width)) if key else None
+        self.declared = {"query": STEADY, "key": STEADY}
 
 
 class ShortConvolution(nn.Module):
@@ -80,6 +86,7 @@ class ShortConvolution(nn.Module):
         self.dilation = dilation
         self.norm = nn.Parameter(torch.ones(streams, width))
         self.weight = nn.Parameter(torch.zeros(streams, width, kernel))  # the last tap at the token itself
+        self.declared = {"norm": STEADY, "weight": STEADY}
 
     def forward(self, u: Tensor, positions: Tensor | None = None) -> Tensor:
         """[B, T, M, D] to the same. `positions` [B, T]: places in their sequences, where a window holds several."""
@@ -101,8 +108,11 @@ class Memory(nn.Module):
     """Reads one layer's memory into the residual streams (arXiv 2601.07372, section 2.3).
 
     For every stream m: k_m = W_K[m]·e, one value v = W_V·e for all, the gate a_m = σ(sign(s)·√|s|) of
-    s = ⟨RMSNorm(h_m), RMSNorm(k_m)⟩/√D, and u_m = a_m·v. The paper's form adds a short convolution.
+    s = ⟨RMSNorm(h_m), RMSNorm(k_m)⟩/√D, and u_m = a_m·v. The paper's form adds a short convolution. With the gate
+    form "sigmoid", a_m = σ(⟨h_m, k_m⟩/√D).
     """
+
+    declared: dict[str, WeightTraining]
 
     def __init__(self, config: MemoryConfig, streams: int, width: int) -> None:
         """A module for `streams` streams of `width`; `config.form` must be "paper" or "v41"."""
@@ -114,13 +124,15 @@ class Memory(nn.Module):
         self.gates = {"per_stream": streams, "shared": 1, "none": 0}[config.gate]
         self.epsilon = PAPER_GATE_EPSILON if paper else V41_GATE_EPSILON
         self.projection: nn.Module | nn.Parameter
+        self.declared = {"projection": Matrices((width,) * (self.gates + 1))}
         if not paper:
             self.projection = matrix(config.width, (self.gates + 1) * width)
         elif self.gates:
             self.projection = SeparateProjection(config.width, self.gates, width)
         else:
             self.projection = ValueProjection(config.width, width)
-        self.norms = GateNorms(self.gates, width, key=paper) if self.gates else None
+        published = self.gates > 0 and config.gate_form == "signed_root"
+        self.norms = GateNorms(self.gates, width, key=paper) if published else None
         self.convolution = (
             ShortConvolution(streams, width, config.kernel, config.max_order) if config.has_convolution else None
         )
@@ -170,11 +182,13 @@ class Memory(nn.Module):
         return keys, value
 
     def _gate(self, h: Tensor, keys: Tensor) -> Tensor:
-        assert self.norms is not None
         if self.gates != self.streams:
             h = h.mean(-2, keepdim=True)
-        query = normalise(wide(h), self.epsilon) * self.norms.query
-        key = normalise(wide(keys.unflatten(-1, (self.gates, self.width))), self.epsilon)
+        h, keys = wide(h), wide(keys.unflatten(-1, (self.gates, self.width)))
+        if self.norms is None:
+            return ((h * keys).sum(-1) / math.sqrt(self.width)).sigmoid()
+        query = normalise(h, self.epsilon) * self.norms.query
+        key = normalise(keys, self.epsilon)
         if self.norms.key is not None:
             key = key * self.norms.key
         s = (query * key).sum(-1) / math.sqrt(self.width)
@@ -216,8 +230,9 @@ class Memory(nn.Module):
         for m in range(self.gates):
             yield f"key_projs.{m}.weight", ("projection.key", m)
             yield f"key_projs.{m}.bias", ("projection.key_bias", m)
-            yield f"norm1.{m}.weight", ("norms.key", m)
-            yield f"norm2.{m}.weight", ("norms.query", m)
+            if self.norms is not None:
+                yield f"norm1.{m}.weight", ("norms.key", m)
+                yield f"norm2.{m}.weight", ("norms.query", m)
         if self.convolution is not None:
             for m in range(self.streams):
                 yield f"short_conv.norms.{m}.weight", ("convolution.norm", m)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from engram_lm.config import LatentAttentionConfig, MemoryConfig, ModelConfig, PlainAttentionConfig
 from engram_lm.torch.memory import Memory, matrix, normalise, wide
+from engram_lm.torch.training import DECAYING, STEADY, Matrices, WeightTraining, of_heads, whole
 
 
 class RMSNorm(nn.Module):
@@ -23,6 +24,7 @@ class RMSNorm(nn.Module):
     def __init__(self, width: int, epsilon: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
+        self.declared = {"weight": STEADY}
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,11 +33,12 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """y = x·W with W [in, out]."""
+    """y = x·W with W [in, out], which holds one matrix for Muon unless `training` says something else."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, training: WeightTraining | None = None) -> None:
         super().__init__()
         self.weight = matrix(inputs, outputs)
+        self.declared = {"weight": training or whole(outputs)}
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
@@ -53,7 +56,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.input = Linear(width, 2 * hidden)
+        self.input = Linear(width, 2 * hidden, Matrices((hidden, hidden)))
         self.output = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,14 +73,12 @@ class Rotary(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, base, yarn = config.attention.rotary, config.attention.rotary_base, config.attention.yarn
-        frequencies = float(base) ** (-2 * torch.arange(width // 2, dtype=torch.float64) / width)
+        frequencies = [float(base) ** (-2 * pair / width) for pair in range(width // 2)]
         self.inverse_temperature = 1.0
         if yarn is not None:
-            turns = yarn.original_context * frequencies / math.tau
-            kept = ((turns - yarn.alpha) / (yarn.beta - yarn.alpha)).clamp(0.0, 1.0)
-            frequencies = frequencies + (1 - kept) * (frequencies / yarn.scale - frequencies)
+            frequencies = yarn.frequencies(frequencies, base)
             self.inverse_temperature = yarn.inverse_temperature
-        angles = torch.outer(torch.arange(config.context, dtype=torch.float64), frequencies)
+        angles = torch.outer(*(torch.tensor(of, dtype=torch.float64) for of in (range(config.context), frequencies)))
         self.register_buffer("cos", angles.cos().float(), persistent=False)
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
@@ -125,10 +126,14 @@ class LatentAttention(nn.Module):
         if a.query_rank:
             self.query_down = Linear(width, a.query_rank)
             self.query_norm = RMSNorm(a.query_rank, epsilon)
-        self.query_up = Linear(a.query_rank or width, a.heads * (a.content_width + a.rotary_width))
-        self.latent_down = Linear(width, a.latent_rank + a.rotary_width)
+        # The matrices are those of the paper: W^UQ and W^QR, W^DKV and W^KR, W^UK and W^UV.
+        queries = of_heads(a.heads, a.content_width, a.rotary_width)
+        self.query_up = Linear(a.query_rank or width, a.heads * (a.content_width + a.rotary_width), queries)
+        latent_and_key = Matrices((a.latent_rank, a.rotary_width))
+        self.latent_down = Linear(width, a.latent_rank + a.rotary_width, latent_and_key)
         self.latent_norm = RMSNorm(a.latent_rank, epsilon)
-        self.latent_up = Linear(a.latent_rank, a.heads * (a.content_width + a.value_width))
+        keys_and_values = of_heads(a.heads, a.content_width, a.value_width)
+        self.latent_up = Linear(a.latent_rank, a.heads * (a.content_width + a.value_width), keys_and_values)
         self.output = Linear(a.heads * a.value_width, width)
 
     def forward(self, x: Tensor, sight: Sight, values: Tensor | None = None) -> Tensor:
@@ -164,9 +169,10 @@ class PlainAttention(nn.Module):
         self.config, self.rotary = a, [rotary]
         self.key_heads = a.key_heads or a.heads
         self.scale = 1 / math.sqrt(a.head_width)
-        self.query = Linear(config.width, a.heads * a.head_width)
-        self.key = Linear(config.width, self.key_heads * a.head_width)
-        self.value = Linear(config.width, self.key_heads * a.head_width)
+        keys = of_heads(self.key_heads, a.head_width)
+        self.query = Linear(config.width, a.heads * a.head_width, of_heads(a.heads, a.head_width))
+        self.key = Linear(config.width, self.key_heads * a.head_width, keys)
+        self.value = Linear(config.width, self.key_heads * a.head_width, keys)
         self.output = Linear(a.heads * a.head_width, config.width)
 
     def forward(self, x: Tensor, sight: Sight, values: Tensor | None = None) -> Tensor:
@@ -195,22 +201,30 @@ class Experts(nn.Module):
         super().__init__()
         e, width = config.experts, config.width
         assert e is not None
-        self.active, self.rate = e.active, e.balance_rate
-        self.router = Linear(width, e.routed)
+        self.active, self.rate, self.scaling = e.active, e.balance_rate, e.scaling
+        self.sequence_balance = e.sequence_balance
+        self.router = Linear(width, e.routed, DECAYING)
         self.register_buffer("balance", torch.zeros(e.routed))
         self.input = matrix(e.routed, width, 2 * e.width)
         self.output = matrix(e.routed, e.width, width)
+        self.declared = {"input": Matrices((e.width, e.width)), "output": whole(width)}
         self.shared = FeedForward(width, e.shared_width) if e.shared_width else None
         self.loads: Tensor | None = None  # tokens that each expert saw since the last `rebalance`, [routed]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] to the same."""
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """[B, T, D] to the same, and the loss that balances the experts within each sequence, if it has a weight.
+
+        `positions` [B, T]: places in their sequences, where a row holds several.
+        """
         shape, x = x.shape, x.flatten(0, -2)
         with torch.autocast(x.device.type, enabled=False):  # near ties decide which expert a token sees
             scores = self.router(wide(x)).sigmoid()
         choice = (scores.detach() + self.balance).topk(self.active, dim=-1).indices  # [N, K]
         gates = scores.gather(1, choice)
-        gates = gates / gates.sum(-1, keepdim=True)
+        gates = gates / gates.sum(-1, keepdim=True) * self.scaling
+        balance = None
+        if self.sequence_balance and torch.is_grad_enabled():
+            balance = self._balance_loss(scores, choice, shape[1], positions)
 
         # Tokens sorted by expert, a pair of products for each expert, then added where they came from.
         flat = choice.flatten()
@@ -222,7 +236,26 @@ class Experts(nn.Module):
         y = self._products(x.index_select(0, rows), loads)
         y = y * gates.flatten().index_select(0, order).unsqueeze(-1)
         routed = torch.zeros_like(x, dtype=y.dtype).index_add(0, rows, y)
-        return (routed + self.shared(x) if self.shared is not None else routed).view(shape)
+        return (routed + self.shared(x) if self.shared is not None else routed).view(shape), balance
+
+    def _balance_loss(self, scores: Tensor, choice: Tensor, time: int, positions: Tensor | None) -> Tensor:
+        """The mean over the sequences of α·Σ_i f_i·P_i (DeepSeek-V3, arXiv 2412.19437, equations 17 to 20).
+
+        With s' the scores [N, routed] of a token divided by their sum, P_i is the mean of s'_i, and f_i the number of
+        tokens that see expert i, in units of the number that each would see if all saw as many.
+        """
+        tokens, routed = scores.shape
+        if positions is None:
+            sequence = torch.arange(tokens, device=scores.device) // time
+        else:
+            sequence = (positions.flatten() == 0).cumsum(0) - 1
+        lengths = sequence.bincount()
+        count = len(lengths)
+        seen = (sequence.unsqueeze(-1) * routed + choice).flatten().bincount(minlength=count * routed)
+        units = lengths.double() * self.active / routed
+        factors = seen.view(count, routed) / (units * lengths * count).unsqueeze(-1)
+        shares = scores / scores.sum(-1, keepdim=True)
+        return self.sequence_balance * (shares * factors.to(scores.dtype)[sequence]).sum()
 
     # Whether activation checkpointing is computing a block again, whose loads have been counted.
     _again = False
@@ -265,6 +298,7 @@ class HyperConnection(nn.Module):
         read[index % n] = 0.7
         mix = torch.full((n, n), -8.0).fill_diagonal_(0.0)
         self.bias = nn.Parameter(torch.cat([read.logit(), torch.zeros(n), mix.flatten()]))
+        self.declared = {"projection": DECAYING, "scale": STEADY, "bias": STEADY}
 
     def forward(self, x: Tensor, layer: Callable[[Tensor], Tensor]) -> Tensor:
         """`layer` [B, T, D] to the same, read from the streams and written back to them."""
@@ -303,6 +337,9 @@ class NgramEmbedding(nn.Module):
             values = (a.key_heads or a.heads) * a.head_width
         outputs = {"added": 0, "over_encoding": config.width, "attention_values": values}[memory.form]
         self.projection = matrix(memory.width, outputs) if outputs else None
+        # An over-encoding is Σ W_s·e_s: one matrix per slot.
+        stacked = memory.slots if memory.form == "over_encoding" else 1
+        self.declared = {"projection": Matrices((outputs,), stacked=stacked)}
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
         """The streams x [B, T, n, D] with the rows e [B, T, d_mem] in them, where that is their place."""
@@ -329,12 +366,10 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, index: int, rotary: Rotary) -> None:
         super().__init__()
         width, epsilon, memory = config.width, config.norm_epsilon, config.memory
-        self.memory: Memory | None = None
-        self.ngrams: NgramEmbedding | None = None
-        if memory is not None and index in memory.layers and memory.form in ("paper", "v41"):
-            self.memory = Memory(memory, config.streams, width)
-        elif memory is not None and index in memory.layers:
-            self.ngrams = NgramEmbedding(memory, config)
+        self.memory: Memory | NgramEmbedding | None = None
+        if memory is not None and index in memory.layers:
+            gated = memory.form in ("paper", "v41")
+            self.memory = Memory(memory, config.streams, width) if gated else NgramEmbedding(memory, config)
         latent = isinstance(config.attention, LatentAttentionConfig)
         self.attention = LatentAttention(config, rotary) if latent else PlainAttention(config, rotary)
         self.attention_norm = RMSNorm(width, epsilon)
@@ -347,16 +382,25 @@ class Block(nn.Module):
         self.attention_streams = HyperConnection(config, 2 * index) if hyper else None
         self.feed_forward_streams = HyperConnection(config, 2 * index + 1) if hyper else None
 
-    def forward(self, x: Tensor, e: Tensor | None, dead: Tensor | None, sight: Sight) -> Tensor:
-        """Streams [B, T, n, D] (without hyper-connections n = 1) to the same."""
-        values = None
-        if e is not None and self.memory is not None:
-            x = x + self.memory(x, e, dead, sight.positions)
-        elif e is not None and self.ngrams is not None:
+    def forward(self, x: Tensor, e: Tensor | None, dead: Tensor | None, sight: Sight) -> tuple[Tensor, Tensor | None]:
+        """Streams [B, T, n, D] (without hyper-connections n = 1) to the same, and a loss that balances its experts."""
+        values, balance = None, None
+        if e is not None and isinstance(self.memory, NgramEmbedding):
             e = e if dead is None else e.masked_fill(dead[..., None], 0.0)
-            x, values = self.ngrams(x, e), self.ngrams.values(e)
+            x, values = self.memory(x, e), self.memory.values(e)
+        elif e is not None and self.memory is not None:
+            x = x + self.memory(x, e, dead, sight.positions)
         x = around(x, self.attention_streams, lambda h: self.attention(self.attention_norm(h), sight, values))
-        return around(x, self.feed_forward_streams, lambda h: self.feed_forward(self.feed_forward_norm(h)))
+
+        def feed_forward(h: Tensor) -> Tensor:
+            nonlocal balance
+            h = self.feed_forward_norm(h)
+            if isinstance(self.feed_forward, Experts):
+                y, balance = self.feed_forward(h, sight.positions)
+                return cast(Tensor, y)
+            return cast(Tensor, self.feed_forward(h))
+
+        return around(x, self.feed_forward_streams, feed_forward), balance
 
 
 def around(x: Tensor, streams: HyperConnection | None, layer: Callable[[Tensor], Tensor]) -> Tensor:
@@ -370,7 +414,11 @@ class LanguageModel(nn.Module):
     """A transformer language model with conditional memory. The tables themselves live outside: see `RowTable`."""
 
     def __init__(self, config: ModelConfig, recompute: bool = False) -> None:
-        """`recompute`: activation checkpointing, block by block."""
+        """`recompute`: activation checkpointing, block by block.
+
+        Weights are drawn anew by PyTorch's generator; `first_weights.initialise` gives those that the Rust trainer
+        begins with, of the sizes that `[model.init]` names.
+        """
         super().__init__()
         config.check()
         self.config, self.recompute = config, recompute
@@ -379,6 +427,7 @@ class LanguageModel(nn.Module):
         self.blocks = nn.ModuleList(Block(config, index, self.rotary) for index in range(config.blocks))
         self.norm = RMSNorm(config.width, config.norm_epsilon)
         self.head = None if config.tied_head else nn.Parameter(torch.randn(config.width, config.vocabulary) * 0.02)
+        self.declared = {"embedding": DECAYING, "head": DECAYING}
 
     def hidden(
         self,
@@ -393,19 +442,27 @@ class LanguageModel(nn.Module):
         `dead` bool [B, T]: positions without memory. `positions` [B, T]: places in their sequences, where a row of
         tokens holds several; none: a row is one sequence.
         """
-        memory = memory or {}
+        return self._pass(tokens, memory or {}, dead, positions)[0]
+
+    def _pass(
+        self, tokens: Tensor, memory: Mapping[int, Tensor], dead: Tensor | None, positions: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """States before the head, and the sum of the losses that balance experts, if there are such."""
         unknown = memory.keys() - set(self.config.memory.layers if self.config.memory else [])
         if unknown:
             raise ValueError(f"rows are given for blocks {sorted(unknown)}, which have no memory")
         x = F.embedding(tokens, self.embedding).unsqueeze(-2).repeat(1, 1, self.config.streams, 1)  # [B, T, n, D]
         sight = Sight(positions)
+        balance: Tensor | None = None
         for index, block in enumerate(self.blocks):
             arguments = (x, memory.get(index), dead, sight)
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(_Counted(block), *arguments, use_reentrant=False)
+                x, of_block = checkpoint(_Counted(block), *arguments, use_reentrant=False)
             else:
-                x = block(*arguments)
-        return cast(Tensor, self.norm(x.mean(-2)))
+                x, of_block = block(*arguments)
+            if of_block is not None:
+                balance = of_block if balance is None else balance + of_block
+        return cast(Tensor, self.norm(x.mean(-2))), balance
 
     def head_weight(self) -> Tensor:
         """[D, vocabulary]"""
@@ -430,8 +487,21 @@ class LanguageModel(nn.Module):
         positions: Tensor | None = None,
     ) -> Tensor:
         """Mean cross-entropy in nats of `targets` [B, T] after `tokens` [B, T]; other arguments as in `hidden`."""
-        logits = self.logits(tokens, memory, dead, positions)
-        return F.cross_entropy(wide(logits.flatten(0, -2)), targets.flatten())
+        return self.losses(tokens, targets, memory, dead, positions)[0]
+
+    def losses(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        memory: Mapping[int, Tensor] | None = None,
+        dead: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The loss that `forward` gives, and the one that balances experts within each sequence, which is learned from
+        beside it; none: `model.experts.sequence_balance` is 0."""
+        hidden, balance = self._pass(tokens, memory or {}, dead, positions)
+        logits = hidden @ self.head_weight()
+        return F.cross_entropy(wide(logits.flatten(0, -2)), targets.flatten()), balance
 
     def experts(self) -> list[Experts]:
         """The blocks' experts, in order."""
@@ -449,13 +519,13 @@ class _Counted:
     def __init__(self, block: nn.Module) -> None:
         self.block, self.passes = block, 0
 
-    def __call__(self, *arguments: object) -> Tensor:
+    def __call__(self, *arguments: object) -> tuple[Tensor, Tensor | None]:
         feed_forward = self.block.feed_forward
         self.passes += 1
         if isinstance(feed_forward, Experts):
             feed_forward._again = self.passes > 1
         try:
-            return cast(Tensor, self.block(*arguments))
+            return cast(tuple[Tensor, Tensor | None], self.block(*arguments))
         finally:
             if isinstance(feed_forward, Experts):
                 feed_forward._again = False

@@ -8,13 +8,15 @@ import math
 import torch
 from torch import Tensor
 
-from engram_lm.optimizers import Adam, BalancedMomentum, Frozen, RowOptimizer, RowWiseAdam
+from engram_lm.optimizers import Adam, AdamByRow, BalancedMomentum, Frozen, RowOptimizer, RowWiseAdam
 
 
 def step(optimizer: RowOptimizer, number: int, rate: float, rows: Tensor, state: list[Tensor], grads: Tensor) -> None:
     """Step `number` (from 1) at `rate` on `rows` [distinct, width] with `state` and `grads`; rows and state change."""
     if isinstance(optimizer, Adam):
         _adam(optimizer, number, rate, rows, state, grads)
+    elif isinstance(optimizer, AdamByRow):
+        _adam_by_row(optimizer, rate, rows, state, grads)
     elif isinstance(optimizer, RowWiseAdam):
         _row_wise(optimizer, rate, rows, state[0], grads)
     elif isinstance(optimizer, BalancedMomentum):
@@ -29,6 +31,18 @@ def _adam(o: Adam, number: int, rate: float, rows: Tensor, state: list[Tensor], 
     first.lerp_(grads, 1 - o.beta1)
     second.lerp_(grads.square(), 1 - o.beta2)
     rows.sub_(first / second.sqrt().add_(o.epsilon), alpha=size)
+
+
+def _adam_by_row(o: AdamByRow, rate: float, rows: Tensor, state: list[Tensor], grads: Tensor) -> None:
+    first, second, count = state[0], state[1][:, :-1], state[1][:, -1:]
+    count += 1
+    updates = count.double()
+    root, size = (1 - o.beta2**updates).sqrt(), 1 - o.beta1**updates
+    first.lerp_(grads, 1 - o.beta1)
+    second.lerp_(grads.square(), 1 - o.beta2)
+    # PyTorch's Adam adds ε to the corrected root, its SparseAdam to the root as it is.
+    corrected = first / second.sqrt().add_((o.epsilon * root).to(rows.dtype))
+    rows.sub_(corrected * (rate * root / size).to(rows.dtype))
 
 
 def _row_wise(o: RowWiseAdam, rate: float, rows: Tensor, second: Tensor, grads: Tensor) -> None:

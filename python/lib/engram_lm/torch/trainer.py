@@ -1,6 +1,7 @@
 """The training loop: the same steps, data order, schedules, metrics and checkpoints as the Rust trainer's."""
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from engram_lm import optimizers
 from engram_lm._addressing import of_memory
 from engram_lm._core import Addressing, blake3_of_file
 from engram_lm.config import RunConfig, TrainConfig, to_toml
-from engram_lm.data import Sampler, TokenShards, positions_of, token_bytes
+from engram_lm.data import Sampler, TokenShards, positions_of, stretches, token_bytes
 from engram_lm.torch.checkpoint import Checkpoint, CheckpointWriter, absolute, save_tensors, table_name
 from engram_lm.torch.first_weights import initialise
 from engram_lm.torch.group import Group, TreeSum
@@ -38,7 +39,7 @@ class Options:
 
     rows: Where = "store"  # where tables are: "store" or "device"
     compile: bool = False
-    parts: int | None = None  # of a batch; none: `train.accumulation`, or as many as there are processes
+    parts: int | None = None  # equal parts of a batch; none: its micro-batches, or as many as processes can share
 
 
 @dataclass
@@ -52,6 +53,25 @@ class Batch:
     state: dict[str, int]  # of the sampler, after this batch
 
 
+def parts_of(config: TrainConfig, parts: int | None, processes: int) -> list[int]:
+    """Windows of each of the parts that a batch is computed in, one after another on each process.
+
+    `parts`: so many equal ones. None: micro-batches, the last of which may have fewer windows; where processes cannot
+    share those, equal parts that are no larger. Raises `ValueError` if there are none.
+    """
+    batch, at_once = config.batch, config.windows_at_once
+    micro_batches = [min(at_once, batch - first) for first in range(0, batch, at_once)]
+    if parts is None and len(micro_batches) % processes == 0:
+        return micro_batches
+    count = parts or math.lcm(len(micro_batches), processes)
+    if batch % count or count % processes:
+        raise ValueError(
+            f"a batch of {batch} windows is not {count} equal parts for {processes} processes: set `--parts` to a "
+            "multiple of the processes that divides `train.batch`"
+        )
+    return [batch // count] * count
+
+
 class Trainer:
     """A run in progress."""
 
@@ -63,15 +83,14 @@ class Trainer:
             raise ValueError("`model.memory.lookup`: only `engram train` has the permuted control")
         self.run, self.folder, self.group, self.options = run, folder, group, options
         self.config: TrainConfig = run.train
-        self.parts = options.parts or math.lcm(self.config.accumulation, group.size)
-        if self.config.batch % self.parts or self.parts % group.size:
-            raise ValueError(
-                f"a batch of {self.config.batch} windows is not {self.parts} equal parts for {group.size} processes: "
-                "set `--parts` to a multiple of the processes that divides `train.batch`"
-            )
-        self.train, self.valid = TokenShards(run.data.train), TokenShards(run.data.valid)
+        self.windows = parts_of(self.config, options.parts, group.size)
+        per_rank = len(self.windows) // group.size
+        self.mine = slice(group.rank * per_rank, (group.rank + 1) * per_rank)
+        self.train = TokenShards(run.data.train)
+        self.valid = None if run.data.valid is None else TokenShards(run.data.valid)
         for shards in (self.train, self.valid):
-            shards.check_tokenizer(run.data.tokenizer)
+            if shards is not None:
+                shards.check_tokenizer(run.data.tokenizer)
         if self.train.vocabulary != run.model.vocabulary:
             raise ValueError(
                 f"{run.data.tokenizer} has {self.train.vocabulary} tokens, but `model.vocabulary` is "
@@ -81,6 +100,7 @@ class Trainer:
         if run.model.memory is not None:
             self.addressing = of_memory(run.model.memory, run.data.tokenizer)
         self.step_count, self.tokens = 0, 0
+        self.skipped, self.skipped_in_a_row = 0, 0
         self.sampler = self._sampler({})
         self.ahead: Batch | None = None
         self.model: LanguageModel
@@ -124,8 +144,9 @@ class Trainer:
             raise ValueError(f"{run.data and run.data.train}: not the data that this run began with")
         self._load(checkpoint)
         self.step_count, self.tokens = state["step"], state["tokens"]
+        self.skipped, self.skipped_in_a_row = state.get("skipped", 0), state.get("skipped_in_a_row", 0)
         self.sampler = self._sampler(state["sampler"])
-        self.optimizer.import_state(checkpoint.tensors("optimizer.safetensors"), self.step_count)
+        self.optimizer.import_state(checkpoint.tensors("optimizer.safetensors"), self.step_count - self.skipped)
         if group.rank == 0:
             self._cut_metrics()
         self._compile()
@@ -136,71 +157,106 @@ class Trainer:
     def step(self) -> dict[str, Any]:
         """One training step. Gives its line of the metrics.
 
-        Raises `FloatingPointError` if the loss or a gradient is not finite.
+        Where the loss or a gradient is not finite, the step is skipped: it counts, but weights, rows and their
+        optimisers stay as they are. Raises `FloatingPointError` if more than `train.skip_limit` in a row are.
         """
         start = time.perf_counter()
         batch = self.ahead or self._draw()
-        config, per_rank = self.config, self.parts // self.group.size
         fetched = {layer: table.fetch(batch.ids[layer]) for layer, table in self.tables.items()}
         self.ahead = self._draw()
-        if self.group.size == 1 and per_rank == 1:
+        if len(self.windows) == 1:
             for layer, table in self.tables.items():
                 table.table.prefetch(self.ahead.ids[layer][0])
+        loss = self._gradients(batch, fetched)
+        norm = self.optimizer.norm()
+        schedule = self.config.schedule.rate(self.step_count, self.config.steps)
+        skipped = not (math.isfinite(loss) and math.isfinite(norm) and self._finite(fetched))
+        if skipped:
+            self._skip()
+        else:
+            self.skipped_in_a_row = 0
+            self._learn(fetched, norm, schedule)
+        self.optimizer.zero_grad()
+        self.step_count += 1
+        self.tokens += self.config.batch * self.run.model.context
+        self.saved_state = batch.state
+        return {
+            "kind": "step",
+            "step": self.step_count,
+            "loss": loss if math.isfinite(loss) else None,
+            "gradient_norm": norm if math.isfinite(norm) else None,
+            "schedule": schedule,
+            "tokens": self.tokens,
+            "epoch": self._sampler(batch.state).epochs,
+            "seconds": time.perf_counter() - start,
+            **({"skipped": True} if skipped else {}),
+        }
+
+    def _gradients(self, batch: Batch, fetched: dict[int, list[Fetched]]) -> float:
+        """Leaves the gradients of a step's batch at weights and rows; gives its loss."""
         total, losses = TreeSum(), []
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        for part in range(per_rank):
+        for part in range(len(self.windows[self.mine])):
             rows = {layer: of_layer[part] for layer, of_layer in fetched.items()}
-            losses.append(self._compute(batch, part, per_rank, rows))
+            losses.append(self._compute(batch, part, rows))
             total.add([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
             for p in parameters:
                 p.grad = None
         gradients = total.total()
         self.group.sum_in_order(gradients)
-        loss = self._mean(losses)
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"step {self.step_count + 1}: the loss is {loss}; lower the rates")
         for p, gradient in zip(parameters, gradients, strict=True):
             p.grad = gradient
-        schedule = config.schedule.rate(self.step_count, config.steps)
-        norm = self.optimizer.step(schedule)
-        self.optimizer.zero_grad()
+        return self._mean(losses)
+
+    def _compute(self, batch: Batch, part: int, rows: dict[int, Fetched]) -> Tensor:
+        """Forward and backward of one of this process's parts; gives its loss."""
+        windows = self.windows[self.mine]
+        first = sum(windows[:part])
+        here = slice(first, first + windows[part])
+        positions = None if batch.positions is None else batch.positions[here]
+        memory = {layer: fetched.embed() for layer, fetched in rows.items()}
+        loss: Tensor
+        with self._precision():
+            loss, balance = self.compiled(batch.inputs[here], batch.targets[here], memory, None, positions)
+        learned = loss if balance is None else loss + balance
+        (learned * (windows[part] / self.config.batch)).backward()
+        return loss.detach()
+
+    def _finite(self, fetched: dict[int, list[Fetched]]) -> bool:
+        """Whether all gradients of rows are finite, of all processes."""
+        every = [part.grads for of_layer in fetched.values() for part in of_layer]
+        wrong = sum(int(not bool(grads.isfinite().all())) for grads in every)
+        return not self.group.sum(torch.tensor([wrong])).item()
+
+    def _skip(self) -> None:
+        """Takes no step. Raises `FloatingPointError` if there were too many of these in a row."""
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row > self.config.skip_limit:
+            raise FloatingPointError(
+                f"training diverged at step {self.step_count}: too many steps in a row had a loss or gradient that is "
+                "not finite (`train.skip_limit`); resume from the last checkpoint with lower rates "
+                "(`train.optimizer`), or a longer warm-up"
+            )
+        self.skipped += 1
+        for experts in self.model.experts():
+            experts.loads = None
+
+    def _learn(self, fetched: dict[int, list[Fetched]], norm: float, schedule: float) -> None:
+        """Updates weights, the experts' balance and rows."""
+        self.optimizer.step(schedule, norm)
         for experts in self.model.experts():
             if experts.loads is not None:
                 self.group.sum(experts.loads)
         self.model.rebalance()
-        rate = schedule * config.optimizer.adam_rate * config.memory.rate_factor
+        rate = schedule * self.config.optimizer.adam_rate * self.config.memory.rate_factor
         for layer, table in self.tables.items():
             table.update(fetched[layer], rate)
-        self.step_count += 1
-        self.tokens += config.batch * self.run.model.context
-        self.saved_state = batch.state
-        return {
-            "kind": "step",
-            "step": self.step_count,
-            "loss": loss,
-            "gradient_norm": norm,
-            "schedule": schedule,
-            "tokens": self.tokens,
-            "seconds": time.perf_counter() - start,
-        }
-
-    def _compute(self, batch: Batch, part: int, per_rank: int, rows: dict[int, Fetched]) -> Tensor:
-        """Forward and backward of one part; gives its loss."""
-        windows = len(batch.inputs) // per_rank
-        here = slice(part * windows, (part + 1) * windows)
-        positions = None if batch.positions is None else batch.positions[here]
-        memory = {layer: fetched.embed() for layer, fetched in rows.items()}
-        with self._precision():
-            loss: Tensor = self.compiled(batch.inputs[here], batch.targets[here], memory, None, positions)
-        (loss / self.parts).backward()
-        return loss.detach()
 
     def _mean(self, losses: list[Tensor]) -> float:
-        """The mean loss over all parts of all processes."""
-        mine = torch.stack(losses).double().cpu()
-        every = torch.zeros(self.group.size, len(losses), dtype=torch.float64)
-        every[self.group.rank] = mine
-        return float(self.group.sum(every).mean())
+        """The mean loss over all windows of all processes."""
+        every = torch.zeros(len(self.windows), dtype=torch.float64)
+        every[self.mine] = torch.stack(losses).double().cpu()
+        return float(self.group.sum(every) @ torch.tensor(self.windows).double()) / self.config.batch
 
     def _precision(self) -> Any:
         """bf16 operands of matrix products where the configuration, or a GPU, asks for them."""
@@ -210,60 +266,61 @@ class Trainer:
 
     def _compile(self) -> None:
         self.model.train()
-        self.compiled: Callable[..., Tensor] = torch.compile(self.model) if self.options.compile else self.model
+        self.compiled: Callable[..., tuple[Tensor, Tensor | None]] = self.model.losses
+        if self.options.compile:
+            self.compiled = torch.compile(self.model.losses)
         self.saved_state = self.sampler.state
 
     # --- held-out loss ----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, Any]:
-        """The held-out loss, over windows that follow each other; all processes take a share of them."""
+    def evaluate(self) -> dict[str, Any] | None:
+        """The held-out loss, none without held-out data; all processes take a share of the windows."""
+        if self.valid is None or self.run.data is None:
+            return None
         self.model.eval()
-        context, limit = self.run.model.context, self.config.evaluate_tokens
-        predicted = (len(self.valid) if limit is None else min(len(self.valid), limit + 1)) - 1
+        context = self.run.model.context
+        windows = stretches(context, self.config.evaluate_tokens, len(self.valid))
         most = min(max(EVALUATED_TOKENS // context, 1), EVALUATED_WINDOWS)
-        pieces = []  # (first token, windows, tokens of a window)
-        done = 0
-        while done < predicted:
-            left = predicted - done
-            piece = (done, min(left // context, most), context) if left >= context else (done, 1, left)
-            pieces.append(piece)
-            done += piece[1] * piece[2]
+        # Windows of equal length in batches; a shorter one at the end, alone.
+        equal = [list(group) for _, group in itertools.groupby(windows, lambda window: window[1])]
+        pieces = [group[first : first + most] for group in equal for first in range(0, len(group), most)]
+        if self._bytes is None:
+            self._bytes = token_bytes(self.run.data.tokenizer)
         sums = torch.zeros(2, dtype=torch.float64)
         for turn in range(0, len(pieces), self.group.size):
             mine = turn + self.group.rank
-            sums += self._evaluate_piece(pieces[mine] if mine < len(pieces) else None)
-        nats, count = self.group.sum(sums)[0].item(), float(predicted)
-        if self._bytes is None and self.run.data is not None:
-            self._bytes = token_bytes(self.run.data.tokenizer)
-        found = int(self._bytes[self.valid.read(1, predicted)].sum())
+            sums += self._evaluate_piece(self.valid, pieces[mine] if mine < len(pieces) else [])
+        nats, found = self.group.sum(sums).tolist()
+        count = sum(length for _, length in windows)
         self.model.train()
         return {
             "kind": "held_out",
             "step": self.step_count,
             "nats_per_token": nats / count,
             "bits_per_byte": nats / math.log(2) / max(found, 1),
-            "tokens": predicted,
-            "bytes": found,
+            "tokens": count,
+            "bytes": int(found),
         }
 
-    def _evaluate_piece(self, piece: tuple[int, int, int] | None) -> Tensor:
-        """Nats of a piece, and its tokens. Without one, only takes part in the exchange of rows."""
-        first, windows, time_ = piece or (0, 1, 1)
-        tokens = self.valid.read(first, windows * time_ + 1)
-        inputs = tokens[:-1].reshape(windows, time_)
-        targets = torch.from_numpy(tokens[1:].copy()).view(windows, time_).to(self.group.device)
-        positions = self._positions(inputs)
-        ids = self._row_ids(torch.from_numpy(inputs), positions)
+    def _evaluate_piece(self, valid: TokenShards, piece: list[tuple[int, int]]) -> Tensor:
+        """Nats of some windows of equal length, and the bytes predicted. Without any, only takes part in the exchange
+        of rows."""
+        time_ = piece[0][1] if piece else 1
+        tokens = np.stack([valid.read(start, time_ + 1) for start, _ in piece or [(0, 1)]])
+        inputs, targets = (torch.from_numpy(w.copy()) for w in (tokens[:, :-1], tokens[:, 1:]))
+        positions = self._positions(tokens[:, :-1])
+        ids = self._row_ids(inputs, positions)
         memory = {layer: table.read(ids[layer]) for layer, table in self.tables.items()}
-        if piece is None:
+        if not piece:
             return torch.zeros(2, dtype=torch.float64)
         device = self.group.device
         on_device = None if positions is None else positions.to(device)
         with self._precision():
-            logits = self.model.logits(torch.from_numpy(inputs).to(device), memory, None, on_device)
-        losses = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none")
-        return torch.tensor([losses.double().sum().item(), float(len(losses))], dtype=torch.float64)
+            logits = self.model.logits(inputs.to(device), memory, None, on_device)
+        losses = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten().to(device), reduction="none")
+        found = float(self._bytes[tokens[:, 1:]].sum())
+        return torch.tensor([losses.double().sum().item(), found], dtype=torch.float64)
 
     # --- data -------------------------------------------------------------------------------------------------------
 
@@ -272,13 +329,13 @@ class Trainer:
 
     def _draw(self) -> Batch:
         """This process's windows of the next batch, and their row ids."""
-        context, per_process = self.run.model.context, self.config.batch // self.group.size
-        starts = self.sampler.next_starts()[self.group.rank * per_process :][:per_process]
+        context, sizes = self.run.model.context, self.windows[self.mine]
+        first = sum(self.windows[: self.mine.start])
+        starts = self.sampler.next_starts()[first : first + sum(sizes)]
         windows = np.stack([self.train.read(start, context + 1) for start in starts])
         inputs, targets = (torch.from_numpy(w.copy()) for w in (windows[:, :-1], windows[:, 1:]))
         positions = self._positions(windows[:, :-1])
-        parts = self.parts // self.group.size
-        ids = {layer: list(of_layer.chunk(parts)) for layer, of_layer in self._row_ids(inputs, positions).items()}
+        ids = {layer: list(of_layer.split(sizes)) for layer, of_layer in self._row_ids(inputs, positions).items()}
         device = self.group.device
         on_device = None if positions is None else positions.to(device)
         return Batch(inputs.to(device), targets.to(device), on_device, ids, self.sampler.state)
@@ -332,7 +389,11 @@ class Trainer:
             "tokens": self.tokens,
             "sampler": self.saved_state,
             "data": self.train.identity,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
         }
+        if self.valid is not None:
+            state["held_out"] = self.valid.identity
         (folder / "state.json").write_text(json.dumps(state, indent=2))
 
     def _load(self, checkpoint: Checkpoint) -> None:
@@ -343,7 +404,7 @@ class Trainer:
             for layer in self.addressing.layers:
                 path, chosen = checkpoint.folder / table_name(layer), self.addressing.layer(layer)
                 table = OwnedTable.open(path, self.group, chosen, self.options.rows, self._scratch())
-                wanted = optimizers.named(self.config.memory.optimizer)
+                wanted = optimizers.configured(self.config.memory)
                 if table.table.optimizer != wanted:
                     raise ValueError(f"{path}: has the state of {table.table.optimizer}, not of {wanted}")
                 self.tables[layer] = table
@@ -358,7 +419,7 @@ class Trainer:
                 self.group,
                 memory.row_width,
                 self.addressing.layer(layer),
-                optimizers.named(self.config.memory.optimizer),
+                optimizers.configured(self.config.memory),
                 self.options.rows,
                 memory.row_init,
                 self.config.seed + layer,
