@@ -91,7 +91,8 @@ fn choice(fields: &Fields) -> Result<Choice, ApiError> {
         );
         ApiError::of("tool_choice", problem)
     };
-    let Some(value) = fields.get::<Value>("tool_choice")? else { return Ok(Choice::Any { required: false }) };
+    let value = fields.get::<Value>("tool_choice")?.filter(|value| !value.is_null());
+    let Some(value) = value else { return Ok(Choice::Any { required: false }) };
     let name = |tool: &Value| {
         let named = tool["type"] == "function";
         tool["function"]["name"].as_str().filter(|_| named).map(str::to_owned).ok_or_else(|| wrong(&value))
