@@ -65,7 +65,10 @@ mod tests {
             (json!({"type": "json_schema"}), "`response_format.json_schema` is missing"),
             (json!({"type": "json_schema", "json_schema": {"name": "a"}}), "json_schema.schema` is missing"),
             (json!({"type": "json_schema", "json_schema": 3}), "must be an object"),
-            (json!({"type": "json_schema", "json_schema": {"schemas": {}}}), "json_schema.schemas` is unknown"),
+            (
+                json!({"type": "json_schema", "json_schema": {"schemas": {}}}),
+                "json_schema.schemas` is unknown",
+            ),
             (json!({"type": "json_object", "schema": {}}), "response_format.schema` is unknown"),
         ] {
             let error = read(format.clone()).expect_err(&format.to_string());

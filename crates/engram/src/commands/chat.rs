@@ -194,7 +194,9 @@ fn fitted(
         let free = if last { 1 } else { longest / FREE_SHARE };
         if prompt.len() + free <= longest {
             if left_out > 0 {
-                note(format_args!("note: the oldest {left_out} messages are left out: the model's context is {longest} tokens"));
+                note(format_args!(
+                    "note: the oldest {left_out} messages are left out: the model's context is {longest} tokens"
+                ));
             }
             return Ok(Some(prompt));
         }
