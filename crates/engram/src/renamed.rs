@@ -61,7 +61,8 @@ pub(crate) fn current(arguments: Vec<OsString>) -> anyhow::Result<Vec<OsString>>
         // After `--` come values.
         values |= argument == "--";
         let Some(text) = argument.to_str().filter(|_| !values) else { return Ok(argument) };
-        let (option, value) = text.split_once('=').map_or((text, None), |(option, value)| (option, Some(value)));
+        let (option, value) =
+            text.split_once('=').map_or((text, None), |(option, value)| (option, Some(value)));
         let Some(Renamed { old, new, taken, .. }) = mine.iter().find(|renamed| renamed.old == option) else {
             return Ok(argument);
         };
@@ -103,8 +104,9 @@ mod tests {
                     }
                 }
                 let of = command.split(' ').fold(&cli, |cli, word| cli.find_subcommand(word).unwrap());
-                let has =
-                    |name: &str| of.get_arguments().any(|option| option.get_long() == name.strip_prefix("--"));
+                let has = |name: &str| {
+                    of.get_arguments().any(|option| option.get_long() == name.strip_prefix("--"))
+                };
                 assert!(has(new) && !has(old), "{command} {old} {new}");
             }
         }

@@ -167,7 +167,7 @@ fn nothing_is_written_by_macros_that_panic() {
         for path in modules(&source).values() {
             let code = code(path);
             let panics = |macro_name: &&str| code.contains(*macro_name);
-            if let Some(name) = ["println!", "print!(", "eprint!(", "dbg!"].iter().find(panics) {
+            if let Some(name) = ["println!", "print!(", "eprint!(", "dbg!"].into_iter().find(panics) {
                 found.push(format!("{}: {name}", path.display()));
             }
         }

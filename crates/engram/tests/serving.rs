@@ -293,7 +293,8 @@ fn gates_and_the_memory_switch() {
     assert_eq!(server.get("/v1/models/run").json()["id"], "run");
     assert_eq!(server.get("/health").json(), json!({"status": "ok"}));
     let tokens = server.post("/tokenize", &json!({"prompt": "Queen Anne"})).json();
-    let plain = server.post("/tokenize", &json!({"prompt": "Queen Anne é", "add_special_tokens": false})).json();
+    let plain =
+        server.post("/tokenize", &json!({"prompt": "Queen Anne é", "add_special_tokens": false})).json();
     let text = server.post("/detokenize", &json!({"tokens": plain["tokens"]}));
     assert_eq!((text.status, &text.json()["prompt"]), (200, &json!("Queen Anne é")));
     assert_eq!(server.post("/detokenize", &json!({"tokens": [100_000]})).status, 400);
@@ -469,7 +470,8 @@ fn rows_come_from_any_tier() {
         answer["choices"][0]["text"].clone()
     };
     let expected = ask("");
-    for options in ["--tier ram", "--tier direct", "--tier direct --row-cache 1MiB", "--tier mapped --row-cache 1MiB"]
+    for options in
+        ["--tier ram", "--tier direct", "--tier direct --row-cache 1MiB", "--tier mapped --row-cache 1MiB"]
     {
         assert_eq!(ask(options), expected, "{options}");
     }
@@ -610,7 +612,8 @@ fn an_answer_follows_a_schema() {
             "of": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3},
         },
     });
-    let format = json!({"type": "json_schema", "json_schema": {"name": "person", "schema": schema, "strict": true}});
+    let format =
+        json!({"type": "json_schema", "json_schema": {"name": "person", "schema": schema, "strict": true}});
     let mut found = Vec::new();
     for options in ["", "--speculative-tokens 0", "--kv-cache 3MiB"] {
         let server = Server::start_of("wide", &format!("--chat-template template.jinja {options}"), None);
@@ -622,8 +625,9 @@ fn an_answer_follows_a_schema() {
             .to_string()
         };
         let head = "POST /v1/chat/completions HTTP/1.1";
-        let streams: Vec<_> =
-            (0..6).flat_map(|number| [false, true].map(|stream| server.send(head, &body(number, stream)))).collect();
+        let streams: Vec<_> = (0..6)
+            .flat_map(|number| [false, true].map(|stream| server.send(head, &body(number, stream))))
+            .collect();
         let replies: Vec<Reply> = streams.into_iter().map(Reply::read).collect();
         for pair in replies.chunks(2) {
             let choice = &pair[0].json()["choices"][0];
@@ -631,7 +635,10 @@ fn an_answer_follows_a_schema() {
             let person: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
             assert!(["Ada", "Queen Anne"].contains(&person["name"].as_str().unwrap()), "{text}");
             assert!((1000..2000).contains(&person["born"].as_i64().unwrap()), "{text}");
-            assert!(person["of"].as_array().unwrap().len() <= 3 && person.as_object().unwrap().len() == 3, "{text}");
+            assert!(
+                person["of"].as_array().unwrap().len() <= 3 && person.as_object().unwrap().len() == 3,
+                "{text}"
+            );
             assert_eq!(choice["finish_reason"], "stop");
             let events = pair[1].events();
             let streamed: String =
@@ -640,7 +647,11 @@ fn an_answer_follows_a_schema() {
             found.push(text);
         }
     }
-    assert_eq!((&found[..6], &found[..6]), (&found[6..12], &found[12..]), "drafts and lost places change nothing");
+    assert_eq!(
+        (&found[..6], &found[..6]),
+        (&found[6..12], &found[12..]),
+        "drafts and lost places change nothing"
+    );
     let server = Server::start_of("wide", "--chat-template template.jinja", None);
     let object = server.complete(json!({
         "prompt": "Ada", "response_format": {"type": "json_object"}, "max_tokens": 30, "logprobs": 1, "temperature": 0,
@@ -648,13 +659,21 @@ fn an_answer_follows_a_schema() {
     assert!(object["choices"][0]["text"].as_str().unwrap().starts_with('{'), "{object}");
     let messages = json!([{"role": "user", "content": "Ada?"}]);
     for (format, named) in [
-        (json!({"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "array", "uniqueItems": true}}}), "uniqueItems"),
+        (
+            json!({"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "array", "uniqueItems": true}}}),
+            "uniqueItems",
+        ),
         (json!({"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {}}}}), "not"),
         (json!({"type": "json_schema", "json_schema": {"name": "a"}}), "schema"),
         (json!({"type": "grammar"}), "response_format.type"),
     ] {
-        let reply = server.post("/v1/chat/completions", &json!({"messages": messages, "response_format": format}));
-        assert_eq!((reply.status, reply.json()["error"]["param"].as_str()), (400, Some("response_format")), "{format}");
+        let reply =
+            server.post("/v1/chat/completions", &json!({"messages": messages, "response_format": format}));
+        assert_eq!(
+            (reply.status, reply.json()["error"]["param"].as_str()),
+            (400, Some("response_format")),
+            "{format}"
+        );
         assert!(reply.body.contains(named), "{format}: {}", reply.body);
     }
 }
@@ -675,9 +694,15 @@ fn an_answer_calls_functions() {
     let reply = ask(weather.clone());
     assert_eq!(reply.status, 200, "{}", reply.body);
     let choice = reply.json()["choices"][0].clone();
-    assert_eq!((&choice["finish_reason"], &choice["message"]["content"]), (&json!("tool_calls"), &Value::Null));
+    assert_eq!(
+        (&choice["finish_reason"], &choice["message"]["content"]),
+        (&json!("tool_calls"), &Value::Null)
+    );
     let calls = choice["message"]["tool_calls"].as_array().unwrap().clone();
-    assert_eq!((calls.len(), &calls[0]["type"], &calls[0]["function"]["name"]), (1, &json!("function"), &json!("weather")));
+    assert_eq!(
+        (calls.len(), &calls[0]["type"], &calls[0]["function"]["name"]),
+        (1, &json!("function"), &json!("weather"))
+    );
     let arguments: Value = serde_json::from_str(calls[0]["function"]["arguments"].as_str().unwrap()).unwrap();
     assert!(["Oslo", "Rome"].contains(&arguments["city"].as_str().unwrap()), "{arguments}");
     assert!(calls[0]["id"].as_str().unwrap().starts_with("call_"), "{calls:?}");
@@ -687,7 +712,9 @@ fn an_answer_calls_functions() {
     streamed["stream"] = true.into();
     let events = ask(streamed).events();
     let mut joined = String::new();
-    for delta in events.iter().flat_map(|event| event["choices"].as_array().unwrap()).map(|choice| &choice["delta"]) {
+    for delta in
+        events.iter().flat_map(|event| event["choices"].as_array().unwrap()).map(|choice| &choice["delta"])
+    {
         assert!(delta["content"].as_str().is_none_or(str::is_empty), "{delta}");
         for call in delta["tool_calls"].as_array().into_iter().flatten() {
             assert_eq!(call["index"], 0);
@@ -704,21 +731,30 @@ fn an_answer_calls_functions() {
 
     // One of them has to be called; none may; any may; one at most.
     for seed in 0..4 {
-        let any = ask(json!({"tool_choice": "required", "parallel_tool_calls": false, "temperature": 1, "seed": seed}));
+        let any = ask(
+            json!({"tool_choice": "required", "parallel_tool_calls": false, "temperature": 1, "seed": seed}),
+        );
         let calls = any.json()["choices"][0]["message"]["tool_calls"].clone();
         assert_eq!(calls.as_array().unwrap().len(), 1, "{}", any.body);
         let name = calls[0]["function"]["name"].as_str().unwrap();
         assert!(["weather", "clock"].contains(&name));
         if name == "clock" {
-            let arguments: Value = serde_json::from_str(calls[0]["function"]["arguments"].as_str().unwrap()).unwrap();
+            let arguments: Value =
+                serde_json::from_str(calls[0]["function"]["arguments"].as_str().unwrap()).unwrap();
             assert_eq!(arguments, json!({}));
         }
     }
     let none = ask(json!({"tool_choice": "none", "max_tokens": 8})).json();
-    assert!(none["choices"][0]["message"]["content"].is_string() && none["choices"][0]["message"]["tool_calls"].is_null());
+    assert!(
+        none["choices"][0]["message"]["content"].is_string()
+            && none["choices"][0]["message"]["tool_calls"].is_null()
+    );
     let auto = ask(json!({"tool_choice": "auto", "max_tokens": 8}));
     assert_eq!(auto.status, 200, "{}", auto.body);
-    assert!(auto.json()["usage"]["prompt_tokens"].as_u64() > none["usage"]["prompt_tokens"].as_u64(), "it is told of tools");
+    assert!(
+        auto.json()["usage"]["prompt_tokens"].as_u64() > none["usage"]["prompt_tokens"].as_u64(),
+        "it is told of tools"
+    );
 
     // What a function gave is told in the next turn.
     let turns = json!([
@@ -760,7 +796,8 @@ fn a_broken_template_costs_conversations_only() {
     }
     let server = Server::start_of("broken", "", None);
     server.complete(json!({"prompt": "Ada", "max_tokens": 2}));
-    let refused = server.post("/v1/chat/completions", &json!({"messages": [{"role": "user", "content": "Ada?"}]}));
+    let refused =
+        server.post("/v1/chat/completions", &json!({"messages": [{"role": "user", "content": "Ada?"}]}));
     assert_eq!(refused.status, 400);
     assert!(refused.body.contains("rag"), "{}", refused.body);
     // A template that does not end is stopped.
@@ -770,7 +807,8 @@ fn a_broken_template_costs_conversations_only() {
             .to_string(),
     );
     let server = Server::start_of("broken", "", None);
-    let refused = server.post("/v1/chat/completions", &json!({"messages": [{"role": "user", "content": "Ada?"}]}));
+    let refused =
+        server.post("/v1/chat/completions", &json!({"messages": [{"role": "user", "content": "Ada?"}]}));
     assert_eq!(refused.status, 400, "{}", refused.body);
 }
 

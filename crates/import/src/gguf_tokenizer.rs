@@ -117,7 +117,9 @@ pub(crate) fn end_tokens(gguf: &Gguf) -> Result<Vec<u32>> {
 /// that cannot be read is noted and left out: all but conversations works without.
 pub(crate) fn chat_template(gguf: &Gguf, notes: &mut Vec<String>) -> Option<String> {
     gguf.value("tokenizer.chat_template")?;
-    read_chat_template(gguf).map_err(|error| notes.push(format!("its chat template is left out: {error}"))).ok()
+    read_chat_template(gguf)
+        .map_err(|error| notes.push(format!("its chat template is left out: {error}")))
+        .ok()
 }
 
 fn read_chat_template(gguf: &Gguf) -> Result<String> {

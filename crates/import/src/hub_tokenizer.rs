@@ -61,7 +61,9 @@ pub(crate) fn chat_template(folder: &Path, notes: &mut Vec<String>) -> Option<St
     };
     let mut config = readable(json_if_there(&folder.join("tokenizer_config.json")));
     let map = readable(json_if_there(&folder.join("special_tokens_map.json"))).unwrap_or(Value::Null);
-    let beside = match readable(read_if_there(&folder.join("chat_template.jinja")).map(|text| text.map(Value::from))) {
+    let beside = match readable(
+        read_if_there(&folder.join("chat_template.jinja")).map(|text| text.map(Value::from)),
+    ) {
         Some(text) => Some(text),
         None => readable(json_if_there(&folder.join("chat_template.json")))
             .and_then(|file| file.get("chat_template").cloned()),

@@ -49,7 +49,10 @@ struct TokenizerConfig {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "`chat_template` must be a text, or a list of objects with `name` and `template`")]
+#[serde(
+    untagged,
+    expecting = "`chat_template` must be a text, or a list of objects with `name` and `template`"
+)]
 enum TemplateField {
     One(String),
     Named(Vec<NamedTemplate>),

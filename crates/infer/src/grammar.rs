@@ -49,10 +49,12 @@ impl GrammarCompiler {
         ends.retain(|&end| (end as usize) < words.len());
         let first = ends.first().copied().ok_or_else(|| GrammarError("no token ends an answer".into()))?;
         // Tokens without bytes are special: a text never has them. Their names are marked, so that a grammar can.
-        let words: Vec<Vec<u8>> = (0..).zip(words).map(|(token, bytes)| marked(codec, token, bytes)).collect();
+        let words: Vec<Vec<u8>> =
+            (0..).zip(words).map(|(token, bytes)| marked(codec, token, bytes)).collect();
         let trie = TokTrie::from(&TokRxInfo::new(words.len() as u32, first), &words).with_eos_tokens(&ends);
         let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
-        let slices = [r#"[^"\\\x00-\x1F\x7F]{1,10}"#, r#"[^"\\\x00-\x1F\x7F]{1,30}"#, r#"[^"\\\x00-\x1F\x7F]+"#];
+        let slices =
+            [r#"[^"\\\x00-\x1F\x7F]{1,10}"#, r#"[^"\\\x00-\x1F\x7F]{1,30}"#, r#"[^"\\\x00-\x1F\x7F]+"#];
         let slices = slices.map(str::to_owned);
         let mut factory = ParserFactory::new(&environment, InferenceCapabilities::default(), &slices)
             .map_err(|error| GrammarError(format!("the model's tokens have no grammars: {error:#}")))?;
@@ -132,7 +134,11 @@ fn laid_out(schema: &Value, lenient: bool) -> Result<Value, GrammarError> {
 
 /// An error without what the parser adds for its authors.
 fn first_lines(error: &str) -> String {
-    let error = error.split("\n<state>").next().unwrap_or(error).replace("Unimplemented keys", "unsupported keywords");
+    let error = error
+        .split("\n<state>")
+        .next()
+        .unwrap_or(error)
+        .replace("Unimplemented keys", "unsupported keywords");
     let lines: Vec<&str> = error.lines().map(str::trim).filter(|line| !line.is_empty()).take(4).collect();
     lines.join("; ")
 }
@@ -261,7 +267,9 @@ mod tests {
         assert!(after(&grammar, r#"{"name": true, "n": 12}"#).unwrap().1, "nothing can follow");
         assert!(!after(&grammar, r#"{"name": true"#).unwrap().0.contains(&261));
         assert!(after(&grammar, r#"{"other""#).is_none() && after(&grammar, r#"{"n": "#).is_none());
-        assert!(after(&grammar, "{\n").is_some() && after(&grammar, &format!("{{{}", " ".repeat(26))).is_none());
+        assert!(
+            after(&grammar, "{\n").is_some() && after(&grammar, &format!("{{{}", " ".repeat(26))).is_none()
+        );
         let number = compiler().json(&json!({"type": "integer"})).unwrap();
         let (next, done) = after(&number, "12").unwrap();
         assert!(!done && next.contains(&261) && next.contains(&u32::from(b'3')), "it may end or go on");
@@ -297,8 +305,9 @@ mod tests {
         for _ in 0..100 {
             deep = json!({"type": "object", "properties": {"a": deep, "b": {"type": "number"}}});
         }
-        let many: serde_json::Map<String, Value> =
-            (0..2000).map(|i| (format!("property{i}"), json!({"type": "string", "maxLength": 100}))).collect();
+        let many: serde_json::Map<String, Value> = (0..2000)
+            .map(|i| (format!("property{i}"), json!({"type": "string", "maxLength": 100})))
+            .collect();
         for schema in [
             json!({"type": "string", "pattern": "^((a{1,300}){1,300}){1,300}$"}),
             json!({"type": "string", "pattern": "(.*a){40}b"}),

@@ -228,8 +228,11 @@ impl Running {
                 logits[token as usize] = f32::NEG_INFINITY;
             }
         };
-        let id =
-            if is_free { self.sampler.draw(logits) } else { self.sampler.draw_among(logits, Some(&mut forbid)) };
+        let id = if is_free {
+            self.sampler.draw(logits)
+        } else {
+            self.sampler.draw_among(logits, Some(&mut forbid))
+        };
         let ends_here = ends.contains(&id);
         let taken = match (&mut self.grammar, too_complex) {
             (_, Some(error)) => Err(error),

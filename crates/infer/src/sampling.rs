@@ -380,10 +380,10 @@ mod tests {
         let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
         let mut biased = Sampler::new(greedy, &[]).with_bias(vec![(0, 5.0)]);
         assert_eq!(biased.draw(&logits()), 0);
-        let forbid = |logits: &mut [f32]| logits[..2].fill(f32::NEG_INFINITY);
+        let mut forbid = |logits: &mut [f32]| logits[..2].fill(f32::NEG_INFINITY);
         for temperature in [0.0, 1.0, 100.0] {
             let mut sampler = Sampler::new(Sampling { temperature, ..Sampling::default() }, &[]);
-            assert!((0..30).all(|_| sampler.draw_among(&logits(), Some(&forbid)) == 2));
+            assert!((0..30).all(|_| sampler.draw_among(&logits(), Some(&mut forbid)) == 2));
         }
     }
 

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use common::{EVERYTHING, Fixture, PLAIN, WITHOUT_MEMORY, assert_close, random_tokens, token_bytes};
 use engram_infer::{
-    BadParameter, Engine, EngineError, EngineOptions, Event, Failure, Finish, GeneratedToken, GrammarCompiler,
-    Refusal, Request, Sampling, Summary, TextCodec, TokenLogprob,
+    BadParameter, Engine, EngineError, EngineOptions, Event, Failure, Finish, GeneratedToken,
+    GrammarCompiler, Refusal, Request, Sampling, Summary, TextCodec, TokenLogprob,
 };
 use engram_store::{RowFormat, RowSource, StoreError, Table};
 use rand::{RngExt, SeedableRng};
@@ -468,11 +468,13 @@ fn an_answer_that_follows_a_form_is_the_same_in_any_way() {
     // The last token ends an answer.
     let end = token_bytes().len() as u32 - 1;
     let compiler = GrammarCompiler::new(&TextCodec::new(&tokenizer, token_bytes(), end), &[]).unwrap();
-    let list = compiler.lark("start: \"[\" item (\",\" item){0,30} \"]\"\nitem: /[0-3]{1,3}/".into()).unwrap();
+    let list =
+        compiler.lark("start: \"[\" item (\",\" item){0,30} \"]\"\nitem: /[0-3]{1,3}/".into()).unwrap();
     let number = compiler.json(&serde_json::json!({"type": "integer", "minimum": 7})).unwrap();
     let request = |(prompt, seed): (Vec<u32>, u64)| {
         let sampling = Sampling { temperature: [0.0, 0.8][seed as usize % 2], seed, ..GREEDY };
-        let grammar = [Some(list.clone()), Some(number.clone()), Some(list.clone()), None][seed as usize % 4].clone();
+        let grammar =
+            [Some(list.clone()), Some(number.clone()), Some(list.clone()), None][seed as usize % 4].clone();
         let (end_tokens, min_tokens) = (vec![end], [0, 5][seed as usize % 3 % 2]);
         Request { sampling, grammar, end_tokens, min_tokens, ..Request::new(prompt, 40) }
     };
@@ -481,7 +483,8 @@ fn an_answer_that_follows_a_form_is_the_same_in_any_way() {
     let expected: Vec<Answer> = requests.iter().map(|request| ask(&alone, request.clone())).collect();
     let is_list = |text: &str| {
         let inner = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-        let digits = |item: &str| (1..=3).contains(&item.len()) && item.bytes().all(|b| (b'0'..=b'3').contains(&b));
+        let digits =
+            |item: &str| (1..=3).contains(&item.len()) && item.bytes().all(|b| (b'0'..=b'3').contains(&b));
         inner.is_some_and(|inner| inner.split(',').all(digits))
     };
     let mut lists = 0;

@@ -45,15 +45,16 @@ fn write(queue: &Receiver<String>, mut out: impl Write, lost: &AtomicUsize) {
         let _ = writeln!(out, "{line}");
         let lost = lost.swap(0, Relaxed);
         if lost > 0 {
-            let _ = writeln!(out, "{lost} lines about requests are lost: standard error takes them too slowly");
+            let _ =
+                writeln!(out, "{lost} lines about requests are lost: standard error takes them too slowly");
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::{Sender, channel};
     use std::sync::Mutex;
+    use std::sync::mpsc::{Sender, channel};
 
     use super::*;
 

@@ -11,8 +11,8 @@ use serde::Deserialize;
 use crate::api_error::ApiError;
 use crate::call_style::CallStyle;
 use crate::fields::{Endpoint, Fields, MOST_CHOICES};
-use crate::messages;
 use crate::grammars::Grammars;
+use crate::messages;
 use crate::output_format;
 use crate::tools::Tools;
 

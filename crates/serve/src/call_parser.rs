@@ -172,8 +172,10 @@ mod tests {
     /// What becomes of `text` in pieces of `size` characters: the text, and the calls.
     fn parsed(style: CallStyle, text: &str, size: usize) -> (String, Vec<(String, String)>) {
         let (mut parser, characters) = (CallParser::new(style), text.chars().collect::<Vec<_>>());
-        let mut pieces: Vec<Piece> =
-            characters.chunks(size).flat_map(|piece| parser.push(&piece.iter().collect::<String>())).collect();
+        let mut pieces: Vec<Piece> = characters
+            .chunks(size)
+            .flat_map(|piece| parser.push(&piece.iter().collect::<String>()))
+            .collect();
         pieces.extend(parser.finish());
         let (mut text, mut calls) = (String::new(), Vec::<(String, String)>::new());
         for piece in pieces {
@@ -191,9 +193,11 @@ mod tests {
         let call = |name: &str, arguments: &str| (name.to_owned(), arguments.to_owned());
         let first = r#"{"city": "S{o \"}\\", "of": [{}, "é"]}"#;
         for style in STYLES {
-            let of = |name: &str, arguments: &str| format!("{{\"name\": \"{name}{}{arguments}}}", style.middle());
+            let of =
+                |name: &str, arguments: &str| format!("{{\"name\": \"{name}{}{arguments}}}", style.middle());
             let CallStyle { trigger, opening, between, closing, .. } = style;
-            let text = format!("{trigger}{opening}{}{between}{}{closing}", of("weather", first), of("clock", "{}"));
+            let text =
+                format!("{trigger}{opening}{}{between}{}{closing}", of("weather", first), of("clock", "{}"));
             let before = if trigger.is_empty() { "" } else { "Let me < see [T é\n" };
             for size in [1, 2, 3, 7, 1000] {
                 let found = parsed(style, &format!("{before}{text}"), size);
@@ -203,8 +207,14 @@ mod tests {
                     assert_eq!(parsed(style, plain, size), (plain.to_owned(), vec![]), "{style:?} {size}");
                 }
                 // Cut in the middle of the arguments.
-                let cut = format!("{trigger}{opening}{}", of("clock", "{\"a\": 12, \"b")).trim_end_matches('}').to_owned();
-                assert_eq!(parsed(style, &cut, size).1, [call("clock", "{\"a\": 12, \"b")], "{style:?} {size}");
+                let cut = format!("{trigger}{opening}{}", of("clock", "{\"a\": 12, \"b"))
+                    .trim_end_matches('}')
+                    .to_owned();
+                assert_eq!(
+                    parsed(style, &cut, size).1,
+                    [call("clock", "{\"a\": 12, \"b")],
+                    "{style:?} {size}"
+                );
             }
         }
     }

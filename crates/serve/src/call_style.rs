@@ -46,14 +46,8 @@ const LISTED: CallStyle = CallStyle {
 };
 
 /// Llama 3.
-const BARE: CallStyle = CallStyle {
-    trigger: "",
-    opening: "",
-    between: "; ",
-    closing: "",
-    arguments: "parameters",
-    token: None,
-};
+const BARE: CallStyle =
+    CallStyle { trigger: "", opening: "", between: "; ", closing: "", arguments: "parameters", token: None };
 
 impl CallStyle {
     /// The style that a template shows.

@@ -139,7 +139,7 @@ fn schema(kind: Kind) -> Value {
             let small = |number: i128| {
                 i64::try_from(number)
                     .ok()
-                    .filter(|number| number.abs() < i64::MAX)
+                    .filter(|number| number.checked_abs().is_none_or(|size| size < i64::MAX))
                     .map_or(Value::Null, Value::from)
             };
             within("integer", small(low), small(high))

@@ -10,11 +10,13 @@ const NAME: &str = "response_format";
 /// The schema that answers follow; none if they are text.
 pub(crate) fn schema(fields: &Fields) -> Result<Option<Value>, ApiError> {
     let Some(format) = fields.get::<Value>(NAME)? else { return Ok(None) };
-    let wrong = |problem: String| Err(ApiError::of(NAME, problem));
+    let wrong = |problem: String| ApiError::of(NAME, problem);
     let only = |value: &Value, place: &str, known: &[&str]| match value.as_object() {
-        None => wrong(format!("`{place}` must be an object, not {}", short(&value.to_string()))),
+        None => Err(wrong(format!("`{place}` must be an object, not {}", short(&value.to_string())))),
         Some(found) => match found.keys().find(|key| !known.contains(&&key[..])) {
-            Some(key) => wrong(format!("`{place}.{key}` is unknown: `{place}` takes {}", known.join(", "))),
+            Some(key) => {
+                Err(wrong(format!("`{place}.{key}` is unknown: `{place}` takes {}", known.join(", "))))
+            }
             None => Ok(()),
         },
     };
@@ -25,18 +27,18 @@ pub(crate) fn schema(fields: &Fields) -> Result<Option<Value>, ApiError> {
             only(&format, NAME, &["type", "json_schema"])?;
             let place = "response_format.json_schema";
             let Some(described) = format.get("json_schema") else {
-                return wrong(format!("`{place}` is missing"));
+                return Err(wrong(format!("`{place}` is missing")));
             };
             only(described, place, &["name", "description", "schema", "strict"])?;
             match described.get("schema").filter(|schema| !schema.is_null()) {
                 Some(schema) => Ok(Some(schema.clone())),
-                None => wrong(format!("`{place}.schema` is missing")),
+                None => Err(wrong(format!("`{place}.schema` is missing"))),
             }
         }
-        _ => wrong(format!(
+        _ => Err(wrong(format!(
             "`response_format.type` is {}, but must be \"text\", \"json_object\" or \"json_schema\"",
             short(&format["type"].to_string())
-        )),
+        ))),
     }
 }
 
@@ -63,7 +65,10 @@ mod tests {
             (json!({"type": "json_schema"}), "`response_format.json_schema` is missing"),
             (json!({"type": "json_schema", "json_schema": {"name": "a"}}), "json_schema.schema` is missing"),
             (json!({"type": "json_schema", "json_schema": 3}), "must be an object"),
-            (json!({"type": "json_schema", "json_schema": {"schemas": {}}}), "json_schema.schemas` is unknown"),
+            (
+                json!({"type": "json_schema", "json_schema": {"schemas": {}}}),
+                "json_schema.schemas` is unknown",
+            ),
             (json!({"type": "json_object", "schema": {}}), "response_format.schema` is unknown"),
         ] {
             let error = read(format.clone()).expect_err(&format.to_string());

@@ -490,7 +490,10 @@ fn text_of(server: &Server, bytes: &[u8]) -> Result<Value, ApiError> {
     let tokens = tokens.ok_or_else(|| ApiError::of("tokens", "`tokens` is missing"))?;
     let known = server.codec.token_bytes().len();
     if let Some(token) = tokens.iter().find(|&&token| token as usize >= known) {
-        return Err(ApiError::of("tokens", format!("`tokens` has {token}, which is not a token of this model")));
+        return Err(ApiError::of(
+            "tokens",
+            format!("`tokens` has {token}, which is not a token of this model"),
+        ));
     }
     let bytes = tokens.iter().flat_map(|&token| match server.codec.bytes(token) {
         [] => server.codec.shown(token).into_bytes(),
@@ -500,7 +503,10 @@ fn text_of(server: &Server, bytes: &[u8]) -> Result<Value, ApiError> {
     Ok(json!({"prompt": String::from_utf8_lossy(&bytes)}))
 }
 
-async fn detokenize(State(server): State<Arc<Server>>, request: HttpRequest) -> Result<Json<Value>, ApiError> {
+async fn detokenize(
+    State(server): State<Arc<Server>>,
+    request: HttpRequest,
+) -> Result<Json<Value>, ApiError> {
     let bytes = server.body(request).await?;
     away(&server, move |server| text_of(server, &bytes)).await.map(Json)
 }

@@ -49,7 +49,10 @@ impl Tools {
         if all.is_empty() {
             return match choice {
                 Choice::None | Choice::Any { required: false } => Ok(None),
-                _ => Err(ApiError::of("tool_choice", "`tool_choice` asks for a call, but there are no `tools`")),
+                _ => Err(ApiError::of(
+                    "tool_choice",
+                    "`tool_choice` asks for a call, but there are no `tools`",
+                )),
             };
         }
         if all.len() > MOST_TOOLS {
@@ -71,8 +74,10 @@ impl Tools {
             Choice::None => Ok(None),
             Choice::Any { required } => Ok(Some(Self { shown, callable, required, parallel })),
             Choice::Some { names, required, single } => {
-                if let Some(name) = names.iter().find(|name| callable.iter().all(|tool| tool.name != **name)) {
-                    let problem = format!("`tool_choice` names {}, which is not among the `tools`", short(name));
+                if let Some(name) = names.iter().find(|name| callable.iter().all(|tool| tool.name != **name))
+                {
+                    let problem =
+                        format!("`tool_choice` names {}, which is not among the `tools`", short(name));
                     return Err(ApiError::of("tool_choice", problem));
                 }
                 callable.retain(|tool| names.contains(&tool.name));
@@ -91,7 +96,8 @@ fn choice(fields: &Fields) -> Result<Choice, ApiError> {
         );
         ApiError::of("tool_choice", problem)
     };
-    let Some(value) = fields.get::<Value>("tool_choice")? else { return Ok(Choice::Any { required: false }) };
+    let value = fields.get::<Value>("tool_choice")?.filter(|value| !value.is_null());
+    let Some(value) = value else { return Ok(Choice::Any { required: false }) };
     let name = |tool: &Value| {
         let named = tool["type"] == "function";
         tool["function"]["name"].as_str().filter(|_| named).map(str::to_owned).ok_or_else(|| wrong(&value))
@@ -112,8 +118,12 @@ fn choice(fields: &Fields) -> Result<Choice, ApiError> {
         Some("required") => true,
         _ => return Err(wrong(&value)),
     };
-    let names: Vec<String> =
-        allowed["tools"].as_array().ok_or_else(|| wrong(&value))?.iter().map(name).collect::<Result<_, _>>()?;
+    let names: Vec<String> = allowed["tools"]
+        .as_array()
+        .ok_or_else(|| wrong(&value))?
+        .iter()
+        .map(name)
+        .collect::<Result<_, _>>()?;
     if names.is_empty() {
         return Err(wrong(&value));
     }
@@ -186,7 +196,8 @@ mod tests {
         assert_eq!(names(json!("required")), Some(("clock weather".into(), true, true)));
         let function = json!({"type": "function", "function": {"name": "weather"}});
         assert_eq!(names(function.clone()), Some(("weather".into(), true, false)));
-        let allowed = json!({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [function]}});
+        let allowed =
+            json!({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [function]}});
         assert_eq!(names(allowed), Some(("weather".into(), false, true)));
         let found = read(&json!({"tools": two(), "parallel_tool_calls": false})).unwrap().unwrap();
         assert!(!found.parallel && !found.callable[0].strict && found.callable[1].strict);
@@ -200,7 +211,10 @@ mod tests {
         for (body, problem) in [
             (json!({"tool_choice": "required"}), "no `tools`"),
             (json!({"tools": two(), "tool_choice": "maybe"}), "\"maybe\""),
-            (json!({"tools": two(), "tool_choice": {"type": "function", "function": {"name": "x"}}}), "names x"),
+            (
+                json!({"tools": two(), "tool_choice": {"type": "function", "function": {"name": "x"}}}),
+                "names x",
+            ),
             (json!({"tools": two(), "tool_choice": {"type": "custom"}}), "tool_choice"),
             (json!({"tools": two(), "tool_choice": {"type": "allowed_tools"}}), "tool_choice"),
             (json!({"tools": [{"type": "web_search"}]}), "tools[0].type"),

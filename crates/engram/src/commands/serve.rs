@@ -126,7 +126,9 @@ impl Serve {
         let Served { model, codec, facts, template } = self.model.open_with(&self.adapters)?;
         let template = self.template.or(template)?;
         if let Err(reason) = &template {
-            note(format_args!("note: {reason}; /v1/completions works, /v1/chat/completions needs --chat-template"));
+            note(format_args!(
+                "note: {reason}; /v1/completions works, /v1/chat/completions needs --chat-template"
+            ));
         }
         let own = EngineOptions::default();
         let engine_options = EngineOptions {

@@ -74,8 +74,7 @@ impl Ruler {
         let lengths = self.lengths(model.context());
         let tokens = |text: &str| Ok(model.encode(text)?.len() + 1);
         let (mut table, mut written) = (Table::new(["task", "records", "tokens of the longest"]), 0);
-        for (&length, &kind) in
-            lengths.iter().flat_map(|length| kinds.iter().map(move |kind| (length, kind)))
+        for (&length, &kind) in lengths.iter().flat_map(|length| kinds.iter().map(move |kind| (length, kind)))
         {
             let name = format!("{}-{length}", kind.name());
             let records = match kind.records(&haystack, (length, self.samples), self.seed, &tokens) {

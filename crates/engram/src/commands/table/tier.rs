@@ -160,7 +160,10 @@ impl ClusterOptions {
     /// The timeout.
     pub(crate) fn limit(&self) -> anyhow::Result<Duration> {
         if !(self.row_timeout > 0.0 && self.row_timeout <= 86_400.0) {
-            return refuse(format!("--row-timeout is {}, but must be above 0 and at most a day", self.row_timeout));
+            return refuse(format!(
+                "--row-timeout is {}, but must be above 0 and at most a day",
+                self.row_timeout
+            ));
         }
         Ok(Duration::from_secs_f64(self.row_timeout))
     }
