@@ -68,7 +68,8 @@ pub(crate) fn random_reads(path: &Path, depth: usize, time: Duration) -> anyhow:
         let mut room = vec![0; 2 * PAGE];
         let start = room.as_ptr().align_offset(PAGE);
         let mut reads = 0u64;
-        while begun.elapsed() < time {
+        // One read at least, however late the thread begins.
+        while reads == 0 || begun.elapsed() < time {
             read_page(&file, &mut room[start..start + PAGE], random.below(pages)).ok()?;
             reads += 1;
         }
