@@ -84,13 +84,15 @@ impl Workshop {
         Self(folder)
     }
 
-    /// As [`new`](Self::new), for a model whose feed-forwards are all dense.
-    pub fn without_experts() -> Self {
+    /// As [`new`](Self::new), for a model that is smooth everywhere: its feed-forwards are all dense, and its gate takes no
+    /// root.
+    pub fn smooth() -> Self {
         let workshop = Self::new();
         let path = workshop.path().join("base.toml");
         let base = std::fs::read_to_string(&path).unwrap();
         let (before, experts) = base.split_once("[model.experts]").unwrap();
         let (_, after) = experts.split_once("[model.hyper_connections]").unwrap();
+        let after = after.replace("[model.memory]\n", "[model.memory]\ngate_form = \"sigmoid\"\n");
         std::fs::write(&path, format!("{before}[model.hyper_connections]{after}")).unwrap();
         workshop
     }
