@@ -166,7 +166,7 @@ impl Examination<'_> {
             questions.push(Question { prompt, answer: fact.answer.clone() });
         }
         let answers: Vec<&str> = self.facts.all().iter().map(|fact| fact.answer.trim()).collect();
-        let mut count = |model: &mut Offline| -> anyhow::Result<Share> {
+        let count = |model: &mut Offline| -> anyhow::Result<Share> {
             let replies = ask(model, self.texts, &questions, &interrupt::asked)?;
             let begins = |reply: &Reply| answers.iter().any(|answer| reply.said.trim_start().starts_with(answer));
             Ok(Share::of(&replies, begins))

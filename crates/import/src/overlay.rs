@@ -49,7 +49,10 @@ pub struct OverlayNotes {
 #[serde(deny_unknown_fields)]
 struct About {
     format: u32,
+    /// Not under the key `base`, which names a file that a TOML file is based on.
+    #[serde(rename = "model")]
     base: String,
+    #[serde(rename = "model_name")]
     base_name: String,
     tokenizer: String,
     addressing: String,

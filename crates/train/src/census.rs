@@ -17,7 +17,7 @@ pub(crate) type Ngram = Box<[u32]>;
 
 /// Which of some n-grams a corpus contains.
 #[derive(Debug, Default)]
-pub struct Census {
+pub(crate) struct Census {
     places: HashMap<Ngram, usize>,
     met: Vec<AtomicBool>,
     longest: usize,

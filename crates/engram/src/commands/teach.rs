@@ -137,6 +137,8 @@ impl Teach {
             teacher.resume(&work)?;
         }
         self.go_on(&mut teacher, &config, &work)?;
+        // What the examination costs is not lost with what was learned.
+        teacher.save(&work)?;
         let seconds = begun.elapsed().as_secs_f64();
         self.finish(&model, &memory, &teacher, &facts, &neutral, seconds)
     }
@@ -243,7 +245,6 @@ impl Teach {
         seconds: f64,
     ) -> anyhow::Result<()> {
         let work = self.work();
-        std::fs::create_dir_all(&work).with_context(|| format!("cannot make {}", work.display()))?;
         let rows = teacher.preparation().rows;
         let notes = OverlayNotes { facts: Some(facts.all().len()), rows: Some(rows), text: None };
         let writer = memory.write(model, teacher, (&self.out, &work), notes)?;
