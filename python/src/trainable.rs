@@ -36,7 +36,8 @@ impl TrainableTable {
     /// `width`, `rows`: its shape. With an `addressing`, `rows` may be left out; given, it must be the chosen layer's.
     /// `addressing`: whose chosen layer the rows belong to, so that the file is refused by any other; none: the rows
     /// belong to nothing, such as those of another embedding table.
-    /// `optimizer`: one of `engram_lm.optimizers`, or its name: "adam", "row-wise-adam", "balanced-momentum", "frozen".
+    /// `optimizer`: one of `engram_lm.optimizers`, or its name: "adam", "adam-by-row", "row-wise-adam",
+    /// "balanced-momentum", "frozen".
     /// `deviation`, `seed`: rows begin as normal values, of a stream that depends on seed, row and column alone; 0: as
     /// zeros.
     /// `folder`: where to put the table's working file, mapped, for one larger than memory; none: in RAM.

@@ -47,6 +47,14 @@ YARN = [
     ("context = 256", "context = 512"),
     ("rotary_width = 16", "rotary_width = 16\nyarn = { scale = 4.0, original_context = 128 }"),
 ]
+LEARNING = [
+    ("max_order = 3", 'max_order = 3\ngate_form = "sigmoid"\nrow_init = 0.02'),
+    ("active = 2", "active = 2\nscaling = 1.5\nsequence_balance = 0.1"),
+    ("[data]", "[model.init]\nembedding = 0.03\nhead = 0.01\nprojection = 0.8\noutput = 0.2\n\n[data]"),
+    ("batch = 16", "batch = 16\nmicro_batch = 3"),
+    ("[train.optimizer]", '[train.memory]\nbeta2 = 0.99\nbias_correction = "row"\n\n[train.optimizer]'),
+    ("[train.optimizer]", "[train.optimizer]\nmuon_heads_apart = true\nadam_weight_decay = 0.1"),
+]
 SMALLER = [
     ("vocabulary = 4096", "vocabulary = 64"),
     ("width = 128\nblocks", "width = 32\nblocks"),
@@ -60,6 +68,7 @@ CASES: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "yarn-index": ("quickstart-memory.toml", [YARN[0], (YARN[1][0], YARN[1][1].replace(" }", ', ramp = "index" }'))]),
     "sigmoid": ("quickstart-memory.toml", [("max_order = 3", 'max_order = 3\ngate_form = "sigmoid"')]),
     "scaling": ("quickstart-baseline.toml", [("active = 2", "active = 2\nscaling = 2.5")]),
+    "learning": ("quickstart-memory.toml", LEARNING),
     "shared-gate": ("quickstart-memory.toml", [("max_order = 3", 'max_order = 3\ngate = "shared"')]),
     "no-gate": ("quickstart-memory.toml", [("max_order = 3", 'max_order = 3\ngate = "none"')]),
     "over-encoding": (
@@ -179,7 +188,7 @@ def follows(run: Path, other: Path, begins: int = 3) -> None:
     """The losses of `run` are those of `other`: to rounding up to step `begins`, and within 1e-3 nats in the mean.
 
     Later on rounding decides which expert sees a token and which way a new row steps, in either program: with another
-    order of summation (`accumulation = 2`) the Rust trainer leaves its own losses by more.
+    order of summation (`micro_batch = 8`) the Rust trainer leaves its own losses by more.
     """
     pairs = zip(metrics(run, "step"), metrics(other, "step"), strict=True)
     difference = np.abs([one["loss"] - two["loss"] for one, two in pairs])
@@ -192,9 +201,11 @@ def rust(config: Path, out: Path, *more: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["quickstart-memory", "v41", "quickstart-baseline"])
+@pytest.mark.parametrize("name", ["quickstart-memory", "v41", "quickstart-baseline", "learning"])
 def test_twenty_steps_and_checkpoints_there_and_back(name: str, corpus: Path) -> None:
-    train = [change for change in TRAIN if name == "quickstart-memory" or "rows_per_head" not in change[0]]
+    train = [
+        change for change in TRAIN if name in ("quickstart-memory", "learning") or "rows_per_head" not in change[0]
+    ]
     config = changed(name, corpus, train)
     ours, theirs = corpus / f"{name}-python", corpus / f"{name}-rust"
     rust(config, theirs)

@@ -19,7 +19,7 @@ Dtype: TypeAlias = Literal["f32", "f16", "bf16", "float32", "float16", "bfloat16
 Tier: TypeAlias = Literal["mapped", "ram", "direct"]
 Size: TypeAlias = int | str
 Progress: TypeAlias = Callable[[int, int], object]
-OptimizerName: TypeAlias = Literal["adam", "row-wise-adam", "balanced-momentum", "frozen"]
+OptimizerName: TypeAlias = Literal["adam", "adam-by-row", "row-wise-adam", "balanced-momentum", "frozen"]
 
 class FormatError(ValueError): ...
 class DamagedError(FormatError): ...

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from engram_lm import toml_file
+from engram_lm.toml_file import ConfigError as ConfigError
 from engram_lm.toml_file import Source
 
 # --- [model] ------------------------------------------------------------------------------------------------
