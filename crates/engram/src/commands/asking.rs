@@ -98,7 +98,7 @@ impl TaskArguments {
     /// The questions of one of them.
     pub(super) fn questions(&self, task: &Task) -> anyhow::Result<Vec<Question>> {
         let few_shot = FewShot { count: self.shots, seed: self.seed };
-        Ok(task.questions(self.data.as_deref(), few_shot, self.limit)?)
+        Ok(task.questions(self.data.as_deref(), few_shot, self.max_records)?)
     }
 
     fn options(&self) -> AskOptions {
