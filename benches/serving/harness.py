@@ -65,7 +65,7 @@ def main():
     best = lambda scores: max(range(len(scores)), key=lambda index: scores[index])
     with tempfile.TemporaryDirectory() as folder:
         one, characters = ours(options.model, folder, options.data, options.count)
-        with Server(options.model, "--model-name", "model") as server:
+        with Server(options.model, "--model-name", "model", "--dtype", "f32") as server:
             other, results = harness(f"http://127.0.0.1:{server.port}", "model", folder, options.data, options.count)
     wrong = 0
     for name in PROMPTS:

@@ -36,7 +36,7 @@ fn wide() -> &'static Workshop {
             .replace("context = 32", "context = 2048")
             .replace("evaluate_tokens = 200", "evaluate_tokens = 2049");
         workshop.write("wide.toml", config);
-        workshop.ok("train wide.toml --out wide --steps 2");
+        workshop.ok("train wide.toml --out wide --steps 6");
         workshop
     })
 }

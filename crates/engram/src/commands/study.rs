@@ -13,6 +13,7 @@ use super::{print, print_json};
 use crate::device::DeviceKind;
 use crate::failure::{Interrupted, refuse};
 use crate::interrupt;
+use crate::note::note;
 use crate::number::{duration, short};
 use crate::progress::Progress;
 use crate::provenance::{self, machine, program, quoted};

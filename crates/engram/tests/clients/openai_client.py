@@ -87,7 +87,8 @@ tools = [{"type": "function", "function": {"name": "weather", "description": "Th
          {"type": "function", "function": {"name": "clock"}}]
 named = {"type": "function", "function": {"name": "weather"}}
 for choice in (named, "required"):
-    ask = dict(model=model, messages=messages, tools=tools, tool_choice=choice, max_tokens=400, temperature=0)
+    ask = dict(model=model, messages=messages, tools=tools, tool_choice=choice, parallel_tool_calls=False, max_tokens=400,
+               temperature=0)
     called = client.chat.completions.create(**ask).choices[0]
     assert called.finish_reason == "tool_calls" and called.message.content is None, called
     with client.chat.completions.stream(**ask) as stream:
