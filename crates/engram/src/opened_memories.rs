@@ -111,8 +111,9 @@ impl<'a> Opener<'a> {
                 Some(&number) => number,
                 None => {
                     let number = self.decoder.add_memory(memory.memory(), adapter.weights());
-                    let number = number
-                        .map_err(|error| anyhow::anyhow!(error).context(adapter.folder().display().to_string()))?;
+                    let number = number.map_err(|error| {
+                        anyhow::anyhow!(error).context(adapter.folder().display().to_string())
+                    })?;
                     self.numbers.insert(adapter.identity().to_owned(), number);
                     number
                 }
@@ -144,7 +145,9 @@ impl<'a> Opener<'a> {
         if let Some(adapter) = memory.adapter() {
             if let Some(path) = self.tables.first() {
                 let path = path.display();
-                return refuse(format!("--table {path} is for the model's own memory, but an adapter is read"));
+                return refuse(format!(
+                    "--table {path} is for the model's own memory, but an adapter is read"
+                ));
             }
             return Ok(memory.memory().layers.iter().filter_map(|&layer| adapter.table(layer)).collect());
         }

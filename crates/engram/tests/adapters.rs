@@ -78,7 +78,10 @@ fn what_does_not_belong_is_refused_with_both_sides() {
     let generate = |options: &str, words: &[&str]| {
         workshop.fails(&format!("generate {options} --prompt x"), 2, words);
     };
-    generate("other/base.gguf --memory adapter", &["adapter.toml", "was made for base.gguf (", "but the model is"]);
+    generate(
+        "other/base.gguf --memory adapter",
+        &["adapter.toml", "was made for base.gguf (", "but the model is"],
+    );
     generate("other/base.gguf --overlay fact", &["overlay.toml", "was made for base.gguf ("]);
     generate("base.gguf --memory second --overlay fact", &["fact/overlay.toml", "second is the memory"]);
     generate("base.gguf --overlay fact --overlay its", &["its/overlay.toml", "is the memory"]);
@@ -164,11 +167,21 @@ fn requests_choose_a_memory_by_the_models_name() {
         })
     };
     // All at once, several times, and each is what it is alone.
-    let alone: Vec<Value> = names.iter().map(|name| server.complete(&body(name, true))["choices"].clone()).collect();
+    let alone: Vec<Value> =
+        names.iter().map(|name| server.complete(&body(name, true))["choices"].clone()).collect();
     let told = |choices: &Value| (choices[0]["text"].clone(), choices[0]["logprobs"].clone());
     std::thread::scope(|scope| {
         let asks: Vec<_> = (0..25)
-            .map(|index| (index % 5, scope.spawn({ let body = body(names[index % 5], true); let server = &server; move || server.complete(&body) })))
+            .map(|index| {
+                (
+                    index % 5,
+                    scope.spawn({
+                        let body = body(names[index % 5], true);
+                        let server = &server;
+                        move || server.complete(&body)
+                    }),
+                )
+            })
             .collect();
         for (which, ask) in asks {
             let reply = ask.join().unwrap();

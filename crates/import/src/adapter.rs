@@ -168,8 +168,7 @@ impl Adapter {
         for layer in self.addressing.layers() {
             let Some(path) = self.table(layer.layer()) else { continue };
             let header = TableHeader::read(&path)?;
-            let needed =
-                TableOrigin { identity: self.addressing.identity(), layer: layer.layer() as u64 };
+            let needed = TableOrigin { identity: self.addressing.identity(), layer: layer.layer() as u64 };
             let (rows, width) = (layer.rows(), self.memory.row_width);
             let problem = if header.origin != needed {
                 format!("it holds rows of {}, but the adapter reads those of {needed}", header.origin)

@@ -96,7 +96,9 @@ impl Error {
             Self::Hub { is_input, .. } => *is_input,
             Self::Config(error) => error.is_input(),
             Self::Tokenizer(error) => error.is_input(),
-            Self::Store(engram_store::StoreError::Io { source, .. }) => source.kind() == io::ErrorKind::NotFound,
+            Self::Store(engram_store::StoreError::Io { source, .. }) => {
+                source.kind() == io::ErrorKind::NotFound
+            }
             Self::Store(engram_store::StoreError::Memory { .. }) => false,
             _ => true,
         }

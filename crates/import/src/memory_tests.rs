@@ -54,7 +54,10 @@ fn an_adapter_is_what_was_written() {
         let weights = memory_weights(&memory, CONFIG.width, 2);
         assert_eq!(adapter.weights().iter().count(), weights.len());
         for (name, weight) in adapter.weights().iter() {
-            assert_eq!((weight.shape(), weight.values()), (&weights[name].shape[..], weights[name].values.clone()));
+            assert_eq!(
+                (weight.shape(), weight.values()),
+                (&weights[name].shape[..], weights[name].values.clone())
+            );
         }
         let config = adapter.config(&folder.base);
         assert_eq!(config.memory, Some(memory));
@@ -72,7 +75,8 @@ fn identities_tell_memories_apart() {
     let seed = MemoryConfig { seed: 8, ..paper.clone() };
     assert_ne!(one.identity(), folder.adapter("addressing", &seed, 2).identity());
     let kernel = MemoryConfig { convolution: Some(false), ..paper };
-    let writer = AdapterWriter::begin(&folder.path("plain"), &folder.base, &kernel, AdapterRows::Zero).unwrap();
+    let writer =
+        AdapterWriter::begin(&folder.path("plain"), &folder.base, &kernel, AdapterRows::Zero).unwrap();
     writer.weights(&memory_weights(&kernel, CONFIG.width, 2)).unwrap();
     let plain = Adapter::open(&writer.place().unwrap(), &folder.base).unwrap();
     assert_ne!(one.identity(), plain.identity());
@@ -111,9 +115,17 @@ fn what_does_not_fit_is_refused_by_name() {
     let zeros = "0".repeat(64);
     for (from, to, expected) in [
         (line("format"), "format = 2".to_owned(), "its format is 2, this program reads 1"),
-        (line("tokenizer"), format!("tokenizer = \"{zeros}\""), "the tokenizer 000000000000 of base.gguf, but"),
+        (
+            line("tokenizer"),
+            format!("tokenizer = \"{zeros}\""),
+            "the tokenizer 000000000000 of base.gguf, but",
+        ),
         (line("addressing"), format!("addressing = \"{zeros}\""), "the addressing 000000000000, but"),
-        (line("layers"), "layers = [2]".into(), "adapter.toml:10: `memory.layers`: names block 2, but the 2 blocks"),
+        (
+            line("layers"),
+            "layers = [2]".into(),
+            "adapter.toml:10: `memory.layers`: names block 2, but the 2 blocks",
+        ),
         (line("layers"), "layers = [0]".into(), "but the memory has the addressing"),
         (line("seed"), "seed = 9".into(), "but the memory has the addressing"),
         (line("form "), "form = \"over_encoding\"".into(), "`memory.form`: must be"),
@@ -135,7 +147,10 @@ fn weights_of_other_blocks_are_refused() {
     let writer = AdapterWriter::begin(&folder.path("other"), &folder.base, &v41, AdapterRows::Zero).unwrap();
     let wrong = MemoryConfig { layers: vec![0], ..v41 };
     let message = writer.weights(&memory_weights(&wrong, CONFIG.width, 1)).unwrap_err().to_string();
-    assert!(message.contains("`blocks.0.memory.norms.query` is not of a memory in the blocks [1]"), "{message}");
+    assert!(
+        message.contains("`blocks.0.memory.norms.query` is not of a memory in the blocks [1]"),
+        "{message}"
+    );
     drop(writer);
     assert!(!folder.path("other").exists());
 }
@@ -145,7 +160,8 @@ fn overlays_lie_on_the_memory_that_they_were_made_for() {
     let folder = Folder::new();
     let v41 = memory(MemoryForm::V41);
     let (one, other) = (folder.adapter("one", &v41, 2), folder.adapter("other", &v41, 3));
-    let (first, second) = (folder.overlay("first", &one, "a fact"), folder.overlay("second", &one, "another"));
+    let (first, second) =
+        (folder.overlay("first", &one, "a fact"), folder.overlay("second", &one, "another"));
     let foreign = folder.overlay("foreign", &other, "a fact");
     let open = |adapter: Option<&Adapter>, overlays: &[&PathBuf]| {
         let overlays: Vec<PathBuf> = overlays.iter().map(|path| (*path).clone()).collect();
@@ -157,7 +173,9 @@ fn overlays_lie_on_the_memory_that_they_were_made_for() {
         let stack = open(adapter, &[&first, &second]).unwrap().unwrap();
         assert_eq!(stack.adapter().unwrap().identity(), one.identity());
         assert_eq!(stack.overlays().len(), 2);
-        assert!(stack.overlays().iter().all(|overlay| overlay.file(1).is_some() && overlay.file(0).is_none()));
+        assert!(
+            stack.overlays().iter().all(|overlay| overlay.file(1).is_some() && overlay.file(0).is_none())
+        );
         let message = open(adapter, &[&first, &foreign]).unwrap_err().to_string();
         for part in ["foreign/overlay.toml", &other.identity()[..12], &one.identity()[..12]] {
             assert!(message.contains(part), "{part} in {message}");

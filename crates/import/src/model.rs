@@ -156,7 +156,18 @@ impl Model {
         let chat_template = hub_tokenizer::chat_template(&folder, &mut notes);
         let source = Source::Checkpoint(checkpoint);
         let (path, identity) = (folder, OnceLock::new());
-        Ok(Self { config, weights, tokenizer, begin, generation, chat_template, path, source, notes, identity })
+        Ok(Self {
+            config,
+            weights,
+            tokenizer,
+            begin,
+            generation,
+            chat_template,
+            path,
+            source,
+            notes,
+            identity,
+        })
     }
 
     fn from_gguf(path: &Path) -> Result<Self> {
@@ -238,7 +249,18 @@ impl Model {
         let config = CheckpointConfig { model, text, data: None, train: None };
         let (path, source, notes) = (path.to_owned(), Source::Outside(files), all);
         let identity = OnceLock::new();
-        Ok(Self { config, weights, tokenizer, begin, generation, chat_template, path, source, notes, identity })
+        Ok(Self {
+            config,
+            weights,
+            tokenizer,
+            begin,
+            generation,
+            chat_template,
+            path,
+            source,
+            notes,
+            identity,
+        })
     }
 }
 

@@ -36,7 +36,8 @@ impl StackedMemory {
             Some(folder) => Some(Adapter::open(folder, base)?),
             None => match overlays.first_mut() {
                 Some(first) if !first.is_of_base() => Some(first.take_adapter().ok_or_else(|| {
-                    let problem = "it changes rows of an adapter, which it does not bring with it: name the adapter";
+                    let problem =
+                        "it changes rows of an adapter, which it does not bring with it: name the adapter";
                     Error::model(first.folder(), problem)
                 })?),
                 _ => None,

@@ -46,7 +46,10 @@ fn main() {
     let addressing = memory_addressing(&memory, model.tokenizer()).unwrap();
     let origins = || {
         let identity = addressing.identity();
-        addressing.layers().iter().map(move |layer| (layer.rows(), TableOrigin { identity, layer: layer.layer() as u64 }))
+        addressing
+            .layers()
+            .iter()
+            .map(move |layer| (layer.rows(), TableOrigin { identity, layer: layer.layer() as u64 }))
     };
     let fill = |id: u64, row: &mut [f32]| {
         row.iter_mut().enumerate().for_each(|(i, value)| *value = ((id as f32) * 0.37 + i as f32).sin());

@@ -45,11 +45,7 @@ struct Around {
 
 impl Block {
     /// Block `index`.
-    pub(crate) fn load(
-        loader: &Loader<'_>,
-        config: &ModelConfig,
-        index: usize,
-    ) -> Result<Self, WeightError> {
+    pub(crate) fn load(loader: &Loader<'_>, config: &ModelConfig, index: usize) -> Result<Self, WeightError> {
         let adding = config.memory.as_ref().is_some_and(|memory| {
             memory.form == MemoryForm::AttentionValues && memory.layers.contains(&index)
         });

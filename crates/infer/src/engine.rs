@@ -60,7 +60,10 @@ impl Model {
     fn check(&self) -> Result<(), EngineError> {
         let known: Vec<_> = self.decoder.memories().collect();
         if self.memories.is_empty() && self.decoder.config().memory.is_some() {
-            return Err(EngineError::Rows { layers: known.first().map_or(0, |own| own.layers.len()), found: 0 });
+            return Err(EngineError::Rows {
+                layers: known.first().map_or(0, |own| own.layers.len()),
+                found: 0,
+            });
         }
         for memory in &self.memories {
             let widths = memory.rows.widths();
@@ -619,7 +622,8 @@ impl Worker {
         } else {
             metrics.recomputed_tokens.add(running.tokens.len() - sequence.len());
         }
-        running.history = self.model.memory(&running.request).map(|memory| memory.rows.addressing().history());
+        running.history =
+            self.model.memory(&running.request).map(|memory| memory.rows.addressing().history());
         let known = sequence.len();
         running.sequence = sequence;
         if !running.request.needs_prompt() {
@@ -867,9 +871,10 @@ impl Worker {
             };
             let layers = (0..count).map(gates).collect();
             let positions = start + skip..start + computed;
-            let changed = self.model.memory(&running.request).map(|memory| {
-                memory.rows.changed(&running.tokens, positions.clone()).unwrap_or_default()
-            });
+            let changed = self
+                .model
+                .memory(&running.request)
+                .map(|memory| memory.rows.changed(&running.tokens, positions.clone()).unwrap_or_default());
             let changed = changed.unwrap_or_else(|| vec![vec![0; positions.len()]; count]);
             running.tell(&Event::Gates(PositionGates { first: positions.start, layers, changed }));
         }

@@ -59,7 +59,11 @@ impl NgramEmbedding {
             for (&row, added) in on.iter().zip(added.chunks_exact(self.width)) {
                 for stream in x[row * all..][..all].chunks_exact_mut(self.width) {
                     // A zero adds nothing, not even to a zero's sign.
-                    stream.iter_mut().zip(added).filter(|(_, added)| **added != 0.0).for_each(|(x, added)| *x += added);
+                    stream
+                        .iter_mut()
+                        .zip(added)
+                        .filter(|(_, added)| **added != 0.0)
+                        .for_each(|(x, added)| *x += added);
                 }
             }
         };

@@ -16,7 +16,9 @@ const ORIGIN: TableOrigin = TableOrigin { identity: AddressIdentity::from_bytes(
 fn table(folder: &Path, format: RowFormat) -> Overlaid<Table> {
     let path = folder.join(format!("{format}.table"));
     let mut writer = TableWriter::create(&path, ROWS, WIDTH, format, ORIGIN).unwrap();
-    let fill = |id: u64, row: &mut [f32]| row.iter_mut().enumerate().for_each(|(i, v)| *v = (id as f32 + i as f32).sin());
+    let fill = |id: u64, row: &mut [f32]| {
+        row.iter_mut().enumerate().for_each(|(i, v)| *v = (id as f32 + i as f32).sin())
+    };
     writer.fill(fill, &mut |_| ControlFlow::Continue(())).unwrap();
     writer.finish().unwrap();
     let file = TableReader::open(&path).unwrap();
@@ -57,7 +59,10 @@ fn what_an_overlay_was_made_for_must_be_in_the_stack() {
     assert_eq!([first(1), first(2), first(3)], [1.0, 2.0, 3.0]);
 
     let mut other = table(folder.path(), RowFormat::F32);
-    assert!(matches!(other.stack(&on_one), Err(StoreError::WrongBase { .. })), "what it was made for is missing");
+    assert!(
+        matches!(other.stack(&on_one), Err(StoreError::WrongBase { .. })),
+        "what it was made for is missing"
+    );
     let mut narrow = table(folder.path(), RowFormat::Bf16);
     assert!(matches!(narrow.stack(&one), Err(StoreError::WrongBase { .. })));
 }

@@ -17,8 +17,8 @@ use crate::failure::{Interrupted, refuse};
 use crate::hub;
 use crate::interrupt;
 use crate::note::note;
-use crate::progress::Passage;
 use crate::opened_memories::MemoryOptions;
+use crate::progress::Passage;
 use crate::served::{self, Served};
 
 /// Tasks, and how to ask them.

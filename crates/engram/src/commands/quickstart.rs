@@ -22,9 +22,9 @@ use crate::loss_chart::{self, Curve};
 use crate::metrics::{self, Metric};
 use crate::note::note;
 use crate::number::{duration, short};
+use crate::opened_memories::MemoryOptions;
 use crate::progress::Progress;
 use crate::run::Run;
-use crate::opened_memories::MemoryOptions;
 use crate::served::{self, Served};
 use crate::table::Table;
 
@@ -212,7 +212,8 @@ impl Quickstart {
         print(format!("A sample of the memory model:\n\n{PROMPT}"))?;
         let sampling = Sampling { temperature: 0.7, top_p: 0.9, seed: self.seed, ..Sampling::default() };
         let request = Request { sampling, ..Request::new(Vec::new(), 0) };
-        let served = Served::mapped(&served::open(&self.folder("memory"))?, &MemoryOptions::default(), Dtype::F32)?;
+        let served =
+            Served::mapped(&served::open(&self.folder("memory"))?, &MemoryOptions::default(), Dtype::F32)?;
         let (engine, codec) = served.for_one()?;
         generate::proceed(
             (&engine, &codec),

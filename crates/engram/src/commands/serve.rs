@@ -121,7 +121,10 @@ impl Serve {
         names.push(&name);
         names.sort();
         if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-            return refuse(format!("two models are called {}; give --adapter or --model-name another", twice[0]));
+            return refuse(format!(
+                "two models are called {}; give --adapter or --model-name another",
+                twice[0]
+            ));
         }
         let Served { model, codec, facts, template } = self.model.open_with(&self.adapters)?;
         let template = self.template.or(template)?;
