@@ -158,11 +158,7 @@ impl Served {
             },
         );
         let codec = codec.ending(model.generation().end_tokens.clone());
-        let template = match model.chat_template() {
-            Some(text) => ChatTemplate::from_tokenizer_config(text)
-                .with_context(|| format!("{}: chat template", model.path().display()))?,
-            None => None,
-        };
+        let template = chat_template(model);
         Ok(Self { model: Model { decoder, memories, token_bytes }, codec, facts, template })
     }
 

@@ -117,7 +117,6 @@ pub use cache::{Cache, CacheFull, CacheLayout, Root, Sequence};
 pub use chat_template::{ChatTemplate, Conversation, Message, TemplateError};
 pub use decoder::{Decoder, StepOutput};
 pub use engine::{Engine, EngineError, EngineOptions, Model, ModelMemory};
-pub use engine::{Engine, EngineError, EngineOptions, Model};
 pub use grammar::{Grammar, GrammarCompiler, GrammarError, json_rule};
 pub use memory_tables::{MemoryTables, TableError};
 pub use metrics::Metrics;

@@ -485,7 +485,7 @@ async fn tokenize(State(server): State<Arc<Server>>, request: HttpRequest) -> Re
 /// The text of tokens; special tokens by their names.
 fn text_of(server: &Server, bytes: &[u8]) -> Result<Value, ApiError> {
     let fields = Fields::parse(bytes)?.only(&["model", "tokens"])?;
-    server.check_model(fields.get::<String>("model")?.as_deref())?;
+    server.choose(fields.get::<String>("model")?.as_deref())?;
     let tokens: Option<Vec<u32>> = fields.get("tokens")?;
     let tokens = tokens.ok_or_else(|| ApiError::of("tokens", "`tokens` is missing"))?;
     let known = server.codec.token_bytes().len();
