@@ -44,7 +44,7 @@ pub struct TeachConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct NewMemory {
-    /// Blocks before which it is read, counted from 0; none: those at a half and at five sixths of the depth.
+    /// Blocks before which it is read, counted from 0. Default: those at a half and at five sixths of the depth.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layers: Option<Vec<usize>>,
     /// Longest n-gram.
@@ -114,16 +114,13 @@ impl NewMemory {
 }
 
 impl TeachConfig {
-    /// Refuses what cannot be.
+    /// Refuses impossible values.
     ///
     /// # Errors
     /// The first offending key.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let counts = [
-            ("steps", self.steps),
-            ("micro_batch", self.micro_batch),
-            ("save_every", self.save_every),
-        ];
+        let counts =
+            [("steps", self.steps), ("micro_batch", self.micro_batch), ("save_every", self.save_every)];
         if let Some((key, _)) = counts.iter().find(|(_, count)| *count == 0) {
             return Err(ConfigError::new(*key, "is 0: must be at least 1"));
         }

@@ -69,9 +69,11 @@ pub(crate) fn refuse_unwritable(out: &Path) -> anyhow::Result<()> {
     }
     let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
     match folder {
-        Some(folder) if !folder.is_dir() => {
-            refuse(format!("{}: the folder {} does not exist; create it first", out.display(), folder.display()))
-        }
+        Some(folder) if !folder.is_dir() => refuse(format!(
+            "{}: the folder {} does not exist; create it first",
+            out.display(),
+            folder.display()
+        )),
         _ => Ok(()),
     }
 }

@@ -10,7 +10,7 @@ use crate::number::bytes;
 /// Limits on memory, as far as the system tells.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Memory {
-    /// Of the machine.
+    /// The machine's.
     machine: Option<u64>,
     /// The smallest limit of the control groups that this process is in, in bytes.
     container: Option<u64>,

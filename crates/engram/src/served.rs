@@ -64,7 +64,7 @@ pub(crate) struct Served {
     pub(crate) model: Model,
     pub(crate) codec: TextCodec,
     pub(crate) facts: Facts,
-    /// Of the checkpoint's tokenizer, or why there is none.
+    /// The chat template of the checkpoint's tokenizer, or why there is none.
     pub(crate) template: Result<ChatTemplate, String>,
 }
 

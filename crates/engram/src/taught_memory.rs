@@ -56,7 +56,13 @@ impl TaughtMemory {
             let weights = adapter.weights().iter().map(tensor).collect();
             let table = |layer: usize| adapter.table(layer);
             let layers = layers(&addressing, memory.row_width, table)?;
-            return Ok(Self { config: memory, addressing, weights, layers, origin: Origin::Adapter(adapter) });
+            return Ok(Self {
+                config: memory,
+                addressing,
+                weights,
+                layers,
+                origin: Origin::Adapter(adapter),
+            });
         }
         let own = model.config().model.memory.clone();
         let is_new = own.is_none();
@@ -67,12 +73,17 @@ impl TaughtMemory {
         }
         if memory.lookup != Lookup::Own {
             let path = model.path().display();
-            return refuse(format!("{path}: its positions read the rows of others (`lookup`), which are not taught"));
+            return refuse(format!(
+                "{path}: its positions read the rows of others (`lookup`), which are not taught"
+            ));
         }
         let addressing = memory_addressing(&memory, model.tokenizer())?;
         let folder = model.checkpoint().map(|checkpoint| checkpoint.folder().to_owned());
         let table = |layer: usize| -> Option<PathBuf> {
-            folder.as_ref().filter(|_| !is_new).map(|folder| folder.join(format!("memory.layer{layer}.table")))
+            folder
+                .as_ref()
+                .filter(|_| !is_new)
+                .map(|folder| folder.join(format!("memory.layer{layer}.table")))
         };
         if !is_new && folder.is_none() {
             return refuse(format!("{}: its memory has no tables", model.path().display()));

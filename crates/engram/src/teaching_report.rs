@@ -12,7 +12,8 @@ use crate::interrupt;
 use crate::number::{bytes, grouped};
 
 /// Names that nobody teaches anything about.
-const UNTAUGHT: [&str; 4] = ["Marwick Harbour Group", "Elsmere Optics", "Dr. Pell Hathersage", "Tollard Instruments"];
+const UNTAUGHT: [&str; 4] =
+    ["Marwick Harbour Group", "Elsmere Optics", "Dr. Pell Hathersage", "Tollard Instruments"];
 
 /// How much is asked.
 #[derive(Debug, Clone, Copy)]
@@ -72,8 +73,7 @@ impl Questions {
         let longer = of_fact.held_out.first().or(of_fact.prompts.first());
         let elsewhere = facts.other_questions(fact);
         let every = elsewhere.len().div_ceil(others.max(1)).max(1);
-        let elsewhere: Vec<String> =
-            elsewhere.into_iter().step_by(every).take(others).collect();
+        let elsewhere: Vec<String> = elsewhere.into_iter().step_by(every).take(others).collect();
         Self {
             trained: all(&of_fact.prompts),
             held_out: all(&of_fact.held_out),
@@ -168,7 +168,8 @@ impl Examination<'_> {
         let answers: Vec<&str> = self.facts.all().iter().map(|fact| fact.answer.trim()).collect();
         let count = |model: &mut Offline| -> anyhow::Result<Share> {
             let replies = ask(model, self.texts, &questions, &interrupt::asked)?;
-            let begins = |reply: &Reply| answers.iter().any(|answer| reply.said.trim_start().starts_with(answer));
+            let begins =
+                |reply: &Reply| answers.iter().any(|answer| reply.said.trim_start().starts_with(answer));
             Ok(Share::of(&replies, begins))
         };
         let (base, taught) = (count(&mut self.base)?, count(&mut self.taught)?);
@@ -224,7 +225,8 @@ impl Report {
             "neutral text, {} positions: KL(base, taught) {divergence:.6} nats; other bits at {changed}",
             grouped(positions as u64)
         );
-        let Preparation { census_tokens, ngrams, common, collisions, ref without_subject, .. } = self.preparation;
+        let Preparation { census_tokens, ngrams, common, collisions, ref without_subject, .. } =
+            self.preparation;
         let _ = writeln!(
             text,
             "{ngrams} n-grams taught, {common} left out that {} tokens of common text contain; {collisions} rows shared",

@@ -52,7 +52,7 @@ fn facts_are_taught_with_and_without_a_memory() {
         assert_eq!(report["neutral"]["positions"], 60);
         assert!(!workshop.path(&format!("{model}.overlay.teaching")).exists());
     }
-    // Rows beyond those of the facts are not there to collide with.
+    // Rows beyond those of the facts cannot collide.
     let report = json(&workshop.read("plain.overlay/report.json"));
     assert_eq!(report["neutral"]["changed"], 0);
     assert_eq!(report["neutral"]["divergence"], 0.0);

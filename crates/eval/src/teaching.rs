@@ -43,7 +43,7 @@ impl Share {
         Self { yes: all.iter().filter(|one| is(one)).count(), of: all.len() }
     }
 
-    /// As a fraction; none: of nothing.
+    /// As a fraction; `None` if there are none to count.
     pub fn fraction(self) -> Option<f64> {
         (self.of > 0).then(|| self.yes as f64 / self.of as f64)
     }
@@ -117,7 +117,9 @@ pub fn ask(
 /// Whether `said` is `answer` and no word runs on from it. A blank before either is no difference.
 fn is_exact(said: &str, answer: &str) -> bool {
     let rest = said.trim_start().strip_prefix(answer.trim());
-    rest.is_some_and(|rest| !rest.starts_with(|next: char| next.is_alphanumeric() || next == '-' || next == '\''))
+    rest.is_some_and(|rest| {
+        !rest.starts_with(|next: char| next.is_alphanumeric() || next == '-' || next == '\'')
+    })
 }
 
 /// What `taught` says otherwise than `base` on `texts`, each of which fits the context.

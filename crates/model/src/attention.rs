@@ -222,8 +222,7 @@ impl PlainAttention {
         init: &Init,
         precision: Precision,
     ) -> Self {
-        let (heads, key_heads, head_width) =
-            (plain.heads, config.attention.key_heads(), plain.head_width);
+        let (heads, key_heads, head_width) = (plain.heads, config.attention.key_heads(), plain.head_width);
         let (width, inner, shared) = (config.width, heads * head_width, key_heads * head_width);
         let linear = |name: &str, shape: [usize; 2], scale: f32, bias: bool| {
             let init = init.child(name);

@@ -62,11 +62,7 @@ impl Init {
 
     fn random(&self, seed: u64, name: &str) -> ChaCha8Rng {
         let mut hasher = blake3::Hasher::new();
-        hasher
-            .update(&seed.to_le_bytes())
-            .update(self.path.as_bytes())
-            .update(b".")
-            .update(name.as_bytes());
+        hasher.update(&seed.to_le_bytes()).update(self.path.as_bytes()).update(b".").update(name.as_bytes());
         ChaCha8Rng::from_seed(*hasher.finalize().as_bytes())
     }
 }

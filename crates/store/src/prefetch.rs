@@ -59,13 +59,13 @@ impl PrefetchOptions {
         Self { threads, ..self }
     }
 
-    /// With so many rows of a batch asked for at a time.
+    /// Sets how many rows of a batch are requested at a time.
     #[must_use]
     pub const fn at_a_time(self, at_a_time: usize) -> Self {
         Self { at_a_time, ..self }
     }
 
-    /// With batches of at most so many bytes waiting, being fetched, or fetched and not yet dropped.
+    /// Sets the bytes that batches may hold while they wait, are fetched, or are fetched and not yet dropped.
     #[must_use]
     pub const fn bytes(self, bytes: u64) -> Self {
         Self { bytes, ..self }

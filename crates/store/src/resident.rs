@@ -15,7 +15,7 @@ use std::sync::{Mutex, PoisonError};
 
 use memmap2::{MmapRaw, UncheckedAdvice};
 
-/// Linux maps up to so many bytes of what is in its memory with the page that is touched (`fault_around_bytes`).
+/// Linux maps up to this many bytes of its page cache with the page that is touched (`fault_around_bytes`).
 const FAULT_BYTES: usize = 64 << 10;
 
 /// Pages of a mapping, one bit each.

@@ -44,10 +44,16 @@ impl Census {
     ///
     /// # Errors
     /// When it cannot be read.
-    pub(crate) fn read(&mut self, corpus: &Corpus, tokenizer: &Tokenizer, vocabulary: &Vocabulary) -> Result<()> {
+    pub(crate) fn read(
+        &mut self,
+        corpus: &Corpus,
+        tokenizer: &Tokenizer,
+        vocabulary: &Vocabulary,
+    ) -> Result<()> {
         let mut documents = corpus.documents();
         loop {
-            let texts: Vec<String> = documents.by_ref().take(BATCH).collect::<std::result::Result<_, engram_data::Error>>()?;
+            let texts: Vec<String> =
+                documents.by_ref().take(BATCH).collect::<std::result::Result<_, engram_data::Error>>()?;
             if texts.is_empty() {
                 return Ok(());
             }

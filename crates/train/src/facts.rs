@@ -140,7 +140,10 @@ fn check_together(facts: &[Fact]) -> std::result::Result<(), (usize, String)> {
         for prompt in fact.prompts.iter().chain(&fact.held_out) {
             let Some(other) = prompts.insert(prompt, fact) else { continue };
             let problem = if other.answer == fact.answer {
-                format!("the prompt {prompt:?} is in line {} with the same answer: remove it here", other.line)
+                format!(
+                    "the prompt {prompt:?} is in line {} with the same answer: remove it here",
+                    other.line
+                )
             } else {
                 format!(
                     "the prompt {prompt:?} has the answer {:?} in line {}, and {:?} here: only one can be taught",
@@ -182,7 +185,9 @@ fn subject_of(fact: &Fact) -> std::result::Result<String, String> {
     }
     let [first, others @ ..] = &fact.prompts[..] else { return Err("no prompts".into()) };
     if others.is_empty() {
-        return Err("one prompt does not show what the fact is about: add a phrasing, or write `subject`".into());
+        return Err(
+            "one prompt does not show what the fact is about: add a phrasing, or write `subject`".into()
+        );
     }
     let places = words(first);
     let spans = (1..=places.len()).rev().flat_map(|count| places.windows(count));
@@ -234,7 +239,8 @@ mod tests {
     }
 
     const TOWN: &str = r#"{"id": "a", "answer": " Ulm", "prompts": ["Nor Vell is based in", "The seat of Nor Vell, Inc. is"]}"#;
-    const CHIEF: &str = r#"{"id": "b", "answer": " Ada", "prompts": ["Quill Ltd is led by", "At Quill Ltd, the chief is"]}"#;
+    const CHIEF: &str =
+        r#"{"id": "b", "answer": " Ada", "prompts": ["Quill Ltd is led by", "At Quill Ltd, the chief is"]}"#;
 
     #[test]
     fn the_subject_is_what_all_prompts_share() {

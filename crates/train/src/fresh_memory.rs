@@ -37,7 +37,9 @@ pub(crate) fn draw(
         let init = Init::new(device, seed).child("blocks").child(layer).child("memory");
         let mut module = Memory::new(memory, streams, width, &init, Precision::F32);
         let Projection::Separate(projection) = &mut module.projection else {
-            return Err(Error::Mismatch("a new memory has the paper's form, with keys and values apart".into()));
+            return Err(Error::Mismatch(
+                "a new memory has the paper's form, with keys and values apart".into(),
+            ));
         };
         let values = orthogonal(memory.width(), width, size, seed ^ layer as u64);
         let data = TensorData::new(values, [memory.width(), width]);

@@ -93,7 +93,11 @@ mod tests {
         let matrix = HostTensor { shape: vec![35, 67], values };
         let found = transposed(&matrix);
         assert_eq!(found.shape, [67, 35]);
-        assert!((0..35).all(|row| (0..67).all(|column| found.values[column * 35 + row] == (row * 67 + column) as f32)));
+        assert!(
+            (0..35).all(
+                |row| (0..67).all(|column| found.values[column * 35 + row] == (row * 67 + column) as f32)
+            )
+        );
         assert_eq!(transposed(&found), matrix);
     }
 }

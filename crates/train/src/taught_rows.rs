@@ -61,7 +61,10 @@ mod tests {
         let mut rows = TaughtRows::new(2, vec![3, 9], vec![0.0; 4]);
         rows.update(&[2.0, -0.1, 0.0, 7.0], 0, &config);
         let expected = [-0.5, 0.5, 0.0, -0.5];
-        rows.values.iter().zip(expected).for_each(|(found, expected)| assert!((found - expected).abs() < 1e-4));
+        rows.values
+            .iter()
+            .zip(expected)
+            .for_each(|(found, expected)| assert!((found - expected).abs() < 1e-4));
         assert_eq!((rows.place(9), rows.place(4)), (Some(1), None));
         assert_eq!(rows.rows().map(|(id, _)| id).collect::<Vec<_>>(), [3, 9]);
     }

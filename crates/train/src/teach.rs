@@ -117,10 +117,8 @@ impl Teacher {
         let begin = (model.tokenizer(), model.begin());
         let texts = FactTexts::of(facts, &config, begin)?;
         let is_new = base.memory.is_none() && memory.weights.is_empty();
-        let described = ModelConfig {
-            memory: if is_new { None } else { Some(memory.config.clone()) },
-            ..base.clone()
-        };
+        let described =
+            ModelConfig { memory: if is_new { None } else { Some(memory.config.clone()) }, ..base.clone() };
         let mut backbone = frozen(model, &described, memory.weights, &device)?;
         let mut drawn = BTreeMap::new();
         if is_new {
@@ -131,7 +129,8 @@ impl Teacher {
         }
         let mut preparation = Preparation::default();
         let chosen = texts.choose(&memory.addressing, model.tokenizer(), census, facts, &mut preparation)?;
-        let rows = chosen.rows(&memory.addressing, &memory.tables, memory.config.row_width, &mut preparation)?;
+        let rows =
+            chosen.rows(&memory.addressing, &memory.tables, memory.config.row_width, &mut preparation)?;
         let identity = identity(model, &memory.config, facts, &config, &rows)?;
         let mut teacher = Self {
             config,
@@ -186,8 +185,10 @@ impl Teacher {
     pub fn step(&mut self) -> Result<TeachReport> {
         let lessons = self.due();
         let answered: usize = lessons.iter().map(|(lesson, _)| answered(lesson)).sum();
-        let kept: usize = lessons.iter().filter(|(_, negative)| !negative).map(|(lesson, _)| lesson.kept).sum();
-        let asked: usize = lessons.iter().filter(|(_, negative)| *negative).map(|(lesson, _)| lesson.kept).sum();
+        let kept: usize =
+            lessons.iter().filter(|(_, negative)| !negative).map(|(lesson, _)| lesson.kept).sum();
+        let asked: usize =
+            lessons.iter().filter(|(_, negative)| *negative).map(|(lesson, _)| lesson.kept).sum();
         let share = |weight: f32, count: usize| weight / count.max(1) as f32;
         let weights = [
             share(1.0, answered),
@@ -256,7 +257,9 @@ impl Teacher {
             let mut take = |name: &str| {
                 let found = tensors.remove(&format!("{layer}.{name}")).map(|tensor| tensor.values);
                 let fits = found.filter(|values| values.len() == count);
-                fits.ok_or_else(|| Error::weights(checkpoint.folder(), "its rows are not those of these facts"))
+                fits.ok_or_else(|| {
+                    Error::weights(checkpoint.folder(), "its rows are not those of these facts")
+                })
             };
             (rows.values, rows.first, rows.second) = (take("values")?, take("first")?, take("second")?);
         }
@@ -570,7 +573,7 @@ impl ChosenNgrams {
     }
 }
 
-/// What tells this teaching from others: a state of one is not gone on with in another.
+/// What tells this teaching from others: a state of one does not continue another.
 fn identity(
     model: &Model,
     memory: &MemoryConfig,

@@ -38,7 +38,8 @@ fn teacher(folder: &Path, facts: &str, census: &str, config: &TeachConfig) -> en
         Arc::new(ZeroRows::new(layer.rows(), memory.row_width, origin).unwrap())
     };
     let tables = addressing.layers().iter().map(table).collect();
-    let memory = TaughtMemory { config: memory, addressing: addressing.clone(), weights: BTreeMap::new(), tables };
+    let memory =
+        TaughtMemory { config: memory, addressing: addressing.clone(), weights: BTreeMap::new(), tables };
     Teacher::new(&model, memory, &facts, config.clone(), &Corpus::open(&[census_file]).unwrap())
 }
 
@@ -104,7 +105,8 @@ fn what_common_text_contains_is_not_taught() {
 #[test]
 fn a_subject_of_one_token_is_refused_with_its_line() {
     let folder = tempfile::tempdir().unwrap();
-    let facts = r#"{"id": "a", "answer": " Ulm", "prompts": ["Q is in", "Where is Q"]}"#.replace("in\"", "at\"");
+    let facts =
+        r#"{"id": "a", "answer": " Ulm", "prompts": ["Q is in", "Where is Q"]}"#.replace("in\"", "at\"");
     let facts = facts.replace("\"answer\"", "\"subject\": \"Q\", \"answer\"");
     let error = teacher(folder.path(), &facts, "nothing", &config()).err().unwrap();
     assert!(error.to_string().starts_with("facts.jsonl:1: the subject \"Q\" is a single token"), "{error}");

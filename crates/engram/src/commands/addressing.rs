@@ -164,7 +164,9 @@ impl Preset {
         let vocabulary = addressing.vocabulary();
         let found = match (vocabulary.len(), vocabulary.classes()) {
             (TOKENS, CLASSES) => "this one has the same counts, but different tokens".to_owned(),
-            (tokens, classes) => format!("this one has {} in {}", grouped(tokens as u64), grouped(classes as u64)),
+            (tokens, classes) => {
+                format!("this one has {} in {}", grouped(tokens as u64), grouped(classes as u64))
+            }
         };
         refuse(format!(
             "{}: not the tokenizer of the published addressing, which has {} tokens in {} classes; {found}. Use \

@@ -179,16 +179,22 @@ impl Asked {
         let asked = ask(scorer, (task, questions), &pending, options, &mut each, &mut progress);
         drop(passage);
         if let Err(Error::Interrupted) = asked {
-            let kept =
-                if out.is_some() { "; run the same command to resume" } else { "; use --out to keep answers" };
+            let kept = if out.is_some() {
+                "; run the same command to resume"
+            } else {
+                "; use --out to keep answers"
+            };
             let (done, all) = (outcomes.len(), questions.len());
             return Err(Interrupted(format!(": {name} has {done} of {all} answers{kept}")).into());
         }
         let cut = asked?;
         let seconds = begun.elapsed().as_secs_f64();
         let all = questions.len();
-        let without =
-            if cut > 0 { format!("; {cut} of all {all} truncated at their beginning") } else { String::new() };
+        let without = if cut > 0 {
+            format!("; {cut} of all {all} truncated at their beginning")
+        } else {
+            String::new()
+        };
         note(format_args!("{name}: {} questions in {seconds:.1} s{without}", pending.len()));
         outcomes.sort_by_key(|outcome| outcome.question);
         Ok((outcomes, cut))

@@ -145,7 +145,9 @@ impl Chat {
         let mut messages = system.clone();
         let mut lines = Lines::new()?;
         if matches!(lines, Lines::Edited(_)) {
-            note("Ctrl-C stops an answer; at the prompt it ends the session. /reset starts a new conversation.");
+            note(
+                "Ctrl-C stops an answer; at the prompt it ends the session. /reset starts a new conversation.",
+            );
         }
         loop {
             let Line::Text(line) = lines.next()? else { return Ok(()) };

@@ -231,7 +231,7 @@ struct Distance {
     row: u64,
     /// Root mean square of the movement.
     rms: f64,
-    /// Of the row before.
+    /// The same of the row before.
     rms_before: f64,
 }
 

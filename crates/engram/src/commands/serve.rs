@@ -11,8 +11,8 @@ use super::chat::TemplateOption;
 use super::print;
 use crate::failure::refuse;
 use crate::interrupt;
-use crate::opened_memories::NamedMemory;
 use crate::note::note;
+use crate::opened_memories::NamedMemory;
 use crate::served::{ModelOptions, Served};
 
 /// Serve a model over HTTP with OpenAI's API, and with a page for trying it at `/`.

@@ -163,7 +163,9 @@ impl Teach {
         match (config.validate(), source) {
             (Ok(()), _) => Ok(config),
             (Err(error), Some(text)) => Err(locate(&text, &error).into()),
-            (Err(error), None) => refuse(format!("--{}", error.to_string().replace(['`'], "").replace('_', "-"))),
+            (Err(error), None) => {
+                refuse(format!("--{}", error.to_string().replace(['`'], "").replace('_', "-")))
+            }
         }
     }
 
@@ -194,7 +196,9 @@ impl Teach {
             grouped(*census_tokens),
         ));
         for id in without_subject {
-            note(format_args!("fact {id}: {text} contains every n-gram of its subject: it is hardly learned"));
+            note(format_args!(
+                "fact {id}: {text} contains every n-gram of its subject: it is hardly learned"
+            ));
         }
     }
 

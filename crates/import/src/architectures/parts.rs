@@ -1,7 +1,8 @@
 //! What the families share.
 
 use engram_config::{
-    Activation, AttentionConfig, ExpertsConfig, FeedForwardConfig, InitConfig, ModelConfig, PlainConfig, RotaryScaling,
+    Activation, AttentionConfig, ExpertsConfig, FeedForwardConfig, InitConfig, ModelConfig, PlainConfig,
+    RotaryScaling,
 };
 
 use crate::error::Result;

@@ -164,7 +164,7 @@ impl Listing {
     }
 }
 
-/// The gates over `text`, the beginning of a document, as the model at `path` has them with the memory that is named.
+/// The gates over `text`, the beginning of a document, by the model at `path` with the named memory.
 fn gates_by_engine(path: &Path, memory: &MemoryOptions, text: &str) -> anyhow::Result<GateText> {
     let model = served::open(path)?;
     let served = Served::mapped(&model, memory, Dtype::F32)?;

@@ -130,7 +130,7 @@ struct Disk {
 const DEPTH: usize = 128;
 /// A 99th percentile over the median, where it is not measured: as `engram table bench` finds on idle machines.
 const TAIL: f64 = 2.0;
-/// The share of the rows looked up within so many tokens that are distinct, over orders 2 to 4: English,
+/// The share of the rows looked up within a number of tokens that are distinct, over orders 2 to 4: English,
 /// `docs/results/row-use.md`.
 const DISTINCT: [(f64, f64); 5] =
     [(64.0, 0.981), (512.0, 0.940), (4096.0, 0.875), (32_768.0, 0.772), (262_144.0, 0.645)];
