@@ -42,7 +42,8 @@ impl MemoryOptions {
 #[derive(Debug, Clone)]
 pub(crate) struct NamedMemory {
     pub(crate) name: String,
-    options: MemoryOptions,
+    /// An adapter or an overlay, then overlays on it.
+    folders: Vec<PathBuf>,
 }
 
 impl NamedMemory {
@@ -50,21 +51,26 @@ impl NamedMemory {
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let form = "give NAME=FOLDER, or NAME=FOLDER,OVERLAY,… with overlays on it";
         let (name, paths) = text.split_once('=').ok_or(form)?;
-        let mut paths: Vec<PathBuf> = paths.split(',').map(PathBuf::from).collect();
-        if name.is_empty() || paths.iter().any(|path| path.as_os_str().is_empty()) {
+        let folders: Vec<PathBuf> = paths.split(',').map(PathBuf::from).collect();
+        if name.is_empty() || folders.iter().any(|path| path.as_os_str().is_empty()) {
             return Err(form.into());
         }
-        // An overlay that brings its memory with it, or changes the model's own, stands alone.
-        let adapter = Adapter::is_at(&paths[0]).then(|| paths.remove(0));
-        if adapter.is_none() && !engram_import::Overlay::is_at(&paths[0]) {
-            return Err(format!("{}: neither an adapter nor an overlay is here", paths[0].display()));
-        }
-        Ok(Self { name: name.into(), options: MemoryOptions { adapter, overlays: paths } })
+        Ok(Self { name: name.into(), folders })
     }
 
     /// The memory of `model`.
     pub(crate) fn open(&self, model: &Model) -> anyhow::Result<StackedMemory> {
-        match self.options.open(model)? {
+        let mut overlays = self.folders.clone();
+        // An overlay that brings its memory with it, or changes the model's own, stands alone.
+        let adapter = Adapter::is_at(&overlays[0]).then(|| overlays.remove(0));
+        if adapter.is_none() && !engram_import::Overlay::is_at(&overlays[0]) {
+            let folder = overlays[0].display();
+            return refuse(format!(
+                "--adapter {}: {folder}: neither an adapter nor an overlay is here",
+                self.name
+            ));
+        }
+        match (MemoryOptions { adapter, overlays }).open(model)? {
             Some(memory) => Ok(memory),
             None => refuse(format!("--adapter {}: the model has no memory", self.name)),
         }

@@ -33,7 +33,7 @@ pub(crate) struct TaughtMemory {
 /// Whose memory it is.
 enum Origin {
     Base,
-    Adapter(Adapter),
+    Adapter(Box<Adapter>),
     New,
 }
 
@@ -61,7 +61,7 @@ impl TaughtMemory {
                 addressing,
                 weights,
                 layers,
-                origin: Origin::Adapter(adapter),
+                origin: Origin::Adapter(Box::new(adapter)),
             });
         }
         let own = model.config().model.memory.clone();

@@ -46,6 +46,9 @@ pub(crate) struct Report {
     replies: Vec<OfFact>,
 }
 
+/// What is asked, its replies for a fact, and which of them count.
+type Kind = (&'static str, fn(&OfFact) -> &Vec<Reply>, fn(&Reply) -> bool);
+
 /// What became of one fact.
 #[derive(Debug, Serialize)]
 struct OfFact {
@@ -110,7 +113,7 @@ impl Examination<'_> {
             of_base.push(self.ask_fact(fact, &questions, false)?);
             replies.push(self.ask_fact(fact, &questions, true)?);
         }
-        let kinds: [(&'static str, fn(&OfFact) -> &Vec<Reply>, fn(&Reply) -> bool); 4] = [
+        let kinds: [Kind; 4] = [
             ("trained phrasings, exact", |fact| &fact.trained, |reply| reply.exact),
             ("held-out phrasings, exact", |fact| &fact.held_out, |reply| reply.exact),
             ("inside a longer text, exact", |fact| &fact.inside_text, |reply| reply.exact),

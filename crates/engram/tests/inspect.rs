@@ -51,7 +51,7 @@ fn depth_is_measured_for_one_model_and_compared_between_two() {
     let too_many = "inspect depth run run --shards data/valid --samples 90000 --batch 90000";
     workshop.fails(too_many, 2, &["names", "--positions all"]);
     let neighbours = "inspect depth run run --shards data/valid --samples 64 --batch 16 --neighbours 3";
-    workshop.fails(neighbours, 2, &["--neighbours 3", "2 layers"]);
+    workshop.fails(neighbours, 2, &["--neighbours 3", "1 to 2"]);
     workshop.fails("inspect depth run nowhere --shards data/valid", 2, &["nowhere"]);
 }
 

@@ -194,6 +194,7 @@ pub fn memory(form: MemoryForm) -> MemoryConfig {
     MemoryConfig {
         form,
         gate: Gate::PerStream,
+        gate_form: engram_config::GateForm::SignedRoot,
         convolution: None,
         layers: vec![1],
         max_order: 3,

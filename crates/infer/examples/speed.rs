@@ -35,7 +35,8 @@ fn main() {
         cache_bytes: 256 << 20,
         ..EngineOptions::default()
     };
-    let engine = Engine::start(Model { decoder, rows: None, token_bytes: Vec::new() }, options).unwrap();
+    let engine =
+        Engine::start(Model { decoder, memories: Vec::new(), token_bytes: Vec::new() }, options).unwrap();
     let peak = peak_bytes();
     let prefill = median(turns, |turn| {
         let start = Instant::now();
