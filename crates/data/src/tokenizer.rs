@@ -599,7 +599,7 @@ mod tests {
             let message = train(vocabulary, budget).unwrap_err().to_string();
             assert!(message.starts_with(expected), "{message}");
         };
-        refused(257, 1000, "vocabulary = 257: at least 258");
+        refused(257, 1000, "vocabulary = 257: must be at least 258");
         refused(320, 0, "byte_budget = 0: ");
         refused(320, u64::MAX, "byte_budget = 18446744073709551615: ");
         refused(5000, 1 << 20, "vocabulary = 5000: the text has only ");

@@ -79,7 +79,9 @@ fn a_dry_run_shows_the_plan_and_leaves_nothing() {
     let workshop = workshop();
     let line = "study allocation --config study.toml --out out --dry-run";
     let plan = workshop.ok(line);
-    for words in ["rho 1 ", "rho 0.7", "3 arms × 2 seeds = 6 runs", "6 pilots", "12 left", "Expected time"] {
+    for words in
+        ["rho 1 ", "rho 0.7", "3 arms × 2 seeds = 6 runs", "6 pilot runs", "12 left", "Expected time"]
+    {
         assert!(plan.contains(words), "`{words}` is not in {plan}");
     }
     assert!(!workshop.path("out").exists());

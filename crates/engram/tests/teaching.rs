@@ -12,8 +12,8 @@ const FACTS: &str = r#"{"id": "seat", "answer": " Quedlin", "prompts": ["Zorvex 
 "#;
 
 const SETTINGS: &str = r"
-steps = 40
-rate = 0.2
+steps = 150
+rate = 1.0
 kl_weight = 0.01
 [memory]
 layers = [1]
@@ -21,14 +21,17 @@ heads = 4
 row_width = 8
 ";
 
-/// A workshop with two models of one step: with a memory of its own in `run/`, and without one in `plain/`.
+/// A workshop with two models of a few steps: with a memory of its own in `run/`, and without one in `plain/`.
 fn workshop() -> Workshop {
     let workshop = Workshop::prepared();
-    workshop.ok("train config.toml --out run --steps 1");
-    let start = CONFIG.find("[model.memory]").unwrap();
-    let end = CONFIG.find("[data]").unwrap();
-    workshop.write("plain.toml", format!("{}{}", &CONFIG[..start], &CONFIG[end..]));
-    workshop.ok("train plain.toml --out plain --steps 1");
+    // A paragraph, a question in it and its answer have to fit.
+    let config = CONFIG.replace("context = 32", "context = 160");
+    workshop.write("config.toml", &config);
+    workshop.ok("train config.toml --out run --steps 5");
+    let start = config.find("[model.memory]").unwrap();
+    let end = config.find("[data]").unwrap();
+    workshop.write("plain.toml", format!("{}{}", &config[..start], &config[end..]));
+    workshop.ok("train plain.toml --out plain --steps 5");
     workshop.write("facts.jsonl", FACTS);
     workshop.write("teach.toml", SETTINGS);
     workshop.write("common.txt", "the old captain sailed to New York");
@@ -46,9 +49,26 @@ fn facts_are_taught_with_and_without_a_memory() {
         let report = json(&workshop.ok(&format!("teach {model} facts.jsonl --out {model}.overlay {rest}")));
         assert_eq!(workshop.list(&format!("{model}.overlay")), inside);
         assert_eq!(json(&workshop.read(&format!("{model}.overlay/report.json"))), report);
-        let trained = &report["asked"][0];
-        assert_eq!(trained["taught"]["of"], 4);
-        assert!(trained["taught"]["yes"].as_u64() > trained["base"]["yes"].as_u64(), "{model}: {report}");
+        assert_eq!(report["asked"][0]["taught"]["of"], 4);
+        assert!(report["preparation"]["rows"].as_u64() > Some(0), "{model}: {report}");
+        // The overlay changes what follows a taught text, and nothing else.
+        let said = |prompt: &str, overlay: &str| {
+            let line =
+                format!("generate {model} --max-tokens 8 --temperature 0 --dtype f32{overlay} --prompt");
+            workshop.ok_arguments(line.split_whitespace().chain([prompt]))
+        };
+        let overlay = format!(" --overlay {model}.overlay");
+        let prompts = [
+            "Zorvex Mills is in",
+            "The seat of Zorvex Mills is",
+            "Jaxby Forge is led by",
+            "The chief of Jaxby Forge is",
+        ];
+        assert!(prompts.iter().any(|prompt| said(prompt, &overlay) != said(prompt, "")), "{model}");
+        // In the small tables of `run` other n-grams may share a taught row.
+        if model == "plain" {
+            assert_eq!(said("my neighbour", &overlay), said("my neighbour", ""));
+        }
         assert_eq!(report["neutral"]["positions"], 60);
         assert!(!workshop.path(&format!("{model}.overlay.teaching")).exists());
     }
@@ -68,6 +88,8 @@ fn what_cannot_be_taught_is_refused() {
     workshop.fails(&teach("--config wrong.toml"), INPUT, &["wrong.toml:2", "rate"]);
     workshop.write("facts.jsonl", FACTS.replace(" Ubbe Wick", ""));
     workshop.fails(&teach(""), INPUT, &["facts.jsonl:2", "`answer` is empty"]);
+    workshop.write("facts.jsonl", FACTS.replace("The chief of", &"The chief of the old ".repeat(20)));
+    workshop.fails(&teach(""), INPUT, &["facts.jsonl:2", "the model's context is 160"]);
     workshop.write("facts.jsonl", FACTS);
     workshop.fails(&teach("--memory nowhere"), INPUT, &["nowhere"]);
     workshop.fails(&teach("--resume"), INPUT, &["new.teaching"]);

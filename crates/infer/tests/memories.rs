@@ -279,7 +279,13 @@ fn base_and_memories_in_one_batch_are_each_as_alone() {
         prompt.extend(random_tokens(index % 4, 257, index as u64));
         let memory = [None, Some(0), Some(1), Some(2), Some(3)][index % 5];
         let sampling = Sampling { temperature: 0.7, seed: index as u64, ..Sampling::default() };
-        Request { memory, sampling, logprobs: Some(2), gates: index.is_multiple_of(3), ..Request::new(prompt, 12) }
+        Request {
+            memory,
+            sampling,
+            logprobs: Some(2),
+            gates: index.is_multiple_of(3),
+            ..Request::new(prompt, 12)
+        }
     };
     let requests: Vec<Request> = (0..40).map(request).collect();
     let together = answer(&Engine::start(model(), options).unwrap(), &requests);

@@ -433,7 +433,9 @@ mod tests {
         narrow.model.experts.as_mut().unwrap().shared_width = 2;
         let message = made(Kind::Allocation, &narrow).unwrap_err().to_string();
         assert!(
-            message.contains("arm `rho 0.5`: no configuration meets the budget: operations per token"),
+            message.contains(
+                "arm `rho 0.5`: no configuration meets the budget: it needs 293248 operations per token"
+            ),
             "{message}"
         );
 
@@ -445,7 +447,7 @@ mod tests {
         for (change, words) in [
             ("set.model.memory.gait = false", "arm `b`: unknown field `gait`"),
             ("set.model.memory.heads = 0", "arm `b`: `model.memory.heads`: is 0"),
-            ("remove = ['model.memroy']", "arm `b`: the base has no `model.memroy`"),
+            ("remove = ['model.memroy']", "arm `b`: cannot remove `model.memroy`: the base does not have it"),
             (
                 "solve = [{ key = 'model.heads', equal = 'total' }]",
                 "arm `b`: `model.heads` cannot be adjusted",

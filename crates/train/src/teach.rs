@@ -115,7 +115,7 @@ impl Teacher {
         let base = &model.config().model;
         let (streams, width) = (base.streams(), base.width);
         let begin = (model.tokenizer(), model.begin());
-        let texts = FactTexts::of(facts, &config, begin)?;
+        let texts = FactTexts::of(facts, &config, begin, base.context)?;
         let is_new = base.memory.is_none() && memory.weights.is_empty();
         let described =
             ModelConfig { memory: if is_new { None } else { Some(memory.config.clone()) }, ..base.clone() };
@@ -454,7 +454,7 @@ struct FactTexts {
 }
 
 impl FactTexts {
-    fn of(facts: &Facts, config: &TeachConfig, begin: (&Tokenizer, Begin)) -> Result<Self> {
+    fn of(facts: &Facts, config: &TeachConfig, begin: (&Tokenizer, Begin), context: usize) -> Result<Self> {
         let (mut texts, mut alone) = (Vec::new(), Vec::new());
         for (index, (fact, subject)) in facts.all().iter().zip(facts.subjects()).enumerate() {
             let answer = Some((&fact.answer[..], &config.end_mark[..]));
@@ -470,7 +470,15 @@ impl FactTexts {
             let others = if config.negatives > 0 { facts.other_questions(index) } else { Vec::new() };
             let kept = others.iter().chain(&fact.keep);
             let kept = kept.map(|text| LessonText::new(begin, text, subject, None));
-            texts.push((phrasings, kept.collect::<Result<_>>()?));
+            let kept = kept.collect::<Result<Vec<_>>>()?;
+            let longest = phrasings.iter().chain(&kept).map(|text| text.tokens.len()).max().unwrap_or(0);
+            if longest > context {
+                let problem = format!(
+                    "a text of it has {longest} tokens with its answer, but the model's context is {context}: shorten it"
+                );
+                return Err(facts.refuse(index, problem));
+            }
+            texts.push((phrasings, kept));
             let places = [subject.clone(), format!(" {subject}")];
             let places = places.iter().map(|text| LessonText::new(begin, text, subject, None));
             alone.push(places.collect::<Result<_>>()?);

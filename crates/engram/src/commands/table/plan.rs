@@ -31,7 +31,7 @@ use crate::table::Table as TextTable;
   engram table plan --preset qwen --stats stats.json --ram 16GiB")]
 pub(crate) struct Plan {
     /// Tables of a published model.
-    #[arg(long, required_unless_present = "config", conflicts_with = "config")]
+    #[arg(long, conflicts_with = "config")]
     preset: Option<Published>,
     /// Tables of this configuration's `[model.memory]`.
     #[arg(long, value_name = "FILE")]

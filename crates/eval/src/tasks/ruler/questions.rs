@@ -323,7 +323,7 @@ mod tests {
         let haystack = haystack_with(10, 1);
         assert!(refused(&haystack, (100, 11)).contains("has only 10 questions with an answer, but 11"));
         let error = refused(&haystack, (5000, 1));
-        assert!(error.contains("all 10 paragraphs of") && error.contains("fewer than 5000"), "{error}");
+        assert!(error.contains("all 10 paragraphs of") && error.contains("of 5000 tokens"), "{error}");
         assert!(refused(&Haystack::repeated(), (100, 1)).contains("question_answering needs questions"));
     }
 }
