@@ -101,7 +101,7 @@ pub struct TrainConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batch: Option<usize>,
     /// The old form of `micro_batch`, in older checkpoints; see [`RunConfig::load_saved`].
-    #[serde(default, skip_serializing)]
+    #[serde(default, skip_serializing, deserialize_with = "parts")]
     accumulation: Option<usize>,
     /// Whether the documents packed into a window are separate sequences, which do not see each other; see
     /// [`Packing`](crate::Packing). Applies to held-out losses, too.
@@ -140,6 +140,10 @@ pub struct TrainConfig {
     pub keep: usize,
 }
 
+/// The old key's value. 1 says what leaving it out says, and is accepted.
+fn parts<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<usize>, D::Error> {
+    Ok(Option::<usize>::deserialize(deserializer)?.filter(|&parts| parts != 1))
+}
 fn ten() -> u64 {
     10
 }
