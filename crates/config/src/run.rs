@@ -190,6 +190,7 @@ impl RunConfig {
     /// When the file cannot be read, or a key or value is invalid. The error names its line.
     pub fn load(path: &Path) -> Result<Self> {
         let (source, mut config) = load_toml::<Self>(path)?;
+        config.train.modernise();
         config.data.resolve(path);
         config.validate().map_err(|error| locate(&source, &error))?;
         Ok(config)
@@ -224,14 +225,6 @@ impl RunConfig {
         }
         if train.evaluate_tokens == Some(0) {
             return Err(ConfigError::new("train.evaluate_tokens", "is 0: must be at least 1"));
-        }
-        if let Some(parts) = train.accumulation {
-            let micro_batch = train.batch.div_ceil(parts.max(1));
-            let reason = format!(
-                "is no longer a key: write `micro_batch = {micro_batch}`, the number of sequences computed at once, \
-                 or leave it out to compute all at once"
-            );
-            return Err(ConfigError::new("train.accumulation", reason));
         }
         if train.windows_at_once() > train.batch {
             let reason =
