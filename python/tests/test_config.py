@@ -33,7 +33,9 @@ WRONG = [
     ("layers = [1]", "layers = [4]", "`model.memory.layers`"),
     ("layers = [1]", "layers = [2, 1]", "`model.memory.layers`"),
     ("max_order = 3", "max_order = 4", "`model.memory.rows_per_head`"),
-    ("batch = 16", "batch = 16\naccumulation = 3", "`train.accumulation`: is no longer a key: write `micro_batch = 6`"),
+    ("batch = 16", "batch = 16\naccumulation = 0", "`train.accumulation`: is 0"),
+    ("batch = 16", "batch = 16\naccumulation = 17", "`train.accumulation`: is 17, but a batch of 16"),
+    ("batch = 16", "batch = 16\naccumulation = 4\nmicro_batch = 4", "leave it out"),
     ("batch = 16", "batch = 16\nmicro_batch = 17", "`train.micro_batch`: is more than the batch of 16"),
     ("batch = 16", "batch = 16\nmicro_batch = 0", "`train.micro_batch`: is 0"),
     ("active = 2", "active = 2\nscaling = 0.0", "`model.experts.scaling`"),
@@ -147,10 +149,10 @@ def test_what_is_refused_names_the_file_that_states_it(tmp_path: Path) -> None:
         assert message in str(raised.value), name
 
 
-def test_checkpoints_may_have_the_key_of_before(tmp_path: Path) -> None:
+def test_the_key_of_before_is_translated(tmp_path: Path) -> None:
     text = (CONFIGS / "quickstart-memory.toml").read_text()
     write(tmp_path, run=text.replace("batch = 16", "batch = 16\naccumulation = 3"))
-    run = config.load_run_config(tmp_path / "run.toml", saved=True)
+    run = config.load_run_config(tmp_path / "run.toml")
     assert run.train is not None and run.train.micro_batch == 6
 
 

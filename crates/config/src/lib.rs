@@ -27,6 +27,7 @@ mod error;
 mod feed_forward;
 mod init;
 mod model;
+mod old_keys;
 mod optimizer;
 mod precision;
 #[cfg(test)]

@@ -100,9 +100,6 @@ pub struct TrainConfig {
     /// saves memory. If it does not divide `batch`, the last one has fewer. Default: the whole batch at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batch: Option<usize>,
-    /// The old form of `micro_batch`, in older checkpoints; see [`RunConfig::load_saved`].
-    #[serde(default, skip_serializing, deserialize_with = "parts")]
-    accumulation: Option<usize>,
     /// Whether the documents packed into a window are separate sequences, which do not see each other; see
     /// [`Packing`](crate::Packing). Applies to held-out losses, too.
     #[serde(default, skip_serializing_if = "is_false")]
@@ -140,10 +137,6 @@ pub struct TrainConfig {
     pub keep: usize,
 }
 
-/// The old key's value. 1 says what leaving it out says, and is accepted.
-fn parts<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<usize>, D::Error> {
-    Ok(Option::<usize>::deserialize(deserializer)?.filter(|&parts| parts != 1))
-}
 fn ten() -> u64 {
     10
 }
@@ -162,35 +155,15 @@ impl TrainConfig {
     pub fn windows_at_once(&self) -> usize {
         self.micro_batch.unwrap_or(self.batch)
     }
-
-    /// Translates old keys into today's.
-    fn modernise(&mut self) {
-        if let Some(parts) = self.accumulation.take().filter(|&parts| parts > 1) {
-            self.micro_batch = Some(self.batch.div_ceil(parts));
-        }
-    }
 }
 
 impl RunConfig {
-    /// Like [`load`](Self::load), for the `run.toml` of a checkpoint, which may have keys with their old names.
-    ///
-    /// # Errors
-    /// As [`load`](Self::load).
-    pub fn load_saved(path: &Path) -> Result<Self> {
-        let (source, mut config) = load_toml::<Self>(path)?;
-        config.data.resolve(path);
-        config.train.modernise();
-        config.validate().map_err(|error| locate(&source, &error))?;
-        Ok(config)
-    }
-
     /// Reads and validates a configuration. Relative paths in it start at the file's own folder.
     ///
     /// # Errors
     /// When the file cannot be read, or a key or value is invalid. The error names its line.
     pub fn load(path: &Path) -> Result<Self> {
         let (source, mut config) = load_toml::<Self>(path)?;
-        config.train.modernise();
         config.data.resolve(path);
         config.validate().map_err(|error| locate(&source, &error))?;
         Ok(config)
@@ -254,8 +227,7 @@ impl CheckpointConfig {
     /// # Errors
     /// When the file cannot be read, or describes no model. The error names the line.
     pub fn load(path: &Path) -> Result<Self> {
-        let (source, mut config) = load_toml::<Self>(path)?;
-        config.train.iter_mut().for_each(TrainConfig::modernise);
+        let (source, config) = load_toml::<Self>(path)?;
         config.model.validate().map_err(|error| locate(&source, &error))?;
         Ok(config)
     }

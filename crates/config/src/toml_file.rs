@@ -19,6 +19,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use crate::error::{ConfigError, Error, Result};
+use crate::old_keys;
 
 /// The origin of a configuration: a file and its bases.
 #[derive(Debug, Clone)]
@@ -38,11 +39,12 @@ struct File {
 /// # Errors
 /// When a file cannot be read, is its own base, or the files do not hold a `T`. The error names file and line.
 pub fn load_toml<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<(Source, T)> {
-    let (source, merged) = read(path)?;
+    let (source, mut merged) = read(path)?;
+    let is_old = old_keys::translate(&mut merged).map_err(|error| locate(&source, &error))?;
     let [asked, bases @ ..] = &source.files[..] else {
         unreachable!("a source has the file that was asked for")
     };
-    if bases.is_empty() {
+    if bases.is_empty() && !is_old {
         let parsed = toml::from_str(&asked.text).map_err(|error| asked.refuse_toml(&error))?;
         return Ok((source, parsed));
     }

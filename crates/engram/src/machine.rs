@@ -16,7 +16,7 @@ pub(crate) struct Memory {
     container: Option<u64>,
     /// The file that the limit stands in.
     container_file: Option<String>,
-    /// Of /dev/shm, where processes share memory.
+    /// The size of /dev/shm, where processes share memory.
     shared: Option<u64>,
 }
 

@@ -21,7 +21,6 @@ mod interrupt;
 mod json;
 mod loss_chart;
 mod machine;
-mod machine_memory;
 mod metrics;
 mod note;
 mod number;

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use engram_data::{Begin, Corpus, Tokenizer};
-use engram_eval::teaching::{Change, Question, Reply, Share, ask, change};
+use engram_eval::teaching::{Change, Question, Reply, Share, ask, change, fitting};
 use engram_infer::Offline;
 use engram_train::{Facts, Preparation};
 use serde::Serialize;
@@ -14,6 +14,9 @@ use crate::number::{bytes, grouped};
 /// Names that nobody teaches anything about.
 const UNTAUGHT: [&str; 4] =
     ["Marwick Harbour Group", "Elsmere Optics", "Dr. Pell Hathersage", "Tollard Instruments"];
+
+/// Tokens of the passage before a question that is asked inside a longer text.
+const PASSAGE: usize = 80;
 
 /// How much is asked.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +46,8 @@ pub(crate) struct Report {
     preparation: Preparation,
     asked: Vec<Asked>,
     neutral: Change,
+    /// Questions that were not asked, as they and their answers do not fit the model's context.
+    left_out: usize,
     replies: Vec<OfFact>,
 }
 
@@ -84,6 +89,10 @@ impl Questions {
             other_relations: all(&elsewhere),
         }
     }
+
+    fn kinds(&mut self) -> [&mut Vec<Question>; 4] {
+        [&mut self.trained, &mut self.held_out, &mut self.inside_text, &mut self.other_relations]
+    }
 }
 
 /// What is asked, and of whom.
@@ -105,11 +114,15 @@ impl Examination<'_> {
         row_bytes: u64,
     ) -> anyhow::Result<Report> {
         let neutral = self.neutral_texts()?;
-        let passage = self.texts.0.decode(&neutral[0][..neutral[0].len().min(80)])?;
+        let passage = neutral[0].len().min(PASSAGE).min(self.context() / 3);
+        let passage = self.texts.0.decode(&neutral[0][..passage])?;
         let count = self.facts.all().len();
-        let (mut replies, mut of_base) = (Vec::new(), Vec::new());
+        let (mut replies, mut of_base, mut left_out) = (Vec::new(), Vec::new(), 0);
         for fact in 0..count {
-            let questions = Questions::of(self.facts, fact, &passage, self.extent.others);
+            let mut questions = Questions::of(self.facts, fact, &passage, self.extent.others);
+            for kind in questions.kinds() {
+                left_out += self.leave_out(kind)?;
+            }
             of_base.push(self.ask_fact(fact, &questions, false)?);
             replies.push(self.ask_fact(fact, &questions, true)?);
         }
@@ -133,7 +146,8 @@ impl Examination<'_> {
                 Asked { kind, base: share(&of_base), taught: share(&replies) }
             })
             .collect();
-        asked.push(self.untaught()?);
+        let (untaught, too_long) = self.untaught()?;
+        asked.push(untaught);
         let neutral = change(&mut self.base, &mut self.taught, &neutral, &interrupt::asked)?;
         Ok(Report {
             facts: count,
@@ -144,8 +158,21 @@ impl Examination<'_> {
             preparation: preparation.clone(),
             asked,
             neutral,
+            left_out: left_out + too_long,
             replies,
         })
+    }
+
+    /// The model's context, in tokens.
+    fn context(&self) -> usize {
+        self.base.decoder().config().context
+    }
+
+    /// Leaves out the questions that do not fit the context. Returns how many.
+    fn leave_out(&self, questions: &mut Vec<Question>) -> anyhow::Result<usize> {
+        let all = questions.len();
+        *questions = fitting(std::mem::take(questions), self.texts, self.context())?;
+        Ok(all - questions.len())
     }
 
     fn ask_fact(&mut self, fact: usize, questions: &Questions, taught: bool) -> anyhow::Result<OfFact> {
@@ -162,12 +189,14 @@ impl Examination<'_> {
     }
 
     /// Subjects that nobody taught, asked for the taught relations: whether any taught answer comes.
-    fn untaught(&mut self) -> anyhow::Result<Asked> {
+    /// Also the number of questions that were left out.
+    fn untaught(&mut self) -> anyhow::Result<(Asked, usize)> {
         let mut questions = Vec::new();
         for (index, (fact, subject)) in self.facts.all().iter().zip(self.facts.subjects()).enumerate() {
             let prompt = fact.prompts[0].replace(subject.as_str(), UNTAUGHT[index % UNTAUGHT.len()]);
             questions.push(Question { prompt, answer: fact.answer.clone() });
         }
+        let left_out = self.leave_out(&mut questions)?;
         let answers: Vec<&str> = self.facts.all().iter().map(|fact| fact.answer.trim()).collect();
         let count = |model: &mut Offline| -> anyhow::Result<Share> {
             let replies = ask(model, self.texts, &questions, &interrupt::asked)?;
@@ -176,13 +205,13 @@ impl Examination<'_> {
             Ok(Share::of(&replies, begins))
         };
         let (base, taught) = (count(&mut self.base)?, count(&mut self.taught)?);
-        Ok(Asked { kind: "untaught subjects, answered with a taught answer", base, taught })
+        Ok((Asked { kind: "untaught subjects, answered with a taught answer", base, taught }, left_out))
     }
 
     /// Neutral text in pieces that fit the context.
     fn neutral_texts(&self) -> anyhow::Result<Vec<Vec<u32>>> {
         const PIECE: usize = 256;
-        let most = PIECE.min(self.base.decoder().config().context);
+        let most = PIECE.min(self.context());
         let (mut texts, mut left) = (Vec::new(), self.extent.neutral);
         for document in self.neutral.documents() {
             for piece in self.texts.0.encode(&document?)?.chunks(most).take(4) {
@@ -240,6 +269,13 @@ impl Report {
                 text,
                 "common text contains every n-gram of the subject of: {}",
                 without_subject.join(", ")
+            );
+        }
+        if self.left_out > 0 {
+            let _ = writeln!(
+                text,
+                "{} questions are left out: with their answers they do not fit the model's context",
+                self.left_out
             );
         }
         let failed = |fact: &&OfFact| !fact.trained.iter().all(|reply| reply.exact);

@@ -85,6 +85,10 @@ fn a_dry_run_shows_the_plan_and_leaves_nothing() {
         assert!(plan.contains(words), "`{words}` is not in {plan}");
     }
     assert!(!workshop.path("out").exists());
+    // An old key is translated here as in a run, not ignored.
+    workshop.write("old.toml", STUDY.replace("batch = 2", "batch = 2\naccumulation = 3"));
+    let old = line.replace("study.toml", "old.toml");
+    workshop.fails(&old, INPUT, &["old.toml:20: `train.accumulation`: is 3, but a batch of 2"]);
     let plan = json(&workshop.ok(&format!("{line} --json")));
     let of = |arm: usize, key: &str| plan["arms"][arm][key].as_f64().unwrap();
     for arm in 1..3 {

@@ -97,3 +97,17 @@ fn what_cannot_be_taught_is_refused() {
     workshop.fails(&teach(""), INPUT, &["new", "already exists"]);
     assert!(!workshop.path("new.teaching").exists());
 }
+
+/// A small context leaves no room for a passage before a question, which is told and ends nothing.
+#[test]
+fn questions_that_do_not_fit_are_left_out() {
+    let workshop = workshop();
+    workshop.write("small.toml", workshop.read("plain.toml").replace("context = 160", "context = 48"));
+    workshop.ok("train small.toml --out small --steps 5");
+    let rest = "--config teach.toml --census common.txt --neutral corpus.jsonl --neutral-tokens 60";
+    let told = workshop.ok(&format!("teach small facts.jsonl --out small.overlay {rest} --steps 8"));
+    let report = json(&workshop.read("small.overlay/report.json"));
+    let left_out = report["left_out"].as_u64().unwrap();
+    assert!(left_out > 0 && told.contains(&format!("{left_out} questions are left out")), "{told}");
+    assert_eq!(report["asked"][0]["taught"]["of"], 4);
+}

@@ -74,27 +74,51 @@ pub enum TeachingError {
 /// Tokens that an answer may take beyond those that it should have.
 const MORE: usize = 4;
 
+/// Those of `questions` that fit a context of `context` tokens together with any of their answers.
+///
+/// # Errors
+/// When the tokenizer refuses a text.
+pub fn fitting(
+    questions: Vec<Question>,
+    texts: (&Tokenizer, Begin),
+    context: usize,
+) -> Result<Vec<Question>, TeachingError> {
+    let mut lengths = Vec::with_capacity(questions.len());
+    let mut longest = 0;
+    for question in &questions {
+        lengths.push(prompt(texts, &question.prompt)?.len());
+        longest = longest.max(texts.0.encode(&question.answer)?.len() + MORE);
+    }
+    let all = questions.into_iter().zip(lengths);
+    Ok(all.filter(|(_, length)| length + longest <= context).map(|(question, _)| question).collect())
+}
+
+/// The tokens of a prompt, with what stands before every text.
+fn prompt((tokenizer, begin): (&Tokenizer, Begin), text: &str) -> Result<Vec<u32>, TeachingError> {
+    let mut tokens = match begin {
+        Begin::Always(token) => vec![token],
+        Begin::IfEmpty(_) => Vec::new(),
+    };
+    tokens.extend(tokenizer.encode(text)?);
+    Ok(tokens)
+}
+
 /// What `model` answers to `questions`.
 ///
 /// # Errors
 /// When a question does not fit the context, rows are unavailable, or `interrupted`.
 pub fn ask(
     model: &mut Offline,
-    (tokenizer, begin): (&Tokenizer, Begin),
+    texts: (&Tokenizer, Begin),
     questions: &[Question],
     interrupted: &dyn Fn() -> bool,
 ) -> Result<Vec<Reply>, TeachingError> {
-    let encode = |text: &str| tokenizer.encode(text);
+    let tokenizer = texts.0;
     let mut prompts = Vec::with_capacity(questions.len());
     let mut answers = Vec::with_capacity(questions.len());
     for question in questions {
-        let mut tokens = match begin {
-            Begin::Always(token) => vec![token],
-            Begin::IfEmpty(_) => Vec::new(),
-        };
-        tokens.extend(encode(&question.prompt)?);
-        prompts.push(tokens);
-        answers.push(encode(&question.answer)?);
+        prompts.push(prompt(texts, &question.prompt)?);
+        answers.push(tokenizer.encode(&question.answer)?);
     }
     let limit = answers.iter().map(|answer| answer.len() + MORE).max().unwrap_or(0);
     let slices: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();

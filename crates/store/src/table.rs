@@ -329,7 +329,7 @@ impl Table {
     /// Row `id` as it is stored.
     ///
     /// # Errors
-    /// If there is no such row, it cannot be read, or its block is damaged (if opened to be checked).
+    /// If the table has no such row, if the row cannot be read, or if its block is damaged (where blocks are checked).
     pub fn row_bytes(&self, id: u64) -> Result<Vec<u8>> {
         let mut row = vec![0; self.bytes_per_row()];
         self.read(&[id], &mut row)?;

@@ -201,7 +201,7 @@ impl Trainer {
         }
         let lock = RunLock::take(folder)?;
         let checkpoint = Checkpoint::open(folder)?;
-        let saved = RunConfig::load_saved(&checkpoint.folder().join("run.toml"))?;
+        let saved = RunConfig::load(&checkpoint.folder().join("run.toml"))?;
         if let Some(config) = &config
             && config.model != saved.model
         {

@@ -450,14 +450,11 @@ def load_model_config(path: str | PathLike[str]) -> ModelConfig:
     return model
 
 
-def load_run_config(path: str | PathLike[str], saved: bool = False) -> RunConfig:
-    """The whole configuration at `path`. Relative paths in it are taken from the file's own folder.
-
-    `saved`: it is the `run.toml` of a checkpoint, which may have been written before a key got its name of today.
-    """
+def load_run_config(path: str | PathLike[str]) -> RunConfig:
+    """The whole configuration at `path`. Relative paths in it start at the file's own folder."""
     source = Source(path)
     with _located(source):
-        _replace_accumulation(source.document, saved)
+        _translate_accumulation(source.document)
         run = _read(RunConfig, source.document, "")
         run.check()
     if run.data:
@@ -495,23 +492,25 @@ def _require(right: bool | None, key: str, reason: str) -> None:
         raise _Refused(key, f"`{key}`: {reason}")
 
 
-def _replace_accumulation(document: dict[str, Any], saved: bool) -> None:
-    """Says in today's key what stood in `train.accumulation` before there was `train.micro_batch`."""
+def _translate_accumulation(document: dict[str, Any]) -> None:
+    """Says in `train.micro_batch` what the old key `train.accumulation` says."""
     train = document.get("train")
     parts = train.get("accumulation") if isinstance(train, dict) else None
     batch = train.get("batch") if isinstance(train, dict) else None
     if not isinstance(train, dict) or not isinstance(parts, int) or not isinstance(batch, int):
         return
-    micro_batch = -(-batch // max(parts, 1))
-    _require(
-        saved,
-        "train.accumulation",
-        f"is no longer a key: write `micro_batch = {micro_batch}`, the number of sequences computed at once, or leave "
-        "it out to compute all at once",
+    key = "train.accumulation"
+    reason = "is the old form of `micro_batch`, which is given too: leave it out"
+    _require("micro_batch" not in train, key, reason)
+    most = max(batch, 1)
+    reason = (
+        f"is {parts}, but a batch of {most} has 1 to {most} micro-batches; write `micro_batch`, the number of "
+        "sequences computed at once"
     )
+    _require(1 <= parts <= most, key, reason)
     del train["accumulation"]
     if parts > 1:
-        train["micro_batch"] = micro_batch
+        train["micro_batch"] = -(-batch // parts)
 
 
 def _table(document: dict[str, Any], key: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ use engram_config::{Account, RunConfig, TrainingMemory, load_model_config, load_
 use serde::Serialize;
 
 use super::{print, print_json};
-use crate::machine_memory::machine_memory;
+use crate::machine::Memory;
 use crate::number::{bytes, short};
 use crate::table::Table;
 
@@ -118,7 +118,7 @@ fn table(costs: &[Costs]) -> Table {
         for (part, name) in TrainingMemory::PARTS.into_iter().enumerate() {
             row(&format!("  {name}"), &|costs| of(&|memory| memory.parts()[part].1, costs));
         }
-        if let Some(machine) = machine_memory() {
+        if let Some(machine) = Memory::of_this_machine().usable() {
             let fits = |memory: &TrainingMemory| if memory.total() <= machine { "yes" } else { "no" };
             row(&format!("fits this machine ({})", bytes(machine)), &|costs| {
                 costs.training_memory.as_ref().map_or(String::new(), |memory| fits(memory).to_owned())

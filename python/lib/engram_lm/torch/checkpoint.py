@@ -50,7 +50,7 @@ class Checkpoint:
         if verify:
             for name, expected in manifest["files"].items():
                 self._verify(self.folder / name, expected)
-        self.run = load_run_config(self.folder / "run.toml", saved=True)
+        self.run = load_run_config(self.folder / "run.toml")
 
     @staticmethod
     def _verify(path: Path, expected: dict[str, Any]) -> None:
