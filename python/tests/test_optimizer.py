@@ -148,8 +148,8 @@ def row_deviation(training: RowTraining, name: str, where: Where) -> str | None:
 
 
 ROWS = {
-    "adam": RowTraining(),
-    "adam_by_row": RowTraining(bias_correction="row"),
+    "adam": RowTraining(optimizer="adam"),
+    "adam_by_row": RowTraining(optimizer="adam", bias_correction="row"),
     "row_wise_adam": RowTraining(optimizer="row_wise_adam"),
 }
 
@@ -164,7 +164,7 @@ def test_rows_follow_pytorch(where: Where) -> None:
             other = dataclasses.replace(training, **{key: value})
             assert row_deviation(other, name, where) is not None, (name, key)
     assert row_deviation(ROWS["adam"], "adam_by_row", where) is not None
-    assert row_deviation(RowTraining(bias_correction="table"), "adam", where) is None
+    assert row_deviation(RowTraining(optimizer="adam", bias_correction="table"), "adam", where) is None
 
 
 def test_keys_and_values_of_all_heads_are_a_matrix_each() -> None:

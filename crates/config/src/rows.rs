@@ -37,10 +37,11 @@ pub struct RowTraining {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum RowOptimizerKind {
-    /// Two moments per value.
-    #[default]
+    /// Two moments per value: what the paper trains rows with.
     Adam,
-    /// One second moment per row.
+    /// One second moment per row, and no first moment. It ends the quick start at a lower loss than Adam, with a
+    /// thirty-second of the state.
+    #[default]
     RowWiseAdam,
     /// One moment per value, with steps balanced between rows and columns, as in DeepSeek-V4.1.
     BalancedMomentum,
@@ -78,7 +79,8 @@ impl RowTraining {
         ];
         for (key, set, of, who) in settings {
             if set && !of.contains(&self.optimizer) {
-                return refuse(key, format!("is a setting that only {who}: leave it out"));
+                let other = "leave it out, or set `optimizer = \"adam\"`";
+                return refuse(key, format!("is a setting that only {who}: {other}"));
             }
         }
         for (key, beta) in [("beta1", self.beta1), ("beta2", self.beta2)] {

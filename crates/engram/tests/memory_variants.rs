@@ -34,7 +34,7 @@ const VARIANTS: [(&str, &str); 12] = [
     ("form = \"attention_values\"\nlayers = [0, 1]", ""),
     ("lookup = \"permuted\"", ""),
     ("row_init = 0.1", "optimizer = \"frozen\""),
-    ("", "optimizer = \"row_wise_adam\""),
+    ("", "optimizer = \"adam\""),
     ("", "optimizer = \"balanced_momentum\""),
     ("max_order = 4\nrows_per_head = [300, 300, 300]\nheads = 1", ""),
 ];
@@ -99,7 +99,7 @@ fn a_run_keeps_the_optimiser_of_its_rows() {
     workshop.fails(
         "train other.toml --out run --resume --steps 15",
         2,
-        &["train.memory.optimizer: \"adam\", now \"balanced_momentum\""],
+        &["train.memory.optimizer: \"row_wise_adam\", now \"balanced_momentum\""],
     );
 }
 

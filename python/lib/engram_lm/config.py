@@ -361,7 +361,7 @@ class RowTraining:
     """How memory rows learn."""
 
     rate_factor: float = 5.0
-    optimizer: Literal["adam", "row_wise_adam", "balanced_momentum", "frozen"] = "adam"
+    optimizer: Literal["adam", "row_wise_adam", "balanced_momentum", "frozen"] = "row_wise_adam"
     beta1: float | None = None
     beta2: float | None = None
     epsilon: float | None = None
@@ -375,7 +375,8 @@ class RowTraining:
         _require(self.rate_factor > 0, "train.memory.rate_factor", "must be above 0")
         for key, names in who.items():
             has = getattr(self, key) is None or f'"{self.optimizer}"' in names
-            _require(has, f"train.memory.{key}", f"is a setting that only {names}: leave it out")
+            other = 'leave it out, or set `optimizer = "adam"`'
+            _require(has, f"train.memory.{key}", f"is a setting that only {names}: {other}")
         for key in ("beta1", "beta2"):
             beta = getattr(self, key)
             _require(beta is None or 0 <= beta < 1, f"train.memory.{key}", "must be at least 0 and below 1")
