@@ -82,6 +82,8 @@ compile_error!(
 mod balanced_momentum;
 mod cache_line;
 #[cfg(feature = "cache")]
+mod cache_sets;
+#[cfg(feature = "cache")]
 mod cached;
 #[cfg(feature = "safetensors")]
 mod checkpoint;
