@@ -4,6 +4,9 @@
 /// outstanding misses full, little enough to stay in the second-level cache until used.
 const AHEAD_BYTES: usize = 16 << 10;
 
+/// [`rows_ahead`] is at most this less one.
+pub(crate) const MOST_AHEAD: usize = 64;
+
 /// How many rows of `row_bytes` to prefetch ahead. More than 40 made Zen 4 slower again (`docs/log.md`).
 #[inline]
 pub(crate) fn rows_ahead(row_bytes: usize) -> usize {

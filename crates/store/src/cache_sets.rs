@@ -3,10 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cache_line::{LINE, prefetch};
-use crate::copy_rows::copy_rows;
+use crate::copy_rows::CopyRows;
 use crate::error::Result;
 use crate::memory::{Buffer, Region, Storage};
-use crate::simd::vectorized;
 use crate::split_mix::mix;
 
 /// Rows of a set: as many ids as fit a cache line beside their use.
@@ -55,7 +54,9 @@ fn with_byte(uses: u64, place: usize, value: u64) -> u64 {
 }
 
 impl Set {
-    const NEW: Self = Self { ids: [EMPTY; WAYS], uses: AtomicU64::new(0) };
+    fn empty() -> Self {
+        Self { ids: [EMPTY; WAYS], uses: AtomicU64::new(0) }
+    }
 
     /// The place of `id`.
     #[inline(always)]
@@ -116,7 +117,7 @@ impl CacheSets {
         }
         let places = sets * WAYS as u64;
         let rows = Region::zeroed(places * stride as u64, &Storage::Ram)?;
-        let sets = (0..sets).map(|_| Set::NEW).collect();
+        let sets = (0..sets).map(|_| Set::empty()).collect();
         Ok(Some(Self { sets, rows, row_bytes, stride, len: 0 }))
     }
 
@@ -133,7 +134,7 @@ impl CacheSets {
     /// The upper bits of a product: an even spread over any number of sets.
     #[inline(always)]
     fn set_of(&self, id: u64) -> usize {
-        (u128::from(mix(id)) * self.sets.len() as u128 >> 64) as usize
+        ((u128::from(mix(id)) * self.sets.len() as u128) >> 64) as usize
     }
 
     /// Whether the row of `id` is kept.
@@ -142,46 +143,31 @@ impl CacheSets {
     }
 
     /// Copies the rows of `ids` that are kept to their places in `out` \[ids, row bytes\], of which the others then hold
-    /// anything; calls `missing` with the positions of those.
+    /// anything; calls `missing` with the positions of those, which ascend.
     pub(crate) fn read(&self, ids: &[u64], out: &mut [u8], mut missing: impl FnMut(usize)) {
-        // A place for each row: few enough for the processor's first cache.
-        const AT_A_TIME: usize = 1024;
-        let mut places = [0; AT_A_TIME];
-        let rows = self.rows.ram().unwrap_or_default();
-        let chunks = ids.chunks(AT_A_TIME).zip(out.chunks_mut(AT_A_TIME * self.row_bytes));
-        for (chunk, (ids, out)) in chunks.enumerate() {
-            let places = &mut places[..ids.len()];
-            self.find(ids, places);
-            for (position, place) in places.iter_mut().enumerate() {
-                if *place == EMPTY {
-                    missing(chunk * AT_A_TIME + position);
-                    // Any row will do: what the source has is written over it.
-                    *place = 0;
-                }
-            }
-            copy_rows(rows, self.stride, self.row_bytes, places, out);
-        }
-    }
-
-    /// Writes where the row of each of `ids` is kept, or [`EMPTY`].
-    fn find(&self, ids: &[u64], places: &mut [u64]) {
         let ask = |id: u64| prefetch((&raw const self.sets[self.set_of(id)]).cast(), 1);
-        vectorized(
+        ids.iter().take(SETS_AHEAD).for_each(|&id| ask(id));
+        let rows = self.rows.ram().unwrap_or_default();
+        let copy = CopyRows { rows, stride: self.stride, row_bytes: self.row_bytes };
+        copy.copy(
+            out,
             #[inline(always)]
-            || {
-                ids.iter().take(SETS_AHEAD).for_each(|&id| ask(id));
-                for (position, (&id, place)) in ids.iter().zip(places).enumerate() {
-                    if let Some(&later) = ids.get(position + SETS_AHEAD) {
-                        ask(later);
+            |position| {
+                if let Some(&later) = ids.get(position + SETS_AHEAD) {
+                    ask(later);
+                }
+                let number = self.set_of(ids[position]);
+                let set = &self.sets[number];
+                match set.find(ids[position]) {
+                    Some(way) => {
+                        set.used(way);
+                        (number * WAYS + way) as u64
                     }
-                    let set = self.set_of(id);
-                    *place = match self.sets[set].find(id) {
-                        Some(way) => {
-                            self.sets[set].used(way);
-                            (set * WAYS + way) as u64
-                        }
-                        None => EMPTY,
-                    };
+                    None => {
+                        missing(position);
+                        // Any row will do: what the source has is written over it.
+                        0
+                    }
                 }
             },
         );

@@ -2,62 +2,76 @@
 
 use std::sync::atomic::{Ordering, compiler_fence};
 
-use crate::cache_line::{LINE, prefetch, prefetch_lines, rows_ahead};
+use crate::cache_line::{LINE, MOST_AHEAD, prefetch, prefetch_lines, rows_ahead};
 use crate::simd::vectorized;
 
 /// Copies the `row_bytes` bytes that begin at byte `id * stride` of `rows`, for each of `ids`, to `out`
 /// \[ids, row bytes\].
 ///
-/// A random row is a miss in every cache; asking for rows well ahead keeps many such misses in flight at once
-/// instead of one after another. Some 25 cycles pass for each of their lines, so that the loop itself counts: where the
-/// number of lines is known when compiling, it is a fifth to a quarter faster (`docs/log.md`).
-///
 /// # Panics
 /// If a row is not within `rows`, or `out` has another length than the rows together.
 pub(crate) fn copy_rows(rows: &[u8], stride: usize, row_bytes: usize, ids: &[u64], out: &mut [u8]) {
     assert_eq!(ids.len().checked_mul(row_bytes), Some(out.len()), "room for each row");
-    let all = CopyRows { rows, stride, row_bytes, ids, out };
-    match row_bytes / LINE {
-        1 => all.of_lines::<1>(),
-        2 => all.of_lines::<2>(),
-        3 => all.of_lines::<3>(),
-        4 => all.of_lines::<4>(),
-        5 => all.of_lines::<5>(),
-        6 => all.of_lines::<6>(),
-        7 => all.of_lines::<7>(),
-        8 => all.of_lines::<8>(),
-        9 => all.of_lines::<9>(),
-        10 => all.of_lines::<10>(),
-        11 => all.of_lines::<11>(),
-        12 => all.of_lines::<12>(),
-        13 => all.of_lines::<13>(),
-        14 => all.of_lines::<14>(),
-        15 => all.of_lines::<15>(),
-        16 => all.of_lines::<16>(),
-        _ => all.of_any_length(),
-    }
+    CopyRows { rows, stride, row_bytes }.copy(
+        out,
+        #[inline(always)]
+        |position| ids[position],
+    );
 }
 
-struct CopyRows<'a> {
-    rows: &'a [u8],
-    stride: usize,
-    row_bytes: usize,
-    ids: &'a [u64],
-    out: &'a mut [u8],
+/// Where rows are, to copy some of them.
+pub(crate) struct CopyRows<'a> {
+    pub(crate) rows: &'a [u8],
+    /// Bytes from the start of a row to that of the next.
+    pub(crate) stride: usize,
+    pub(crate) row_bytes: usize,
 }
 
 impl CopyRows<'_> {
-    /// Rows of at least `LINES` lines, and less than one more.
-    fn of_lines<const LINES: usize>(self) {
-        if self.row_bytes == LINES * LINE {
-            self.run(prefetch_lines::<LINES>, copy_lines::<LINES>);
-        } else {
-            self.run(prefetch_lines::<LINES>, copy_lines_and_rest::<LINES>);
+    /// Copies as many rows as `out` \[count, row bytes\] has room for: at position i the row `find(i)`. `find` is called
+    /// once for each position, in order and some rows ahead of copying.
+    ///
+    /// A random row is a miss in every cache; asking for rows well ahead keeps many such misses in flight at once
+    /// instead of one after another. Some 25 cycles pass for each of their lines, so that the loop itself counts: where
+    /// the number of lines is known when compiling, it is a fifth to a quarter faster (`docs/log.md`).
+    ///
+    /// # Panics
+    /// If a row is not within the rows.
+    pub(crate) fn copy(self, out: &mut [u8], find: impl FnMut(usize) -> u64) {
+        match self.row_bytes / LINE {
+            1 => self.of_lines::<1>(out, find),
+            2 => self.of_lines::<2>(out, find),
+            3 => self.of_lines::<3>(out, find),
+            4 => self.of_lines::<4>(out, find),
+            5 => self.of_lines::<5>(out, find),
+            6 => self.of_lines::<6>(out, find),
+            7 => self.of_lines::<7>(out, find),
+            8 => self.of_lines::<8>(out, find),
+            9 => self.of_lines::<9>(out, find),
+            10 => self.of_lines::<10>(out, find),
+            11 => self.of_lines::<11>(out, find),
+            12 => self.of_lines::<12>(out, find),
+            13 => self.of_lines::<13>(out, find),
+            14 => self.of_lines::<14>(out, find),
+            15 => self.of_lines::<15>(out, find),
+            16 => self.of_lines::<16>(out, find),
+            _ => self.of_any_length(out, find),
         }
     }
 
-    fn of_any_length(self) {
+    /// Rows of at least `LINES` lines, and less than one more.
+    fn of_lines<const LINES: usize>(self, out: &mut [u8], find: impl FnMut(usize) -> u64) {
+        if self.row_bytes == LINES * LINE {
+            self.run(out, find, prefetch_lines::<LINES>, copy_lines::<LINES>);
+        } else {
+            self.run(out, find, prefetch_lines::<LINES>, copy_lines_and_rest::<LINES>);
+        }
+    }
+
+    fn of_any_length(self, out: &mut [u8], find: impl FnMut(usize) -> u64) {
         self.run(
+            out,
+            find,
             prefetch,
             #[inline(always)]
             |row, out| out.copy_from_slice(row),
@@ -65,25 +79,37 @@ impl CopyRows<'_> {
     }
 
     #[inline(always)]
-    fn run(self, ask: impl Fn(*const u8, usize), copy: impl Fn(&[u8], &mut [u8])) {
-        let Self { rows, stride, row_bytes, ids, out } = self;
-        let (start, ahead) = (rows.as_ptr(), rows_ahead(row_bytes).min(ids.len()));
+    fn run(
+        self,
+        out: &mut [u8],
+        mut find: impl FnMut(usize) -> u64,
+        ask: impl Fn(*const u8, usize),
+        copy: impl Fn(&[u8], &mut [u8]),
+    ) {
+        let Self { rows, stride, row_bytes } = self;
+        let (start, count) = (rows.as_ptr(), out.len() / row_bytes);
+        let ahead = rows_ahead(row_bytes).min(count);
         // Values are moved into the loop: read through references, each is loaded anew after every part is written.
         vectorized(
             #[inline(always)]
             move || {
-                for &id in &ids[..ahead] {
-                    ask(start.wrapping_add(id as usize * stride), row_bytes);
+                // What was found and is not yet copied.
+                let mut asked = [0; MOST_AHEAD];
+                for (position, asked) in asked.iter_mut().enumerate().take(ahead) {
+                    *asked = find(position);
+                    ask(start.wrapping_add(*asked as usize * stride), row_bytes);
                 }
                 // Two loops, neither of which asks at each row whether there is one to ask for.
-                let (out, out_of_last) = out.split_at_mut((ids.len() - ahead) * row_bytes);
-                for ((&id, &later), out) in ids.iter().zip(&ids[ahead..]).zip(out.chunks_exact_mut(row_bytes))
-                {
+                let (out, out_of_last) = out.split_at_mut((count - ahead) * row_bytes);
+                for (position, out) in out.chunks_exact_mut(row_bytes).enumerate() {
+                    let later = find(position + ahead);
                     ask(start.wrapping_add(later as usize * stride), row_bytes);
+                    let id = asked[position % MOST_AHEAD];
+                    asked[(position + ahead) % MOST_AHEAD] = later;
                     copy(&rows[id as usize * stride..][..row_bytes], out);
                 }
-                for (&id, out) in ids[ids.len() - ahead..].iter().zip(out_of_last.chunks_exact_mut(row_bytes))
-                {
+                for (position, out) in (count - ahead..).zip(out_of_last.chunks_exact_mut(row_bytes)) {
+                    let id = asked[position % MOST_AHEAD];
                     copy(&rows[id as usize * stride..][..row_bytes], out);
                 }
             },
