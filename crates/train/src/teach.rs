@@ -277,8 +277,10 @@ impl Teacher {
             if lessons.negatives.is_empty() {
                 continue;
             }
-            for more in 0..self.config.negatives {
-                let turn = self.step * self.config.negatives + more;
+            // Texts that a fact lists to stay are trained to, also without questions of other relations.
+            let each = self.config.negatives.max(1);
+            for more in 0..each {
+                let turn = self.step * each + more;
                 let place = shuffled(self.config.seed, index, 1, turn, lessons.negatives.len());
                 due.push((&lessons.negatives[place], true));
             }
