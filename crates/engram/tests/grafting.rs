@@ -105,7 +105,7 @@ fn a_graft_learns_its_corpus_and_is_used_by_every_command() {
     workshop.ok(&format!("{teach} --neutral corpus.jsonl --neutral-tokens 60"));
     assert_eq!(workshop.list("fact"), ["memory.layer1.overlay", "overlay.toml", "report.json"]);
     workshop.ok("generate base.gguf --memory adapter --overlay fact --prompt Zorvex --max-tokens 3");
-    workshop.fails("generate base.gguf --overlay fact --prompt x", INPUT, &["overlay.toml"]);
+    workshop.fails("generate base.gguf --overlay fact --prompt x", INPUT, &["fact", "name the adapter"]);
 }
 
 /// Starts `line` ten times and kills it at a random moment, then lets it end. `work` is the folder of its state.
