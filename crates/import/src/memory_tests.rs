@@ -4,11 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use engram_config::{MemoryConfig, MemoryForm};
-use engram_store::{RowFormat, TableOrigin, TableWriter};
 
 use crate::adapter::{Adapter, AdapterRows, AdapterWriter};
 use crate::model::Model;
-use crate::overlay::{Overlay, OverlayNotes, OverlayWriter};
+use crate::overlay::Overlay;
 use crate::stacked_memory::StackedMemory;
 use crate::testing::{CONFIG, memory, memory_weights, write_adapter, write_gguf, write_overlay};
 
@@ -64,60 +63,6 @@ fn an_adapter_is_what_was_written() {
         assert_eq!(config.memory, Some(memory));
         config.validate().unwrap();
     }
-}
-
-/// The adapter `name` whose rows are in a table of `rows` rows of `width` values for `layer`.
-fn with_table(folder: &Folder, name: &str, [rows, width, layer]: [u64; 3]) -> PathBuf {
-    let memory = memory(MemoryForm::Paper);
-    let writer =
-        AdapterWriter::begin(&folder.path(name), &folder.base, &memory, AdapterRows::Tables).unwrap();
-    writer.weights(&memory_weights(&memory, CONFIG.width, 2)).unwrap();
-    let origin = TableOrigin { identity: writer.addressing().identity(), layer };
-    let path = writer.table_path(1);
-    let mut table = TableWriter::create(path, rows, width as usize, RowFormat::F32, origin).unwrap();
-    table.push(&vec![0.5; (rows * width) as usize]).unwrap();
-    table.finish().unwrap();
-    writer.place().unwrap()
-}
-
-#[test]
-fn rows_in_tables_are_read_and_must_be_those_of_the_memory() {
-    let folder = Folder::new();
-    let fresh = folder.adapter("fresh", &memory(MemoryForm::Paper), 2);
-    let rows = fresh.addressing().layers()[0].rows();
-    let path = with_table(&folder, "tables", [rows, 4, 1]);
-    let adapter = Adapter::open(&path, &folder.base).unwrap();
-    assert_eq!(adapter.rows(), AdapterRows::Tables);
-    let table = adapter.table(1).unwrap();
-    assert_eq!(table, path.join("memory.layer1.table"));
-    // The weights and the addressing decide the identity; rows do not.
-    assert_eq!(adapter.identity(), fresh.identity());
-
-    for (name, sizes, expected) in [
-        (
-            "rows",
-            [rows - 1, 4, 1],
-            format!("it has {} rows of 4 values, but the adapter reads {rows} of 4", rows - 1),
-        ),
-        ("width", [rows, 3, 1], format!("it has {rows} rows of 3 values, but the adapter reads {rows} of 4")),
-        ("layer", [rows, 4, 0], "but the adapter reads those of".into()),
-    ] {
-        let path = with_table(&folder, name, sizes);
-        let error = Adapter::open(&path, &folder.base).unwrap_err();
-        assert!(error.to_string().contains(&expected), "{error}, not {expected}");
-        assert!(error.to_string().contains("memory.layer1.table"), "{error}");
-    }
-    fs::remove_file(&table).unwrap();
-    let error = Adapter::open(&path, &folder.base).unwrap_err();
-    assert!(error.to_string().contains("memory.layer1.table"), "{error}");
-
-    // An overlay brings rows of zero with it, but no tables.
-    let path = with_table(&folder, "again", [rows, 4, 1]);
-    let adapter = Adapter::open(&path, &folder.base).unwrap();
-    let writer =
-        OverlayWriter::begin_for(&folder.path("overlay"), &adapter, OverlayNotes::default()).unwrap();
-    let error = writer.include(&adapter).unwrap_err();
-    assert!(error.to_string().contains("its rows are in tables"), "{error}");
 }
 
 #[test]
