@@ -25,6 +25,7 @@ mod accounting;
 mod attention;
 mod error;
 mod feed_forward;
+mod grafting;
 mod init;
 mod model;
 mod old_keys;
@@ -46,6 +47,7 @@ pub use attention::{
 };
 pub use error::{ConfigError, Error, Result};
 pub use feed_forward::{Activation, ExpertGroups, ExpertScore, ExpertsConfig, FeedForwardConfig, GroupScore};
+pub use grafting::{GraftConfig, GraftMemory, GraftRates, LowRankConfig};
 pub use init::InitConfig;
 pub use model::*;
 pub use optimizer::OptimizerConfig;

@@ -16,6 +16,7 @@ mod files;
 mod gate_map;
 mod gate_page;
 mod gate_text;
+mod graft_report;
 mod hub;
 mod interrupt;
 mod json;

@@ -79,7 +79,7 @@ impl Questions {
         let question = |prompt: String| Question { prompt, answer: of_fact.answer.clone() };
         let all = |prompts: &[String]| prompts.iter().cloned().map(question).collect::<Vec<_>>();
         let longer = of_fact.held_out.first().or(of_fact.prompts.first());
-        let elsewhere = facts.other_questions(fact);
+        let elsewhere = facts.held_out_other_questions(fact);
         let every = elsewhere.len().div_ceil(others.max(1)).max(1);
         let elsewhere: Vec<String> = elsewhere.into_iter().step_by(every).take(others).collect();
         Self {

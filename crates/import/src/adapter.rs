@@ -232,6 +232,14 @@ impl AdapterWriter {
         read_weights(&self.writer.folder().join(WEIGHTS), &self.memory).map(|_| ())
     }
 
+    /// Writes a file beside the weights, such as a report.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn file(&self, name: &str, contents: &[u8]) -> Result<()> {
+        self.writer.file(name, contents)
+    }
+
     /// Where the table file of memory layer `layer` is to be saved.
     pub fn table_path(&self, layer: usize) -> PathBuf {
         table_path(self.writer.folder(), layer)

@@ -232,6 +232,78 @@ proptest! {
 }
 
 /// What came of a request: its tokens with their probabilities, and its gates with what overlays change.
+/// A memory whose rows n-grams do not share, with an overlay on those of a text.
+struct Wide {
+    decoder: Decoder,
+    number: usize,
+    tiers: RowTiers,
+    /// Pairs of the text, as classes; every longer n-gram of it contains one.
+    pairs: HashSet<[u32; 2]>,
+}
+
+impl Wide {
+    /// What stands before a text's first token.
+    const PAD: u32 = 256;
+
+    fn once() -> &'static Self {
+        static WIDE: OnceLock<Wide> = OnceLock::new();
+        WIDE.get_or_init(|| {
+            let folder = tempfile::tempdir().unwrap();
+            let base = engram_import::Model::open(&write_gguf(folder.path(), 1)).unwrap();
+            let memory = MemoryConfig { rows_per_head: vec![1_000_000_000; 2], ..memory(MemoryForm::Paper) };
+            let path = write_adapter(&folder.path().join("adapter"), &base, &memory, 2);
+            let adapter = Adapter::open(&path, &base).unwrap();
+            let overlay = write_overlay(&folder.path().join("overlay"), &base, &adapter, TAUGHT, 1);
+            let mut decoder = Decoder::new(&base.config().model, base.weights(), Dtype::File).unwrap();
+            let number = decoder.add_memory(adapter.memory(), adapter.weights()).unwrap();
+            let stack = StackedMemory::open(&base, Some(adapter.folder()), &[overlay]).unwrap().unwrap();
+            let tiers = RowTiers::of_memory(&stack, Vec::new(), &PrefetchOptions::default()).unwrap();
+            let mut text = vec![Self::PAD];
+            text.extend(base.tokenizer().encode(TAUGHT).unwrap());
+            let class = |token: u32| tiers.addressing().vocabulary().class(token).unwrap();
+            let pairs = text.windows(2).map(|pair| [class(pair[0]), class(pair[1])]).collect();
+            Self { decoder, number, tiers, pairs }
+        })
+    }
+
+    /// `tokens` without those that would complete a pair of the taught text.
+    fn without_pairs(&self, tokens: &[u32]) -> Vec<u32> {
+        let class = |token: u32| self.tiers.addressing().vocabulary().class(token).unwrap();
+        let mut text = Vec::new();
+        for &token in tokens {
+            let before = text.last().copied().unwrap_or(Self::PAD);
+            if !self.pairs.contains(&[class(before), class(token)]) {
+                text.push(token);
+            }
+        }
+        text
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    /// Also where it has the letters of the taught text, and its n-grams only nearly.
+    #[test]
+    fn a_text_without_an_n_gram_of_an_overlay_has_the_bits_of_the_base(
+        tokens in prop::collection::vec((0_u32..257, any::<prop::sample::Index>(), any::<bool>()), 1..40),
+    ) {
+        let wide = Wide::once();
+        let letters: Vec<u32> = TAUGHT.bytes().map(|byte| Served::once().base.tokenizer().encode(
+            &char::from(byte).to_string()).unwrap()[0]).collect();
+        let any = tokens.iter().map(|(any, place, near)| if *near { *place.get(&letters) } else { *any });
+        let text = wide.without_pairs(&any.collect::<Vec<_>>());
+        prop_assume!(!text.is_empty());
+        let with = logits(&wide.decoder, Some((wide.number, &wide.tiers)), &text);
+        prop_assert!(with == logits(&wide.decoder, None, &text));
+        // With one n-gram it has other bits.
+        let mut taught = text;
+        taught.extend(letters.iter().take(2));
+        let with = logits(&wide.decoder, Some((wide.number, &wide.tiers)), &taught);
+        prop_assert!(with != logits(&wide.decoder, None, &taught));
+    }
+}
+
 fn answer(engine: &Engine, requests: &[Request]) -> Vec<String> {
     let events = engine.submit_all(requests.to_vec()).unwrap();
     let answer = |mut events: tokio::sync::mpsc::UnboundedReceiver<Event>| {

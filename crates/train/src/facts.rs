@@ -39,8 +39,15 @@ pub struct Facts {
     facts: Vec<Fact>,
     /// Of each fact.
     subjects: Vec<String>,
-    /// Of each fact, the relations' templates that other facts have and it has not.
-    others: Vec<Vec<String>>,
+    /// Of each fact, the templates of relations that other facts have and it has not.
+    others: Vec<OtherTemplates>,
+}
+
+/// Templates of other relations: those of phrasings that are trained, and those of phrasings that are only asked.
+#[derive(Debug, Clone, Default)]
+struct OtherTemplates {
+    trained: Vec<String>,
+    held_out: Vec<String>,
 }
 
 /// What stands for the subject in a template.
@@ -92,8 +99,19 @@ impl Facts {
     }
 
     /// Questions about the subject of fact `fact` that ask for relations of other facts: their answer is not the fact's.
+    /// They are phrased as other facts' prompts are.
     pub fn other_questions(&self, fact: usize) -> Vec<String> {
-        self.others[fact].iter().map(|template| template.replace(BLANK, &self.subjects[fact])).collect()
+        self.about(fact, &self.others[fact].trained)
+    }
+
+    /// The same in phrasings that no fact has as a prompt, but as held out; where there are none, those of prompts.
+    pub fn held_out_other_questions(&self, fact: usize) -> Vec<String> {
+        let OtherTemplates { trained, held_out } = &self.others[fact];
+        self.about(fact, if held_out.is_empty() { trained } else { held_out })
+    }
+
+    fn about(&self, fact: usize, templates: &[String]) -> Vec<String> {
+        templates.iter().map(|template| template.replace(BLANK, &self.subjects[fact])).collect()
     }
 
     /// The file.
@@ -208,24 +226,31 @@ pub(crate) fn find(text: &str, subject: &str) -> Option<Range<usize>> {
 }
 
 /// For each fact the templates of others that are of another relation: facts of one relation share a template.
-fn other_relations(facts: &[Fact], subjects: &[String]) -> Vec<Vec<String>> {
-    let templates = |(fact, subject): (&Fact, &String)| -> BTreeSet<String> {
+fn other_relations(facts: &[Fact], subjects: &[String]) -> Vec<OtherTemplates> {
+    let templates = |prompts: &[String], subject: &String| -> BTreeSet<String> {
         let template = |prompt: &String| {
             let place = find(prompt, subject)?;
             Some(format!("{}{BLANK}{}", &prompt[..place.start], &prompt[place.end..]))
         };
-        fact.prompts.iter().chain(&fact.held_out).filter_map(template).collect()
+        prompts.iter().filter_map(template).collect()
     };
-    let of_facts: Vec<BTreeSet<String>> = facts.iter().zip(subjects).map(templates).collect();
+    let both = facts.iter().zip(subjects);
+    let trained: Vec<_> = both.clone().map(|(fact, subject)| templates(&fact.prompts, subject)).collect();
+    let held_out: Vec<_> = both.map(|(fact, subject)| templates(&fact.held_out, subject)).collect();
+    let all: Vec<BTreeSet<String>> = trained.iter().zip(&held_out).map(|(a, b)| a | b).collect();
     // Facts about one subject: what one asks for, another may answer.
+    let related =
+        |own: usize, other: usize| !all[own].is_disjoint(&all[other]) || subjects[other] == subjects[own];
+    let of_prompts: BTreeSet<&String> = trained.iter().flatten().collect();
     let others = |own: usize| {
-        let mut found = BTreeSet::new();
-        let mut known = BTreeSet::new();
-        for (other, templates) in of_facts.iter().enumerate() {
-            let related = !of_facts[own].is_disjoint(templates) || subjects[other] == subjects[own];
-            if related { &mut known } else { &mut found }.extend(templates.iter().cloned());
-        }
-        found.difference(&known).cloned().collect()
+        let (near, far): (Vec<usize>, Vec<usize>) = (0..facts.len()).partition(|&other| related(own, other));
+        let known: BTreeSet<&String> = near.into_iter().flat_map(|other| &all[other]).collect();
+        let unknown = |sets: &[BTreeSet<String>]| -> BTreeSet<String> {
+            let found = far.iter().flat_map(|&other| &sets[other]);
+            found.filter(|template| !known.contains(template)).cloned().collect()
+        };
+        let held_out = unknown(&held_out).into_iter().filter(|template| !of_prompts.contains(template));
+        OtherTemplates { held_out: held_out.collect(), trained: unknown(&trained).into_iter().collect() }
     };
     (0..facts.len()).map(others).collect()
 }
@@ -256,6 +281,12 @@ mod tests {
     fn questions_of_other_relations_are_asked_about_the_subject() {
         let facts = parse(&[TOWN, CHIEF]).unwrap();
         assert_eq!(facts.other_questions(0), ["Nor Vell is led by", "At Nor Vell, the chief is"]);
+        // Held-out phrasings are asked, but not trained.
+        let town = TOWN.replace("]}", r#"], "held_out": ["Letters to Nor Vell go to"]}"#);
+        let facts = parse(&[&town, CHIEF]).unwrap();
+        assert_eq!(facts.other_questions(1), ["Quill Ltd is based in", "The seat of Quill Ltd, Inc. is"]);
+        assert_eq!(facts.held_out_other_questions(1), ["Letters to Quill Ltd go to"]);
+        assert_eq!(facts.held_out_other_questions(0), facts.other_questions(0));
         // A relation is known by any template.
         let same = CHIEF.replace("Quill Ltd is led by", "Quill Ltd is based in").replace("\"b\"", "\"c\"");
         assert!(parse(&[TOWN, &same]).unwrap().other_questions(0).is_empty());

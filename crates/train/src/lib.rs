@@ -5,17 +5,22 @@
 //! holds everything, so that a run that was killed goes on as if it had not been. [`Trained`] is what comes out: it
 //! is evaluated ([`HeldOut`]) and shows its gates.
 //!
-//! A [`Teacher`] teaches [`Facts`] to a model that exists, through memory rows alone.
+//! A [`Grafter`] trains a memory for a model that exists. A [`Teacher`] teaches [`Facts`] to a model that exists, through memory rows alone.
 
 mod census;
+mod dense_adam;
 mod error;
 mod evaluate;
 mod facts;
 mod fresh_memory;
 mod frozen;
+mod graft;
 mod lesson;
 mod lookup;
+mod low_rank;
 mod machine_memory;
+mod neutral;
+mod ngram_count;
 mod optimizer;
 mod parameters;
 mod run_lock;
@@ -31,7 +36,10 @@ pub use error::{Error, Result};
 pub use evaluate::{Choice, HeldOut, VisitLosses, Windows, held_out_loss, token_losses};
 pub use facts::{Fact, Facts};
 pub use frozen::frozen;
+pub use graft::{GraftStep, Grafter, Grafting};
 pub use lookup::RowPlaces;
+pub use neutral::NeutralChange;
+pub use ngram_count::NgramCount;
 pub use optimizer::{Gradients, Optimizer, global_norm};
 pub use parameters::{export, export_gradients, import};
 pub use settings::{SettingChange, setting_changes};

@@ -190,6 +190,27 @@ pub(crate) fn update<M: Module>(module: M, update: &mut UpdateWeight<'_>) -> M {
     module.map(&mut Update { path: Path::default(), update })
 }
 
+/// Has only those weights of `module` learn whose names `learns` picks.
+pub(crate) fn train_only<M: Module>(module: M, learns: &dyn Fn(&str) -> bool) -> M {
+    struct Choose<'a> {
+        path: Path,
+        learns: &'a dyn Fn(&str) -> bool,
+    }
+    impl ModuleMapper for Choose<'_> {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let learns = (self.learns)(&self.path.name());
+            param.set_require_grad(learns)
+        }
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+        fn exit_module(&mut self, _name: &str, container: &str) {
+            self.path.exit(container);
+        }
+    }
+    module.map(&mut Choose { path: Path::default(), learns })
+}
+
 /// A tensor of `values` with the shape, device and autodiff state of `old`.
 fn like<const D: usize>(old: &Tensor<D>, values: Vec<f32>) -> Tensor<D> {
     let device: Device = old.device();

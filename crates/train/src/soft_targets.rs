@@ -105,9 +105,19 @@ pub(crate) fn host(tensor: Tensor<2>) -> Vec<f32> {
 }
 
 /// The logarithm of the sum of exponentials.
-fn log_sum(logits: &[f32]) -> f64 {
+pub(crate) fn log_sum(logits: &[f32]) -> f64 {
     let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     f64::from(most) + logits.iter().map(|&logit| f64::from((logit - most).exp())).sum::<f64>().ln()
+}
+
+/// KL(base ‖ model) of the distributions that have these logits, in nats.
+pub(crate) fn divergence(base: &[f32], model: &[f32]) -> f64 {
+    let (of_base, of_model) = (log_sum(base), log_sum(model));
+    let term = |(&base, &model): (&f32, &f32)| {
+        let (base, model) = (f64::from(base) - of_base, f64::from(model) - of_model);
+        base.exp() * (base - model)
+    };
+    base.iter().zip(model).map(term).sum()
 }
 
 /// Turns logits into their gradient; gives the weighted loss.

@@ -1,6 +1,7 @@
 //! The memory of a model being trained or used: addressing and one table of rows per memory layer.
 
-use std::path::Path;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -8,7 +9,8 @@ use engram_address::{Addressing, Vocabulary};
 use engram_config::{BiasCorrection, Compression, MemoryConfig, RowOptimizerKind, RowStorage, RowTraining};
 use engram_model::{MemoryRows, Sequences};
 use engram_store::{
-    DistinctRows, RowInit, RowOptimizer, RowSource, Storage, Table, TableHeader, TableOrigin, TrainableTable,
+    DistinctRows, RowFormat, RowInit, RowOptimizer, RowSource, Storage, Table, TableHeader, TableOrigin,
+    TrainableTable, save_rows,
 };
 use tokenizers::Tokenizer;
 
@@ -308,6 +310,21 @@ impl MemoryTables {
         Ok(Self { addressing, places: RowPlaces::of(memory), tables, rate_factor: training.rate_factor })
     }
 
+    /// Takes the rows and their state from a checkpoint folder, which were saved by tables like these.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub(crate) fn reload(
+        &mut self,
+        memory: &MemoryConfig,
+        training: &RowTraining,
+        folder: &Path,
+    ) -> Result<()> {
+        let addressing = self.addressing.clone();
+        *self = Self::load(memory, training, addressing, folder, folder)?;
+        Ok(())
+    }
+
     /// Writes every table into `folder`; gives the files' names.
     ///
     /// # Errors
@@ -319,6 +336,18 @@ impl MemoryTables {
             Ok(name)
         };
         self.addressing.layers().iter().zip(&self.tables).map(save).collect()
+    }
+
+    /// Writes the rows of every layer, without what only training needs, to the table file that `path` names for it.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn write_rows(&self, path: impl Fn(usize) -> PathBuf) -> Result<()> {
+        for (layer, table) in self.addressing.layers().iter().zip(&self.tables) {
+            let (origin, path) = (origin(&self.addressing, layer), path(layer.layer()));
+            save_rows(table, origin, path, RowFormat::F32, &mut |_| ControlFlow::Continue(()))?;
+        }
+        Ok(())
     }
 
     /// The addressing of these tables.

@@ -183,7 +183,7 @@ impl Teacher {
     /// # Errors
     /// When a loss is not finite.
     pub fn step(&mut self) -> Result<TeachReport> {
-        let lessons = self.due();
+        let mut lessons = self.due();
         let answered: usize = lessons.iter().map(|(lesson, _)| answered(lesson)).sum();
         let kept: usize =
             lessons.iter().filter(|(_, negative)| !negative).map(|(lesson, _)| lesson.kept).sum();
@@ -195,6 +195,8 @@ impl Teacher {
             share(self.config.kl_weight, kept),
             share(self.config.negative_weight, asked),
         ];
+        // A text that no taught row can reach says what the base says, whatever is taught.
+        lessons.retain(|(lesson, _)| !lesson.wanted.is_empty());
         let mut gradients: Vec<Vec<f32>> =
             self.rows.iter().map(|rows| vec![0.0; rows.values.len()]).collect();
         let mut losses = Losses::default();
@@ -277,8 +279,10 @@ impl Teacher {
             if lessons.negatives.is_empty() {
                 continue;
             }
-            for more in 0..self.config.negatives {
-                let turn = self.step * self.config.negatives + more;
+            // Texts that a fact lists to stay are trained to, also without questions of other relations.
+            let each = self.config.negatives.max(1);
+            for more in 0..each {
+                let turn = self.step * each + more;
                 let place = shuffled(self.config.seed, index, 1, turn, lessons.negatives.len());
                 due.push((&lessons.negatives[place], true));
             }

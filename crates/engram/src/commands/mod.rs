@@ -8,6 +8,7 @@ mod data;
 mod eval;
 mod export;
 mod generate;
+mod graft;
 mod import;
 mod inspect;
 mod overlay;
@@ -40,6 +41,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Data(data::Data),
     Train(train::Train),
+    Graft(graft::Graft),
     Teach(teach::Teach),
     Import(import::Import),
     Export(export::Export),
@@ -73,6 +75,7 @@ impl Command {
             Self::Tokenizer(command) => command.run(),
             Self::Data(command) => command.run(),
             Self::Train(command) => command.run(),
+            Self::Graft(command) => command.run(),
             Self::Teach(command) => command.run(),
             Self::Import(command) => command.run(),
             Self::Export(command) => command.run(),

@@ -122,6 +122,10 @@ impl Teach {
         let facts = Facts::read(&self.facts)?;
         refuse_unwritable(&self.out)?;
         let work = self.work();
+        if self.resume && !work.exists() {
+            let work = work.display();
+            return refuse(format!("{work}: no interrupted run is here; leave out --resume to begin"));
+        }
         if !self.resume && work.exists() {
             let work = work.display();
             return refuse(format!("{work}: holds an interrupted run; continue with --resume, or remove it"));
@@ -134,7 +138,11 @@ impl Teach {
         let mut teacher = Teacher::new(&model, memory.to_teach(), &facts, config.clone(), &census)?;
         self.tell(teacher.preparation(), &memory, &facts);
         if self.resume {
-            teacher.resume(&work)?;
+            match teacher.resume(&work) {
+                // It was ended before it had saved anything.
+                Err(engram_train::Error::Import(engram_import::Error::NoCheckpoint { .. })) => {}
+                resumed => resumed?,
+            }
         }
         self.go_on(&mut teacher, &config, &work)?;
         // What the examination costs is not lost with what was learned.
