@@ -156,11 +156,16 @@ def test_tickets_are_taken_once(table_file: Path) -> None:
 ENDS_WHILE_A_CALLBACK_RUNS = """
 import sys, threading, time
 from engram_lm import Table
-begun = threading.Event()
+class Slow:  # keeps the interpreter ending until the callback comes back
+    def __del__(self, sleep=time.sleep):
+        sleep(1.5)
+slow, begun = Slow(), threading.Event()
 def call():
     begun.set()
     time.sleep(0.3)
-Table.open(sys.argv[1]).prefetch([1])._when_ready(call)
+table = Table.open(sys.argv[1], tier="direct")
+ticket = table.prefetch([1])
+ticket._when_ready(call)
 assert begun.wait(60)
 """
 
