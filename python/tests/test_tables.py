@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -151,30 +149,6 @@ def test_tickets_are_taken_once(table_file: Path) -> None:
     assert np.array_equal(stored.view(np.float32), table.gather([1, 2, 3]))
     with pytest.raises(ValueError, match="row 10000"):
         table.prefetch([10_000])
-
-
-ENDS_WHILE_A_CALLBACK_RUNS = """
-import sys, threading, time
-from engram_lm import Table
-class Slow:  # keeps the interpreter ending until the callback comes back
-    def __del__(self, sleep=time.sleep):
-        sleep(1.5)
-slow, begun = Slow(), threading.Event()
-def call():
-    begun.set()
-    time.sleep(0.3)
-table = Table.open(sys.argv[1], tier="direct")
-ticket = table.prefetch([1])
-ticket._when_ready(call)
-assert begun.wait(60)
-"""
-
-
-def test_the_interpreter_ends_while_a_ticket_calls_back(table_file: Path) -> None:
-    """Python ends threads that come back to it then, in the middle of Rust's frames: the process was aborted."""
-    command = [sys.executable, "-c", ENDS_WHILE_A_CALLBACK_RUNS, str(table_file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_tickets_can_be_awaited(table_file: Path) -> None:
