@@ -1,4 +1,4 @@
-"""Gathering and updating rows: through Python, in Rust itself, and PyTorch's own. Least times, in one run.
+"""Gathering and updating rows: through Python, in Rust itself, and PyTorch's own, by turns. Least times of one run.
 
 python python/benches/rows.py [--gib 8] [--width 64] [--threads 2] [--json]
 """
@@ -28,36 +28,30 @@ def seconds(work: Callable[[], object]) -> list[float]:
 
 
 def gather(gib: float, width: int, folder: Path) -> list[dict[str, float]]:
-    """Random rows from a table of `gib` GiB: ours through Python and in Rust by turns, then torch's embedding."""
+    """Random rows from a table of `gib` GiB, by turns: ours through Python, ours in Rust, torch's embedding.
+
+    Two tables of that size lie in memory: ours and torch's.
+    """
     rows = int(gib * 2**30) // (4 * width)
     path = folder / "rows.table"
-    TrainableTable.create(width, rows, optimizer="frozen", deviation=1.0).save(path)
+    TrainableTable.create(width, rows, optimizer="frozen").save(path)
     table = Table.open(path, tier="ram")
+    path.unlink()
+    weight = torch.zeros(rows, width)
     found: list[dict[str, float]] = []
-    batches = {
-        count: [torch.randint(0, rows, (count,)) for _ in range(2 * REPEATS)] for count in (256, 4096, 16384, 65536)
-    }
-    for count, batch in batches.items():
+    for count in (256, 4096, 16384, 65536):
         out = torch.empty(count, width)
-        ours, rust = [], []
-        for ids, others in zip(batch[::2], batch[1::2], strict=True):  # fresh ids each time: rows come from memory
+        times: dict[str, list[float]] = {"python": [], "rust": [], "embedding": []}
+        for _ in range(REPEATS):  # fresh ids each time: rows come from memory
+            ids, others, third = (torch.randint(0, rows, (count,)) for _ in range(3))
             start = time.perf_counter()
             table.gather(ids, out)
-            ours.append(time.perf_counter() - start)
-            rust += table._gather_seconds(others, out, 1)
-        found.append({"rows": count, "python": min(ours), "rust": min(rust)})
-    del table
-    path.unlink()
-    weight = torch.empty(rows, width)
-    weight.normal_()
-    for entry in found:
-        batch = batches[int(entry["rows"])]
-        times = []
-        for ids in batch[::2]:
+            times["python"].append(time.perf_counter() - start)
+            times["rust"] += table._gather_seconds(others, out, 1)
             start = time.perf_counter()
-            torch.nn.functional.embedding(ids, weight)
-            times.append(time.perf_counter() - start)
-        entry["embedding"] = min(times)
+            torch.nn.functional.embedding(third, weight)
+            times["embedding"].append(time.perf_counter() - start)
+        found.append({"rows": count, **{name: min(of) for name, of in times.items()}})
     return found
 
 
@@ -86,7 +80,7 @@ def update(width: int, rows: int = 1_000_000, count: int = 16_384) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--gib", type=float, default=8.0, help="size of the table")
+    parser.add_argument("--gib", type=float, default=8.0, help="size of the table; twice as much memory is taken")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")

@@ -37,9 +37,18 @@ mod _core {
     #[pymodule_export]
     use crate::table::Table;
     #[pymodule_export]
-    use crate::ticket::Ticket;
+    use crate::ticket::{Ticket, end_callbacks};
     #[pymodule_export]
     use crate::trainable::TrainableTable;
     #[pymodule_export]
     use crate::weights::{blake3_of, blake3_of_file, initial_values};
+
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        let end = module.getattr("_end_callbacks")?;
+        module.py().import("atexit")?.call_method1("register", (end,))?;
+        Ok(())
+    }
 }

@@ -182,6 +182,20 @@ impl Wake for Bell {
     }
 }
 
+/// Whether the interpreter ends; held while a callback runs.
+static CALLING: Mutex<bool> = Mutex::new(false);
+
+/// Waits for the callback that is running, and lets no other begin: for the end of the interpreter, which would end the
+/// calling thread in the middle of Rust's frames, and with it the process.
+#[pyfunction]
+#[pyo3(name = "_end_callbacks")]
+pub(crate) fn end_callbacks(py: Python<'_>) {
+    // A forked child has no such thread, and nobody there would unlock.
+    if claim().is_ok() {
+        py.detach(|| *CALLING.lock().unwrap_or_else(PoisonError::into_inner) = true);
+    }
+}
+
 /// The way to the thread that calls back.
 fn ringer() -> Option<&'static Sender<Py<PyAny>>> {
     static RINGER: OnceLock<Option<Sender<Py<PyAny>>>> = OnceLock::new();
@@ -190,6 +204,10 @@ fn ringer() -> Option<&'static Sender<Py<PyAny>>> {
             let (sender, receiver) = channel::<Py<PyAny>>();
             let call = move || {
                 for callback in receiver {
+                    let ended = CALLING.lock().unwrap_or_else(PoisonError::into_inner);
+                    if *ended {
+                        return;
+                    }
                     let called = Python::try_attach(|py| match callback.call0(py) {
                         Ok(_) => (),
                         Err(error) => error.write_unraisable(py, Some(callback.bind(py))),

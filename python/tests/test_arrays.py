@@ -124,7 +124,7 @@ REFUSED: dict[str, tuple[Call, type[Exception], str]] = {
     "a token outside the vocabulary": (
         lambda t, a: a.row_ids(np.array([[0, 1], [0, 50]])),
         ValueError,
-        "token 50 at position 1 is outside the vocabulary of 50",
+        "token 50 at position 1 is outside the vocabulary, which has ids 0 to 49",
     ),
     "a mask of another shape": (
         lambda t, a: a.row_ids([1, 2], dead=np.zeros(3, bool)),

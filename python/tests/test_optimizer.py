@@ -161,7 +161,8 @@ def test_rows_follow_pytorch(where: Where) -> None:
         for key, value in (("beta1", 0.89), ("beta2", 0.99), ("epsilon", 1e-3)):
             if name == "row_wise_adam" and key == "beta1":
                 continue
-            other = dataclasses.replace(training, **{key: value})
+            changes: dict[str, Any] = {key: value}
+            other = dataclasses.replace(training, **changes)
             assert row_deviation(other, name, where) is not None, (name, key)
     assert row_deviation(ROWS["adam"], "adam_by_row", where) is not None
     assert row_deviation(RowTraining(optimizer="adam", bias_correction="table"), "adam", where) is None

@@ -65,7 +65,9 @@ CASES: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "quickstart-baseline": ("quickstart-baseline.toml", []),
     "v41": ("quickstart-memory.toml", V41),
     "yarn": ("quickstart-memory.toml", YARN),
-    "yarn-index": ("quickstart-memory.toml", [YARN[0], (YARN[1][0], YARN[1][1].replace(" }", ', ramp = "index" }'))]),
+    # Without memory: one gate lies near 0 here, where the signed root is almost vertical, and both f32 gradients are as
+    # far from those in f64 as from each other.
+    "yarn-index": ("quickstart-baseline.toml", [YARN[0], (YARN[1][0], YARN[1][1].replace(" }", ', ramp = "index" }'))]),
     "sigmoid": ("quickstart-memory.toml", [("max_order = 3", 'max_order = 3\ngate_form = "sigmoid"')]),
     "scaling": ("quickstart-baseline.toml", [("active = 2", "active = 2\nscaling = 2.5")]),
     "learning": ("quickstart-memory.toml", LEARNING),
