@@ -57,11 +57,11 @@ pub struct GraftConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct GraftRates {
-    /// Of memory rows.
+    /// The rate of memory rows.
     pub rows: f32,
-    /// Of the memory's projections and gates.
+    /// The rate of the memory's projections and gates.
     pub projections: f32,
-    /// Of the adapter of low rank.
+    /// The rate of the adapter of low rank.
     pub lora: f32,
 }
 

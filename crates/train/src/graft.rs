@@ -103,7 +103,7 @@ impl Grafter {
     /// Prepares to train `what` for `model`, which has no memory, on `train`.
     ///
     /// # Errors
-    /// When the model cannot be computed with gradients, the text is shorter than a window, or memory cannot be had.
+    /// When the model cannot be computed with gradients, the text is shorter than a window, or there is too little memory.
     pub fn new(model: &Model, what: Grafting, config: GraftConfig, train: TokenShards) -> Result<Self> {
         config.validate()?;
         let device = Device::flex().autodiff();
