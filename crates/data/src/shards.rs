@@ -825,10 +825,16 @@ impl ShardWriter {
 
     fn write(&mut self, tokens: &[u32]) -> Result<()> {
         self.header.tokens += tokens.len() as u64;
-        let width = self.header.width as usize;
-        let bytes: Vec<u8> =
-            tokens.iter().flat_map(|token| token.to_le_bytes().into_iter().take(width)).collect();
-        self.put(&bytes)
+        match self.header.width {
+            2 => {
+                let bytes: Vec<[u8; 2]> = tokens.iter().map(|token| (*token as u16).to_le_bytes()).collect();
+                self.put(bytes.as_flattened())
+            }
+            _ => {
+                let bytes: Vec<[u8; 4]> = tokens.iter().map(|token| token.to_le_bytes()).collect();
+                self.put(bytes.as_flattened())
+            }
+        }
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
