@@ -27,6 +27,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod ascii_words;
 mod corpus;
 mod cut;
 mod damage;

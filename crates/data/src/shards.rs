@@ -36,6 +36,8 @@ use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::ScopedJoinHandle;
 
 use memmap2::Mmap;
 use rayon::prelude::*;
@@ -468,7 +470,7 @@ pub struct PrepareProgress {
     pub total: u64,
     /// Bytes of text turned into tokens.
     pub text_bytes: u64,
-    /// Tokens written.
+    /// Tokens made.
     pub tokens: u64,
 }
 
@@ -592,6 +594,74 @@ impl Round {
     }
 }
 
+/// A round with its tokens.
+struct Encoded {
+    round: Round,
+    /// Stretches of the documents' tokens in order, each with its document's place in the round.
+    stretches: Vec<(usize, Vec<u32>)>,
+}
+
+impl Encoded {
+    /// Encodes with all threads of rayon's pool.
+    fn of(round: Round, tokenizer: &Tokenizer) -> Result<Self> {
+        let documents = round.documents.iter().enumerate();
+        let pieces: Vec<(usize, &str)> = documents
+            .flat_map(|(index, document)| tokenizer.pieces(document).map(move |piece| (index, piece)))
+            .collect();
+        let encode = |(index, piece): &(usize, &str)| Ok((*index, tokenizer.encode(piece)?));
+        let stretches = pieces.par_iter().map(encode).collect::<Result<_>>()?;
+        Ok(Self { round, stretches })
+    }
+
+    /// Adds this round to what is reached.
+    fn count(&self, reached: &mut PrepareProgress) {
+        let documents = &self.round.documents;
+        reached.done = self.round.bytes_read;
+        reached.text_bytes += documents.iter().map(|document| document.len() as u64).sum::<u64>();
+        let tokens: usize = self.stretches.iter().map(|(_, tokens)| tokens.len()).sum();
+        reached.tokens += (tokens + documents.len()) as u64;
+    }
+}
+
+/// Sends the documents in rounds. Returns the damaged records.
+fn read_rounds(corpus: &Corpus, rounds: &SyncSender<Round>) -> Result<DamageReport> {
+    let mut documents = corpus.documents();
+    while let Some(round) = Round::read(&mut documents)? {
+        if rounds.send(round).is_err() {
+            // The receiver has failed, and reports why.
+            break;
+        }
+    }
+    Ok(documents.damage().clone())
+}
+
+/// Encodes rounds and sends them on, in order.
+fn encode_rounds(
+    rounds: Receiver<Round>,
+    tokenizer: &Tokenizer,
+    encoded: &SyncSender<Encoded>,
+    mut reached: PrepareProgress,
+    progress: &mut dyn FnMut(PrepareProgress) -> ControlFlow<()>,
+) -> Result<()> {
+    for round in rounds {
+        let round = Encoded::of(round, tokenizer)?;
+        round.count(&mut reached);
+        if encoded.send(round).is_err() {
+            // The writer has failed, and reports why.
+            break;
+        }
+        if progress(reached).is_break() {
+            return Err(Error::Interrupted);
+        }
+    }
+    Ok(())
+}
+
+/// The result of a thread, or its panic.
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
 impl<'a> Preparation<'a> {
     fn new(
         work: &WorkFolder,
@@ -610,44 +680,28 @@ impl<'a> Preparation<'a> {
         })
     }
 
-    /// Reads in a thread of its own, so that all other cores always have documents to encode.
+    /// Reads in a thread of its own and writes in another, so that all other cores always have documents to encode.
     fn run(
         &mut self,
         corpus: &Corpus,
         progress: &mut dyn FnMut(PrepareProgress) -> ControlFlow<()>,
     ) -> Result<()> {
-        std::thread::scope(|scope| {
-            let (rounds, read) = std::sync::mpsc::sync_channel(1);
-            let reader = scope.spawn(move || -> Result<DamageReport> {
-                let mut documents = corpus.documents();
-                while let Some(round) = Round::read(&mut documents)? {
-                    if rounds.send(round).is_err() {
-                        // The writer has failed, and reports why.
-                        break;
-                    }
-                }
-                Ok(documents.damage().clone())
-            });
-            for round in read {
-                self.write(&round.documents)?;
-                self.empty_documents += round.empty_documents;
-                let (train, valid) = (&self.train.summary, &self.valid.summary);
-                let reached = PrepareProgress {
-                    done: round.bytes_read,
-                    total: corpus.bytes(),
-                    text_bytes: train.text_bytes + valid.text_bytes,
-                    tokens: train.tokens + valid.tokens,
-                };
-                if progress(reached).is_break() {
-                    return Err(Error::Interrupted);
-                }
-            }
-            self.damage = match reader.join() {
-                Ok(damage) => damage?,
-                Err(panic) => std::panic::resume_unwind(panic),
-            };
-            Ok(())
-        })
+        let tokenizer = self.tokenizer;
+        let (damage, written) = std::thread::scope(|scope| {
+            let (rounds, read) = sync_channel(1);
+            let reader = scope.spawn(move || read_rounds(corpus, &rounds));
+            let (encoded, to_write) = sync_channel(1);
+            let this = &mut *self;
+            let writer = scope.spawn(move || to_write.into_iter().try_for_each(|round| this.write(&round)));
+            let reached = PrepareProgress { done: 0, total: corpus.bytes(), text_bytes: 0, tokens: 0 };
+            let outcome = encode_rounds(read, tokenizer, &encoded, reached, progress);
+            drop(encoded);
+            let (written, damage) = (joined(writer), joined(reader));
+            outcome.map(|()| (damage, written))
+        })?;
+        written?;
+        self.damage = damage?;
+        Ok(())
     }
 
     /// The share that holds out the nearest document, if a share was requested that holds out none. None if no other
@@ -665,16 +719,10 @@ impl<'a> Preparation<'a> {
         std::fs::remove_dir_all(&folder).map_err(Error::write(&folder))
     }
 
-    fn write(&mut self, round: &[String]) -> Result<()> {
-        let stretches: Vec<(usize, &str)> = round
-            .iter()
-            .enumerate()
-            .flat_map(|(index, document)| self.tokenizer.pieces(document).map(move |piece| (index, piece)))
-            .collect();
-        let encode = |(index, piece): &(usize, &str)| Ok((*index, self.tokenizer.encode(piece)?));
-        let tokens = stretches.par_iter().map(encode).collect::<Result<Vec<_>>>()?;
-        for stretches in tokens.chunk_by(|(one, _), (other, _)| one == other) {
-            let document = &round[stretches[0].0];
+    fn write(&mut self, round: &Encoded) -> Result<()> {
+        self.empty_documents += round.round.empty_documents;
+        for stretches in round.stretches.chunk_by(|(one, _), (other, _)| one == other) {
+            let document = &round.round.documents[stretches[0].0];
             let place = place(document);
             let (least, greatest) = self.places.unwrap_or((place, place));
             self.places = Some((least.min(place), greatest.max(place)));
@@ -825,10 +873,16 @@ impl ShardWriter {
 
     fn write(&mut self, tokens: &[u32]) -> Result<()> {
         self.header.tokens += tokens.len() as u64;
-        let width = self.header.width as usize;
-        let bytes: Vec<u8> =
-            tokens.iter().flat_map(|token| token.to_le_bytes().into_iter().take(width)).collect();
-        self.put(&bytes)
+        match self.header.width {
+            2 => {
+                let bytes: Vec<[u8; 2]> = tokens.iter().map(|token| (*token as u16).to_le_bytes()).collect();
+                self.put(bytes.as_flattened())
+            }
+            _ => {
+                let bytes: Vec<[u8; 4]> = tokens.iter().map(|token| token.to_le_bytes()).collect();
+                self.put(bytes.as_flattened())
+            }
+        }
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
@@ -962,14 +1016,53 @@ mod tests {
         }
     }
 
-    #[test]
-    fn two_preparations_are_equal_at_any_number_of_threads() {
-        let bytes = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let (_folder, out, _) = pool.install(|| prepared(&PrepareOptions::default()));
-            std::fs::read(out.join("train/00000.tokens")).unwrap()
+    /// Every file below a folder, by name.
+    fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+        let mut files = Vec::new();
+        for split in ["train", "valid"] {
+            for entry in std::fs::read_dir(folder.join(split)).into_iter().flatten() {
+                let path = entry.unwrap().path();
+                let name = path.strip_prefix(folder).unwrap().display().to_string();
+                files.push((name, std::fs::read(path).unwrap()));
+            }
+        }
+        files.sort();
+        files
+    }
+
+    /// Enough documents for several rounds, each different.
+    fn rounds(parts: &[String]) -> Corpus {
+        let document = |number: usize| {
+            let part = &parts[number % parts.len()];
+            format!("{number} {part}\n").repeat(1 + number % 7 * 100)
         };
-        assert_eq!(bytes(1), bytes(3));
+        let mut bytes = 0;
+        let long = (0..).map(document).take_while(|text| {
+            bytes += text.len();
+            bytes < 3 * Round::BYTES
+        });
+        corpus(&long.collect::<Vec<_>>())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(6))]
+        #[test]
+        fn the_bytes_are_the_same_at_any_number_of_threads(parts in proptest::collection::vec("\\PC{0,60}|[a-e '.0-9]{9,60}", 1..9)) {
+            let corpus = rounds(&parts);
+            let options = PrepareOptions { hold_out: 0.2, shard_tokens: 1 << 20 };
+            let bytes = |threads| {
+                let folder = tempfile::tempdir().unwrap();
+                let out = folder.path().join("data");
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let summary = pool.install(|| prepare(&corpus, tokenizer(), &out, &options, &mut go_on)).unwrap();
+                (files(&out), summary)
+            };
+            let (one, summary) = bytes(1);
+            prop_assert!(one.len() > 2 && one.len() == (summary.train.shards + summary.valid.shards) as usize);
+            for threads in [2, 4] {
+                prop_assert!(bytes(threads) == (one.clone(), summary.clone()), "{threads} threads");
+            }
+        }
     }
 
     #[test]

@@ -14,13 +14,16 @@ pub(crate) enum SplitRule {
     Lines {
         /// The expression for digits.
         digits: &'static str,
+        /// The most digits that it takes for one word.
+        most_digits: usize,
     },
 }
 
 impl SplitRule {
     const LINES_BEFORE: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|";
     const LINES_AFTER: &str = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|";
-    const DIGITS: [&str; 4] = [r"\p{N}", r"\p{N}+", r"\p{N}{1,2}", r"\p{N}{1,3}"];
+    const DIGITS: [(&str, usize); 4] =
+        [(r"\p{N}", 1), (r"\p{N}+", usize::MAX), (r"\p{N}{1,2}", 2), (r"\p{N}{1,3}", 3)];
     const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|";
     /// The end of all of them.
     const BLANKS: &str = r"\s+(?!\S)|\s+";
@@ -40,7 +43,8 @@ impl SplitRule {
                     return Some(Self::Gpt2);
                 }
                 let found = rest.strip_prefix(Self::LINES_BEFORE)?.strip_suffix(Self::LINES_AFTER)?;
-                Self::DIGITS.into_iter().find(|digits| *digits == found).map(|digits| Self::Lines { digits })
+                let known = Self::DIGITS.into_iter().find(|(digits, _)| *digits == found);
+                known.map(|(digits, most_digits)| Self::Lines { digits, most_digits })
             }
             _ => None,
         }
@@ -51,7 +55,7 @@ impl SplitRule {
     pub(crate) fn without_look_ahead(self) -> String {
         match self {
             Self::Gpt2 => format!("{}{}", Self::GPT2, r"\s+"),
-            Self::Lines { digits } => {
+            Self::Lines { digits, .. } => {
                 format!("{}{digits}{}{}", Self::LINES_BEFORE, Self::LINES_AFTER, r"\s+")
             }
         }

@@ -3,36 +3,66 @@
 //!
 //! Works for byte-level BPE without normalisation and with a known split rule: there, the tokens of a text are the
 //! tokens of its words in order, and depend on nothing else.
+//!
+//! There are two caches. Each thread has a small one for short words with few tokens, in which a look-up touches one
+//! cache line. All threads share a large one, so that a word is merged once for all of them.
 
-use std::sync::Mutex;
+use std::hash::BuildHasher;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use hashbrown::HashMap;
+use hashbrown::{DefaultHashBuilder, HashMap};
 use regex::Regex;
 use tokenizers::models::ModelWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::{Model, Tokenizer};
 
+use crate::ascii_words::word_end;
 use crate::split_rule::SplitRule;
 
 /// Encodes texts word by word.
 pub(crate) struct WordEncoder {
     rule: SplitRule,
-    /// The rule without its look-ahead.
-    words: Regex,
-    /// One cache per thread of rayon's pool, so that no thread waits for another.
-    caches: Vec<Mutex<Cache>>,
+    /// What each thread of rayon's pool has for itself, so that no thread waits for another.
+    threads: Vec<Mutex<Thread>>,
+    /// The words of all threads, in parts by their hash.
+    shared: [Mutex<Cache>; PARTS],
+    hasher: DefaultHashBuilder,
     /// How byte-level vocabularies write each byte.
     characters: [char; 256],
+}
+
+/// What one thread has for itself.
+struct Thread {
+    /// The rule without its look-ahead, for words that are not ASCII. A shared one would make threads wait.
+    words: Regex,
+    slots: Box<[Slot]>,
+}
+
+/// A short word and its tokens, in half a cache line. A word has one place, where it replaces another.
+#[derive(Clone, Copy, Default)]
+struct Slot {
+    /// The word and its length, as in [`key`]; 0 if there is none.
+    word: u128,
+    count: u32,
+    tokens: [u32; SLOT_TOKENS],
 }
 
 /// Tokens of words by their bytes.
 type Cache = HashMap<Box<str>, Box<[u32]>>;
 
-/// Maximum number of words in a cache, which is emptied when it is full. With words of usual length this is some 100
-/// MB.
-const CACHED_WORDS: usize = 1 << 20;
+/// Number of parts of the shared cache: enough that threads seldom meet.
+const PARTS: usize = 64;
+/// Maximum number of words in a part of the shared cache, which is emptied when it is full. With words of usual length
+/// all parts together are some 100 MB.
+const CACHED_WORDS: usize = (1 << 20) / PARTS;
 /// Maximum bytes of a cached word. Longer words seldom occur again.
 const CACHED_BYTES: usize = 64;
+/// Number of words that a thread has at hand: 1 MiB, which stays in the core's own cache.
+const SLOTS: usize = 1 << 15;
+/// Maximum tokens of such a word.
+const SLOT_TOKENS: usize = 3;
+/// Maximum bytes of such a word.
+const SLOT_BYTES: usize = 15;
 
 impl WordEncoder {
     /// The encoder for `tokenizer`, if it is of the supported kind.
@@ -44,51 +74,117 @@ impl WordEncoder {
         }
         let rule = only_rule(tokenizer.get_pre_tokenizer()?)?;
         let words = Regex::new(&rule.without_look_ahead()).expect("a valid expression");
-        let caches = (0..rayon::current_num_threads().max(1)).map(|_| Mutex::default()).collect();
-        Some(Self { rule, words, caches, characters: byte_characters() })
+        let thread = |_| Mutex::new(Thread { words: words.clone(), slots: Box::default() });
+        let threads = (0..rayon::current_num_threads().max(1)).map(thread).collect();
+        let shared = std::array::from_fn(|_| Mutex::default());
+        Some(Self { rule, threads, shared, hasher: Default::default(), characters: byte_characters() })
     }
 
     /// The same tokens of `text` that `tokenizer` gives.
     pub(crate) fn encode(&self, tokenizer: &Tokenizer, text: &str) -> tokenizers::Result<Vec<u32>> {
-        let thread = rayon::current_thread_index().unwrap_or(0) % self.caches.len();
-        // Even after a panic, a cache holds only complete entries.
-        let mut cache = self.caches[thread].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let number = rayon::current_thread_index().unwrap_or(0) % self.threads.len();
+        let mut thread = locked(&self.threads[number]);
+        let Thread { words, slots } = &mut *thread;
+        if slots.is_empty() {
+            *slots = vec![Slot::default(); SLOTS].into();
+        }
         let mut tokens = Vec::with_capacity(text.len() / 3);
-        for word in self.split(text) {
-            if let Some(known) = cache.get(word) {
-                tokens.extend_from_slice(known);
-                continue;
-            }
-            let written: String = word.bytes().map(|byte| self.characters[usize::from(byte)]).collect();
-            let start = tokens.len();
-            tokens.extend(tokenizer.get_model().tokenize(&written)?.into_iter().map(|token| token.id));
-            if word.len() <= CACHED_BYTES {
-                if cache.len() >= CACHED_WORDS {
-                    cache.clear();
+        let mut at = 0;
+        while at < text.len() {
+            let end = self.end(words, text, at);
+            let key = key(text.as_bytes(), at, end);
+            let slot = key.map(|key| (key, &mut slots[place(key)]));
+            match &slot {
+                Some((key, slot)) if slot.word == *key => match slot.count {
+                    1 => tokens.push(slot.tokens[0]),
+                    count => tokens.extend_from_slice(&slot.tokens[..count as usize]),
+                },
+                _ => {
+                    let start = tokens.len();
+                    self.look_up(tokenizer, &text[at..end], &mut tokens)?;
+                    if let Some((key, slot)) = slot {
+                        slot.keep(key, &tokens[start..]);
+                    }
                 }
-                cache.insert(word.into(), tokens[start..].into());
             }
+            at = end;
         }
         Ok(tokens)
     }
 
-    /// The words of `text`, none left out.
-    fn split<'a>(&'a self, text: &'a str) -> impl Iterator<Item = &'a str> {
-        let mut at = 0;
-        std::iter::from_fn(move || {
-            if at == text.len() {
-                return None;
+    /// Adds the tokens of a word from the shared cache, or makes them.
+    fn look_up(&self, tokenizer: &Tokenizer, word: &str, tokens: &mut Vec<u32>) -> tokenizers::Result<()> {
+        let part = &self.shared[self.hasher.hash_one(word) as usize % PARTS];
+        if word.len() <= CACHED_BYTES
+            && let Some(known) = locked(part).get(word)
+        {
+            tokens.extend_from_slice(known);
+            return Ok(());
+        }
+        let written: String = word.bytes().map(|byte| self.characters[usize::from(byte)]).collect();
+        let start = tokens.len();
+        tokens.extend(tokenizer.get_model().tokenize(&written)?.into_iter().map(|token| token.id));
+        if word.len() <= CACHED_BYTES {
+            let mut cache = locked(part);
+            if cache.len() >= CACHED_WORDS {
+                cache.clear();
             }
-            let word = match self.words.find_at(text, at) {
-                Some(found) if found.start() > at => &text[at..found.start()],
-                Some(found) if found.end() < text.len() => self.rule.cut(found.as_str()),
-                // Text that the rule does not match is a word, too, though the known rules match everything.
-                _ => &text[at..],
-            };
-            at += word.len();
-            Some(word)
-        })
+            cache.insert(word.into(), tokens[start..].into());
+        }
+        Ok(())
     }
+
+    /// The end of the word of `text` that starts at `at`. `words` is the rule without its look-ahead.
+    fn end(&self, words: &Regex, text: &str, at: usize) -> usize {
+        if let Some(end) = word_end(self.rule, text.as_bytes(), at) {
+            return end;
+        }
+        match words.find_at(text, at) {
+            Some(found) if found.start() > at => found.start(),
+            Some(found) if found.end() < text.len() => at + self.rule.cut(found.as_str()).len(),
+            // Text that the rule does not match is a word, too, though the known rules match everything.
+            _ => text.len(),
+        }
+    }
+}
+
+impl Slot {
+    /// Replaces the word, if the tokens of the new one fit.
+    fn keep(&mut self, word: u128, tokens: &[u32]) {
+        if tokens.len() <= SLOT_TOKENS {
+            (self.word, self.count) = (word, tokens.len() as u32);
+            self.tokens[..tokens.len()].copy_from_slice(tokens);
+        }
+    }
+}
+
+/// Even after a panic, a cache holds only complete entries.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The bytes of a short word, with its length above them. Different words have different keys.
+fn key(text: &[u8], at: usize, end: usize) -> Option<u128> {
+    let length = end - at;
+    if length > SLOT_BYTES {
+        return None;
+    }
+    let bytes = match text.get(at..at + 16) {
+        Some(bytes) => u128::from_le_bytes(bytes.try_into().expect("16 bytes")),
+        None => {
+            let mut bytes = [0; 16];
+            bytes[..length].copy_from_slice(&text[at..end]);
+            u128::from_le_bytes(bytes)
+        }
+    };
+    Some(bytes & ((1 << (8 * length)) - 1) | (length as u128) << 120)
+}
+
+/// The slot of a word: the middle of a product of its halves.
+fn place(key: u128) -> usize {
+    let (low, high) = (key as u64, (key >> 64) as u64);
+    let product = u128::from(low ^ 0x9e37_79b9_7f4a_7c15) * u128::from(high ^ 0xc2b2_ae3d_27d4_eb4f);
+    ((product >> 64) as u64 ^ product as u64) as usize % SLOTS
 }
 
 /// The split rule of a pre-tokenizer that otherwise only writes bytes as characters.
@@ -144,8 +240,11 @@ mod tests {
         let text = "ab abab\n\n ab 12345 ab";
         let first = encoder.encode(&tokenizer, text).unwrap();
         assert_eq!(encoder.encode(&tokenizer, text).unwrap(), first);
-        encoder.caches.iter().for_each(|cache| cache.lock().unwrap().clear());
-        assert_eq!(encoder.encode(&tokenizer, text).unwrap(), first);
+        encoder.threads.iter().for_each(|thread| locked(thread).slots = Box::default());
+        assert_eq!(encoder.encode(&tokenizer, text).unwrap(), first, "from the shared cache");
+        encoder.threads.iter().for_each(|thread| locked(thread).slots = Box::default());
+        encoder.shared.iter().for_each(|cache| locked(cache).clear());
+        assert_eq!(encoder.encode(&tokenizer, text).unwrap(), first, "from no cache");
     }
 
     proptest! {
@@ -156,7 +255,6 @@ mod tests {
             for tokenizer in kinds() {
                 let Some(encoder) = WordEncoder::of(&tokenizer) else { continue };
                 let expected = tokenizer.encode_fast(text.as_str(), false).unwrap().get_ids().to_vec();
-                prop_assert_eq!(encoder.split(&text).collect::<String>(), text.as_str());
                 prop_assert_eq!(&encoder.encode(&tokenizer, &text).unwrap(), &expected);
                 prop_assert_eq!(&encoder.encode(&tokenizer, &text).unwrap(), &expected, "from the cache");
             }
