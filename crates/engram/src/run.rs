@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use burn::tensor::Device;
 use engram_config::RunConfig;
-use engram_train::{HeldOut, NewContext, Pace, Resumption, StepReport, Trainer};
+use engram_train::{Continuation, HeldOut, NewContext, Pace, Resumption, StepReport, Trainer};
 
 use crate::metrics::{Metric, MetricsLog};
 use crate::note::note;
@@ -44,6 +44,27 @@ impl Run {
         device: &Device,
     ) -> anyhow::Result<Self> {
         Self::begun(Trainer::from_checkpoint(config, from, context, folder, device)?, folder)
+    }
+
+    /// Starts a run in `folder` with the weights, memory and optimisers of another run's checkpoint.
+    pub(crate) fn continue_from(
+        config: RunConfig,
+        from: &Path,
+        folder: &Path,
+        device: &Device,
+    ) -> anyhow::Result<Self> {
+        let (trainer, Continuation { steps, updates, repeats }) =
+            Trainer::continue_from(config, from, folder, device)?;
+        note(format_args!(
+            "continues after step {steps}: the optimisers keep the state of {updates} updates"
+        ));
+        if repeats {
+            note(
+                "the data are those of the checkpoint's run and come in the same order; another `train.seed` draws \
+                 another order",
+            );
+        }
+        Self::begun(trainer, folder)
     }
 
     /// Continues from the newest checkpoint in `folder`. Settings named in `changes` may differ from the checkpoint's.

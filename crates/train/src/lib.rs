@@ -47,4 +47,4 @@ pub use tables::{Fetched, FrozenTables, MemoryTables, addressing, fetch};
 pub use taught_rows::TaughtRows;
 pub use teach::{Preparation, TaughtMemory, TeachReport, Teacher};
 pub use trained::{LayerGates, Trained};
-pub use trainer::{NewContext, Pace, Resumption, StepReport, Trainer};
+pub use trainer::{Continuation, NewContext, Pace, Resumption, StepReport, Trainer};

@@ -1,12 +1,14 @@
-//! What a resumed run changes in its settings.
+//! What a resumed or continued run changes in its settings.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use engram_config::RunConfig;
+use engram_config::{CheckpointConfig, RowTraining, RunConfig, TrainConfig};
+use serde::Serialize;
 use toml::{Table, Value};
 
 use crate::error::Error;
+use crate::tables::row_optimizer;
 
 /// A setting of a run that is another when it is resumed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,7 +50,11 @@ impl SettingChange {
 /// The settings of `[train]` and `[text]` that differ, in the order of their keys. The model and the data are compared
 /// by other means: the one may not differ, the other may lie elsewhere.
 pub fn setting_changes(saved: &RunConfig, config: &RunConfig) -> Vec<SettingChange> {
-    let (before, after) = (flat(saved), flat(config));
+    differences(&flat(saved), &flat(config))
+}
+
+/// Settings by their dotted keys that are others in `after` than in `before`, in the order of the keys.
+fn differences(before: &Settings, after: &Settings) -> Vec<SettingChange> {
     let keys: std::collections::BTreeSet<&String> = before.keys().chain(after.keys()).collect();
     let change = |key: &String| {
         let (before, after) = (before.get(key).cloned(), after.get(key).cloned());
@@ -79,6 +85,56 @@ pub(crate) fn check(changes: &[SettingChange], allowed: &[String], folder: &Path
     )))
 }
 
+/// Refuses what a continued run has to share with the checkpoint `from`: the model, its texts, and what gives its
+/// optimisers' state a meaning.
+///
+/// # Errors
+/// With all keys that differ and both of their values; when the checkpoint is of no training.
+pub(crate) fn check_continued(
+    saved: &CheckpointConfig,
+    config: &RunConfig,
+    from: &Path,
+) -> Result<(), Error> {
+    let Some(train) = &saved.train else {
+        return Err(Error::Mismatch(format!(
+            "{}: its configuration has no `[train]`, so that it has no optimiser state to continue with; begin with its \
+             weights alone (`--from`)",
+            from.display()
+        )));
+    };
+    let mut changes = differences(
+        &flat_tables(&[("model", table(&saved.model)), ("text", table(&saved.text))]),
+        &flat_tables(&[("model", table(&config.model)), ("text", table(&config.text))]),
+    );
+    changes.extend(state_changes(train, &config.train, config.model.memory.is_some()));
+    if changes.is_empty() {
+        return Ok(());
+    }
+    let lines: Vec<_> = changes.iter().map(|change| format!("\n  {change}")).collect();
+    Err(Error::Mismatch(format!(
+        "{}: the state of its optimisers belongs to other settings:{}\nCopy them from the checkpoint's run.toml",
+        from.display(),
+        lines.concat()
+    )))
+}
+
+/// Settings that differ and decide what the values of the optimisers' state mean: which moments there are, and over how
+/// many steps they average. Rates, decay and clipping are applied to them afterwards.
+fn state_changes(saved: &TrainConfig, train: &TrainConfig, has_rows: bool) -> Vec<SettingChange> {
+    let all = |train: &TrainConfig| flat_tables(&[("train.optimizer", table(&train.optimizer))]);
+    let mut changes = differences(&all(saved), &all(train));
+    changes.retain(|change| ["train.optimizer.betas", "train.optimizer.momentum"].contains(&&change.key[..]));
+    // A value that is written out is the same as a default.
+    if has_rows && row_optimizer(&saved.memory) != row_optimizer(&train.memory) {
+        let rows = |rows: &RowTraining| flat_tables(&[("train.memory", table(rows))]);
+        let of_state = |change: &SettingChange| {
+            !["train.memory.rate_factor", "train.memory.storage"].contains(&&change.key[..])
+        };
+        changes.extend(differences(&rows(&saved.memory), &rows(&train.memory)).into_iter().filter(of_state));
+    }
+    changes
+}
+
 /// Refuses keys that are no settings of a run: a misspelt one would be silently of no use.
 ///
 /// # Errors
@@ -99,17 +155,26 @@ pub(crate) fn check_keys(allowed: &[String], saved: &RunConfig, config: &RunConf
 }
 
 /// Settings by dotted key, as TOML writes them.
-fn flat(config: &RunConfig) -> BTreeMap<String, String> {
+type Settings = BTreeMap<String, String>;
+
+/// The settings of `[text]` and `[train]`.
+fn flat(config: &RunConfig) -> Settings {
+    flat_tables(&[("text", table(&config.text)), ("train", table(&config.train))])
+}
+
+/// The settings of tables with their keys.
+fn flat_tables(tables: &[(&str, Value)]) -> Settings {
     let mut all = BTreeMap::new();
-    // A valid configuration has no number that TOML lacks.
-    let table =
-        |table: Result<Table, toml::ser::Error>| Value::Table(table.expect("valid settings are TOML"));
-    add("text", &table(Table::try_from(&config.text)), &mut all);
-    add("train", &table(Table::try_from(&config.train)), &mut all);
+    tables.iter().for_each(|(key, table)| add(key, table, &mut all));
     all
 }
 
-fn add(key: &str, value: &Value, all: &mut BTreeMap<String, String>) {
+fn table(settings: &impl Serialize) -> Value {
+    // A valid configuration has no number that TOML lacks.
+    Value::Table(Table::try_from(settings).expect("valid settings are TOML"))
+}
+
+fn add(key: &str, value: &Value, all: &mut Settings) {
     match value {
         Value::Table(table) => {
             table.iter().for_each(|(name, value)| add(&format!("{key}.{name}"), value, all))
@@ -187,5 +252,54 @@ mod tests {
         assert!(
             check("train.seed").is_ok() && check("train.schedule").is_ok() && check("data.train").is_ok()
         );
+    }
+
+    #[test]
+    fn a_continued_run_shares_what_the_state_means_and_nothing_else() {
+        let memory =
+            "[model.memory]\nlayers = [1]\nmax_order = 2\nheads = 1\nrow_width = 4\nrows_per_head = [9]";
+        let with = |train: &str| -> RunConfig { config(&format!("{BASE}\n{train}\n{memory}")) };
+        let saved = |config: &RunConfig| CheckpointConfig {
+            model: config.model.clone(),
+            text: config.text.clone(),
+            data: None,
+            train: Some(config.train.clone()),
+        };
+        let base = saved(&with("[train.memory]\noptimizer = \"adam\""));
+        let refused = |new: &RunConfig| {
+            check_continued(&base, new, Path::new("old")).err().map(|error| error.to_string())
+        };
+        let rows = "[train.memory]\noptimizer = \"adam\"";
+        for (train, line) in [
+            (format!("{rows}\n[train.optimizer]\nmomentum = 0.5"), "train.optimizer.momentum: 0.9"),
+            (format!("{rows}\n[train.optimizer]\nbetas = [0.5, 0.75]"), "now [0.5, 0.75]"),
+            (String::new(), "train.memory.optimizer: \"adam\", now \"row_wise_adam\""),
+            (format!("{rows}\nbeta1 = 0.5"), "train.memory.beta1: not set, now 0.5"),
+            (format!("{rows}\nbias_correction = \"row\""), "train.memory.bias_correction: not set"),
+        ] {
+            let message = refused(&with(&train)).unwrap();
+            assert!(message.contains(line) && message.lines().count() == 3, "{message}");
+        }
+        for train in [
+            rows.to_owned(),
+            format!(
+                "{rows}\nbeta1 = 0.9\nbias_correction = \"table\"\nrate_factor = 3.0\nstorage = \"mapped\""
+            ),
+            format!(
+                "{rows}\n[train.optimizer]\nmuon_rate = 0.5\nadam_rate = 0.5\nclip = 9.0\nweight_decay = 0.0"
+            ),
+        ] {
+            assert_eq!(refused(&with(&train)), None);
+        }
+        let mut other = with(rows);
+        other.model.width = 32;
+        other.model.memory.as_mut().unwrap().seed = 5;
+        let message = refused(&other).unwrap();
+        assert!(message.contains("model.width: 16, now 32"), "{message}");
+        assert!(message.contains("model.memory.seed: 0, now 5"), "{message}");
+
+        let untrained = CheckpointConfig { train: None, ..base.clone() };
+        let message = check_continued(&untrained, &with(rows), Path::new("old")).unwrap_err().to_string();
+        assert!(message.contains("`[train]`") && message.contains("--from"), "{message}");
     }
 }

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::lookup::RowPlaces;
 
 /// The store's optimiser for rows that train so.
-fn row_optimizer(training: &RowTraining) -> RowOptimizer {
+pub(crate) fn row_optimizer(training: &RowTraining) -> RowOptimizer {
     let beta1 = training.beta1.unwrap_or(0.9);
     let beta2 = training.beta2.unwrap_or(0.999);
     let epsilon = training.epsilon.unwrap_or(1e-8);

@@ -22,8 +22,8 @@ use crate::parameters;
 use crate::run_lock::RunLock;
 use crate::settings::{self, SettingChange, setting_changes};
 use crate::tables::{self, Fetched, MemoryTables, MicroBatchRows, RowGradients};
-use engram_config::{CheckpointConfig, RunConfig, TextConfig};
-use engram_data::{Packing, Sampler, SamplerState, TokenShards, Tokenizer};
+use engram_config::{CheckpointConfig, RunConfig, TextConfig, TrainConfig};
+use engram_data::{Packing, Sampler, SamplerState, TokenShards, Tokenizer, TokenizerHash};
 use engram_import::{Checkpoint, CheckpointWriter};
 
 /// A run in progress.
@@ -77,12 +77,19 @@ struct State {
     /// The held-out data; none where there are none, or the checkpoint is older than this field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     held_out: Option<String>,
+    /// Updates that the optimisers' state is of, from before step 0: those of the runs that this one continues.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    updates_before: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl State {
-    /// Updates that the weights have seen.
+    /// Updates that the optimisers' state is of.
     fn updates(&self) -> u64 {
-        self.step - self.skipped
+        self.updates_before + self.step - self.skipped
     }
 }
 
@@ -95,6 +102,17 @@ pub struct Resumption {
     pub schedule: [f32; 2],
     /// Whether the run reads other data from here on, from their beginning.
     pub new_data: bool,
+}
+
+/// What a run continues whose optimisers keep the state of a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Continuation {
+    /// Steps of the checkpoint's run.
+    pub steps: u64,
+    /// Updates of the weights that the optimisers' state is of.
+    pub updates: u64,
+    /// Whether the run reads the windows that the checkpoint's run read, in their order.
+    pub repeats: bool,
 }
 
 #[derive(Debug)]
@@ -241,6 +259,7 @@ impl Trainer {
         }
         optimizer.import(checkpoint.tensors("optimizer.safetensors")?, saved_state.updates());
         (state.skipped, state.skipped_in_a_row) = (saved_state.skipped, saved_state.skipped_in_a_row);
+        state.updates_before = saved_state.updates_before;
         let rate = |config: &RunConfig| config.train.schedule.rate(state.step, config.train.steps);
         let resumption = Resumption { changes, schedule: [rate(&saved), rate(&config)], new_data };
         let trainer = Self::assemble(config, folder, lock, device, parts, model, optimizer, memory, state)?;
@@ -278,6 +297,46 @@ impl Trainer {
         let (model, optimizer, memory) = load(&checkpoint, &config, device, folder, &parts.tokenizer)?;
         let state = parts.state(0, 0);
         Self::assemble(config, folder, lock, device, parts, model, optimizer, memory, state)
+    }
+
+    /// Begins a run in `folder` that trains the model of the checkpoint `from` on: weights, rows and the state of all
+    /// optimisers are the checkpoint's. Steps, schedule and data are those of `config`, from their beginning.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); when the checkpoint is damaged or has no optimiser state; when the model, its texts or
+    /// tokenizer, or what gives the optimisers' state a meaning, differ.
+    pub fn continue_from(
+        config: RunConfig,
+        from: &Path,
+        folder: &Path,
+        device: &Device,
+    ) -> Result<(Self, Continuation)> {
+        let checkpoint = Checkpoint::open(from)?;
+        let saved = CheckpointConfig::load(&checkpoint.folder().join("run.toml"))?;
+        settings::check_continued(&saved, &config, from)?;
+        let parts = Parts::open(&config)?;
+        let (before, now) = (tokenizer_hash(&checkpoint, &config)?, parts.tokenizer.hash());
+        if before != now {
+            return Err(Error::Mismatch(format!(
+                "data.tokenizer: {before} in {}, now {now} ({}); name the tokenizer that the checkpoint was trained with",
+                from.display(),
+                config.data.tokenizer.display()
+            )));
+        }
+        machine_memory::check(&config)?;
+        let lock = claim(folder)?;
+        let (model, mut optimizer, memory) = load(&checkpoint, &config, device, folder, &parts.tokenizer)?;
+        let saved_state: State = checkpoint.json("state.json")?;
+        let updates = saved_state.updates();
+        optimizer.import(checkpoint.tensors("optimizer.safetensors")?, updates);
+        let state = State { updates_before: updates, ..parts.state(0, 0) };
+        // The order of the windows follows from these, as long as the context is the same.
+        let order = |train: &TrainConfig| (train.seed, train.batch);
+        let repeats = saved_state.data == state.data
+            && saved.train.as_ref().is_some_and(|train| order(train) == order(&config.train));
+        let continuation = Continuation { steps: saved_state.step, updates, repeats };
+        let trainer = Self::assemble(config, folder, lock, device, parts, model, optimizer, memory, state)?;
+        Ok((trainer, continuation))
     }
 
     #[allow(clippy::too_many_arguments, reason = "the parts of a run, each made in one place")]
@@ -618,7 +677,7 @@ impl Parts {
         let (data, held_out) = (&self.train, &self.valid);
         let held_out = held_out.as_ref().map(|shards| shards.identity().to_string());
         let (sampler, data) = (SamplerState::default(), data.identity().to_string());
-        State { step, tokens, sampler, data, held_out, skipped: 0, skipped_in_a_row: 0 }
+        State { step, tokens, sampler, data, held_out, skipped: 0, skipped_in_a_row: 0, updates_before: 0 }
     }
 }
 
@@ -729,8 +788,13 @@ fn check_model(saved: &ModelConfig, model: &ModelConfig, from: &Path) -> Result<
 
 /// Whether the checkpoint's tokenizer, with the texts of `config`, is `tokenizer`.
 fn has_tokenizer(checkpoint: &Checkpoint, config: &RunConfig, tokenizer: &Tokenizer) -> Result<bool> {
+    Ok(tokenizer_hash(checkpoint, config)? == tokenizer.hash())
+}
+
+/// What the checkpoint's tokenizer is, with the texts of `config`.
+fn tokenizer_hash(checkpoint: &Checkpoint, config: &RunConfig) -> Result<TokenizerHash> {
     let path = checkpoint.folder().join("tokenizer.json");
-    Ok(Tokenizer::load_ending(&path, config.text.end.as_deref())?.hash() == tokenizer.hash())
+    Ok(Tokenizer::load_ending(&path, config.text.end.as_deref())?.hash())
 }
 
 /// Refuses texts that begin or end otherwise than those of the checkpoint.

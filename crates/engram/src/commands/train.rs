@@ -24,7 +24,12 @@ use crate::shell;
   engram train new-data.toml --out runs/small --resume --change data.train
   engram train my.toml --out runs/small-gpu --device cuda
   engram train other-data.toml --out runs/tuned --from runs/small
+  engram train new-data.toml --out runs/continued --continue runs/small
   engram train long.toml --out runs/long --extend-context runs/small
+
+--continue trains a checkpoint on: its weights, memory and optimiser states, with the data, schedule and steps of the new
+configuration. Its `[model]`, `[text]` and tokenizer are the checkpoint's, and so are `train.optimizer.momentum`,
+`train.optimizer.betas` and the optimiser in `[train.memory]`. --resume goes on with such a run like with any other.
 
 --from and --extend-context begin with a checkpoint's weights and memory; steps, rates and data are those of the new
 configuration, whose `[model]` is the checkpoint's. For --extend-context its `context` is larger, and usually its rotary
@@ -53,6 +58,10 @@ pub(crate) struct Train {
     /// Start with the weights and memory of a checkpoint, or of a run's newest, at a longer context.
     #[arg(long, value_name = "CHECKPOINT", conflicts_with = "resume")]
     extend_context: Option<PathBuf>,
+    /// Continue the training of a checkpoint, or of a run's newest, on the configuration's data: weights, memory and the
+    /// state of all optimisers are kept; steps and schedule begin anew.
+    #[arg(long = "continue", value_name = "CHECKPOINT", conflicts_with_all = ["resume", "from", "extend_context"])]
+    continued: Option<PathBuf>,
     /// Device to compute on.
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceKind,
@@ -71,9 +80,10 @@ impl Train {
         }
         interrupt::listen()?;
         let device = self.device.open()?;
-        let mut run = match (&self.from, &self.extend_context) {
-            (Some(from), _) => Run::from_checkpoint(config, from, NewContext::Any, &self.out, &device)?,
-            (_, Some(from)) => Run::from_checkpoint(config, from, NewContext::Longer, &self.out, &device)?,
+        let mut run = match (&self.from, &self.extend_context, &self.continued) {
+            (Some(from), ..) => Run::from_checkpoint(config, from, NewContext::Any, &self.out, &device)?,
+            (_, Some(from), _) => Run::from_checkpoint(config, from, NewContext::Longer, &self.out, &device)?,
+            (.., Some(from)) => Run::continue_from(config, from, &self.out, &device)?,
             _ if self.resume => Run::resume(config, &self.changes(), &self.out, &device)?,
             _ => Run::begin(config, &self.out, &device)?,
         };
