@@ -200,6 +200,8 @@ pub struct Summary {
     pub drafted: [usize; 2],
     /// Time that its steps spent waiting for memory rows.
     pub row_wait: Duration,
+    /// The end token that ended it and how likely it was, if likelihoods were asked for.
+    pub end: Option<(u32, TokenLogprob)>,
 }
 
 /// Why a request failed.

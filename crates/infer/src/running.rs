@@ -53,6 +53,8 @@ pub(crate) struct Running {
     pub(crate) drafted: [usize; 2],
     pub(crate) row_wait: Duration,
     last_token: Option<Instant>,
+    /// The end token that was drawn, if likelihoods were asked for.
+    pub(crate) end: Option<(u32, TokenLogprob)>,
     pub(crate) outcome: Option<Outcome>,
 }
 
@@ -95,6 +97,7 @@ impl Running {
             row_wait: Duration::ZERO,
             last_token: None,
             outcome: None,
+            end: None,
             request,
             events,
             since,
@@ -253,13 +256,14 @@ impl Running {
             None => metrics.first_token.add_time(now - self.since),
             Some(last) => metrics.between_tokens.add_time(now - last),
         }
+        let logprob = self.request.logprobs.map(|top| TokenLogprob::of(logits, id, top));
         if ends_here {
+            self.end = logprob.map(|logprob| (id, logprob));
             self.outcome = Some(Outcome::Done(Finish::Stop));
             return id;
         }
         let bytes = token_bytes.get(id as usize).map_or(&[][..], Vec::as_slice);
         let (text, stopped) = self.stop.push(&self.text.push(bytes));
-        let logprob = self.request.logprobs.map(|top| TokenLogprob::of(logits, id, top));
         let _ = self.events.send(Event::Token(GeneratedToken { id, text, logprob }));
         if stopped || complete {
             self.outcome = Some(Outcome::Done(Finish::Stop));
@@ -287,6 +291,7 @@ impl Running {
             completion_tokens: self.generated(),
             drafted: self.drafted,
             row_wait: self.row_wait,
+            end: self.end.take(),
         }
     }
 }

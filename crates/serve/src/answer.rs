@@ -296,11 +296,27 @@ impl Choice {
         };
         self.text += &text;
         let (engram, finish) = (Some(summary_json(&summary)), self.finish(&summary));
+        let logprobs = self.tell_end(heading, &summary, codec);
         self.summary = Some(summary);
         let first = !std::mem::replace(&mut self.begun, true);
-        let part = Part { text: &text, calls, first, finish, engram, ..Part::default() };
+        let part = Part { text: &text, calls, first, logprobs, finish, engram, ..Part::default() };
         parts.push(heading.chunk(self.index, part));
         parts
+    }
+
+    /// How likely the end token was. Completions count it among their tokens, as `usage` does: clients that ask for one
+    /// token after a prompt (lm-evaluation-harness) take the last for the generated one. Chat tells what can be read.
+    fn tell_end(&mut self, heading: &Heading, summary: &Summary, codec: &TextCodec) -> Value {
+        match &summary.end {
+            Some((token, logprob)) if heading.endpoint == Endpoint::Completions => {
+                let offset = self.told.add(*token, codec);
+                let told = ToldLogprob { token: *token, logprob: Some(logprob.clone()), offset };
+                let shown = logprobs_json(heading.endpoint, std::slice::from_ref(&told), codec);
+                self.logprobs.push(told);
+                shown
+            }
+            _ => Value::Null,
+        }
     }
 
     fn finish(&self, summary: &Summary) -> Value {
