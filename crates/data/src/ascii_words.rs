@@ -2,7 +2,7 @@
 
 use crate::split_rule::SplitRule;
 
-/// What the split rules tell apart among bytes.
+/// What the split rules distinguish among bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Letter,

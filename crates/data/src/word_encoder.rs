@@ -57,7 +57,7 @@ const PARTS: usize = 64;
 const CACHED_WORDS: usize = (1 << 20) / PARTS;
 /// Maximum bytes of a cached word. Longer words seldom occur again.
 const CACHED_BYTES: usize = 64;
-/// Number of words that a thread has at hand: 1 MiB, which stays in the core's own cache.
+/// Number of words that a thread keeps: 1 MiB, which stays in the core's own cache.
 const SLOTS: usize = 1 << 15;
 /// Maximum tokens of such a word.
 const SLOT_TOKENS: usize = 3;

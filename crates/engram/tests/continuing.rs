@@ -49,7 +49,7 @@ fn contents(workshop: &Workshop, run: &str, step: u64) -> Vec<Vec<u8>> {
 #[test]
 fn training_goes_on_as_if_the_same_run_had_changed_its_data() {
     let workshop = workshop();
-    // The same run, four steps old, goes on with the other data.
+    // The same run, four steps old, continues with the other data.
     workshop.ok("train config.toml --out whole");
     workshop.write("whole.toml", on_other_data(&constant(10, "")));
     workshop.ok("train whole.toml --out whole --resume --change data,train.steps");

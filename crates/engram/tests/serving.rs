@@ -534,6 +534,20 @@ fn answers_can_be_sent_back_and_prompts_scored() {
     assert_eq!(json!(parts("text_offset")), whole["choices"][0]["logprobs"]["text_offset"]);
     let text: String = events.iter().filter_map(|event| event["choices"][0]["text"].as_str()).collect();
     assert_eq!(whole["choices"][0]["text"], text);
+    // An answer that ends at once tells how likely its end was: a token for each that `usage` counts.
+    more["max_tokens"] = 1.into();
+    more["logit_bias"] = json!({"5": 100});
+    more["stop_token_ids"] = json!([5]);
+    let events = server.post("/v1/completions", &more).events();
+    let ends: Vec<&Value> = events.iter().map(|event| &event["choices"][0]["logprobs"]).collect();
+    more["stream"] = false.into();
+    let ended = server.complete(more);
+    let choice = &ended["choices"][0];
+    assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!("Queen Anne"), &json!("stop")));
+    assert_eq!(ended["usage"]["completion_tokens"], 1);
+    let with_end = choice["logprobs"]["token_logprobs"].as_array().unwrap();
+    assert_eq!((&with_end[..told.len()], with_end.len()), (&told[..], told.len() + 1));
+    assert_eq!(ends.iter().filter_map(|end| end["tokens"].as_array()).flatten().count(), with_end.len());
 }
 
 #[test]

@@ -59,7 +59,7 @@ pub(crate) struct Train {
     #[arg(long, value_name = "CHECKPOINT", conflicts_with = "resume")]
     extend_context: Option<PathBuf>,
     /// Continue the training of a checkpoint, or of a run's newest, on the configuration's data: weights, memory and the
-    /// state of all optimisers are kept; steps and schedule begin anew.
+    /// state of all optimisers are kept; steps and schedule start at 0.
     #[arg(long = "continue", value_name = "CHECKPOINT", conflicts_with_all = ["resume", "from", "extend_context"])]
     continued: Option<PathBuf>,
     /// Device to compute on.
