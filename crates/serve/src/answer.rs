@@ -299,7 +299,7 @@ impl Choice {
         let logprobs = self.tell_end(heading, &summary, codec);
         self.summary = Some(summary);
         let first = !std::mem::replace(&mut self.begun, true);
-        let part = Part { text: &text, calls, first, logprobs, finish, engram, ..Part::default() };
+        let part = Part { text: &text, calls, first, logprobs, finish, engram };
         parts.push(heading.chunk(self.index, part));
         parts
     }
