@@ -101,6 +101,7 @@ class Trainer:
             self.addressing = of_memory(run.model.memory, run.data.tokenizer)
         self.step_count, self.tokens = 0, 0
         self.skipped, self.skipped_in_a_row = 0, 0
+        self.updates_before = 0  # of the run that this one continues (`engram train --continue`)
         self.sampler = self._sampler({})
         self.ahead: Batch | None = None
         self.model: LanguageModel
@@ -145,8 +146,10 @@ class Trainer:
         self._load(checkpoint)
         self.step_count, self.tokens = state["step"], state["tokens"]
         self.skipped, self.skipped_in_a_row = state.get("skipped", 0), state.get("skipped_in_a_row", 0)
+        self.updates_before = state.get("updates_before", 0)
         self.sampler = self._sampler(state["sampler"])
-        self.optimizer.import_state(checkpoint.tensors("optimizer.safetensors"), self.step_count - self.skipped)
+        updates = self.updates_before + self.step_count - self.skipped
+        self.optimizer.import_state(checkpoint.tensors("optimizer.safetensors"), updates)
         if group.rank == 0:
             self._cut_metrics()
         self._compile()
@@ -392,6 +395,8 @@ class Trainer:
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
         }
+        if self.updates_before > 0:
+            state["updates_before"] = self.updates_before
         if self.valid is not None:
             state["held_out"] = self.valid.identity
         (folder / "state.json").write_text(json.dumps(state, indent=2))
