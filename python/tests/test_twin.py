@@ -52,10 +52,7 @@ LEARNING = [
     ("active = 2", "active = 2\nscaling = 1.5\nsequence_balance = 0.1"),
     ("[data]", "[model.init]\nembedding = 0.03\nhead = 0.01\nprojection = 0.8\noutput = 0.2\n\n[data]"),
     ("batch = 16", "batch = 16\nmicro_batch = 3"),
-    (
-        "[train.optimizer]",
-        '[train.memory]\noptimizer = "adam"\nbeta2 = 0.99\nbias_correction = "row"\n\n[train.optimizer]',
-    ),
+    ("rate_factor = 2.5", 'optimizer = "adam"\nbeta2 = 0.99\nbias_correction = "row"'),
     ("[train.optimizer]", "[train.optimizer]\nmuon_heads_apart = true\nadam_weight_decay = 0.1"),
 ]
 SMALLER = [
