@@ -69,6 +69,20 @@ def base() -> Any:
     return LlamaForCausalLM(config).train()
 
 
+def training_step(model: Any, optimizer: torch.optim.Optimizer, after: Callable[[], object] = lambda: None) -> Step:
+    """A step of `optimizer`, and what comes `after` it."""
+
+    def step(tokens: torch.Tensor) -> float:
+        loss = model(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        after()
+        return float(loss.detach())
+
+    return step
+
+
 def ours(folder: Path, rows: int, where: Any) -> Step:
     """This package's memory by `attach`."""
     from engram_lm.config import MemoryConfig
@@ -79,15 +93,7 @@ def ours(folder: Path, rows: int, where: Any) -> Step:
     memory = attach(model, config, tokenizer=folder / "tokenizer.json", where=where, freeze=False)
     optimizer = torch.optim.Adam(model.parameters(), RATE)
 
-    def step(tokens: torch.Tensor) -> float:
-        loss = model(tokens, labels=tokens).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        memory.step(FACTOR * RATE)
-        return float(loss.detach())
-
-    return step
+    return training_step(model, optimizer, lambda: memory.step(FACTOR * RATE))
 
 
 def peft(folder: Path, rows: int) -> Step:
@@ -119,14 +125,7 @@ def peft(folder: Path, rows: int) -> Step:
     model.train()
     optimizer = get_optimizer(model, base_learning_rate=RATE)
 
-    def step(tokens: torch.Tensor) -> float:
-        loss = model(input_ids=tokens, labels=tokens).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return float(loss.detach())
-
-    return step
+    return training_step(model, optimizer)
 
 
 def without() -> Step:
@@ -134,14 +133,7 @@ def without() -> Step:
     model = base()
     optimizer = torch.optim.Adam(model.parameters(), RATE)
 
-    def step(tokens: torch.Tensor) -> float:
-        loss = model(tokens, labels=tokens).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return float(loss.detach())
-
-    return step
+    return training_step(model, optimizer)
 
 
 def measure(package: str, folder: Path, options: argparse.Namespace) -> dict[str, float]:

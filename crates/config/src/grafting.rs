@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::ConfigError;
 use crate::model::{MemoryConfig, ModelConfig};
 use crate::rows::{RowOptimizerKind, RowTraining};
+use crate::schedule::rise_and_fall;
 use crate::teaching::NewMemory;
 
 /// How a memory is grafted. Every key has a default.
@@ -210,10 +211,7 @@ impl GraftConfig {
 
     /// Share of the largest rates at step `step`, from 0, of `steps`.
     pub fn schedule(&self, step: u64, steps: u64) -> f32 {
-        let (at, warmup, steps) = (step as f64, self.warmup * steps as f64, steps as f64);
-        let rising = if warmup > 0.0 { (at + 1.0) / warmup } else { 1.0 };
-        let falling = (steps - at) / (steps - warmup);
-        rising.min(falling).min(1.0) as f32
+        rise_and_fall(step as f64, self.warmup * steps as f64, steps as f64) as f32
     }
 
     /// How the rows are trained, at `rates.rows`.

@@ -6,6 +6,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::ConfigError;
 
+/// Share of the largest rate at step `at`, from 0, of `steps`: it rises in a line over `warmup` steps and falls to zero in
+/// a line after them.
+pub(crate) fn rise_and_fall(at: f64, warmup: f64, steps: f64) -> f64 {
+    let rising = if warmup > 0.0 { (at + 1.0) / warmup } else { 1.0 };
+    let falling = (steps - at) / (steps - warmup);
+    rising.min(falling).min(1.0)
+}
+
 /// A linear warm-up, then a decay.
 ///
 /// ```toml

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::ConfigError;
 use crate::model::{Compression, Gate, GateForm, Lookup, MemoryConfig, MemoryForm, ModelConfig};
+use crate::schedule::rise_and_fall;
 
 /// How facts are taught. Every key has a default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -148,9 +149,7 @@ impl TeachConfig {
 
     /// The rate of step `step`, from 0: it rises over the warm-up and then falls to zero in a line.
     pub fn rate_of(&self, step: usize) -> f32 {
-        let rising = if self.warmup == 0 { 1.0 } else { (step + 1) as f32 / self.warmup as f32 };
-        let falling = (self.steps - step) as f32 / (self.steps - self.warmup) as f32;
-        self.rate * rising.min(falling).min(1.0)
+        self.rate * rise_and_fall(step as f64, self.warmup as f64, self.steps as f64) as f32
     }
 }
 

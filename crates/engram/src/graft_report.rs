@@ -96,8 +96,8 @@ pub(crate) fn unused_rows(counts: &[NgramCount]) -> Option<String> {
         .collect();
     let told = (!told.is_empty()).then(|| told.join(", "))?;
     Some(format!(
-        "warning: the corpus is small for so many rows: it has {told}; more text, or fewer rows \
-         (`memory.rows_per_head`), would use them"
+        "warning: the corpus is too small to use all rows: it has {told}; give more text, or lower \
+         `memory.rows_per_head`"
     ))
 }
 
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_held_against_n_grams() {
+    fn rows_are_compared_with_n_grams() {
         let count = |order, distinct| NgramCount { order, distinct, rows: 5000 };
         assert_eq!(unused_rows(&[count(2, 5000)]), None);
         let told = unused_rows(&[count(2, 5000), count(3, 1234)]).unwrap();

@@ -23,6 +23,7 @@ mod json;
 mod loss_chart;
 mod machine;
 mod metrics;
+mod neutral_text;
 mod note;
 mod number;
 mod opened_memories;

@@ -9,6 +9,7 @@ use engram_train::{Facts, Preparation};
 use serde::Serialize;
 
 use crate::interrupt;
+use crate::neutral_text;
 use crate::number::{bytes, grouped};
 
 /// Names that nobody teaches anything about.
@@ -113,7 +114,8 @@ impl Examination<'_> {
         seconds: f64,
         row_bytes: u64,
     ) -> anyhow::Result<Report> {
-        let neutral = self.neutral_texts()?;
+        let (texts, context) = (self.texts.0, self.context());
+        let neutral = neutral_text::pieces(self.neutral, texts, context, self.extent.neutral, 1)?;
         let passage = neutral[0].len().min(PASSAGE).min(self.context() / 3);
         let passage = self.texts.0.decode(&neutral[0][..passage])?;
         let count = self.facts.all().len();
@@ -206,27 +208,6 @@ impl Examination<'_> {
         };
         let (base, taught) = (count(&mut self.base)?, count(&mut self.taught)?);
         Ok((Asked { kind: "untaught subjects, answered with a taught answer", base, taught }, left_out))
-    }
-
-    /// Neutral text in pieces that fit the context.
-    fn neutral_texts(&self) -> anyhow::Result<Vec<Vec<u32>>> {
-        const PIECE: usize = 256;
-        let most = PIECE.min(self.context());
-        let (mut texts, mut left) = (Vec::new(), self.extent.neutral);
-        for document in self.neutral.documents() {
-            for piece in self.texts.0.encode(&document?)?.chunks(most).take(4) {
-                if left == 0 {
-                    return Ok(texts);
-                }
-                let piece = &piece[..piece.len().min(left)];
-                left -= piece.len();
-                texts.push(piece.to_vec());
-            }
-        }
-        if texts.is_empty() {
-            return crate::failure::refuse("the neutral text is empty: name a corpus with `--neutral`");
-        }
-        Ok(texts)
     }
 }
 

@@ -83,6 +83,7 @@ fn what_cannot_be_taught_is_refused() {
     let workshop = workshop();
     let teach = |rest: &str| format!("teach plain facts.jsonl --out new --census common.txt {rest}");
     workshop.fails(&teach("--steps 0"), INPUT, &["--steps", "at least 1"]);
+    workshop.fails(&teach("--neutral-tokens 0"), INPUT, &["--neutral-tokens", "1.."]);
     workshop.fails(&teach("--layers 7"), INPUT, &["layers", "7"]);
     workshop.write("wrong.toml", "steps = 10\nrate = -1.0\n");
     workshop.fails(&teach("--config wrong.toml"), INPUT, &["wrong.toml:2", "rate"]);

@@ -123,10 +123,8 @@ impl Grafter {
                 let weights = fresh_memory::draw(&mut own, &memory, sizes, config.seed, text, &device)?;
                 let scratch = Path::new(".");
                 let tables = MemoryTables::new(&memory, &config.rows(), *addressing, config.seed, scratch)?;
-                {
-                    let first = memory.layers[0];
-                    (Trained::Memory(tables, memory), weights, first)
-                }
+                let first = memory.layers[0];
+                (Trained::Memory(tables, memory), weights, first)
             }
             Grafting::LowRank { parameters } => {
                 let low = LowRank::new(&own, config.lora.rank, parameters, &device.clone().inner());
@@ -257,7 +255,7 @@ impl Grafter {
         Ok(GraftStep { loss, gradient_norm: norm, schedule })
     }
 
-    /// Saves all that goes on needs, in `folder`.
+    /// Saves in `folder` all that is needed to continue.
     ///
     /// # Errors
     /// When the file system refuses.
@@ -274,7 +272,7 @@ impl Grafter {
         Ok(())
     }
 
-    /// Goes on from what was saved in `folder`.
+    /// Continues from what was saved in `folder`.
     ///
     /// # Errors
     /// When nothing or something else was saved there.
@@ -283,7 +281,7 @@ impl Grafter {
         let state: State = checkpoint.json(STATE)?;
         if state.identity != self.state.identity {
             let problem = "it was saved for another model, another corpus or other settings; give those again, or \
-                           remove it to begin anew";
+                           remove it to start again";
             return Err(Error::weights(checkpoint.folder(), problem));
         }
         let weights = checkpoint.tensors(WEIGHTS)?;

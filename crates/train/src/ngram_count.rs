@@ -1,4 +1,4 @@
-//! How many different n-grams a text has, to hold against the rows that a memory gives them.
+//! How many different n-grams a text has, to compare with the rows that a memory has for them.
 
 use std::collections::HashSet;
 

@@ -299,7 +299,7 @@ impl Trainer {
         Self::assemble(config, folder, lock, device, parts, model, optimizer, memory, state)
     }
 
-    /// Begins a run in `folder` that trains the model of the checkpoint `from` on: weights, rows and the state of all
+    /// Begins a run in `folder` that continues from the checkpoint `from`: weights, rows and the state of all
     /// optimisers are the checkpoint's. Steps, schedule and data are those of `config`, from their beginning.
     ///
     /// # Errors

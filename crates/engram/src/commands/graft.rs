@@ -16,6 +16,7 @@ use crate::failure::{Interrupted, refuse};
 use crate::files::{refuse_unwritable, write_file};
 use crate::graft_report::{Arm, Report, unused_rows};
 use crate::interrupt;
+use crate::neutral_text;
 use crate::note::note;
 use crate::number::{duration, grouped, short};
 use crate::progress::Progress;
@@ -39,7 +40,7 @@ use crate::shell;
 
 --config names a TOML file; its keys and their defaults:
 
-  steps = …                # by default as many as read the corpus `passes` times; 0: a memory that says nothing
+  steps = …                # by default as many as read the corpus `passes` times; 0: a memory that changes nothing
   passes = 1.0
   batch = 8                # windows per step
   context = 256            # tokens per window, or the model's context where that is shorter
@@ -94,7 +95,7 @@ pub(crate) struct Graft {
     /// program.
     #[arg(long, value_name = "CORPUS")]
     neutral: Vec<PathBuf>,
-    /// Train this on the same windows, too, and tell what it reaches.
+    /// Also train this on the same windows, and report what it reaches.
     #[arg(long, value_enum, value_name = "METHOD")]
     compare: Option<Comparison>,
     /// Continue from what an interrupted run saved.
@@ -111,9 +112,6 @@ enum Comparison {
     /// An adapter of low rank on all matrices of the blocks, with as many dense parameters as the memory.
     Lora,
 }
-
-/// Tokens of a neutral text at once.
-const PIECE: usize = 256;
 
 impl Graft {
     /// Runs the command.
@@ -232,24 +230,8 @@ impl Graft {
     fn neutral(&self, model: &Model, most: usize) -> anyhow::Result<Vec<Vec<u32>>> {
         let corpus =
             if self.neutral.is_empty() { common_text::held_out()? } else { Corpus::open(&self.neutral)? };
-        let (piece, mut left, mut texts) = (PIECE.min(model.config().model.context), most, Vec::new());
-        'all: for document in corpus.documents() {
-            for piece in model.tokenizer().encode(&document?)?.chunks(piece).take(4) {
-                let piece = &piece[..piece.len().min(left)];
-                if piece.len() < 2 {
-                    break;
-                }
-                left -= piece.len();
-                texts.push(piece.to_vec());
-                if left < 2 {
-                    break 'all;
-                }
-            }
-        }
-        if texts.is_empty() {
-            return refuse("the neutral text has no token to predict: name a corpus with --neutral");
-        }
-        Ok(texts)
+        // A loss needs a token and the next.
+        neutral_text::pieces(&corpus, model.tokenizer(), model.config().model.context, most, 2)
     }
 
     /// The corpus as tokens to train on and tokens that are held out.

@@ -102,7 +102,7 @@ pub(crate) struct Teach {
     #[arg(long, value_name = "CORPUS", num_args = 1..)]
     neutral: Vec<PathBuf>,
     /// Tokens of neutral text that are compared.
-    #[arg(long, value_name = "N", default_value_t = 4096)]
+    #[arg(long, value_name = "N", default_value = "4096", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     neutral_tokens: usize,
     /// Questions of other relations that are asked about each taught subject.
     #[arg(long, value_name = "N", default_value_t = 10)]
@@ -267,7 +267,7 @@ impl Teach {
             texts: (model.tokenizer(), model.begin()),
             facts,
             neutral,
-            extent: Extent { others: self.ask_others, neutral: self.neutral_tokens.max(1) },
+            extent: Extent { others: self.ask_others, neutral: self.neutral_tokens },
         };
         let report = examination.report(teacher.preparation(), seconds, row_bytes);
         if interrupt::asked() {

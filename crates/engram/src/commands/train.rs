@@ -27,9 +27,9 @@ use crate::shell;
   engram train new-data.toml --out runs/continued --continue runs/small
   engram train long.toml --out runs/long --extend-context runs/small
 
---continue trains a checkpoint on: its weights, memory and optimiser states, with the data, schedule and steps of the new
+--continue starts from a checkpoint's weights, memory and optimiser states, with the data, schedule and steps of the new
 configuration. Its `[model]`, `[text]` and tokenizer are the checkpoint's, and so are `train.optimizer.momentum`,
-`train.optimizer.betas` and the optimiser in `[train.memory]`. --resume goes on with such a run like with any other.
+`train.optimizer.betas` and the optimiser in `[train.memory]`. --resume continues such a run as any other.
 
 --from and --extend-context begin with a checkpoint's weights and memory; steps, rates and data are those of the new
 configuration, whose `[model]` is the checkpoint's. For --extend-context its `context` is larger, and usually its rotary
