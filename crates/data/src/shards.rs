@@ -482,7 +482,7 @@ pub struct PrepareProgress {
     pub text_bytes: u64,
     /// Tokens made.
     pub tokens: u64,
-    /// Bytes of text that an earlier process had turned into tokens; 0 if this one began anew.
+    /// Bytes of text that an earlier process had turned into tokens; 0 if there was none.
     pub resumed: u64,
 }
 
@@ -523,7 +523,7 @@ pub struct SplitSummary {
 ///
 /// A preparation that was killed, interrupted or failed to read or write resumes when it is repeated, after its last
 /// checkpoint. The result is that of an uninterrupted one. The unfinished output is in the folder `.preparing-NAME`
-/// beside `out`, where NAME is the name of `out`. One that ended before its first checkpoint begins anew.
+/// beside `out`, where NAME is the name of `out`. One that ended before its first checkpoint begins again.
 ///
 /// # Errors
 /// An `out` that exists, a share outside [0, 1) or that leaves nothing to train on, errors of reading the corpus and of
@@ -1147,7 +1147,7 @@ impl ShardWriter {
     }
 }
 
-/// The entries of documents as the file has them.
+/// The entries of documents as in the file.
 fn bytes_of(documents: &[[u64; 2]]) -> Vec<u8> {
     documents.iter().flatten().flat_map(|number| number.to_le_bytes()).collect()
 }

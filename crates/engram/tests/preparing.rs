@@ -50,7 +50,7 @@ fn kills_at_random_moments_change_nothing() {
         std::thread::sleep(whole.mul_f64(random.below(200) as f64 / 1000.0));
         child.kill().unwrap();
         if child.wait().unwrap().success() {
-            // It ended before it was killed. Begin anew, until there are enough kills.
+            // It ended before it was killed. Begin again, until there are enough kills.
             assert_eq!(shards(&workshop, "killed"), shards(&workshop, "whole"));
             std::fs::remove_dir_all(workshop.path("killed")).unwrap();
             continue;
