@@ -103,7 +103,7 @@ fn kills_at_random_moments_change_nothing() {
         let ended = child.wait().unwrap();
         assert!(ended.code().is_none_or(|code| code == 0), "the child failed");
         if killed.exists() {
-            // It came to its end. The kills go on with another preparation.
+            // It finished. The next child starts another preparation.
             assert!(bytes(&killed) == bytes(&whole));
             std::fs::remove_dir_all(&killed).unwrap();
         }
