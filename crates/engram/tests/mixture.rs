@@ -57,17 +57,24 @@ fn sources_are_drawn_by_weight_and_evaluated_by_name() {
     // 12 steps of 2 windows each, 3 to 1.
     let state = state(&workshop, "run", 12);
     let sources = state["sampler"].as_array().unwrap();
-    let drawn: Vec<_> = sources.iter().map(|source| [&source["name"], &source["sampler"]["position"]]).collect();
-    assert_eq!(drawn, [[&Value::from("letters"), &Value::from(18)], [&Value::from("notes"), &Value::from(6)]]);
+    let drawn: Vec<_> =
+        sources.iter().map(|source| [&source["name"], &source["sampler"]["position"]]).collect();
+    assert_eq!(
+        drawn,
+        [[&Value::from("letters"), &Value::from(18)], [&Value::from("notes"), &Value::from(6)]]
+    );
     assert!(sources.iter().all(|source| source["identity"].as_str().unwrap().len() == 64), "{state}");
     assert!(state.get("data").is_none(), "{state}");
 
     let metrics = workshop.metrics("run");
     let nats = |kind: &str, source: Option<&str>| {
-        let of = |metric: &&Value| metric["kind"] == kind && metric.get("source").and_then(Value::as_str) == source;
+        let of = |metric: &&Value| {
+            metric["kind"] == kind && metric.get("source").and_then(Value::as_str) == source
+        };
         metrics.iter().rfind(of).unwrap()["nats_per_token"].as_f64().unwrap()
     };
-    let mean = 0.75 * nats("source_held_out", Some("letters")) + 0.25 * nats("source_held_out", Some("notes"));
+    let mean =
+        0.75 * nats("source_held_out", Some("letters")) + 0.25 * nats("source_held_out", Some("notes"));
     assert!((nats("held_out", None) - mean).abs() < 1e-9, "{mean}");
 }
 
@@ -116,7 +123,10 @@ fn other_sources_are_refused_by_name_and_key_unless_they_are_to_change() {
     let without_notes = TWO.rsplit_once("[[data.source]]").unwrap().0;
     for (other, words) in [
         (TWO.replace("name = \"notes\"", "name = \"memos\""), &["data.source", "memos", "notes"][..]),
-        (TWO.replace("weight = 1.0", "weight = 2.0"), &["data.source[0].weight", "letters", "0.75", "now 0.6"]),
+        (
+            TWO.replace("weight = 1.0", "weight = 2.0"),
+            &["data.source[0].weight", "letters", "0.75", "now 0.6"],
+        ),
         (TWO.replace("notes/train", "notes/valid"), &["data.source[1].train", "\"notes\"", "notes/valid"]),
         (TWO.replace("notes/valid", "data/valid"), &["data.source[1].valid", "\"notes\"", "data/valid"]),
         (without_notes.to_owned(), &["data.source", "letters", "notes"]),
@@ -131,7 +141,11 @@ fn other_sources_are_refused_by_name_and_key_unless_they_are_to_change() {
 
     workshop.write("one.toml", mixed().replace(TWO, ONE));
     workshop.ok("train one.toml --out one");
-    workshop.fails("train mixed.toml --out one --resume", INPUT, &["data.source", "data.train", "--change data.source"]);
+    workshop.fails(
+        "train mixed.toml --out one --resume",
+        INPUT,
+        &["data.source", "data.train", "--change data.source"],
+    );
 }
 
 #[test]
