@@ -355,6 +355,26 @@ def test_shards_are_one_sequence(tmp_path: Path) -> None:
         TokenShards(config.data.train)
 
 
+def test_shards_with_a_loss_mask_are_refused_by_name(tmp_path: Path) -> None:
+    config = load_run_config(write_run(tmp_path))
+    assert config.data is not None and config.data.train is not None
+    shard = TokenShards(config.data.train).shards[0].path
+    head = bytearray(shard.read_bytes())
+    head[8] = 2
+    shard.write_bytes(head)
+    with pytest.raises(ValueError, match="loss mask"):
+        TokenShards(config.data.train)
+
+
+def test_several_sources_are_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = 'tokenizer = "tokenizer.json"\n'
+    source = '\n[[data.source]]\nname = "one"\ntrain = "train"\nweight = 1.0\n'
+    one = 'train = "train"\nvalid = "valid"\n'
+    config = write_run(tmp_path, (one, ""), (tokenizer, tokenizer + source))
+    assert main([str(config), "--out", str(tmp_path / "mixed")]) == 1
+    assert "data.source" in capsys.readouterr().err
+
+
 def test_documents_begin_with_the_end_of_the_one_before() -> None:
     tokens = np.array([[1, 2, 9, 3, 4, 5], [9, 1, 9, 9, 2, 3]])
     assert positions_of(tokens, 9).tolist() == [[0, 1, 0, 1, 2, 3], [0, 1, 0, 0, 1, 2]]

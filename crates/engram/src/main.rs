@@ -7,6 +7,7 @@
 mod book;
 mod commands;
 mod common_text;
+mod conversation_lines;
 mod corpus_options;
 mod corpus_rows;
 mod device;

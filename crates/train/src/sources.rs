@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use engram_config::{DataConfig, RunConfig};
-use engram_data::{Mixture, Sampler, SamplerState, TokenShards, Tokenizer, Window};
+use engram_data::{Mixture, Packing, Sampler, SamplerState, TokenShards, Tokenizer, Window};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -22,6 +22,17 @@ pub(crate) struct Source {
     pub(crate) weight: f64,
     pub(crate) train: Shards,
     pub(crate) valid: Option<Shards>,
+}
+
+/// The tokens of a window.
+#[derive(Debug)]
+pub(crate) struct WindowTokens {
+    /// `[context + 1]`: the inputs, then the last target.
+    pub(crate) tokens: Vec<u32>,
+    /// `[context]`: whether the loss counts each target.
+    pub(crate) counted: Vec<bool>,
+    /// Lengths of the sequences that the inputs make up.
+    pub(crate) lengths: Vec<usize>,
 }
 
 /// Shards, and the path they were opened at.
@@ -95,6 +106,7 @@ impl Sources {
             let tokens = TokenShards::open(path)?;
             tokens.check_tokenizer(tokenizer)?;
             check_end(&tokens, tokenizer, path)?;
+            check_window(&tokens, config.model.context, path)?;
             Ok(Shards { path: path.to_owned(), tokens })
         };
         let train = |path: &Path| {
@@ -133,15 +145,22 @@ impl Sources {
     /// A position that the data do not have.
     pub(crate) fn mixture(&self, config: &RunConfig, position: &Position) -> Result<Mixture> {
         let weights: Vec<_> = self.iter().map(|source| (source.weight, source.train.tokens.len())).collect();
-        Ok(Mixture::new(config.train.seed, config.model.context, &weights)?.at(&position.states())?)
+        let packed: Vec<_> = self.iter().map(|source| source.train.tokens.window().is_some()).collect();
+        let mixture = Mixture::new(config.train.seed, config.model.context, &weights)?.aligned(&packed);
+        Ok(mixture.at(&position.states())?)
     }
 
-    /// Copies the tokens of a window into `out`.
+    /// A window of `context` inputs.
     ///
     /// # Errors
     /// When the data are damaged.
-    pub(crate) fn read(&self, window: Window, out: &mut [u32]) -> Result<()> {
-        Ok(self.list[window.source].train.tokens.read(window.start, out)?)
+    pub(crate) fn read(&self, window: Window, context: usize, packing: Packing) -> Result<WindowTokens> {
+        let Window { source, start } = window;
+        let shards = &self.list[source].train.tokens;
+        let end = start + context as u64 + 1;
+        let tokens = shards.tokens(start..end)?;
+        let lengths = shards.lengths(packing, start, &tokens[..context]);
+        Ok(WindowTokens { counted: shards.counted(start + 1..end)?, lengths, tokens })
     }
 
     /// The position at which `states` are the samplers of these sources.
@@ -309,6 +328,18 @@ impl Difference {
 
 fn not_the_data(path: &Path) -> String {
     format!("{}: not the data that this run began with", path.display())
+}
+
+/// Refuses conversations that are packed into windows of another context: they would be cut.
+fn check_window(shards: &TokenShards, context: usize, path: &Path) -> Result<()> {
+    match shards.window() {
+        Some(window) if window != context => Err(Error::Mismatch(format!(
+            "{}: its conversations are packed for a context of {window}, but `model.context` is {context}; prepare them \
+             again with `engram data sft --context {context}`",
+            path.display()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses data whose documents end otherwise than the model's texts: nothing else would notice.

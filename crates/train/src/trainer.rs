@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use burn::module::Module;
 use burn::tensor::Device;
 use engram_config::ModelConfig;
-use engram_model::{LanguageModel, Sequences, Tokens, Trace};
+use engram_model::{LanguageModel, Sequences, Shares, Targets, Tokens, Trace};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -166,6 +166,10 @@ struct Batch {
     inputs: Vec<u32>,
     /// The token after each of them.
     targets: Vec<u32>,
+    /// Which targets the loss counts; none: all.
+    counted: Option<Vec<bool>>,
+    /// Lengths of the sequences in each window.
+    lengths: Vec<Vec<usize>>,
     rows: Fetched,
     /// Which of them each micro-batch reads.
     parts: Vec<MicroBatchRows>,
@@ -173,13 +177,32 @@ struct Batch {
     mixture: Mixture,
 }
 
+impl Batch {
+    /// The sequences of some of its windows.
+    fn sequences(&self, windows: std::ops::Range<usize>) -> Sequences {
+        Sequences::of_lengths(self.lengths[windows].iter().flatten().copied())
+    }
+
+    /// The targets of some of its tokens, which are the share `of_tokens` of all, and their share of those that the loss
+    /// counts: its mean is over the whole batch.
+    fn targets(&self, tokens: std::ops::Range<usize>, of_tokens: f32) -> (Targets, f32) {
+        let ids: Arc<[u32]> = self.targets[tokens.clone()].into();
+        let Some(counted) = &self.counted else { return (ids.into(), of_tokens) };
+        let targets = Targets::counting(ids, &counted[tokens]);
+        let all = counted.iter().filter(|counts| **counts).count();
+        // None at all: the loss of no target is 0, whatever its share.
+        let share = targets.count() as f32 / all.max(1) as f32;
+        (targets, share)
+    }
+}
+
 /// One training step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct StepReport {
     /// The step, from 1.
     pub step: u64,
-    /// Mean cross-entropy over the step's batch before the update, in nats per token; not finite only where the step
-    /// was skipped.
+    /// Mean cross-entropy over the tokens of the step's batch that the loss counts, before the update, in nats per
+    /// token; not finite only where the step was skipped.
     #[serde(with = "null_if_not_finite")]
     pub loss: f32,
     /// Global norm of the weights' gradient before clipping; not finite only where the step was skipped.
@@ -602,22 +625,21 @@ impl Trainer {
 
     /// Draws the next batch of `mixture` and fetches its rows.
     fn draw(&self, mut mixture: Mixture) -> Result<Batch> {
-        let width = self.config.model.context + 1;
-        let mut windows = vec![0; self.config.train.batch * width];
-        for window in windows.chunks_exact_mut(width) {
-            self.sources.read(mixture.next_window(), window)?;
+        let (context, packing) = (self.config.model.context, self.packing());
+        let (mut inputs, mut targets, mut counted) = (Vec::new(), Vec::new(), Vec::new());
+        let mut lengths = Vec::new();
+        for _ in 0..self.config.train.batch {
+            let window = self.sources.read(mixture.next_window(), context, packing)?;
+            inputs.extend_from_slice(&window.tokens[..context]);
+            targets.extend_from_slice(&window.tokens[1..]);
+            counted.extend(window.counted);
+            lengths.push(window.lengths);
         }
-        let part = |range: std::ops::Range<usize>| {
-            windows
-                .chunks_exact(width)
-                .flat_map(|window| window[range.clone()].iter().copied())
-                .collect::<Vec<_>>()
-        };
-        let (inputs, targets) = (part(0..width - 1), part(1..width));
-        let sequences = Sequences::of_lengths(self.packing().lengths(&inputs, self.config.train.batch));
+        let counted = counted.contains(&false).then_some(counted);
+        let sequences = Sequences::of_lengths(lengths.iter().flatten().copied());
         let rows = self.fetch(&inputs, &sequences)?;
         let parts = rows.micro_batches(self.config.train.batch, self.config.train.windows_at_once());
-        Ok(Batch { inputs, targets, rows, parts, mixture })
+        Ok(Batch { inputs, targets, counted, lengths, rows, parts, mixture })
     }
 
     /// Loss and gradients of a batch, one micro-batch after another.
@@ -631,12 +653,13 @@ impl Trainer {
             let tokens_here = first * context..(first + windows_here) * context;
             let memory = part.memory_rows(&batch.rows, &device);
             let ids = &batch.inputs[tokens_here.clone()];
-            let sequences = Sequences::of_lengths(self.packing().lengths(ids, windows_here));
+            let sequences = batch.sequences(first..first + windows_here);
             let tokens = Tokens { ids, sequences: &sequences, memory: &memory };
-            let targets: Arc<[u32]> = batch.targets[tokens_here].into();
+            let balance = windows_here as f32 / windows as f32;
+            let (targets, share) = batch.targets(tokens_here, balance);
             let mut trace = Trace::default();
-            let share = windows_here as f32 / windows as f32;
-            let (value, mut gradients) = self.differentiate(tokens, targets, share, &mut trace);
+            let shares = Shares { loss: share, balance };
+            let (value, mut gradients) = self.differentiate(tokens, &targets, shares, &mut trace);
             let of_rows = memory.iter().map(|rows| {
                 let gradient = rows.rows.grad_remove(&mut gradients)?;
                 Some(gradient.into_data().try_into_vec().expect("an f32 tensor"))
@@ -648,20 +671,20 @@ impl Trainer {
         Ok(total)
     }
 
-    /// The loss, and the gradients of `share` times the loss.
+    /// The loss, and the gradients of the shares of the losses.
     fn differentiate(
         &self,
         tokens: Tokens<'_>,
-        targets: Arc<[u32]>,
-        share: f32,
+        targets: &Targets,
+        shares: Shares,
         trace: &mut Trace,
     ) -> (f32, burn::tensor::Gradients) {
         if self.config.train.recompute {
-            return self.model().loss_recomputing(tokens, targets, share, trace);
+            return self.model().loss_recomputing(tokens, targets, shares, trace);
         }
-        let loss = self.model().loss(tokens, targets, trace);
-        let balanced = trace.balance.drain(..).fold(loss.clone(), |sum, balance| sum + balance);
-        let gradients = balanced.mul_scalar(share).backward();
+        let loss = self.model().loss_counting(tokens, targets, trace);
+        let balance = trace.balance.drain(..).map(|balance| balance.mul_scalar(shares.balance));
+        let gradients = balance.fold(loss.clone().mul_scalar(shares.loss), |sum, one| sum + one).backward();
         // Read last: reading waits for the device.
         (loss.inner().into_scalar(), gradients)
     }

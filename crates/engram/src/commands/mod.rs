@@ -16,6 +16,7 @@ mod params;
 mod quickstart;
 mod rows;
 mod serve;
+mod sft;
 mod study;
 pub(crate) mod table;
 mod teach;
