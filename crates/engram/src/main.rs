@@ -27,6 +27,7 @@ mod neutral_text;
 mod note;
 mod number;
 mod opened_memories;
+mod option_values;
 mod progress;
 mod provenance;
 mod random;

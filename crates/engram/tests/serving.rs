@@ -393,6 +393,77 @@ fn clients_that_hang_or_leave_keep_nobody_waiting() {
     assert!(begun.elapsed() < Duration::from_secs(20), "they were sent away");
 }
 
+/// A client that sends its whole request before it reads meets the answer, not a reset connection.
+#[test]
+fn a_refusal_reaches_a_client_that_still_sends() {
+    let server = Server::start_with("", Some("sesame"));
+    let (short, long) = (2 << 20, 6 << 20);
+    let key = "authorization: Bearer sesame\r\n";
+    for (address, key, length, status) in [
+        ("POST /v1/completions", key, long, 413),
+        ("POST /v1/completions", "", short, 401),
+        ("POST /nothing", key, short, 404),
+        ("GET /v1/completions", key, short, 405),
+        ("POST /v1/completions", "origin: http://elsewhere\r\n", short, 403),
+    ] {
+        for chunked in [false, true] {
+            let mut stream = server.connect();
+            let framing = if chunked {
+                "transfer-encoding: chunked".into()
+            } else {
+                format!("content-length: {length}")
+            };
+            write!(
+                stream,
+                "{address} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{key}{framing}\r\n\r\n"
+            )
+            .unwrap();
+            let part = vec![b' '; 1 << 20];
+            for _ in 0..length >> 20 {
+                if chunked {
+                    write!(stream, "{:x}\r\n", part.len()).unwrap();
+                }
+                stream.write_all(&part).unwrap_or_else(|error| panic!("{address} {key}: {error}"));
+                if chunked {
+                    stream.write_all(b"\r\n").unwrap();
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            if chunked {
+                stream.write_all(b"0\r\n\r\n").unwrap();
+            }
+            assert_eq!(Reply::read(stream).status, status, "{address} {key} {chunked}");
+        }
+    }
+    // Who waits to be asked for a body is refused without it.
+    let mut stream = server.connect();
+    let head = "POST /nothing HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: 9\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    assert_eq!(Reply::read(stream).status, 404);
+}
+
+/// Options that a server would fail over later are refused before it opens its model.
+#[test]
+fn options_out_of_bounds_are_refused() {
+    for (options, named) in [
+        ("--threads 0", "--threads"),
+        ("--threads 100000", "--threads"),
+        ("--time-limit 0", "--time-limit"),
+        ("--time-limit 18446744073709551615", "--time-limit"),
+        ("--patience 18446744073709551615", "--patience"),
+        ("--drain 18446744073709551615", "--drain"),
+        ("--kv-cache 15EiB", "--kv-cache"),
+        ("--kv-cache 64TiB", "--kv-cache"),
+        ("--block-size 0", "--block-size"),
+        ("--block-size 18446744073709551615", "--block-size"),
+        ("--block-size 9000000000000000", "--block-size"),
+    ] {
+        let outcome = workshop().run(&format!("serve run --port 0 {options}"));
+        assert_eq!(outcome.status, Some(2), "{options}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains(named), "{options}: {}", outcome.stderr);
+    }
+}
+
 #[test]
 fn as_many_wait_as_may() {
     let server = Server::start("--max-num-seqs 1 --max-queue 1 --speculative-tokens 0");
