@@ -36,6 +36,7 @@ mod files;
 mod json_text;
 mod packing;
 mod permuted;
+mod preparation_state;
 mod sampler;
 mod shards;
 mod split_rule;

@@ -159,6 +159,7 @@ fn of_tables(error: &engram_infer::TableError) -> u8 {
 fn of_data(error: &DataError) -> u8 {
     match error {
         DataError::Interrupted => 130,
+        DataError::Paused { cause, .. } => of_data(cause),
         error => of_input(error.is_input()),
     }
 }

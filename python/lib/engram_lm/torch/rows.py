@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engram_lm import optimizers, table_file
-from engram_lm._core import Addressing, TrainableTable, distinct
+from engram_lm._core import Addressing, Table, TrainableTable, distinct
 from engram_lm.optimizers import RowOptimizer
 from engram_lm.torch import row_optimizer
 
@@ -321,6 +321,63 @@ class _PinnedPair:
         turn = next(t for t in range(2) if self.rooms[t].data_ptr() == rows.data_ptr())
         self.events[turn] = torch.cuda.Event()
         self.events[turn].record()  # type: ignore[union-attr]
+
+
+class ReadRows(RowTable):
+    """Rows of a table that is only read: nothing comes back to them, and learning is refused."""
+
+    def __init__(self, table: Table, device: torch.device | str = "cpu") -> None:
+        super().__init__(table.rows, table.width, optimizers.Frozen(), table.identity, table.layer)
+        self.table, self._place = table, torch.device(device)
+        self._anchor.requires_grad_(False)
+
+    @property
+    def place(self) -> torch.device:
+        """The device that rows are given to the model on."""
+        return self._place
+
+    @property
+    def steps(self) -> int:
+        """None."""
+        return 0
+
+    def fetch(self, ids: Tensor) -> Fetched:
+        """The rows `ids` [..., slots] int64."""
+        listed, index = (torch.from_numpy(np.asarray(part)) for part in distinct(ids.cpu().contiguous()))
+        return Fetched(listed, index.view(ids.shape).to(self.place), self.read(listed).requires_grad_())
+
+    def prefetch(self, ids: Tensor) -> None:
+        """Nothing: see `Table.prefetch`."""
+
+    def learn(self, ids: Tensor, grads: Tensor, rate: float) -> None:
+        """Raises `ValueError`."""
+        raise ValueError("these rows are only read: name an `optimizer` when you open or attach them, and they learn")
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Rows [..., width] for ids [...]."""
+        out = torch.empty(*ids.shape, self.width)
+        self.table.gather(ids.cpu().contiguous(), out)
+        return out.to(self.place)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the rows, f32, as a table file."""
+        write_fresh(self.table, self.optimizer, path)
+
+
+def write_fresh(table: Table, optimizer: RowOptimizer, path: str | os.PathLike[str]) -> None:
+    """Writes the rows of `table` as a table file that `optimizer` can train on: at step 0, with a state of zeros."""
+    header = table_file.TrainedHeader(table.rows, table.width, optimizer, 0, table.identity, table.layer)
+
+    def rows(first: int, last: int) -> table_file.Floats:
+        out = np.empty((last - first, table.width), np.float32)
+        table.gather(np.arange(first, last), out)
+        return out
+
+    def zeros(width: int) -> table_file.Read:
+        return lambda first, last: np.zeros((last - first, width), np.float32)
+
+    states = [zeros(width) for width in table_file.state_widths(optimizer, table.width)]
+    table_file.write(path, header, [rows, *states])
 
 
 class DeviceRows(RowTable):
