@@ -39,6 +39,8 @@ mod table;
 mod taught_memory;
 mod teaching_report;
 mod terminal;
+mod tuned_weights;
+mod work_lock;
 
 use std::process::ExitCode;
 

@@ -78,6 +78,36 @@ fn facts_are_taught_with_and_without_a_memory() {
     assert_eq!(report["neutral"]["divergence"], 0.0);
 }
 
+/// The same facts trained into the model's own weights are asked the same, and change other text.
+#[test]
+fn teaching_is_compared_with_training_the_weights() {
+    let workshop = workshop();
+    let compare =
+        "\n[compare]\nrank = 2\nlora_rates = [1e-2]\nfull_rates = [1e-3, 1e-12]\nkl_weights = [0.0, 1.0]\n";
+    workshop.write("compare.toml", format!("{}{compare}", SETTINGS.replace("steps = 150", "steps = 30")));
+    let rest = "--config compare.toml --census common.txt --neutral corpus.jsonl --neutral-tokens 60";
+    let text = workshop.ok(&format!("teach plain facts.jsonl --out new --compare lora,full {rest}"));
+    assert!(text.contains("LoRA 2, 1e-2, KL 0") && text.contains("all weights, 1e-3, KL 1"), "{text}");
+    let report = json(&workshop.read("new/report.json"));
+    let compared = report["compared"].as_array().unwrap();
+    assert_eq!(compared.len(), 6);
+    for arm in &compared[..4] {
+        assert_eq!(arm["asked"].as_array().unwrap().len(), report["asked"].as_array().unwrap().len());
+        assert_eq!(arm["asked"][0]["taught"]["of"], 4);
+        // Unlike rows, weights are read by all text.
+        assert_eq!(arm["neutral"]["changed"], 60, "{arm}");
+    }
+    let divergence = |arm: usize| compared[arm]["neutral"]["divergence"].as_f64().unwrap();
+    // A rate of nothing learns nothing; what keeps other text as it is does that.
+    assert!(divergence(4) < 1e-6 && divergence(0) > 1e-4, "{report}");
+    assert!(divergence(1) < divergence(0), "{report}");
+    let line = format!("teach run facts.jsonl --out other --compare lora {rest}");
+    workshop.fails(&line, INPUT, &["--compare", "this model has a memory"]);
+    workshop.write("wrong.toml", "[compare]\nfull_rates = [0.0]\n");
+    let line = "teach plain facts.jsonl --out other --config wrong.toml --census common.txt";
+    workshop.fails(line, INPUT, &["wrong.toml:2", "above 0"]);
+}
+
 #[test]
 fn what_cannot_be_taught_is_refused() {
     let workshop = workshop();

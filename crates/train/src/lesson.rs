@@ -17,6 +17,8 @@ pub(crate) struct LessonText {
     pub(crate) answer: Range<usize>,
     /// First token of the text: what stands before is the model's begin.
     pub(crate) first: usize,
+    /// Whether it asks for another relation of its subject: what matters is what would be answered.
+    pub(crate) is_question: bool,
 }
 
 impl LessonText {
@@ -45,13 +47,28 @@ impl LessonText {
             }
         }
         let subjects = subjects.into_iter().map(|span| span.start + first..span.end + first).collect();
-        Ok(Self { tokens, subjects, answer: start..end, first })
+        Ok(Self { tokens, subjects, answer: start..end, first, is_question: false })
     }
 
     /// The positions whose next token is part of the answer or its end mark, with that token.
     pub(crate) fn answered(&self) -> impl Iterator<Item = (usize, u32)> {
         let last = if self.answer.is_empty() { 0 } else { self.tokens.len() };
         (self.answer.start..last).filter(|&next| next > 0).map(|next| (next - 1, self.tokens[next]))
+    }
+
+    /// The same text as a question of another relation.
+    pub(crate) fn asking(self) -> Self {
+        Self { is_question: true, ..self }
+    }
+
+    /// The positions that are to say what the base says with the weight of questions: a question's last, where an
+    /// answer would begin, or all of a text to keep.
+    pub(crate) fn asked(&self) -> Range<usize> {
+        match (self.answer.is_empty(), self.is_question) {
+            (false, _) => 0..0,
+            (true, true) => self.tokens.len() - 1..self.tokens.len(),
+            (true, false) => 0..self.tokens.len(),
+        }
     }
 
     /// The positions that are to say what the base says: those of the prompt, whose last is left to the answer.
@@ -103,6 +120,8 @@ pub(crate) struct Lesson {
     pub(crate) wanted: Vec<(usize, Wanted)>,
     /// Positions that are to say what the base says, those included that no taught row can reach.
     pub(crate) kept: usize,
+    /// Those of them that have the weight of questions.
+    pub(crate) asked: Range<usize>,
     /// Hidden states of the base where it is asked, `[·, width]`.
     pub(crate) base: Vec<f32>,
 }
