@@ -145,7 +145,8 @@ impl Run {
             held_out = Some(loss);
             self.held_out = held_out;
         }
-        if save {
+        // Where steps are skipped the weights may be beyond use: what was saved before must not make room for them.
+        if save && (!report.skipped || step == train.steps) {
             self.save()?;
         }
         Ok(held_out)

@@ -281,7 +281,7 @@ impl Grafter {
             add(&mut gradients, dense);
         }
         let norm = clip(&mut gradients, self.config.clip);
-        if !(loss.is_finite() && norm.is_finite() && row_gradients.are_finite()) {
+        if !(loss.is_finite() && norm.is_finite() && row_gradients.can_be_learnt()) {
             return Err(Error::Diverged { step: self.state.step });
         }
         let schedule = self.config.schedule(self.state.step, self.steps);

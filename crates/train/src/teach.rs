@@ -26,6 +26,7 @@ use crate::fresh_memory;
 use crate::frozen::frozen;
 use crate::lesson::{Lesson, LessonRows, LessonText, Slot};
 use crate::soft_targets::{Losses, Wanted, host, select, soft_targets};
+use crate::tables::can_be_learnt;
 use crate::taught_rows::TaughtRows;
 
 /// A memory to teach.
@@ -204,7 +205,9 @@ impl Teacher {
                 all.iter_mut().zip(found).for_each(|(all, found)| *all += found);
             }
         }
-        if !(losses.answers.is_finite() && losses.divergence.is_finite()) {
+        let learnable =
+            self.rows.iter().zip(&gradients).all(|(rows, values)| can_be_learnt(values, rows.width));
+        if !(losses.answers.is_finite() && losses.divergence.is_finite() && learnable) {
             return Err(Error::Diverged { step: self.step as u64 });
         }
         for (rows, gradient) in self.rows.iter_mut().zip(&gradients) {
