@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use engram_data::{Begin, Corpus, Tokenizer};
+use engram_eval::figure::{Axis, Bar, Figure, Point, Scale, Series};
 use engram_eval::teaching::{Change, Question, Reply, Share, ask, change, fitting};
 use engram_infer::{ChatTemplate, Message, Offline};
 use engram_train::{Facts, Preparation};
@@ -12,6 +13,9 @@ use crate::interrupt;
 use crate::neutral_text;
 use crate::number::{bytes, grouped};
 use crate::table::Table;
+
+/// A kind of question.
+const HELD_OUT: &str = "held-out phrasings, exact";
 
 /// Names that nobody teaches anything about.
 const UNTAUGHT: [&str; 4] =
@@ -125,7 +129,8 @@ impl Questions {
 }
 
 /// A model's answers to everything, and what changed on neutral text.
-struct Answers {
+#[derive(Debug, Serialize)]
+pub(crate) struct Answers {
     asked: Vec<Asked>,
     neutral: Change,
     left_out: usize,
@@ -200,7 +205,8 @@ impl Examination<'_> {
         Ok(Compared { name, parameters, seconds, asked, neutral })
     }
 
-    fn answers(&mut self) -> anyhow::Result<Answers> {
+    /// Asks everything.
+    pub(crate) fn answers(&mut self) -> anyhow::Result<Answers> {
         let (texts, context) = (self.texts.0, self.context());
         let neutral = neutral_text::pieces(self.neutral, texts, context, self.extent.neutral, 1)?;
         let passage = neutral[0].len().min(PASSAGE).min(self.context() / 3);
@@ -223,7 +229,7 @@ impl Examination<'_> {
         }
         let kinds: [Kind; 7] = [
             ("trained phrasings, exact", |fact| &fact.trained, |reply| reply.exact),
-            ("held-out phrasings, exact", |fact| &fact.held_out, |reply| reply.exact),
+            (HELD_OUT, |fact| &fact.held_out, |reply| reply.exact),
             ("inside a longer text, exact", |fact| &fact.inside_text, |reply| reply.exact),
             ("in a chat, exact", |fact| &fact.in_chat, |reply| reply.exact),
             (
@@ -321,14 +327,46 @@ impl Examination<'_> {
     }
 }
 
+impl Answers {
+    /// The answers as text.
+    pub(crate) fn text(&self) -> String {
+        told(&self.asked, &self.neutral) + &told_left_out(self.left_out)
+    }
+}
+
+/// How many questions of each kind were answered, and what changed on neutral text.
+fn told(asked: &[Asked], neutral: &Change) -> String {
+    let mut text = String::new();
+    let of = |share: Share| match share.fraction() {
+        Some(fraction) => format!("{:.1} % ({} of {})", 100.0 * fraction, share.yes, share.of),
+        None => "not asked".to_owned(),
+    };
+    let _ = writeln!(text, "{:64} {:>22} {:>22}", "", "base", "taught");
+    for Asked { kind, base, taught } in asked {
+        let _ = writeln!(text, "{kind:64} {:>22} {:>22}", of(*base), of(*taught));
+    }
+    let Change { positions, divergence, changed } = *neutral;
+    let _ = writeln!(
+        text,
+        "neutral text, {} positions: KL(base, taught) {divergence:.6} nats; other bits at {changed}",
+        grouped(positions as u64)
+    );
+    text
+}
+
+fn told_left_out(left_out: usize) -> String {
+    match left_out {
+        0 => String::new(),
+        count => format!(
+            "{count} questions are left out: with their answers they do not fit the model's context\n"
+        ),
+    }
+}
+
 impl Report {
     /// The report as text.
     pub(crate) fn text(&self) -> String {
         let mut text = String::new();
-        let of = |share: Share| match share.fraction() {
-            Some(fraction) => format!("{:.1} % ({} of {})", 100.0 * fraction, share.yes, share.of),
-            None => "not asked".to_owned(),
-        };
         let rows = self.preparation.rows as u64;
         let _ = writeln!(
             text,
@@ -338,16 +376,7 @@ impl Report {
             bytes(self.row_bytes),
             self.seconds_per_fact
         );
-        let _ = writeln!(text, "{:64} {:>22} {:>22}", "", "base", "taught");
-        for Asked { kind, base, taught } in &self.asked {
-            let _ = writeln!(text, "{kind:64} {:>22} {:>22}", of(*base), of(*taught));
-        }
-        let Change { positions, divergence, changed } = self.neutral;
-        let _ = writeln!(
-            text,
-            "neutral text, {} positions: KL(base, taught) {divergence:.6} nats; other bits at {changed}",
-            grouped(positions as u64)
-        );
+        text += &told(&self.asked, &self.neutral);
         let Preparation { census_tokens, ngrams, common, collisions, ref without_subject, .. } =
             self.preparation;
         let _ = writeln!(
@@ -362,13 +391,7 @@ impl Report {
                 without_subject.join(", ")
             );
         }
-        if self.left_out > 0 {
-            let _ = writeln!(
-                text,
-                "{} questions are left out: with their answers they do not fit the model's context",
-                self.left_out
-            );
-        }
+        text += &told_left_out(self.left_out);
         if !self.compared.is_empty() {
             let _ = write!(text, "\n{}", compared(&self.asked, &self.neutral, &self.compared));
         }
@@ -379,6 +402,54 @@ impl Report {
             }
         }
         text
+    }
+}
+
+/// Divergence that the chart shows for none: its axis is logarithmic.
+const NO_DIVERGENCE: f64 = 1e-6;
+
+impl Report {
+    /// Held-out answers against what changed on neutral text: rows, and what the model's own weights reach.
+    pub(crate) fn chart(&self) -> Figure {
+        let held_out = |asked: &[Asked]| {
+            let found = asked.iter().find(|one| one.kind == HELD_OUT)?;
+            found.taught.fraction()
+        };
+        let point = |asked: &[Asked], neutral: &Change| {
+            Some((neutral.divergence.max(NO_DIVERGENCE), 100.0 * held_out(asked)?))
+        };
+        let points =
+            |all: Vec<(f64, f64)>| all.into_iter().map(|(x, y)| Point { x, y, bar: Bar::None }).collect();
+        let mut series = vec![Series {
+            name: "rows".into(),
+            points: points(point(&self.asked, &self.neutral).into_iter().collect()),
+            ..Series::default()
+        }];
+        // A series for everything but the rate, in order of the rates.
+        for other in &self.compared {
+            let Some(place) = point(&other.asked, &other.neutral) else { continue };
+            let mut parts = other.name.split(", ");
+            let name = [parts.next(), parts.nth(1)].into_iter().flatten().collect::<Vec<_>>().join(", ");
+            match series.iter_mut().find(|known| known.name == name) {
+                Some(known) => known.line.push(place),
+                None => {
+                    let colour = series.len();
+                    series.push(Series { name, colour, line: vec![place], ..Series::default() });
+                }
+            }
+        }
+        for series in &mut series[1..] {
+            series.points = points(series.line.clone());
+        }
+        Figure {
+            title: "Facts in held-out phrasings against damage elsewhere".into(),
+            x: Axis {
+                label: format!("KL on neutral text, nats (at {NO_DIVERGENCE:e}: none)"),
+                scale: Scale::Logarithmic,
+            },
+            y: Axis { label: "held-out phrasings answered, %".into(), scale: Scale::Linear },
+            series,
+        }
     }
 }
 

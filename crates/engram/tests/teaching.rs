@@ -70,6 +70,15 @@ fn facts_are_taught_with_and_without_a_memory() {
             assert_eq!(said("my neighbour", &overlay), said("my neighbour", ""));
         }
         assert_eq!(report["neutral"]["positions"], 60);
+        // What is saved answers as what was examined.
+        let ask =
+            format!("eval facts {model} facts.jsonl{overlay} --neutral corpus.jsonl --neutral-tokens 60");
+        let asked = json(&workshop.ok(&format!("{ask} --json")));
+        let part = |report: &serde_json::Value, name: &str| report[name].clone();
+        for name in ["replies", "neutral", "left_out"] {
+            assert_eq!(part(&asked, name), part(&report, name), "{model}: {name}");
+        }
+        assert!(workshop.ok(&ask).contains("held-out phrasings, exact"));
         assert!(!workshop.path(&format!("{model}.overlay.teaching")).exists());
     }
     // Rows beyond those of the facts cannot collide.
@@ -91,6 +100,8 @@ fn teaching_is_compared_with_training_the_weights() {
     let report = json(&workshop.read("new/report.json"));
     let compared = report["compared"].as_array().unwrap();
     assert_eq!(compared.len(), 6);
+    assert!(workshop.read("new/compared.svg").contains("all weights, KL 1"));
+    assert!(workshop.path("new/compared.png").exists());
     for arm in &compared[..4] {
         assert_eq!(arm["asked"].as_array().unwrap().len(), report["asked"].as_array().unwrap().len());
         assert_eq!(arm["asked"][0]["taught"]["of"], 4);
@@ -123,6 +134,7 @@ fn what_cannot_be_taught_is_refused() {
     workshop.fails(&teach(""), INPUT, &["facts.jsonl:2", "the model's context is 160"]);
     workshop.write("facts.jsonl", FACTS);
     workshop.fails(&teach("--memory nowhere"), INPUT, &["nowhere"]);
+    workshop.fails("eval facts plain facts.jsonl", INPUT, &["--overlay"]);
     workshop.fails(&teach("--resume"), INPUT, &["new.teaching"]);
     workshop.write("new", "something");
     workshop.fails(&teach(""), INPUT, &["new", "already exists"]);

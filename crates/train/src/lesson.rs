@@ -61,20 +61,19 @@ impl LessonText {
         Self { is_question: true, ..self }
     }
 
-    /// The positions that are to say what the base says with the weight of questions: a question's last, where an
-    /// answer would begin, or all of a text to keep.
-    pub(crate) fn asked(&self) -> Range<usize> {
+    /// The positions that are to say what the base says: of a prompt all but the last, which is left to the answer; of a
+    /// question its last, where an answer would begin; of a text to keep all.
+    pub(crate) fn kept(&self) -> Range<usize> {
         match (self.answer.is_empty(), self.is_question) {
-            (false, _) => 0..0,
+            (false, _) => 0..self.answer.start - 1,
             (true, true) => self.tokens.len() - 1..self.tokens.len(),
             (true, false) => 0..self.tokens.len(),
         }
     }
 
-    /// The positions that are to say what the base says: those of the prompt, whose last is left to the answer.
-    pub(crate) fn kept(&self) -> Range<usize> {
-        let end = if self.answer.is_empty() { self.tokens.len() } else { self.answer.start - 1 };
-        0..end
+    /// Those of them that have the weight of questions.
+    pub(crate) fn asked(&self) -> Range<usize> {
+        if self.answer.is_empty() { self.kept() } else { 0..0 }
     }
 
     /// Where the n-grams of up to `longest` tokens end that are taught, with their lengths: those inside the subject that
@@ -144,4 +143,26 @@ pub(crate) enum Slot {
     Fixed(u32),
     /// A row of zeros.
     Zero,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_is_kept_where_it_would_be_answered() {
+        let text = LessonText {
+            tokens: vec![1, 2, 3, 4, 5],
+            subjects: vec![1..3],
+            answer: 0..0,
+            first: 0,
+            is_question: false,
+        };
+        assert_eq!((text.kept(), text.asked()), (0..5, 0..5));
+        let question = text.clone().asking();
+        assert_eq!((question.kept(), question.asked()), (4..5, 4..5));
+        let phrasing = LessonText { answer: 3..4, ..text };
+        assert_eq!((phrasing.kept(), phrasing.asked()), (0..2, 0..0));
+        assert_eq!(phrasing.answered().collect::<Vec<_>>(), [(2, 4), (3, 5)]);
+    }
 }

@@ -63,7 +63,7 @@ pub struct Preparation {
 pub struct TeachReport {
     /// Mean cross-entropy of the answers' tokens, in nats.
     pub answers: f64,
-    /// Mean divergence from the base at the other positions, in nats.
+    /// Mean divergence from the base at the other positions and at the ends of questions, by their weights, in nats.
     pub divergence: f64,
 }
 
@@ -214,8 +214,10 @@ impl Teacher {
             rows.update(gradient, self.step, &self.config);
         }
         self.step += 1;
-        let weight = f64::from(self.config.kl_weight.max(f32::MIN_POSITIVE));
-        Ok(TeachReport { answers: losses.answers, divergence: losses.divergence / weight })
+        Ok(TeachReport {
+            answers: losses.answers,
+            divergence: self.mean_divergence(losses.divergence, kept, asked),
+        })
     }
 
     /// Saves all that goes on needs, in `folder`.
@@ -266,6 +268,14 @@ impl Teacher {
         }
         self.step = state.step;
         Ok(())
+    }
+
+    /// The mean over both kinds of positions, each with its weight, from the weighted sum of their means.
+    fn mean_divergence(&self, sum: f64, kept: usize, asked: usize) -> f64 {
+        let TeachConfig { kl_weight, negative_weight, .. } = self.config;
+        let weight = |weight: f32, count: usize| if count > 0 { f64::from(weight) } else { 0.0 };
+        let weights = weight(kl_weight, kept) + weight(negative_weight, asked);
+        if weights > 0.0 { sum / weights } else { 0.0 }
     }
 
     /// The lessons of this step.
@@ -392,7 +402,8 @@ impl Teacher {
         let kept = text.kept();
         let mut wanted: Vec<(usize, Wanted)> = Vec::new();
         // What no taught row can reach says what the base says.
-        for (row, position) in (reached.min(kept.end)..kept.end).enumerate() {
+        let from = reached.clamp(kept.start, kept.end);
+        for (row, position) in (from..kept.end).enumerate() {
             wanted.push((position, Wanted::Base(row as u32)));
         }
         let places: Vec<u32> = wanted.iter().map(|&(position, _)| position as u32).collect();

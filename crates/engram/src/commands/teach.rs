@@ -5,6 +5,7 @@ use anyhow::Context;
 use clap::Args;
 use engram_config::{TeachConfig, load_toml, locate};
 use engram_data::Corpus;
+use engram_eval::figure::png;
 use engram_import::{Model, OverlayNotes};
 use engram_train::{Facts, Preparation, TeachReport, Teacher};
 
@@ -295,6 +296,12 @@ impl Teach {
                 return Err(Interrupted(self.how_to_go_on(teacher.step_count())).into());
             }
             report.compared.push(compared?);
+        }
+        if !report.compared.is_empty() {
+            let svg = report.chart().svg();
+            let picture = png(&svg).map_err(|problem| anyhow::anyhow!("the chart: {problem}"))?;
+            writer.file("compared.svg", svg.as_bytes())?;
+            writer.file("compared.png", &picture)?;
         }
         writer.file("report.json", crate::json::pretty(&report)?.as_bytes())?;
         let placed = writer.place()?;
