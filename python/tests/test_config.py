@@ -68,6 +68,34 @@ def test_wrong_configurations_are_refused_by_key(right: str, wrong: str, message
     assert message in str(raised.value)
 
 
+def test_several_sources_are_read_and_written_and_refused_by_key(tmp_path: Path) -> None:
+    text = (CONFIGS / "quickstart-memory.toml").read_text()
+    one = text.split("[data]\n")[1].split("\n\n", 1)[0]
+    source = '[[data.source]]\nname = "{}"\ntrain = "{}"\nweight = {}\n'
+    sources = source.format("web", "w", 3) + source.format("code", "c", 1.5) + 'valid = "v"\n'
+    mixed = text.replace(one, 'tokenizer = "t"\n' + sources)
+    path = tmp_path / "mixed.toml"
+    path.write_text(mixed)
+    run = config.load_run_config(path)
+    assert run.data is not None and run.data.source is not None and run.data.train is None
+    assert [(each.name, each.train, each.valid, each.weight) for each in run.data.source] == [
+        ("web", tmp_path / "w", None, 3.0),
+        ("code", tmp_path / "c", tmp_path / "v", 1.5),
+    ]
+    written = tmp_path / "run.toml"
+    written.write_text(config.to_toml(run))
+    assert config.load_run_config(written) == run
+    for right, wrong, key in [
+        ("weight = 1.5", "weight = 0", "data.source[1].weight"),
+        ('tokenizer = "t"', 'tokenizer = "t"\ntrain = "w"', "data.train"),
+        ('name = "web"\n', "", "data.source[0].name"),
+    ]:
+        path.write_text(mixed.replace(right, wrong, 1))
+        with pytest.raises(config.ConfigError) as raised:
+            config.load_run_config(path)
+        assert key in str(raised.value)
+
+
 MODEL = """
 [model]
 vocabulary = 8
