@@ -946,7 +946,7 @@ fn client_of(run: &str, script: &str, module: &str) {
 }
 
 // Cargo lists these as ignored, with the reason. To run them:
-// ENGRAM_TEST_PYTHON=venv/bin/python cargo test -p engram --test serving -- --ignored
+// ENGRAM_TEST_PYTHON=venv/bin/python cargo test -p engram-lm --test serving -- --ignored
 
 #[test]
 #[ignore = "needs Python with the package openai; set ENGRAM_TEST_PYTHON"]
@@ -978,4 +978,51 @@ fn the_openapi_document_holds() {
 #[ignore = "needs Playwright and a browser"]
 fn the_page_works_in_a_browser() {
     client("page_in_browser.py", "playwright");
+}
+
+#[test]
+fn a_chat_begins_anew_leaves_out_what_is_old_and_refuses_a_line_that_is_too_long() {
+    let chat = |lines: &str| {
+        workshop().write("lines.txt", lines);
+        let line =
+            "\"$ENGRAM\" chat run --chat-template template.jinja --max-tokens 4 --temperature 0 < lines.txt";
+        workshop().shell(line).expect(0, &[])
+    };
+    let once = chat("Ada?\n");
+    let twice = chat("Ada?\n/reset\nAda?\n");
+    assert!(twice.stderr.contains("new conversation"), "{}", twice.stderr);
+    assert_eq!(twice.stdout, once.stdout.repeat(2), "nothing of the first conversation is left");
+    let long = chat(&format!("{}\nAda?\n", "whale ".repeat(500)));
+    assert!(long.stderr.contains("shorten it"), "{}", long.stderr);
+    assert_eq!(long.stdout, once.stdout, "the long line is forgotten");
+    let full = chat(&"Queen Anne and Ada?\n".repeat(12));
+    assert!(full.stderr.contains("left out the oldest"), "{}", full.stderr);
+}
+
+#[test]
+fn the_number_of_threads_changes_no_answer() {
+    let body = json!({"prompt": "Queen Anne", "max_tokens": 12, "temperature": 0, "logprobs": 1});
+    let answers = ["", "--threads 1", "--threads 3"].map(|options| {
+        let answer = Server::start(options).complete(body.clone());
+        (answer["choices"][0]["text"].clone(), answer["choices"][0]["logprobs"].clone())
+    });
+    assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
+}
+
+/// Large prompts are read on threads of their own. How long it takes is measured by `benches/serving/limits.py`.
+#[test]
+fn health_is_answered_while_large_prompts_are_read() {
+    let server = Server::start("");
+    let body = json!({"prompt": "word ".repeat(800_000), "max_tokens": 1}).to_string();
+    std::thread::scope(|scope| {
+        let posts: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| server.ask("POST /v1/completions HTTP/1.1", &body).status))
+            .collect();
+        while !posts.iter().all(|post| post.is_finished()) {
+            let begun = Instant::now();
+            assert_eq!(server.ask("GET /health HTTP/1.1", "").status, 200);
+            assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        }
+        posts.into_iter().for_each(|post| assert_eq!(post.join().unwrap(), 400));
+    });
 }
