@@ -435,7 +435,7 @@ fn a_refusal_reaches_a_client_that_still_sends() {
             assert_eq!(Reply::read(stream).status, status, "{address} {key} {chunked}");
         }
     }
-    // Who waits to be asked for a body is refused without it.
+    // A client that waits to be asked for its body is refused without it.
     let mut stream = server.connect();
     let head = "POST /nothing HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: 9\r\n\r\n";
     stream.write_all(head.as_bytes()).unwrap();
