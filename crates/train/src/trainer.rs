@@ -759,7 +759,7 @@ fn load(
     tokenizer: &Tokenizer,
 ) -> Result<(LanguageModel, Optimizer, Option<MemoryTables>)> {
     let precision = config.train.precision.resolve(is_gpu(device));
-    let model = LanguageModel::new(&config.model, &device.clone().autodiff(), config.train.seed, precision)?;
+    let model = LanguageModel::blank(&config.model, &device.clone().autodiff(), precision)?;
     let source = checkpoint.folder().join("model.safetensors").display().to_string();
     let model = parameters::import(model, checkpoint.tensors("model.safetensors")?, &source)?;
     let memory = match &config.model.memory {
