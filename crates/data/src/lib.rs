@@ -29,12 +29,14 @@
 //! ```
 
 mod ascii_words;
+mod conversations;
 mod corpus;
 mod cut;
 mod damage;
 mod error;
 mod files;
 mod json_text;
+mod loss_mask;
 mod mixture;
 mod packing;
 mod permuted;
@@ -47,6 +49,7 @@ mod tokenizer;
 mod word_encoder;
 mod work_folder;
 
+pub use conversations::{Conversation, ConversationSplit, ConversationSummary, prepare_conversations};
 pub use corpus::{Corpus, Documents};
 pub use damage::{DamageReport, OnDamage};
 pub use error::Error;

@@ -67,6 +67,19 @@ impl Mixture {
         Ok(Self { sources: sources? })
     }
 
+    /// The same mixture with windows of the sources so marked at multiples of the context; see [`Sampler::aligned`].
+    ///
+    /// # Panics
+    /// When there is not a mark for each source.
+    #[must_use]
+    pub fn aligned(mut self, marks: &[bool]) -> Self {
+        assert_eq!(marks.len(), self.sources.len(), "a mark for each source");
+        for (share, &aligned) in self.sources.iter_mut().zip(marks) {
+            share.sampler = share.sampler.clone().aligned(aligned);
+        }
+        self
+    }
+
     /// The same mixture with its samplers at other positions, as if it had advanced there.
     ///
     /// # Errors
