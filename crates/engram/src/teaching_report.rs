@@ -163,9 +163,10 @@ impl<'a> Examination<'a> {
         Self { base, taught, texts, facts, neutral, extent, chat: None, of_base: None }
     }
 
-    /// Asks in a chat, too, as `template` writes it.
+    /// Asks in a chat, too, as `template` writes it. What refuses a plain turn of a user is not asked.
     pub(crate) fn with_chat(self, template: Option<ChatTemplate>) -> Self {
-        Self { chat: template, ..self }
+        let chat = template.filter(|template| template.render(&[Message::new("user", "Hello.")]).is_ok());
+        Self { chat, ..self }
     }
 }
 
@@ -418,8 +419,9 @@ impl Report {
         let point = |asked: &[Asked], neutral: &Change| {
             Some((neutral.divergence.max(NO_DIVERGENCE), 100.0 * held_out(asked)?))
         };
-        let points =
-            |all: Vec<(f64, f64)>| all.into_iter().map(|(x, y)| Point { x, y, bar: Bar::None }).collect();
+        let points = |all: Vec<(f64, f64)>| -> Vec<Point> {
+            all.into_iter().map(|(x, y)| Point { x, y, bar: Bar::None }).collect()
+        };
         let mut series = vec![Series {
             name: "rows".into(),
             points: points(point(&self.asked, &self.neutral).into_iter().collect()),
@@ -455,7 +457,7 @@ impl Report {
 
 /// What teaching and other training reach, side by side.
 fn compared(asked: &[Asked], neutral: &Change, others: &[Compared]) -> Table {
-    let mut header = vec!["".to_owned(), "rows".to_owned()];
+    let mut header = vec![String::new(), "rows".to_owned()];
     header.extend(others.iter().map(|other| other.name.clone()));
     let mut table = Table::new(header);
     for (index, Asked { kind, taught, .. }) in asked.iter().enumerate() {

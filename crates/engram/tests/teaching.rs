@@ -113,7 +113,7 @@ fn teaching_is_compared_with_training_the_weights() {
     assert!(divergence(4) < 1e-6 && divergence(0) > 1e-4, "{report}");
     assert!(divergence(1) < divergence(0), "{report}");
     let line = format!("teach run facts.jsonl --out other --compare lora {rest}");
-    workshop.fails(&line, INPUT, &["--compare", "this model has a memory"]);
+    workshop.fails(&line, INPUT, &["--compare", "without a memory"]);
     workshop.write("wrong.toml", "[compare]\nfull_rates = [0.0]\n");
     let line = "teach plain facts.jsonl --out other --config wrong.toml --census common.txt";
     workshop.fails(line, INPUT, &["wrong.toml:2", "above 0"]);

@@ -145,9 +145,9 @@ impl Teach {
         }
         let model = served::open(&self.model)?;
         let memory = TaughtMemory::open(&model, self.memory.as_deref(), &config)?;
-        if !self.compare.is_empty() && model.config().model.memory.is_some() {
+        if !self.compare.is_empty() && (model.config().model.memory.is_some() || self.memory.is_some()) {
             return refuse(
-                "--compare trains a model's own weights: this model has a memory, give one without",
+                "--compare trains a model's own weights: give a model without a memory, and no --memory",
             );
         }
         let _lock = WorkLock::take(&work)?;
