@@ -521,7 +521,7 @@ fn impossible_options_are_refused() {
     workshop().fails("generate run --prompt Ada --min-p 2", 2, &["--min-p", "from 0 to 1"]);
     workshop().fails("serve run --running 3", 2, &["--running", "--max-num-seqs"]);
     // Old names that many scripts have are still taken.
-    workshop().fails("serve run --token-cache 10B", 2, &["`--token-cache` is now `--kv-cache`", "at least"]);
+    workshop().fails("serve run --token-cache 10B", 2, &["`--token-cache` is now `--kv-cache`", "one block"]);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     workshop().fails(&format!("serve run --port {port}"), 1, &[&port]);
