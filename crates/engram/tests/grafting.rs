@@ -256,12 +256,12 @@ fn a_study_of_grafts_compares_every_arm() {
     assert!(plan.contains("12 of 12 runs left; 2 questions"), "{plan}");
     assert!(!workshop.path("study").exists());
     let text = workshop.ok("study graft --config study.toml --out study");
-    assert!(text.contains("one_row_per_head") && text.contains("2 seeds"), "{text}");
+    assert!(text.contains("fewest_rows") && text.contains("2 seeds"), "{text}");
     let findings = json(&workshop.read("study/findings.json"));
     let arms = findings["arms"].as_array().unwrap();
     let names: Vec<&str> = arms.iter().map(|arm| arm["name"].as_str().unwrap()).collect();
     let expected =
-        ["base", "memory", "lora", "memory_and_lora", "shuffled_keys", "random_rows", "one_row_per_head"];
+        ["base", "memory", "lora", "memory_and_lora", "shuffled_keys", "random_rows", "fewest_rows"];
     assert_eq!(names, expected);
     for arm in &arms[1..] {
         assert_eq!(arm["by_seed"].as_array().unwrap().len(), 2);

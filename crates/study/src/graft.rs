@@ -22,6 +22,8 @@ use crate::results::{ResultsLog, read_lines};
 
 /// Deviation of the rows that stay as they were drawn.
 const RANDOM_ROWS: f32 = 0.05;
+/// Every order needs at least these; heads then have different primes from there on.
+const FEWEST_ROWS: u64 = 2;
 /// Probability that any of the intervals misses the true value.
 const RISK: f64 = 0.05;
 /// The arm that all are compared with.
@@ -82,8 +84,8 @@ pub enum GraftArm {
     ShuffledKeys,
     /// A memory whose rows stay as they were drawn; projections and gates learn.
     RandomRows,
-    /// A memory of one row per head: what its projections do without distinguishing n-grams.
-    OneRowPerHead,
+    /// A memory of the fewest rows that addressing allows: a few dozen per head at most, each shared by many n-grams.
+    FewestRows,
 }
 
 fn three_seeds() -> Vec<u64> {
@@ -93,8 +95,8 @@ fn three_seeds() -> Vec<u64> {
 impl GraftArm {
     /// Every arm.
     pub fn all() -> Vec<Self> {
-        use GraftArm::{Lora, Memory, MemoryAndLora, OneRowPerHead, RandomRows, ShuffledKeys};
-        vec![Memory, Lora, MemoryAndLora, ShuffledKeys, RandomRows, OneRowPerHead]
+        use GraftArm::{FewestRows, Lora, Memory, MemoryAndLora, RandomRows, ShuffledKeys};
+        vec![Memory, Lora, MemoryAndLora, ShuffledKeys, RandomRows, FewestRows]
     }
 
     /// Its name.
@@ -105,7 +107,7 @@ impl GraftArm {
             Self::MemoryAndLora => "memory_and_lora",
             Self::ShuffledKeys => "shuffled_keys",
             Self::RandomRows => "random_rows",
-            Self::OneRowPerHead => "one_row_per_head",
+            Self::FewestRows => "fewest_rows",
         }
     }
 
@@ -118,7 +120,7 @@ impl GraftArm {
             Self::RandomRows => {
                 (memory.row_init, config.row_optimizer) = (RANDOM_ROWS, RowOptimizerKind::Frozen);
             }
-            Self::OneRowPerHead => memory.rows_per_head.fill(1),
+            Self::FewestRows => memory.rows_per_head.fill(FEWEST_ROWS),
             Self::Memory | Self::Lora | Self::MemoryAndLora => {}
         }
         let all = ModelConfig { memory: Some(memory.clone()), ..base.clone() };
