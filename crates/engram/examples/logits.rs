@@ -56,7 +56,7 @@ fn run(arguments: impl Iterator<Item = String>) -> Result<()> {
     let options = Options::parse(arguments)?;
     let [model, tokens, out] = &options.files[..] else { bail!(USAGE) };
     let tokens: Vec<u32> = serde_json::from_slice(&read(tokens)?)
-        .with_context(|| format!("{} is no list of token ids", tokens.display()))?;
+        .with_context(|| format!("{} is not a list of token ids", tokens.display()))?;
     let model = Model::open(model)?;
     let mut offline = open(&model, &options)?;
     let mut logits: Vec<f32> = Vec::new();
