@@ -1,5 +1,7 @@
 """Configurations: those of the repository are read, wrong ones are refused by key, and TOML goes there and back."""
 
+import dataclasses
+import re
 import tomllib
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pytest
 
 from engram_lm import config
 from engram_lm.toml_file import value_to_toml
-from repository import CONFIGS
+from repository import CONFIGS, REPOSITORY
 
 FILES = sorted(CONFIGS.glob("*.toml"))
 
@@ -204,3 +206,55 @@ def test_schedules() -> None:
     assert rates({"cosine": {"floor": 0.1}}, 20, 60, 100, 500) == [0.55, 0.1, 0.1]
     linear = {"wsd": {"fraction": 0.5, "shape": "linear", "floor": 0.5}}
     assert rates(linear, 10, 9, 50, 75, 100) == [1, 1, 0.75, 0.5]
+
+
+# What describes pretrained models, which the twin does not compute: `engram_lm.hf` puts a memory before their blocks.
+OF_PRETRAINED = {
+    "model": {"embedding_scale", "post_norms"},
+    "model.attention latent": {"scale", "rotary_scaling"},
+    "model.attention plain": {
+        *("rotary_width", "query_key_norm", "bias", "output_bias", "scale", "window", "local_blocks"),
+        *("local_rotary_base", "unrotated_blocks", "rotary_scaling"),
+    },
+    "model.feed_forward": {"activation"},
+    "model.experts": {"dense_blocks", "score", "normalise", "groups"},
+}
+TABLES: dict[str, type] = {
+    "model": config.ModelConfig,
+    "model.init": config.InitConfig,
+    "model.attention latent": config.LatentAttentionConfig,
+    "model.attention plain": config.PlainAttentionConfig,
+    "model.feed_forward": config.FeedForwardConfig,
+    "model.experts": config.ExpertsConfig,
+    "model.hyper_connections": config.HyperConnectionConfig,
+    "model.memory": config.MemoryConfig,
+    "text": config.TextConfig,
+    "data": config.DataConfig,
+    "train": config.TrainConfig,
+    "train.optimizer": config.OptimizerConfig,
+    "train.memory": config.RowTraining,
+}
+
+
+def documented_keys() -> dict[str, set[str]]:
+    """The keys of each table of docs/configuration.md; those of a `kind` under both names."""
+    found: dict[str, set[str]] = {}
+    section = ""
+    for line in (REPOSITORY / "docs/configuration.md").read_text().splitlines():
+        if heading := re.match(r"#+ `\[?([\w.]+)\]?`", line):
+            section = heading[1]
+        elif kind := re.match(r'\*\*`kind = "(\w+)"`', line):
+            section = f"{section.split()[0]} {kind[1]}"
+        elif line.startswith("#"):
+            section = ""
+        elif key := re.match(r"\| `(\w+)` \|", line):
+            found.setdefault(section, set()).add(key[1])
+    return found
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_key_of_the_reference_is_known(table: str) -> None:
+    known = {field.name for field in dataclasses.fields(TABLES[table])} - {"kind"}
+    left_out = OF_PRETRAINED.get(table, set())
+    assert known & left_out == set()
+    assert known | left_out == documented_keys()[table]

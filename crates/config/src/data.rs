@@ -44,7 +44,7 @@ pub struct SourceConfig {
 /// A source of a run, whichever form of `[data]` names it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DataSource<'a> {
-    /// Its name; none: the only source, named by `data.train`.
+    /// Its name. The only source, which `data.train` names, has none.
     pub name: Option<&'a str>,
     /// Shards to train on.
     pub train: &'a Path,

@@ -57,7 +57,7 @@ pub use precision::{Precision, PrecisionConfig};
 pub use rows::{BiasCorrection, RowOptimizerKind, RowStorage, RowTraining};
 pub use run::{CheckpointConfig, RunConfig, TrainConfig, load_model_config};
 pub use schedule::{Decay, Schedule, StepDown, WsdShape};
-pub use teaching::{NewMemory, TeachConfig};
+pub use teaching::{CompareConfig, NewMemory, TeachConfig};
 pub use text::{BeginConfig, TextConfig};
 pub use toml_file::{Source, load_toml, locate};
 pub use training_memory::TrainingMemory;

@@ -22,6 +22,7 @@ use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::UNIX_EPOCH;
 use std::vec::IntoIter;
 
 use bytes::Bytes;
@@ -30,6 +31,7 @@ use parquet::basic::Type as PhysicalType;
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::file::reader::{ChunkReader, FileReader, SerializedFileReader};
+use serde::{Deserialize, Serialize};
 
 use crate::damage::{self, DamageReport, OnDamage};
 use crate::error::{Error, Result};
@@ -51,6 +53,32 @@ struct Source {
     format: Format,
     size: u64,
     embedded: Option<&'static [u8]>,
+}
+
+/// A file of a corpus, as it was at one time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FileStamp {
+    /// The absolute path. Bytes that are not UTF-8 are replaced.
+    pub(crate) path: String,
+    pub(crate) bytes: u64,
+    /// When it was last changed, in nanoseconds since 1970, or the blake3 of bytes that are embedded in the program.
+    pub(crate) version: String,
+}
+
+/// A place between two documents of a corpus.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Position {
+    /// Index of the file.
+    file: usize,
+    /// Row group of a Parquet file.
+    group: usize,
+    /// Lines or rows (of the group) before this place.
+    record: u64,
+    /// Bytes of the file's decompressed text before this place.
+    offset: u64,
+    /// The damaged records before this place.
+    pub(crate) damage: DamageReport,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -140,14 +168,39 @@ impl Corpus {
 
     /// The documents, from the first. Only one is in memory at a time.
     pub fn documents(&self) -> Documents<'_> {
-        Documents {
-            corpus: self,
-            next: 0,
-            current: None,
-            done: 0,
-            read: Arc::new(AtomicU64::new(0)),
-            damage: DamageReport::default(),
+        self.documents_of(0, DamageReport::default())
+    }
+
+    /// The documents after `position`, which [`Documents::reached`] gave for the same files.
+    ///
+    /// # Errors
+    /// When the file of the position cannot be read up to it.
+    pub(crate) fn documents_after(&self, position: &Position) -> Result<Documents<'_>> {
+        let mut documents = self.documents_of(position.file, position.damage.clone());
+        let source = self.files.get(position.file);
+        if let Some(source) = source.filter(|_| position.record > 0 || position.group > 0) {
+            documents.next += 1;
+            documents.current = Some(Reader::open_after(source, &self.field, &documents.read, position)?);
         }
+        Ok(documents)
+    }
+
+    fn documents_of(&self, next: usize, damage: DamageReport) -> Documents<'_> {
+        let done = self.files.iter().take(next).map(|file| file.size).sum();
+        Documents { corpus: self, next, current: None, done, read: Arc::new(AtomicU64::new(0)), damage }
+    }
+
+    /// The field of a record that holds its text, and what happens to damaged records.
+    pub(crate) fn reading(&self) -> (&str, OnDamage) {
+        (&self.field, self.on_damage)
+    }
+
+    /// The files with what identifies their contents, in reading order.
+    ///
+    /// # Errors
+    /// A file that is gone.
+    pub(crate) fn stamps(&self) -> Result<Vec<FileStamp>> {
+        self.files.iter().map(Source::stamp).collect()
     }
 
     /// Bytes of text in all documents. Reads them once.
@@ -211,6 +264,24 @@ impl Corpus {
     }
 }
 
+impl Source {
+    fn stamp(&self) -> Result<FileStamp> {
+        let path = &self.path;
+        if let Some(bytes) = self.embedded {
+            let version = blake3::hash(bytes).to_string();
+            return Ok(FileStamp { path: path.to_string_lossy().into(), bytes: bytes.len() as u64, version });
+        }
+        let data = std::fs::metadata(path).map_err(Error::read(path))?;
+        let modified = data.modified().map_err(Error::read(path))?;
+        let version = match modified.duration_since(UNIX_EPOCH) {
+            Ok(after) => after.as_nanos().to_string(),
+            Err(before) => format!("-{}", before.duration().as_nanos()),
+        };
+        let absolute = std::path::absolute(path).map_err(Error::read(path))?;
+        Ok(FileStamp { path: absolute.to_string_lossy().into(), bytes: data.len(), version })
+    }
+}
+
 impl Format {
     fn of(path: &Path) -> Option<Self> {
         // The ending is ASCII, whatever precedes it.
@@ -256,6 +327,19 @@ impl Documents<'_> {
     /// The damaged records so far.
     pub fn damage(&self) -> &DamageReport {
         &self.damage
+    }
+
+    /// The place after the document that was returned last.
+    pub(crate) fn reached(&self) -> Position {
+        let current = self.next.saturating_sub(1);
+        let (file, group, record, offset) = match &self.current {
+            None => (self.next, 0, 0, 0),
+            Some(Reader::Text(TextReader { stream: None })) => (self.next, 0, 0, 0),
+            Some(Reader::Text(TextReader { stream: Some(_) })) => (current, 0, 0, 0),
+            Some(Reader::JsonLines(lines)) => (current, 0, lines.line, lines.stream.offset),
+            Some(Reader::Parquet(rows)) => (current, rows.group, rows.row, 0),
+        };
+        Position { file, group, record, offset, damage: self.damage.clone() }
     }
 
     fn step(&mut self) -> Result<Option<String>> {
@@ -317,6 +401,21 @@ impl Reader {
             Format::Parquet => Self::Parquet(Box::new(ParquetReader::open(source, field)?)),
         })
     }
+
+    /// Opens a file and skips what is before `position`.
+    fn open_after(source: &Source, field: &str, count: &Arc<AtomicU64>, position: &Position) -> Result<Self> {
+        let mut reader = Self::open(source, field, count)?;
+        match &mut reader {
+            // Its only document comes before every other position.
+            Self::Text(text) => text.stream = None,
+            Self::JsonLines(lines) => {
+                lines.stream.skip(position.offset)?;
+                lines.line = position.record;
+            }
+            Self::Parquet(rows) => rows.skip(position, count)?,
+        }
+        Ok(reader)
+    }
 }
 
 /// A file's text as bytes, decompressed, with errors that name the file and the offset in the text.
@@ -358,6 +457,20 @@ impl Stream {
             }
         };
         Ok(Self { path: path.clone(), compressed: compression != Compression::None, reader, offset: 0 })
+    }
+
+    /// Reads and drops the next `bytes` bytes of text.
+    fn skip(&mut self, bytes: u64) -> Result<()> {
+        let mut buffer = Vec::new();
+        while self.offset < bytes {
+            let rest = (bytes - self.offset).min(1 << 20);
+            let read = self.read(|reader, to| reader.take(rest).read_to_end(to), &mut buffer)?;
+            if read == 0 {
+                let source = std::io::ErrorKind::UnexpectedEof.into();
+                return Err(Error::Read { path: self.path.clone(), source });
+            }
+        }
+        Ok(())
     }
 
     fn read(
@@ -607,6 +720,23 @@ impl ParquetReader {
             place: format!("{}: ", self.place()),
             offset,
         })
+    }
+
+    /// Skips the row groups and rows before `position`.
+    fn skip(&mut self, position: &Position, read: &AtomicU64) -> Result<()> {
+        let groups = self.file.metadata().row_groups().iter().take(position.group);
+        let sizes = groups.map(|group| u64::try_from(group.compressed_size()).unwrap_or(0));
+        read.fetch_add(sizes.sum(), Relaxed);
+        self.next_group = position.group;
+        self.open_group(read)?;
+        if let Some(rows) = &mut self.rows {
+            let skipped = unpanicked(|| rows.skip_records(position.record as usize));
+            self.row = skipped.map_err(|reason| self.malformed(reason))? as u64;
+        }
+        if (self.group, self.row) != (position.group, position.record) {
+            return Err(self.malformed(format!("row {} is missing", position.record)));
+        }
+        Ok(())
     }
 
     /// Opens the next row group; false if there is none.
@@ -1013,6 +1143,56 @@ mod tests {
             prop_assert_eq!(read.len() as u64 + documents.damage().skipped, 40);
             prop_assert!(read.iter().filter(|text| texts.contains(text)).count() >= 39);
         }
+    }
+
+    #[test]
+    fn reading_resumes_after_every_document_of_every_format() {
+        let rows: Vec<_> = (0..140).map(|row| format!("row {row}").into_bytes()).collect();
+        let rows: Vec<_> =
+            rows.iter().enumerate().map(|(row, text)| (row % 9 != 4).then_some(text.as_slice())).collect();
+        let lines =
+            "\u{feff}{\"text\": \"a\"}\r\n\n{\"text\": 7}\r{\"text\": \"né\"}\n{\"text\": \"c\"}".as_bytes();
+        let folder = folder(&[
+            ("a.txt", b"whole"),
+            ("b.jsonl", lines),
+            ("c.jsonl.gz", &[gzip(&lines[..20]), gzip(&lines[20..])].concat()),
+            ("d.parquet", &parquet(SCHEMA, &[&rows[..70], &rows[70..]])),
+            ("e.jsonl", b""),
+            ("f.txt.zst", &zst(b"zst")),
+            ("g.jsonl.zst", &zst(lines)),
+        ]);
+        let corpus = Corpus::open(&[folder.path()]).unwrap();
+        let corpus = corpus.with_damage(OnDamage { replace: false, skip: true });
+        let whole = read(&corpus).unwrap();
+        let mut documents = corpus.documents();
+        let mut positions = vec![documents.reached()];
+        while documents.next().is_some() {
+            positions.push(documents.reached());
+        }
+        assert_eq!((positions.len(), documents.damage().skipped), (whole.len() + 1, 3 + 16));
+        for (count, position) in positions.iter().enumerate() {
+            let json = serde_json::to_vec(position).unwrap();
+            let mut rest = corpus.documents_after(&serde_json::from_slice(&json).unwrap()).unwrap();
+            let texts: Vec<String> = rest.by_ref().map(Result::unwrap).collect();
+            assert_eq!(texts, whole[count..], "{position:?}");
+            assert_eq!(rest.damage(), documents.damage());
+            assert_eq!(rest.bytes_read(), documents.bytes_read());
+        }
+    }
+
+    #[test]
+    fn a_file_that_became_shorter_is_not_resumed() {
+        let folder = folder(&[("a.jsonl", b"{\"text\": \"a\"}\n{\"text\": \"b\"}\n")]);
+        let path = folder.path().join("a.jsonl");
+        let corpus = Corpus::open(&[&path]).unwrap();
+        let mut documents = corpus.documents();
+        documents.next();
+        let (position, stamp) = (documents.reached(), corpus.stamps().unwrap());
+        assert_eq!(corpus.stamps().unwrap(), stamp);
+        std::fs::write(&path, "{\"text\"").unwrap();
+        assert_ne!(corpus.stamps().unwrap(), stamp);
+        let message = corpus.documents_after(&position).err().unwrap().to_string();
+        assert!(message.starts_with("cannot read ") && message.contains("a.jsonl"), "{message}");
     }
 
     #[test]

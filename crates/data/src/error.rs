@@ -31,6 +31,60 @@ pub enum Error {
         /// The name that is taken.
         path: PathBuf,
     },
+    /// Another process works at the same output.
+    #[error(
+        "{}: another process is preparing this output; wait for it, or choose another name",
+        path.display()
+    )]
+    Busy {
+        /// The folder of unfinished output, which the other process has locked.
+        path: PathBuf,
+    },
+    /// A preparation ended early. Repeating it resumes after its last checkpoint.
+    #[error("{what}; the finished part is in {}: repeat the command to resume", folder.display())]
+    Paused {
+        /// What ended it.
+        what: String,
+        /// The folder of unfinished output.
+        folder: PathBuf,
+        /// The error that ended it.
+        cause: Box<Error>,
+    },
+    /// The unfinished output beside the requested one comes from another request.
+    #[error(
+        "{}: holds an unfinished preparation with other settings: {what}; repeat the first command to finish it, or \
+         remove this folder to start again",
+        folder.display()
+    )]
+    OtherPreparation {
+        /// The folder of unfinished output.
+        folder: PathBuf,
+        /// What differs.
+        what: String,
+    },
+    /// An input has changed since the preparation that is to be resumed read it.
+    #[error(
+        "{}: has changed since the unfinished preparation in {} began: {what}; remove that folder to start again",
+        path.display(), folder.display()
+    )]
+    ChangedInput {
+        /// The input.
+        path: PathBuf,
+        /// The folder of unfinished output.
+        folder: PathBuf,
+        /// What differs.
+        what: String,
+    },
+    /// An unfinished preparation that cannot be resumed, because its files are damaged.
+    #[error("{}: cannot resume: {reason}; remove the folder {} to start again", path.display(), folder.display())]
+    DamagedState {
+        /// The damaged file.
+        path: PathBuf,
+        /// The folder of unfinished output.
+        folder: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// The progress callback asked to stop; no output remains.
     #[error("interrupted; no incomplete output remains")]
     Interrupted,
@@ -225,9 +279,22 @@ impl Error {
     pub fn is_input(&self) -> bool {
         match self {
             Self::Interrupted => false,
+            Self::Paused { cause, .. } => cause.is_input(),
             Self::Read { source, .. } | Self::Write { source, .. } => names_nothing(source),
             _ => true,
         }
+    }
+
+    /// This error as the end of a preparation that can be resumed in `folder`. The same error if repeating the
+    /// preparation would fail in the same way.
+    pub(crate) fn paused(self, folder: &Path) -> Self {
+        let what = match &self {
+            Self::Interrupted => "interrupted".to_owned(),
+            Self::Read { path, source } => format!("cannot read {}: {source}", path.display()),
+            Self::Write { path, source } => format!("cannot write {}: {source}", path.display()),
+            _ => return self,
+        };
+        Self::Paused { what, folder: folder.to_owned(), cause: Box::new(self) }
     }
 
     /// Whether only one record is at fault, so that reading can continue.

@@ -40,6 +40,7 @@ mod loss_mask;
 mod mixture;
 mod packing;
 mod permuted;
+mod preparation_state;
 mod sampler;
 mod shards;
 mod split_rule;

@@ -33,7 +33,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -43,12 +43,13 @@ use memmap2::Mmap;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::corpus::{Corpus, Documents};
+use crate::corpus::{Corpus, Documents, Position};
 use crate::damage::DamageReport;
 use crate::error::{Error, Result};
 use crate::files::{sync_folder, write_file};
 use crate::loss_mask::LossMask;
 use crate::packing::Packing;
+use crate::preparation_state::{Progress, Request, ShardProgress, SplitProgress, resumed, to_json};
 use crate::tokenizer::{Tokenizer, TokenizerHash};
 use crate::work_folder::WorkFolder;
 
@@ -512,6 +513,12 @@ impl Header {
         Ok(header)
     }
 
+    /// What a checkpoint stores of this shard.
+    fn progress(&self, hash: [u8; 32]) -> ShardProgress {
+        let Self { tokens, documents, text_bytes, .. } = *self;
+        ShardProgress { tokens, documents, text_bytes, hash }
+    }
+
     fn documents_at(&self) -> u64 {
         (HEADER as u64 + self.tokens * u64::from(self.width)).next_multiple_of(8)
     }
@@ -532,11 +539,14 @@ pub struct PrepareOptions {
     pub hold_out: f64,
     /// A shard ends with the document that reaches this number of tokens.
     pub shard_tokens: u64,
+    /// Bytes of text between two checkpoints, from which a killed preparation resumes. They do not change the result.
+    #[serde(skip)]
+    pub checkpoint_bytes: u64,
 }
 
 impl Default for PrepareOptions {
     fn default() -> Self {
-        Self { hold_out: 0.0, shard_tokens: 1 << 28 }
+        Self { hold_out: 0.0, shard_tokens: 1 << 28, checkpoint_bytes: 256 << 20 }
     }
 }
 
@@ -551,6 +561,8 @@ pub struct PrepareProgress {
     pub text_bytes: u64,
     /// Tokens made.
     pub tokens: u64,
+    /// Bytes of text that an earlier process had turned into tokens; 0 if there was none.
+    pub resumed: u64,
 }
 
 /// The result of a preparation.
@@ -588,9 +600,15 @@ pub struct SplitSummary {
 /// Memory holds the documents of one round (a few MiB, or one longer document) and their tokens. A document longer than
 /// 256 KiB is encoded in pieces, if this is known not to change its tokens.
 ///
+/// A preparation that was killed, interrupted or failed to read or write resumes when it is repeated, after its last
+/// checkpoint. The result is that of an uninterrupted one. The unfinished output is in the folder `.preparing-NAME`
+/// beside `out`, where NAME is the name of `out`. One that ended before its first checkpoint begins again.
+///
 /// # Errors
 /// An `out` that exists, a share outside [0, 1) or that leaves nothing to train on, errors of reading the corpus and of
-/// writing, and [`Error::Interrupted`] if `progress` breaks. After an error no output remains.
+/// writing, and [`Error::Interrupted`] if `progress` breaks. After these errors no output remains, except that
+/// [`Error::Paused`] stands for those that can be resumed. An unfinished preparation with another request, or of inputs
+/// that have changed, is refused ([`Error::OtherPreparation`], [`Error::ChangedInput`]) and left as it is.
 pub fn prepare(
     corpus: &Corpus,
     tokenizer: &Tokenizer,
@@ -599,25 +617,63 @@ pub fn prepare(
     progress: &mut dyn FnMut(PrepareProgress) -> ControlFlow<()>,
 ) -> Result<PrepareSummary> {
     options.validate()?;
-    if out.symlink_metadata().is_ok() {
-        return Err(Error::Exists { path: out.to_owned() });
+    let work = WorkFolder::claim(out)?;
+    let request = Request::of(corpus, tokenizer, options)?;
+    let before = unfinished(&work, &request)?;
+    if before.is_none() {
+        begin(&work, &request)?;
     }
-    let work = WorkFolder::new(out)?;
-    let mut first = Preparation::new(&work, tokenizer, options, options.hold_out)?;
+    match prepare_in(&work, corpus, tokenizer, options, before, progress) {
+        Ok(summary) => work.stand().map(|()| summary),
+        Err(error) => {
+            let error = if work.has_state() { error.paused(work.path()) } else { error };
+            if !matches!(error, Error::Paused { .. } | Error::DamagedState { .. }) {
+                work.clear()?;
+            }
+            Err(error)
+        }
+    }
+}
+
+/// How far an earlier process came with the same request; None if it left nothing to resume from.
+fn unfinished(work: &WorkFolder, request: &Request) -> Result<Option<Progress>> {
+    let Some(state) = work.state()? else { return Ok(None) };
+    let path = work.path().join(Request::FILE);
+    let stored = std::fs::read(&path).map_err(Error::read(&path))?;
+    resumed(&stored, &state, request, work.path()).map(Some)
+}
+
+/// Clears the folder and stores the request, to which a state belongs.
+fn begin(work: &WorkFolder, request: &Request) -> Result<()> {
+    work.clear()?;
+    write_file(&work.path().join(Request::FILE), &to_json(request))
+}
+
+fn prepare_in(
+    work: &WorkFolder,
+    corpus: &Corpus,
+    tokenizer: &Tokenizer,
+    options: &PrepareOptions,
+    before: Option<Progress>,
+    progress: &mut dyn FnMut(PrepareProgress) -> ControlFlow<()>,
+) -> Result<PrepareSummary> {
+    let mut first = match before {
+        None => Preparation::new(work, tokenizer, options, options.hold_out),
+        Some(before) => Preparation::resume(work, tokenizer, options, before)?,
+    };
     first.run(corpus, progress)?;
-    let preparation = match first.share_of_one() {
+    let preparation = match first.share_of_one(options.hold_out) {
         None => first,
         // The share selected none of a few documents. A second pass holds out the nearest one.
         Some(share) => {
-            first.discard()?;
-            let mut second = Preparation::new(&work, tokenizer, options, share)?;
+            drop(first);
+            begin(work, &Request::of(corpus, tokenizer, options)?)?;
+            let mut second = Preparation::new(work, tokenizer, options, share);
             second.run(corpus, progress)?;
             second
         }
     };
-    let summary = preparation.finish(corpus, options.hold_out)?;
-    work.stand()?;
-    Ok(summary)
+    preparation.finish(corpus, options.hold_out)
 }
 
 impl PrepareOptions {
@@ -628,11 +684,15 @@ impl PrepareOptions {
         if self.shard_tokens == 0 {
             return Err(Error::option("shard_tokens", self.shard_tokens, "must be at least 1"));
         }
+        if self.checkpoint_bytes == 0 {
+            return Err(Error::option("checkpoint_bytes", self.checkpoint_bytes, "must be at least 1"));
+        }
         Ok(())
     }
 }
 
 struct Preparation<'a> {
+    work: &'a WorkFolder,
     tokenizer: &'a Tokenizer,
     train: SplitWriter,
     valid: SplitWriter,
@@ -641,12 +701,22 @@ struct Preparation<'a> {
     damage: DamageReport,
     /// The documents' smallest and largest value of the hash that decides the split.
     places: Option<(f64, f64)>,
+    /// The place in the corpus up to which everything is written, and the stored bytes before it.
+    position: Position,
+    bytes_read: u64,
+    checkpoint_bytes: u64,
+    /// Bytes of text written since the last checkpoint.
+    since_checkpoint: u64,
+    /// Bytes of text that an earlier process wrote.
+    resumed: u64,
 }
 
 /// Number of documents encoded at once.
 struct Round {
     documents: Vec<String>,
     empty_documents: u64,
+    /// The place in the corpus after this round.
+    position: Position,
     /// Stored bytes of the corpus read up to the end of this round.
     bytes_read: u64,
 }
@@ -655,11 +725,12 @@ impl Round {
     /// Text of a round.
     const BYTES: usize = 4 << 20;
 
-    /// The next documents; none at the end.
-    fn read(documents: &mut Documents<'_>) -> Result<Option<Self>> {
-        let mut round = Self { documents: Vec::new(), empty_documents: 0, bytes_read: 0 };
+    /// The next documents with `least` bytes of text, and the rest of the last one; none at the end.
+    fn read(documents: &mut Documents<'_>, least: usize) -> Result<Option<Self>> {
+        let position = Position::default();
+        let mut round = Self { documents: Vec::new(), empty_documents: 0, position, bytes_read: 0 };
         let mut bytes = 0;
-        while bytes < Self::BYTES
+        while bytes < least
             && let Some(document) = documents.next().transpose()?
         {
             bytes += document.len();
@@ -668,7 +739,7 @@ impl Round {
                 false => round.documents.push(document),
             }
         }
-        round.bytes_read = documents.bytes_read();
+        (round.position, round.bytes_read) = (documents.reached(), documents.bytes_read());
         Ok((bytes > 0 || round.empty_documents > 0).then_some(round))
     }
 }
@@ -702,10 +773,15 @@ impl Encoded {
     }
 }
 
-/// Sends the documents in rounds. Returns the damaged records.
-fn read_rounds(corpus: &Corpus, rounds: &SyncSender<Round>) -> Result<DamageReport> {
-    let mut documents = corpus.documents();
-    while let Some(round) = Round::read(&mut documents)? {
+/// Sends the documents after `position` in rounds of `least` bytes. Returns the damaged records.
+fn read_rounds(
+    corpus: &Corpus,
+    position: &Position,
+    least: usize,
+    rounds: &SyncSender<Round>,
+) -> Result<DamageReport> {
+    let mut documents = corpus.documents_after(position)?;
+    while let Some(round) = Round::read(&mut documents, least)? {
         if rounds.send(round).is_err() {
             // The receiver has failed, and reports why.
             break;
@@ -742,21 +818,71 @@ fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
 }
 
 impl<'a> Preparation<'a> {
-    fn new(
-        work: &WorkFolder,
-        tokenizer: &'a Tokenizer,
-        options: &PrepareOptions,
-        hold_out: f64,
-    ) -> Result<Self> {
-        Ok(Self {
+    fn new(work: &'a WorkFolder, tokenizer: &'a Tokenizer, options: &PrepareOptions, share: f64) -> Self {
+        Self {
+            work,
             tokenizer,
-            train: SplitWriter::new(work, "train", tokenizer, options)?,
-            valid: SplitWriter::new(work, "valid", tokenizer, options)?,
-            hold_out,
+            train: SplitWriter::new(work, "train", tokenizer, options),
+            valid: SplitWriter::new(work, "valid", tokenizer, options),
+            hold_out: share,
             empty_documents: 0,
             damage: DamageReport::default(),
             places: None,
+            position: Position::default(),
+            bytes_read: 0,
+            checkpoint_bytes: options.checkpoint_bytes,
+            since_checkpoint: 0,
+            resumed: 0,
+        }
+    }
+
+    /// A preparation that an earlier process left in `work`. Drops its output after the checkpoint.
+    fn resume(
+        work: &'a WorkFolder,
+        tokenizer: &'a Tokenizer,
+        options: &PrepareOptions,
+        progress: Progress,
+    ) -> Result<Self> {
+        let mut this = Self::new(work, tokenizer, options, progress.share);
+        this.train.resume(progress.train)?;
+        this.valid.resume(progress.valid)?;
+        this.resumed = this.train.summary.text_bytes + this.valid.summary.text_bytes;
+        Ok(Self {
+            empty_documents: progress.empty_documents,
+            places: progress.places,
+            position: progress.position,
+            bytes_read: progress.bytes_read,
+            ..this
         })
+    }
+
+    /// Flushes the output and stores how far it came.
+    fn checkpoint(&mut self) -> Result<()> {
+        let (train, valid) = (self.train.checkpoint()?, self.valid.checkpoint()?);
+        sync_folder(&self.work.output())?;
+        let progress = Progress {
+            position: self.position.clone(),
+            bytes_read: self.bytes_read,
+            empty_documents: self.empty_documents,
+            share: self.hold_out,
+            places: self.places,
+            train,
+            valid,
+        };
+        self.work.save_state(&to_json(&progress))?;
+        self.since_checkpoint = 0;
+        Ok(())
+    }
+
+    /// What is reached before the next round.
+    fn reached(&self, corpus: &Corpus) -> PrepareProgress {
+        PrepareProgress {
+            done: self.bytes_read,
+            total: corpus.bytes(),
+            text_bytes: self.resumed,
+            tokens: self.train.summary.tokens + self.valid.summary.tokens,
+            resumed: self.resumed,
+        }
     }
 
     /// Reads in a thread of its own and writes in another, so that all other cores always have documents to encode.
@@ -765,14 +891,17 @@ impl<'a> Preparation<'a> {
         corpus: &Corpus,
         progress: &mut dyn FnMut(PrepareProgress) -> ControlFlow<()>,
     ) -> Result<()> {
-        let tokenizer = self.tokenizer;
+        let (tokenizer, reached, position) = (self.tokenizer, self.reached(corpus), self.position.clone());
+        if self.resumed > 0 && progress(reached).is_break() {
+            return Err(Error::Interrupted);
+        }
+        let least = Round::BYTES.min(usize::try_from(self.checkpoint_bytes).unwrap_or(usize::MAX));
         let (damage, written) = std::thread::scope(|scope| {
             let (rounds, read) = sync_channel(1);
-            let reader = scope.spawn(move || read_rounds(corpus, &rounds));
+            let reader = scope.spawn(move || read_rounds(corpus, &position, least, &rounds));
             let (encoded, to_write) = sync_channel(1);
             let this = &mut *self;
-            let writer = scope.spawn(move || to_write.into_iter().try_for_each(|round| this.write(&round)));
-            let reached = PrepareProgress { done: 0, total: corpus.bytes(), text_bytes: 0, tokens: 0 };
+            let writer = scope.spawn(move || to_write.into_iter().try_for_each(|round| this.write(round)));
             let outcome = encode_rounds(read, tokenizer, &encoded, reached, progress);
             drop(encoded);
             let (written, damage) = (joined(writer), joined(reader));
@@ -785,20 +914,13 @@ impl<'a> Preparation<'a> {
 
     /// The share that holds out the nearest document, if a share was requested that holds out none. None if no other
     /// share is needed, or if it would leave nothing to train on.
-    fn share_of_one(&self) -> Option<f64> {
+    fn share_of_one(&self, asked: f64) -> Option<f64> {
         let (least, greatest) = self.places?;
-        let none_held_out = self.hold_out > 0.0 && self.valid.summary.documents == 0;
+        let none_held_out = asked > 0.0 && self.valid.summary.documents == 0;
         (none_held_out && least < greatest).then(|| least.next_up())
     }
 
-    /// Removes the output.
-    fn discard(self) -> Result<()> {
-        let folder = self.train.folder.clone();
-        drop(self);
-        std::fs::remove_dir_all(&folder).map_err(Error::write(&folder))
-    }
-
-    fn write(&mut self, round: &Encoded) -> Result<()> {
+    fn write(&mut self, round: Encoded) -> Result<()> {
         self.empty_documents += round.round.empty_documents;
         for stretches in round.stretches.chunk_by(|(one, _), (other, _)| one == other) {
             let document = &round.round.documents[stretches[0].0];
@@ -807,8 +929,10 @@ impl<'a> Preparation<'a> {
             self.places = Some((least.min(place), greatest.max(place)));
             let split = if place < self.hold_out { &mut self.valid } else { &mut self.train };
             split.write(document.len() as u64, stretches.iter().map(|(_, tokens)| tokens.as_slice()))?;
+            self.since_checkpoint += document.len() as u64;
         }
-        Ok(())
+        (self.position, self.bytes_read) = (round.round.position, round.round.bytes_read);
+        if self.since_checkpoint >= self.checkpoint_bytes { self.checkpoint() } else { Ok(()) }
     }
 
     /// `asked` is the requested share.
@@ -890,8 +1014,12 @@ struct SplitWriter {
     blank: Header,
     shard_tokens: u64,
     done: Vec<Header>,
+    /// Number of shards in `done` that are flushed to disk.
+    flushed: usize,
     open: Option<ShardWriter>,
     summary: SplitSummary,
+    /// Where checkpoints store the entries of an open shard's documents, without the shard's number.
+    entries: PathBuf,
 }
 
 struct ShardWriter {
@@ -901,10 +1029,12 @@ struct ShardWriter {
     hash: blake3::Hasher,
     /// For each document, its first token and its bytes.
     documents: Vec<[u64; 2]>,
+    /// Number of documents whose entries a checkpoint has stored.
+    stored: usize,
 }
 
 impl SplitWriter {
-    fn new(work: &WorkFolder, name: &str, tokenizer: &Tokenizer, options: &PrepareOptions) -> Result<Self> {
+    fn new(work: &WorkFolder, name: &str, tokenizer: &Tokenizer, options: &PrepareOptions) -> Self {
         let blank = Header {
             width: if tokenizer.vocabulary() <= 1 << 16 { 2 } else { 4 },
             shard: 0,
@@ -918,13 +1048,84 @@ impl SplitWriter {
             body: [0; 32],
             masked: false,
         };
-        Ok(Self {
-            folder: work.path().join(name),
+        Self {
+            folder: work.output().join(name),
             blank,
             shard_tokens: options.shard_tokens,
             done: Vec::new(),
+            flushed: 0,
             open: None,
             summary: SplitSummary::default(),
+            entries: work.path().join(format!("{name}-documents")),
+        }
+    }
+
+    fn shard_path(&self, number: usize) -> PathBuf {
+        self.folder.join(format!("{number:05}.tokens"))
+    }
+
+    fn entries_path(&self, number: usize) -> PathBuf {
+        self.entries.with_extension(number.to_string())
+    }
+
+    /// Takes up what a checkpoint stored, and drops what was written after it.
+    fn resume(&mut self, progress: SplitProgress) -> Result<()> {
+        for shard in progress.shards() {
+            self.summary.documents += shard.documents;
+            self.summary.tokens += shard.tokens;
+            self.summary.text_bytes += shard.text_bytes;
+        }
+        let header = |number: usize, shard: &ShardProgress, blank: &Header| Header {
+            shard: number as u32,
+            tokens: shard.tokens,
+            documents: shard.documents,
+            text_bytes: shard.text_bytes,
+            body: shard.hash,
+            ..blank.clone()
+        };
+        let done = progress.done.iter().enumerate();
+        self.done = done.map(|(number, shard)| header(number, shard, &self.blank)).collect();
+        self.flushed = self.done.len();
+        for header in &self.done {
+            check_length(&self.shard_path(header.shard as usize), header)?;
+        }
+        let number = self.done.len();
+        if let Some(shard) = &progress.open {
+            let header = header(number, shard, &self.blank);
+            self.open =
+                Some(ShardWriter::resume(self.shard_path(number), header, &self.entries_path(number))?);
+        }
+        let kept = number + usize::from(self.open.is_some());
+        for number in kept.. {
+            let path = self.shard_path(number);
+            if !path.exists() {
+                break;
+            }
+            std::fs::remove_file(&path).map_err(Error::write(&path))?;
+        }
+        if kept == 0 && self.folder.exists() {
+            std::fs::remove_dir(&self.folder).map_err(Error::write(&self.folder))?;
+        }
+        Ok(())
+    }
+
+    /// Flushes everything, and returns what to resume from.
+    fn checkpoint(&mut self) -> Result<SplitProgress> {
+        for number in self.flushed..self.done.len() {
+            let path = self.shard_path(number);
+            let file = File::options().write(true).open(&path);
+            file.and_then(|file| file.sync_all()).map_err(Error::write(&path))?;
+        }
+        let number = self.done.len();
+        self.flushed = number;
+        let entries = self.entries_path(number);
+        let open = self.open.as_mut().map(|shard| shard.checkpoint(&entries)).transpose()?;
+        if self.folder.exists() {
+            sync_folder(&self.folder)?;
+        }
+        Ok(SplitProgress {
+            done: self.done.iter().map(|header| header.progress(header.body)).collect(),
+            open,
         })
     }
 
@@ -933,7 +1134,7 @@ impl SplitWriter {
             Some(shard) => shard,
             None => {
                 std::fs::create_dir_all(&self.folder).map_err(Error::write(&self.folder))?;
-                let path = self.folder.join(format!("{:05}.tokens", self.done.len()));
+                let path = self.shard_path(self.done.len());
                 let header = Header { shard: self.done.len() as u32, ..self.blank.clone() };
                 self.open.insert(ShardWriter::create(path, header)?)
             }
@@ -962,7 +1163,7 @@ impl SplitWriter {
         self.summary.shards = self.done.len() as u32;
         for header in &self.done {
             let header = Header { shards: self.summary.shards, ..header.clone() };
-            let path = self.folder.join(format!("{:05}.tokens", header.shard));
+            let path = self.shard_path(header.shard as usize);
             let write = || {
                 let mut file = File::options().write(true).open(&path)?;
                 file.write_all(&header.write())?;
@@ -985,7 +1186,49 @@ impl ShardWriter {
             Ok(BufWriter::with_capacity(1 << 18, file))
         };
         let file = create().map_err(Error::write(&path))?;
-        Ok(Self { path, file, header, hash: blake3::Hasher::new(), documents: Vec::new() })
+        Ok(Self { path, file, header, hash: blake3::Hasher::new(), documents: Vec::new(), stored: 0 })
+    }
+
+    /// Takes up the shard of `header` after a checkpoint stored its documents' entries, and checks that its tokens are
+    /// those of the checkpoint.
+    fn resume(path: PathBuf, header: Header, entries: &Path) -> Result<Self> {
+        let documents = read_entries(entries, header.documents).map_err(Error::read(entries))?;
+        let end = HEADER as u64 + header.tokens * u64::from(header.width);
+        let open = || {
+            let mut file = File::options().read(true).write(true).open(&path)?;
+            let mut hash = blake3::Hasher::new();
+            file.seek(SeekFrom::Start(HEADER as u64))?;
+            let hashed =
+                hash.update_reader((&mut file).take(end - HEADER as u64)).map(|hash| hash.count())?;
+            file.set_len(end)?;
+            file.seek(SeekFrom::Start(end))?;
+            Ok((BufWriter::with_capacity(1 << 18, file), hash, hashed))
+        };
+        let (file, hash, hashed) = open().map_err(Error::read(&path))?;
+        let stored = documents.len();
+        let shard = Self { path, file, header, hash, documents, stored };
+        if hashed != end - HEADER as u64 || shard.hash_here() != shard.header.body {
+            return Err(damaged(&shard.path, "its tokens or documents are not those of the last checkpoint"));
+        }
+        Ok(shard)
+    }
+
+    /// Flushes what is written, stores the entries of new documents, and returns what to resume from.
+    fn checkpoint(&mut self, entries: &Path) -> Result<ShardProgress> {
+        self.file.flush().map_err(Error::write(&self.path))?;
+        self.file.get_ref().sync_data().map_err(Error::write(&self.path))?;
+        let new = bytes_of(&self.documents[self.stored..]);
+        append(entries, (self.stored * DOCUMENT) as u64, &new).map_err(Error::write(entries))?;
+        self.stored = self.documents.len();
+        self.header.documents = self.documents.len() as u64;
+        Ok(self.header.progress(self.hash_here()))
+    }
+
+    /// blake3 of the tokens so far and the entries of their documents.
+    fn hash_here(&self) -> [u8; 32] {
+        let mut hash = self.hash.clone();
+        hash.update(&bytes_of(&self.documents));
+        *hash.finalize().as_bytes()
     }
 
     fn start_document(&mut self, bytes: u64) {
@@ -1024,6 +1267,42 @@ impl ShardWriter {
         self.header.body = *self.hash.finalize().as_bytes();
         Ok(self.header)
     }
+}
+
+/// The entries of documents as in the file.
+fn bytes_of(documents: &[[u64; 2]]) -> Vec<u8> {
+    documents.iter().flatten().flat_map(|number| number.to_le_bytes()).collect()
+}
+
+/// The first `count` entries of documents that checkpoints stored.
+fn read_entries(path: &Path, count: u64) -> std::io::Result<Vec<[u64; 2]>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(count * DOCUMENT as u64).read_to_end(&mut bytes)?;
+    Ok(bytes.chunks_exact(DOCUMENT).map(|entry| [number(entry, 0), number(entry, 8)]).collect())
+}
+
+/// Writes `bytes` at `offset` and flushes them.
+fn append(path: &Path, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+    let mut file = File::options().write(true).create(true).truncate(false).open(path)?;
+    file.seek(SeekFrom::Start(offset))?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Checks that the file of a complete shard has all its bytes.
+fn check_length(path: &Path, header: &Header) -> Result<()> {
+    let length = std::fs::metadata(path).map_err(Error::read(path))?.len();
+    if Some(length) == header.file_length() {
+        return Ok(());
+    }
+    Err(damaged(path, "it has not the length that the last checkpoint states"))
+}
+
+/// A damaged shard of an unfinished preparation.
+fn damaged(path: &Path, reason: &str) -> Error {
+    // The shard is in `.preparing-NAME/output/train`.
+    let folder = path.ancestors().nth(3).unwrap_or(path).to_owned();
+    Error::DamagedState { path: path.to_owned(), folder, reason: reason.to_owned() }
 }
 
 #[cfg(test)]
@@ -1171,7 +1450,7 @@ mod tests {
         #[test]
         fn the_bytes_are_the_same_at_any_number_of_threads(parts in proptest::collection::vec("\\PC{0,60}|[a-e '.0-9]{9,60}", 1..9)) {
             let corpus = rounds(&parts);
-            let options = PrepareOptions { hold_out: 0.2, shard_tokens: 1 << 20 };
+            let options = PrepareOptions { hold_out: 0.2, shard_tokens: 1 << 20, ..Default::default() };
             let bytes = |threads| {
                 let folder = tempfile::tempdir().unwrap();
                 let out = folder.path().join("data");

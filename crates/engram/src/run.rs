@@ -143,7 +143,8 @@ impl Run {
             self.held_out = Some(evaluation.loss);
             held_out = Some(evaluation);
         }
-        if save {
+        // Where steps are skipped the weights may be beyond use: what was saved before must not make room for them.
+        if save && (!report.skipped || step == train.steps) {
             self.save()?;
         }
         Ok(held_out)

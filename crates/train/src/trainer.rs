@@ -483,7 +483,8 @@ impl Trainer {
         self.state.skipped
     }
 
-    /// One step: forward, backward, update. Where the loss or a gradient is not finite, the step is skipped: it counts,
+    /// One step: forward, backward, update. Where the loss or a gradient is not finite, or a row's gradient is larger than
+    /// its optimiser can square, the step is skipped: it counts,
     /// but weights, rows and their optimisers stay as they are.
     ///
     /// # Errors
@@ -505,7 +506,7 @@ impl Trainer {
         let mut next =
             next.map_err(|_| Error::Mismatch("the thread that fetches ahead panicked".into()))??;
         let gradient_norm = global_norm(&gradients);
-        let skipped = !(loss.is_finite() && gradient_norm.is_finite() && row_gradients.are_finite());
+        let skipped = !(loss.is_finite() && gradient_norm.is_finite() && row_gradients.can_be_learnt());
         if skipped {
             self.state.skipped_in_a_row += 1;
             if self.state.skipped_in_a_row > self.config.train.skip_limit {
@@ -781,7 +782,7 @@ fn load(
     tokenizer: &Tokenizer,
 ) -> Result<(LanguageModel, Optimizer, Option<MemoryTables>)> {
     let precision = config.train.precision.resolve(is_gpu(device));
-    let model = LanguageModel::new(&config.model, &device.clone().autodiff(), config.train.seed, precision)?;
+    let model = LanguageModel::blank(&config.model, &device.clone().autodiff(), precision)?;
     let source = checkpoint.folder().join("model.safetensors").display().to_string();
     let model = parameters::import(model, checkpoint.tensors("model.safetensors")?, &source)?;
     let memory = match &config.model.memory {

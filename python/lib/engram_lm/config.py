@@ -473,6 +473,8 @@ class RunConfig:
 
 # --- reading and writing ------------------------------------------------------------------------------------
 
+T = TypeVar("T")
+
 
 def load_model_config(path: str | PathLike[str]) -> ModelConfig:
     """The `[model]` table of the file at `path`, whatever else it holds."""
@@ -495,12 +497,16 @@ def load_run_config(path: str | PathLike[str]) -> RunConfig:
     return run
 
 
+def load_table(kind: type[T], path: str | PathLike[str]) -> T:
+    """The dataclass `kind` from the file at `path`: every key known, none missing, each of its type."""
+    source = Source(path)
+    with _located(source):
+        return _read(kind, source.document, "")
+
+
 def to_toml(run: RunConfig) -> str:
     """The configuration as TOML, with every key that differs from nothing."""
     return toml_file.to_toml(_plain(run))
-
-
-T = TypeVar("T")
 
 
 class _Refused(Exception):

@@ -19,7 +19,8 @@ pub(crate) enum Data {
     Sft(Sft),
 }
 
-/// Turn a corpus into token shards: `OUT/train`, and `OUT/valid` with the held-out documents.
+/// Turn a corpus into token shards: `OUT/train`, and `OUT/valid` with the held-out documents. The same command again
+/// resumes a preparation that was interrupted or killed.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   engram data prepare corpus.jsonl.zst --tokenizer tokenizer.json --out data
@@ -44,6 +45,9 @@ pub(crate) struct Prepare {
     /// that the tokenizer has.
     #[arg(long, value_name = "NAME")]
     end: Option<String>,
+    /// Bytes of text between two checkpoints, for tests.
+    #[arg(long, value_name = "BYTES", hide = true, default_value_t = PrepareOptions::default().checkpoint_bytes)]
+    checkpoint_bytes: u64,
 }
 
 impl Data {
@@ -61,7 +65,9 @@ impl Prepare {
         let tokenizer = Tokenizer::load_ending(&self.tokenizer, self.end.as_deref())?;
         let corpus = self.corpus.open()?;
         interrupt::listen()?;
-        let summary = prepare(&corpus, &tokenizer, &self.out, self.hold_out)?;
+        let (hold_out, checkpoint_bytes) = (self.hold_out, self.checkpoint_bytes);
+        let options = PrepareOptions { hold_out, checkpoint_bytes, ..PrepareOptions::default() };
+        let summary = prepare_with(&corpus, &tokenizer, &self.out, &options)?;
         self.tell(&summary);
         print(table(&summary).to_string())
     }
@@ -95,13 +101,27 @@ pub(super) fn prepare(
     out: &Path,
     hold_out: f64,
 ) -> anyhow::Result<PrepareSummary> {
+    prepare_with(corpus, tokenizer, out, &PrepareOptions { hold_out, ..PrepareOptions::default() })
+}
+
+fn prepare_with(
+    corpus: &Corpus,
+    tokenizer: &Tokenizer,
+    out: &Path,
+    options: &PrepareOptions,
+) -> anyhow::Result<PrepareSummary> {
     let mut progress = Progress::new(corpus.bytes());
+    let mut noted = false;
     let mut report = |reached: PrepareProgress| {
+        if reached.resumed > 0 && !noted {
+            noted = true;
+            let bytes = short(reached.resumed);
+            note(format_args!("resuming an unfinished preparation; bytes of text already done: {bytes}"));
+        }
         progress.show(reached.done, || format!("tokens: {}", short(reached.tokens)));
         interrupt::flow()
     };
-    let options = PrepareOptions { hold_out, ..PrepareOptions::default() };
-    Ok(engram_data::prepare(corpus, tokenizer, out, &options, &mut report)?)
+    Ok(engram_data::prepare(corpus, tokenizer, out, options, &mut report)?)
 }
 
 fn table(summary: &PrepareSummary) -> Table {
