@@ -341,7 +341,7 @@ def test_the_order_of_windows_is_that_of_the_rust_trainer() -> None:
 
 def test_shards_are_one_sequence(tmp_path: Path) -> None:
     config = load_run_config(write_run(tmp_path))
-    assert config.data is not None
+    assert config.data is not None and config.data.train is not None
     shards = TokenShards(config.data.train)
     assert len(shards.shards) == 3
     whole = np.concatenate([shard.tokens for shard in shards.shards])
@@ -353,6 +353,26 @@ def test_shards_are_one_sequence(tmp_path: Path) -> None:
     damaged.write_bytes(damaged.read_bytes()[:-8])
     with pytest.raises(ValueError, match="cut off or damaged"):
         TokenShards(config.data.train)
+
+
+def test_shards_with_a_loss_mask_are_refused_by_name(tmp_path: Path) -> None:
+    config = load_run_config(write_run(tmp_path))
+    assert config.data is not None and config.data.train is not None
+    shard = TokenShards(config.data.train).shards[0].path
+    head = bytearray(shard.read_bytes())
+    head[8] = 2
+    shard.write_bytes(head)
+    with pytest.raises(ValueError, match="loss mask"):
+        TokenShards(config.data.train)
+
+
+def test_several_sources_are_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = 'tokenizer = "tokenizer.json"\n'
+    source = '\n[[data.source]]\nname = "one"\ntrain = "train"\nweight = 1.0\n'
+    one = 'train = "train"\nvalid = "valid"\n'
+    config = write_run(tmp_path, (one, ""), (tokenizer, tokenizer + source))
+    assert main([str(config), "--out", str(tmp_path / "mixed")]) == 1
+    assert "data.source" in capsys.readouterr().err
 
 
 def test_documents_begin_with_the_end_of_the_one_before() -> None:

@@ -7,6 +7,7 @@
 mod book;
 mod commands;
 mod common_text;
+mod conversation_lines;
 mod corpus_options;
 mod corpus_rows;
 mod device;
@@ -27,6 +28,7 @@ mod neutral_text;
 mod note;
 mod number;
 mod opened_memories;
+mod option_values;
 mod progress;
 mod provenance;
 mod random;
@@ -38,6 +40,8 @@ mod table;
 mod taught_memory;
 mod teaching_report;
 mod terminal;
+mod tuned_weights;
+mod work_lock;
 
 use std::process::ExitCode;
 

@@ -69,6 +69,7 @@ mod sequences;
 mod short_convolution;
 mod sigmoid_gate;
 mod signed_root_gate;
+mod targets;
 mod training;
 mod transformer;
 
@@ -92,6 +93,7 @@ pub use sequences::Sequences;
 pub use short_convolution::ShortConvolution;
 pub use sigmoid_gate::SigmoidGate;
 pub use signed_root_gate::SignedRootGate;
+pub use targets::{Shares, Targets};
 pub use training::{DeclareTraining, Matrices, TrainingPlan, WeightTraining};
 pub use transformer::{LanguageModel, Tokens, Trace};
 

@@ -6,39 +6,38 @@
 //! block to the first, one block at a time runs once more with a graph, through which the gradient of what it gave is
 //! pulled back. The operations and their order are those of the whole graph; where they are fused, so are the bits.
 
-use std::sync::Arc;
-
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor};
 
 use crate::memory_rows::MemoryRows;
+use crate::targets::{Shares, Targets};
 use crate::transformer::{LanguageModel, Tokens, Trace};
 
 impl LanguageModel {
-    /// The [`loss`](Self::loss), and the gradients of `share` times it, and of the losses that balance experts, that its
-    /// graph would give: of weights, and of the rows of `tokens.memory`. Only one block's activations exist at a time, for one more forward pass.
+    /// The [`loss_counting`](Self::loss_counting), and the gradients of its share and of the shares of the losses that
+    /// balance experts, that its graph would give: of weights, and of the rows of `tokens.memory`. Only one block's activations exist at a time, for one more forward pass.
     ///
     /// # Panics
     /// As [`hidden`](Self::hidden), or when the model is not on a device with autodiff.
     pub fn loss_recomputing(
         &self,
         tokens: Tokens<'_>,
-        targets: Arc<[u32]>,
-        share: f32,
+        targets: &Targets,
+        shares: Shares,
         trace: &mut Trace,
     ) -> (f32, Gradients) {
         let (inputs, last) = self.block_inputs(tokens, trace);
         let x = leaf(last);
         let loss = self.loss_of(self.leave(x.clone()), targets);
         let value = loss.clone().inner().into_scalar();
-        let mut all = loss.mul_scalar(share).backward();
+        let mut all = loss.mul_scalar(shares.loss).backward();
         let mut upstream = x.grad_remove(&mut all).expect("the loss depends on the last block");
         let blocks = inputs.into_iter().zip(self.rows_by_block(tokens.memory)).enumerate();
         for (index, (input, rows)) in blocks.rev() {
             let x = leaf(input);
             let mut passed = Trace::default();
             let y = self.pass(index, x.clone(), tokens.sequences, rows, &mut passed);
-            let balance = passed.balance.into_iter().map(|balance| balance.mul_scalar(share)).next();
+            let balance = passed.balance.into_iter().map(|balance| balance.mul_scalar(shares.balance)).next();
             let mut gradients = pull_back(y, upstream, balance);
             upstream = x.grad_remove(&mut gradients).expect("a block depends on its input");
             let mut moving = Move { from: &mut gradients, to: &mut all };

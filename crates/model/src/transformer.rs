@@ -9,10 +9,11 @@ use crate::block::{Block, BlockFeedForward, Routing};
 use crate::host::values;
 use crate::init::Init;
 use crate::memory_rows::MemoryRows;
-use crate::ops::{TargetScore, cross_entropy, embed, rows_product, target_scores, token_losses};
+use crate::ops::{TargetScore, cross_entropy, embed, rows_product, select, target_scores, token_losses};
 use crate::rms_norm::RmsNorm;
 use crate::rotary::Rotary;
 use crate::sequences::Sequences;
+use crate::targets::Targets;
 use crate::training::{DeclareTraining, TrainingPlan};
 use engram_config::{ConfigError, ModelConfig, Precision};
 
@@ -187,12 +188,33 @@ impl LanguageModel {
     /// # Panics
     /// As [`hidden`](Self::hidden).
     pub fn loss(&self, tokens: Tokens<'_>, targets: Arc<[u32]>, trace: &mut Trace) -> Tensor<1> {
+        self.loss_counting(tokens, &targets.into(), trace)
+    }
+
+    /// [`loss`](Self::loss), with the mean over the targets that count; 0 if none does.
+    ///
+    /// # Panics
+    /// As [`hidden`](Self::hidden).
+    pub fn loss_counting(&self, tokens: Tokens<'_>, targets: &Targets, trace: &mut Trace) -> Tensor<1> {
         self.loss_of(self.hidden(tokens, trace), targets)
     }
 
-    /// [`loss`](Self::loss) of hidden states before the head.
-    pub(crate) fn loss_of(&self, hidden: Tensor<2>, targets: Arc<[u32]>) -> Tensor<1> {
-        cross_entropy(hidden, self.head_weight(), targets, self.bf16)
+    /// [`loss_counting`](Self::loss_counting) of hidden states before the head. There are logits only of tokens whose
+    /// targets count.
+    pub(crate) fn loss_of(&self, hidden: Tensor<2>, targets: &Targets) -> Tensor<1> {
+        let of = |hidden, targets| cross_entropy(hidden, self.head_weight(), targets, self.bf16);
+        let ids = targets.ids();
+        match targets.counted() {
+            None => of(hidden, Arc::clone(ids)),
+            // A graph to all weights, with gradients of zero.
+            Some(places) if places.is_empty() => {
+                of(select(hidden, [0].into()), [ids[0]].into()).mul_scalar(0.0)
+            }
+            Some(places) => {
+                let counted = places.iter().map(|&place| ids[place as usize]).collect();
+                of(select(hidden, Arc::clone(places)), counted)
+            }
+        }
     }
 
     /// Cross-entropy of every next token, `[tokens]`, in nats, without gradients.

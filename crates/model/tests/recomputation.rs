@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use burn::tensor::Gradients;
 use common::{Batch, Options, PAPER, assert_close, combinations, device, shaken, values, weights};
 use engram_config::Precision;
-use engram_model::{LanguageModel, Trace, composed};
+use engram_model::{LanguageModel, Shares, Trace, composed};
 
 /// What training takes from a pass.
 struct Found {
@@ -52,7 +52,8 @@ fn check_model(
         (values(loss)[0], all.mul_scalar(share).backward())
     });
     let again = everything(model, batch, |trace| {
-        model.loss_recomputing(batch.tokens(), batch.targets.clone(), share, trace)
+        let shares = Shares { loss: share, balance: share };
+        model.loss_recomputing(batch.tokens(), &batch.targets.clone().into(), shares, trace)
     });
     for (name, expected) in &kept.numbers {
         same(&format!("{options:?}: {name}"), &again.numbers[name], expected);

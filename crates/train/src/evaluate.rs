@@ -72,7 +72,8 @@ const BATCH: usize = 16;
 /// Tokens of them, unless one window has more: what is kept of a token is kept of all.
 const TOKENS: usize = 1 << 14;
 
-/// Evaluates `model`, outside of autodiff, on `windows` of `shards`. `fetch` gives the memory rows of the tokens of
+/// Evaluates `model`, outside of autodiff, on `windows` of `shards`. Of shards with a loss mask, only the tokens that it
+/// counts. `fetch` gives the memory rows of the tokens of
 /// some sequences. `progress` is told tokens done and to do, and stops the evaluation by returning `false`.
 ///
 /// # Errors
@@ -86,19 +87,37 @@ pub fn held_out_loss(
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<HeldOut> {
     let (mut nats, mut bytes, mut count) = (0.0, 0, 0);
-    let mut add = |_: usize, targets: &[u32], losses: &[f32]| {
-        nats += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
-        bytes += targets.iter().map(|&token| tokenizer.token_bytes(token).len() as u64).sum::<u64>();
-        count += targets.len();
+    let mut unread = None;
+    let mut add = |first: usize, targets: &[u32], losses: &[f32]| {
+        let first = first as u64;
+        let counted = match shards.counted(first..first + targets.len() as u64) {
+            Ok(counted) => counted,
+            Err(error) => return unread = Some(error),
+        };
+        let counted = || counted.iter().copied();
+        let losses = losses.iter().zip(counted()).filter(|(_, counts)| *counts);
+        nats += losses.map(|(&loss, _)| f64::from(loss)).sum::<f64>();
+        for (&token, _) in targets.iter().zip(counted()).filter(|(_, counts)| *counts) {
+            bytes += tokenizer.token_bytes(token).len() as u64;
+            count += 1;
+        }
     };
     token_losses(model, device, shards, windows, fetch, &mut add, progress)?;
+    if let Some(error) = unread {
+        return Err(error.into());
+    }
+    if count == 0 {
+        return Err(Error::Mismatch(
+            "the held-out windows have no token that the loss counts; evaluate more of them".into(),
+        ));
+    }
     if !f64::is_finite(nats) {
         return Err(Error::NotFinite("the held-out loss".into()));
     }
     Ok(HeldOut {
         nats_per_token: nats / count as f64,
         bits_per_byte: nats / std::f64::consts::LN_2 / (bytes.max(1)) as f64,
-        tokens: count as u64,
+        tokens: count,
         bytes,
     })
 }
@@ -132,14 +151,15 @@ pub fn token_losses(
     for equal in stretches.chunk_by(|one, other| one.length == other.length) {
         for batch in equal.chunks(most) {
             let time = batch[0].length;
-            let (mut inputs, mut targets) = (Vec::new(), Vec::new());
+            let (mut inputs, mut targets, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
             let mut window = vec![0; time + 1];
             for stretch in batch {
                 shards.read(stretch.start as u64, &mut window)?;
                 inputs.extend_from_slice(&window[..time]);
                 targets.extend_from_slice(&window[1..]);
+                lengths.extend(shards.lengths(windows.packing, stretch.start as u64, &window[..time]));
             }
-            let sequences = Sequences::of_lengths(windows.packing.lengths(&inputs, batch.len()));
+            let sequences = Sequences::of_lengths(lengths);
             let rows = fetch(&inputs, &sequences)?;
             let memory = rows.memory_rows(&device);
             let tokens = Tokens { ids: &inputs, sequences: &sequences, memory: &memory };

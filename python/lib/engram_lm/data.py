@@ -91,6 +91,8 @@ def _open(path: Path) -> _Shard:
         if len(head) < HEADER or head[:8] != b"ENGRTOKS":
             raise FormatError(f"{path}: is not a token shard: it does not start with ENGRTOKS")
         version, width, number, count, vocabulary, tokens, documents, _, end, _ = struct.unpack_from("<4I4QII", head, 8)
+        if version == 2:
+            raise FormatError(f"{path}: has a loss mask (version 2 of the format), which only `engram train` applies")
         if version != 1:
             raise FormatError(f"{path}: has version {version} of the format; this program reads version 1")
         if blake3_of(head[:128]) != head[128:].hex():

@@ -4,6 +4,7 @@ use clap::{Args, Subcommand};
 use engram_data::{Corpus, PrepareOptions, PrepareProgress, PrepareSummary, Tokenizer};
 
 use super::print;
+use super::sft::Sft;
 use crate::corpus_options::{CorpusOptions, tell_damage};
 use crate::interrupt;
 use crate::note::note;
@@ -15,6 +16,7 @@ use crate::table::Table;
 #[derive(Debug, Subcommand)]
 pub(crate) enum Data {
     Prepare(Prepare),
+    Sft(Sft),
 }
 
 /// Turn a corpus into token shards: `OUT/train`, and `OUT/valid` with the held-out documents. The same command again
@@ -53,6 +55,7 @@ impl Data {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Prepare(command) => command.run(),
+            Self::Sft(command) => command.run(),
         }
     }
 }

@@ -30,5 +30,6 @@ pub(crate) use hyper_connection::{hyper_coefficients, hyper_read, hyper_write};
 pub(crate) use memory_gate::{memory_gate, signed_root_gate};
 pub(crate) use product::{add_bias, rows_product};
 pub(crate) use rms_norm::rms_norm;
+pub(crate) use selection::select;
 pub(crate) use short_convolution::{ConvolutionShape, short_convolution};
 pub(crate) use swiglu::swiglu;
