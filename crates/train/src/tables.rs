@@ -593,7 +593,7 @@ mod tests {
             let ids: Vec<u64> = numbers(&expected["ids"]).into_iter().map(|id| id as u64).collect();
             let scale = 2.0_f32.powi((step as i32 * 3) % 7 - 7);
             let gradient = ids.iter().flat_map(|&id| (1..4).map(move |place| unit(id, step, place) * scale));
-            let gradients = RowGradients { layers: vec![gradient.collect()], widths: vec![2] };
+            let gradients = RowGradients { layers: vec![gradient.collect()], widths: vec![3] };
             let distinct = DistinctRows::of(&ids);
             let rows = vec![0.0; 3 * ids.len()];
             let fetched = Fetched { layers: vec![FetchedLayer { width: 3, distinct, rows }] };
