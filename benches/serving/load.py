@@ -50,6 +50,8 @@ class Load:
         reader, writer = await self.send({"prompt": prompt, "max_tokens": count, "temperature": 0})
         head, _, body = (await reader.read()).partition(b"\r\n\r\n")
         writer.close()
+        if not head:
+            raise ConnectionError("closed without an answer")
         status = int(head.split()[1])
         return status, json.loads(body)["choices"][0]["text"] if status == 200 else None
 
