@@ -1,6 +1,6 @@
 """Adapters and overlays of `engram graft` and `engram teach` in `transformers`: the logits are those of Rust's engine.
 
-Needs the programs `engram` and `logits` of this repository: see tests/test_twin.py.
+Needs the programs `engram` and `model_logits` of this repository: see tests/test_twin.py.
 """
 
 import json
@@ -61,7 +61,7 @@ def program(name: str) -> Path:
     path = TARGET / name
     if not path.is_file():
         pytest.skip(
-            f"{path} is not there: cargo build --release --workspace --bin engram --example exchange --example logits"
+            f"{path} is not there: cargo build --release --workspace --bin engram --example exchange --example model_logits"
         )
     return path
 
@@ -117,7 +117,7 @@ class Workshop:
     def rust(self, options: str = "") -> torch.Tensor:
         """The logits of Rust's engine, [tokens, vocabulary]."""
         (self.folder / "tokens.json").write_text(json.dumps(self.tokens[0].tolist()))
-        command = [str(program("examples/logits")), "base", "tokens.json", "logits.safetensors", *options.split()]
+        command = [str(program("examples/model_logits")), "base", "tokens.json", "logits.safetensors", *options.split()]
         result = subprocess.run(command, cwd=self.folder, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         return load_file(self.folder / "logits.safetensors")["logits"]

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use burn::tensor::{Gradients, Tensor};
-use common::{Batch, Options, PAPER, assert_close, combinations, device, values, weights};
+use common::{Batch, PAPER, assert_close, combinations, device, values, weights};
 use engram_model::{LanguageModel, MemoryRows, Shares, Targets, Tokens, Trace, composed};
 
 /// Gradients of all weights and rows.

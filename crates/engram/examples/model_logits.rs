@@ -1,7 +1,7 @@
 //! Writes the logits that the engine computes after each token, for another implementation to compare with.
 //!
 //! ```text
-//! cargo run --release --example logits -- MODEL TOKENS.json OUT.safetensors [--memory ADAPTER] [--overlay FOLDER]…
+//! cargo run --release --example model_logits -- MODEL TOKENS.json OUT.safetensors [--memory ADAPTER] [--overlay FOLDER]…
 //! ```
 //!
 //! MODEL is anything that `engram generate` opens, and so are adapter and overlays. `TOKENS.json` holds the token ids of
@@ -17,7 +17,7 @@ use engram_infer::{BaseRows, Decoder, Dtype, EngineOptions, Offline, RowTiers};
 use engram_store::{PrefetchOptions, Table, TableOrigin, TableReader};
 use safetensors::tensor::TensorView;
 
-const USAGE: &str = "usage: logits MODEL TOKENS.json OUT.safetensors [--memory ADAPTER] [--overlay FOLDER]…";
+const USAGE: &str = "usage: model_logits MODEL TOKENS.json OUT.safetensors [--memory ADAPTER] [--overlay FOLDER]…";
 
 fn main() -> ExitCode {
     match run(std::env::args().skip(1)) {
