@@ -17,7 +17,8 @@ use engram_infer::{BaseRows, Decoder, Dtype, EngineOptions, Offline, RowTiers};
 use engram_store::{PrefetchOptions, Table, TableOrigin, TableReader};
 use safetensors::tensor::TensorView;
 
-const USAGE: &str = "usage: model_logits MODEL TOKENS.json OUT.safetensors [--memory ADAPTER] [--overlay FOLDER]…";
+const USAGE: &str =
+    "usage: model_logits MODEL TOKENS.json OUT.safetensors [--memory ADAPTER] [--overlay FOLDER]…";
 
 fn main() -> ExitCode {
     match run(std::env::args().skip(1)) {
