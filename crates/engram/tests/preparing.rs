@@ -64,7 +64,7 @@ fn kills_at_random_moments_change_nothing() {
     assert!(resumed >= KILLS / 3, "only {resumed} resumed runs were killed: the test tests too little");
     let last = workshop.run(&format!("{PREPARE} killed"));
     assert_eq!(last.status, Some(0), "{}", last.stderr);
-    assert_eq!(last.stderr.contains("resuming an unfinished preparation"), true, "{}", last.stderr);
+    assert!(last.stderr.contains("resuming an unfinished preparation"), "{}", last.stderr);
     assert_eq!(shards(&workshop, "killed"), shards(&workshop, "whole"));
     assert!(!workshop.path(".preparing-killed").exists());
 }
