@@ -153,7 +153,7 @@ mod tests {
     fn a_question_is_kept_where_it_would_be_answered() {
         let text = LessonText {
             tokens: vec![1, 2, 3, 4, 5],
-            subjects: vec![1..3],
+            subjects: std::iter::once(1..3).collect(),
             answer: 0..0,
             first: 0,
             is_question: false,
