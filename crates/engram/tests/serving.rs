@@ -989,6 +989,11 @@ fn a_chat_begins_anew_leaves_out_what_is_old_and_refuses_a_line_that_is_too_long
         workshop().shell(line).expect(0, &[])
     };
     let once = chat("Ada?\n");
+    // A byte-order mark before a template is not part of a prompt.
+    workshop().write("marked.jinja", format!("\u{feff}{}", workshop().read("template.jinja")));
+    let marked =
+        "printf 'Ada?\\n' | \"$ENGRAM\" chat run --chat-template marked.jinja --max-tokens 4 --temperature 0";
+    assert_eq!(workshop().shell(marked).expect(0, &[]).stdout, once.stdout);
     let twice = chat("Ada?\n/reset\nAda?\n");
     assert!(twice.stderr.contains("new conversation"), "{}", twice.stderr);
     assert_eq!(twice.stdout, once.stdout.repeat(2), "nothing of the first conversation is left");

@@ -308,6 +308,8 @@ impl GraftStudy {
             engram_train::Error::Line { path: path.clone(), line, problem }.into()
         };
         let mut questions = Vec::new();
+        // Some editors begin a file with a byte-order mark.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
         for (line, text) in (1..).zip(text.lines()).filter(|(_, text)| !text.trim().is_empty()) {
             let QuestionLine { prompt, answer } =
                 serde_json::from_str(text).map_err(|error| refuse(line, error.to_string()))?;

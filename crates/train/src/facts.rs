@@ -70,6 +70,8 @@ impl Facts {
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
         let refuse = |line: usize, problem: String| Error::Line { path: path.to_owned(), line, problem };
         let mut facts: Vec<Fact> = Vec::new();
+        // Some editors begin a file with a byte-order mark.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         for (line, text) in (1..).zip(text.lines()) {
             if text.trim().is_empty() {
                 continue;
@@ -280,6 +282,13 @@ mod tests {
     const TOWN: &str = r#"{"id": "a", "answer": " Ulm", "prompts": ["Nor Vell is based in", "The seat of Nor Vell, Inc. is"]}"#;
     const CHIEF: &str =
         r#"{"id": "b", "answer": " Ada", "prompts": ["Quill Ltd is led by", "At Quill Ltd, the chief is"]}"#;
+
+    #[test]
+    fn a_byte_order_mark_and_other_line_ends_are_no_part_of_a_fact() {
+        let marked = format!("\u{feff}{TOWN}\r\n\r\n{CHIEF}\r\n");
+        let facts = Facts::parse(&marked, Path::new("facts.jsonl")).unwrap();
+        assert_eq!(facts.subjects(), ["Nor Vell", "Quill Ltd"]);
+    }
 
     #[test]
     fn the_subject_is_what_all_prompts_share() {

@@ -61,7 +61,8 @@ impl TemplateOption {
 /// The template in a file; none if a tokenizer_config.json has none.
 pub(crate) fn read(path: &Path) -> anyhow::Result<Option<ChatTemplate>> {
     let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
+        // A byte-order mark, with which some editors begin a file, would stand in every prompt.
+        Ok(text) => text.trim_start_matches('\u{feff}').to_owned(),
         Err(error) => return refuse(format!("cannot read {}: {error}", path.display())),
     };
     let template = if path.extension().is_some_and(|extension| extension == "json") {

@@ -92,7 +92,9 @@ impl Sft {
         }
         tell_long(&long);
         if conversations.is_empty() {
-            return refuse("the files have no conversation that fits the context");
+            return refuse(
+                "no conversation is left: the files have none, or all are longer than the context",
+            );
         }
         let summary =
             prepare_conversations(&conversations, &tokenizer, &self.out, self.context, self.hold_out)?;
