@@ -59,6 +59,31 @@ impl Progress {
     }
 }
 
+/// Says on a terminal, until it is dropped, what takes a while without a measure of how far it is.
+#[derive(Debug)]
+pub(crate) struct Busy(Option<ProgressBar>);
+
+impl Busy {
+    /// Shows `what` beside a turning mark.
+    pub(crate) fn new(what: String) -> Self {
+        let bar = terminal::takes_controls(&std::io::stderr()).then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8));
+            bar.set_message(what);
+            bar.enable_steady_tick(Duration::from_millis(125));
+            bar
+        });
+        Self(bar)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 /// A job over data: its progress, speed and remaining time.
 #[derive(Debug)]
 pub(crate) struct Passage {

@@ -17,6 +17,7 @@ use crate::hub;
 use crate::interrupt;
 use crate::note::note;
 use crate::opened_memories::{MemoryOptions, NamedMemory, Opener};
+use crate::progress::Busy;
 
 /// The model, and where its memory lives.
 #[derive(Debug, Args)]
@@ -106,12 +107,16 @@ impl ModelOptions {
 
 /// Opens the model at `path`, or on the hub, and prints its notes.
 pub(crate) fn open(path: &Path) -> anyhow::Result<engram_import::Model> {
-    let model = engram_import::Model::open(&hub::local(path)?)?;
+    let local = hub::local(path)?;
+    let busy = Busy::new(format!("opening {}", path.display()));
+    let model = engram_import::Model::open(&local)?;
+    drop(busy);
     model.notes().iter().for_each(|of_model| note(format_args!("note: {}: {of_model}", path.display())));
     Ok(model)
 }
 
 fn decoder(model: &engram_import::Model, dtype: Dtype) -> anyhow::Result<Decoder> {
+    let _busy = Busy::new(format!("loading the weights of {}", model.path().display()));
     let decoder = Decoder::new(&model.config().model, model.weights(), dtype);
     decoder.with_context(|| model.path().display().to_string())
 }

@@ -648,6 +648,32 @@ fn pages_of_other_origins_and_names_are_refused_unless_allowed() {
     assert!(document["paths"]["/v1/completions"]["post"].is_object());
 }
 
+/// The file of a table that a server reads is cut short: requests say so, and so does the readiness.
+#[test]
+fn a_server_whose_rows_cannot_be_read_is_not_ready() {
+    let place = workshop().path("cut");
+    std::fs::create_dir(&place).unwrap();
+    let checkpoints = workshop().path("run/checkpoints");
+    let newest = std::fs::read_dir(checkpoints).unwrap().map(|entry| entry.unwrap().path()).max().unwrap();
+    for file in std::fs::read_dir(newest).unwrap().map(|entry| entry.unwrap().path()) {
+        std::fs::copy(&file, place.join(file.file_name().unwrap())).unwrap();
+    }
+    let server = Server::start_of("cut", "--tier direct", None);
+    assert_eq!(server.get("/health").status, 200);
+    for file in std::fs::read_dir(&place).unwrap().map(|entry| entry.unwrap().path()) {
+        if file.extension().is_some_and(|ending| ending == "table") {
+            std::fs::OpenOptions::new().write(true).open(file).unwrap().set_len(4096).unwrap();
+        }
+    }
+    let reply = server.post("/v1/completions", &json!({"prompt": "What is lost", "max_tokens": 4}));
+    assert_eq!(reply.status, 503, "{}", reply.body);
+    assert_eq!(reply.json()["error"]["code"], "memory_rows_unavailable");
+    let health = server.get("/health");
+    assert_eq!(health.status, 503, "{}", health.body);
+    assert_eq!(health.json()["error"]["code"], "not_ready");
+    assert!(health.body.contains("rows cannot be read"), "{}", health.body);
+}
+
 /// Chats that do not say how long they may get run at once, and with a cache that holds few of them all are answered.
 #[test]
 fn chats_without_a_limit_share_a_small_cache() {

@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use engram_data::folder_of;
 
 use crate::error::{Error, Result};
+use crate::mapped_file::MappedFile;
 use crate::tensor::HostTensor;
 
 /// Version of the folder's layout.
@@ -271,8 +272,9 @@ impl Checkpoint {
     /// When the file cannot be read, or holds something else.
     pub fn tensors(&self, name: &str) -> Result<BTreeMap<String, HostTensor>> {
         let path = self.folder.join(name);
-        let bytes = fs::read(&path).map_err(Error::file("read", &path))?;
-        let tensors = SafeTensors::deserialize(&bytes).map_err(|error| Error::model(&path, error))?;
+        // Mapped, so that the file is not in memory beside its values.
+        let file = MappedFile::open(&path)?;
+        let tensors = SafeTensors::deserialize(file.bytes()).map_err(|error| Error::model(&path, error))?;
         let host = |(name, view): (String, TensorView<'_>)| {
             if view.dtype() != Dtype::F32 {
                 return Err(Error::model(&path, format!("`{name}` is {:?}, not F32", view.dtype())));

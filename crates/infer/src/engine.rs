@@ -422,7 +422,7 @@ struct Worker {
 
 /// Tokens that an answer is expected to have before any was given, and at least and at most.
 const FIRST_LENGTH: f64 = 64.0;
-const USUAL_LENGTHS: (usize, usize) = (16, 128);
+const USUAL_LENGTHS: (usize, usize) = (16, 1024);
 
 /// What one request has in a step.
 struct Part {
@@ -610,8 +610,12 @@ impl Worker {
         self.usual_tokens().div_ceil(self.options.page)
     }
 
+    /// Tokens that an answer usually has. Those that are being given count as well: long answers end late, so that
+    /// those that have ended are the short ones at first.
     fn usual_tokens(&self) -> usize {
-        (self.usual_length as usize).clamp(USUAL_LENGTHS.0, USUAL_LENGTHS.1)
+        let given: usize = self.running.iter().map(Running::generated).sum();
+        let mean = given / self.running.len().max(1);
+        (self.usual_length as usize).max(mean).clamp(USUAL_LENGTHS.0, USUAL_LENGTHS.1)
     }
 
     /// Length that a request is expected to reach: one that lost its place should get as far again before it does so

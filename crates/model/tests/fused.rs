@@ -9,7 +9,7 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use common::{Batch, Options, PAPER, PLAIN, assert_close, changed, combinations, normal, values, weights};
-use engram_config::{Gate, MemoryForm, YarnConfig, YarnRamp};
+use engram_config::{Gate, MemoryForm, Precision, YarnConfig, YarnRamp};
 use engram_model::{
     Attention, Block, BlockFeedForward, BlockMemory, LanguageModel, MemoryRows, Rotary, Sequences, Trace,
     composed, cross_entropy, embed,
@@ -210,25 +210,66 @@ fn whole_models() {
 #[track_caller]
 fn whole_model(options: Options, batch: &Batch) {
     let model = options.model(3);
-    let everything = |model: &LanguageModel| {
-        let loss = model.loss(batch.tokens(), batch.targets.clone(), &mut Trace::default());
-        let gradients = loss.backward();
-        let mut all = weights(model, |weight| weight.gradient(&gradients));
-        for (layer, memory) in batch.memory.iter().enumerate() {
-            all.insert(format!("rows {layer}"), values(memory.rows.grad(&gradients).unwrap()));
-        }
-        all.insert("loss".to_owned(), values(loss));
-        all.insert(
-            "losses".to_owned(),
-            model.token_losses(batch.tokens(), &batch.targets, &mut Trace::default()),
-        );
-        all.insert("logits".to_owned(), model.next_logits(batch.tokens(), &mut Trace::default()));
-        all
-    };
+    let everything = |model: &LanguageModel| results(model, batch);
     let fused = everything(&model);
     let expected = composed(|| everything(&model));
     for (name, found) in &fused {
         assert_close(&format!("{options:?}: {name}"), found, &expected[name]);
         assert!(found.iter().any(|&value| value != 0.0), "{options:?}: {name} is zero");
     }
+}
+
+/// Losses, logits and every gradient of a model.
+fn results(model: &LanguageModel, batch: &Batch) -> BTreeMap<String, Vec<f32>> {
+    let loss = model.loss(batch.tokens(), batch.targets.clone(), &mut Trace::default());
+    let gradients = loss.backward();
+    let mut all = weights(model, |weight| weight.gradient(&gradients));
+    for (layer, memory) in batch.memory.iter().enumerate() {
+        all.insert(format!("rows {layer}"), values(memory.rows.grad(&gradients).unwrap()));
+    }
+    all.insert("loss".to_owned(), values(loss));
+    all.insert(
+        "losses".to_owned(),
+        model.token_losses(batch.tokens(), &batch.targets, &mut Trace::default()),
+    );
+    all.insert("logits".to_owned(), model.next_logits(batch.tokens(), &mut Trace::default()));
+    all
+}
+
+/// Operands in bf16 have eight bits: what is computed with them is near what f32 gives, and not the same. Models
+/// without experts, since a token that changes its expert is another matter.
+#[test]
+fn products_in_bf16_are_near_those_in_f32() {
+    for options in combinations().into_iter().filter(|options| !options.experts) {
+        let batch = Batch::random(&options.config(), 2, 9, 4);
+        let of = |precision| {
+            let model = LanguageModel::new(&options.config(), &common::device(), 3, precision).unwrap();
+            let model = common::shaken(model, 3);
+            [results(&model, &batch), composed(|| results(&model, &batch))]
+        };
+        for (exact, rounded) in of(Precision::F32).into_iter().zip(of(Precision::Bf16)) {
+            assert_ne!(exact["logits"], rounded["logits"], "{options:?}: bf16 changes nothing");
+            let loss = (exact["loss"][0] - rounded["loss"][0]).abs();
+            assert!(loss < 0.02 * exact["loss"][0], "{options:?}: a loss moves by {loss}");
+            let gradients = |all: &BTreeMap<String, Vec<f32>>| {
+                let of_weights =
+                    all.iter().filter(|(name, _)| !["loss", "losses", "logits"].contains(&&name[..]));
+                of_weights.flat_map(|(_, values)| values.clone()).collect::<Vec<_>>()
+            };
+            let pairs = [
+                ("logits", exact["logits"].clone(), rounded["logits"].clone()),
+                ("losses", exact["losses"].clone(), rounded["losses"].clone()),
+                ("gradients", gradients(&exact), gradients(&rounded)),
+            ];
+            for (name, exact, rounded) in pairs {
+                let (off, length) = (distance(&exact, &rounded), distance(&exact, &vec![0.0; exact.len()]));
+                assert!(off < 0.05 * length, "{options:?}: {name} are off by {off} of {length}");
+            }
+        }
+    }
+}
+
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(&a, &b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
 }

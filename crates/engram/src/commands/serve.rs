@@ -130,6 +130,7 @@ impl Serve {
                 twice[0]
             ));
         }
+        note(format_args!("loading {name}"));
         let Served { model, codec, facts, template } = self.model.open_with(&self.adapters)?;
         let template = self.template.or(template)?;
         if let Err(reason) = &template {

@@ -307,7 +307,7 @@ impl Study {
             return print_json(findings);
         }
         let mut table =
-            Table::new(["arm", "nats/token", "bits/byte", "difference", "± error", "95 %", "rates"]);
+            Table::new(["arm", "nats/token", "bits/byte", "difference", "± error", "joint 95 %", "rates"]);
         for arm in &findings.arms {
             let [difference, error, interval] = match arm.difference {
                 None => [const { String::new() }; 3],

@@ -6,9 +6,9 @@
 //! question. A [`RecordFile`] keeps them, so that an interrupted run can resume. A [`Summary`] has measures with
 //! standard errors. [`Paired`] compares two models that answered the same questions.
 //!
-//! The definitions are those of EleutherAI's lm-evaluation-harness, which the field reports: a continuation is scored
-//! by the sum of its tokens' log-probabilities; the prompt's trailing blanks belong to the continuation; prompt and
-//! continuation are encoded together.
+//! Scores are defined as in EleutherAI's lm-evaluation-harness: a continuation is scored by the sum of its tokens'
+//! log-probabilities; the prompt's trailing blanks belong to the continuation; prompt and continuation are encoded
+//! together. Prompts and data sets of single tasks may differ from the harness's: `configs/tasks/README.md` says where.
 //!
 //! ```
 //! use engram_eval::tasks::{Ask, FewShot, Task};
