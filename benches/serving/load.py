@@ -42,7 +42,7 @@ class Load:
     async def send(self, body, head="POST /v1/completions HTTP/1.1"):
         reader, writer = await asyncio.open_connection(self.host, self.port)
         data = json.dumps(body).encode()
-        writer.write(f"{head}\r\nhost: load\r\nconnection: close\r\ncontent-length: {len(data)}\r\n\r\n".encode() + data)
+        writer.write(f"{head}\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {len(data)}\r\n\r\n".encode() + data)
         await writer.drain()
         return reader, writer
 
@@ -96,7 +96,7 @@ class Load:
                     self.outcomes[kind, "left"] += 1
                 elif kind == "hang":
                     _, writer = await asyncio.open_connection(self.host, self.port)
-                    writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: load\r\ncontent-length: 50\r\n\r\n{")
+                    writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 50\r\n\r\n{")
                     await asyncio.sleep(chance.uniform(1, 10))
                     writer.close()
                     self.outcomes[kind, "hung"] += 1

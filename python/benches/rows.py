@@ -21,10 +21,14 @@ def seconds(work: Callable[[], object]) -> list[float]:
     work()
     times = []
     for _ in range(REPEATS):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
+        times.append(timed(work))
     return times
+
+
+def timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def gather(gib: float, width: int, folder: Path) -> list[dict[str, float]]:
@@ -42,15 +46,16 @@ def gather(gib: float, width: int, folder: Path) -> list[dict[str, float]]:
     for count in (256, 4096, 16384, 65536):
         out = torch.empty(count, width)
         times: dict[str, list[float]] = {"python": [], "rust": [], "embedding": []}
-        for _ in range(REPEATS):  # fresh ids each time: rows come from memory
-            ids, others, third = (torch.randint(0, rows, (count,)) for _ in range(3))
-            start = time.perf_counter()
-            table.gather(ids, out)
-            times["python"].append(time.perf_counter() - start)
-            times["rust"] += table._gather_seconds(others, out, 1)
-            start = time.perf_counter()
-            torch.nn.functional.embedding(third, weight)
-            times["embedding"].append(time.perf_counter() - start)
+        works: dict[str, Callable[[torch.Tensor], float]] = {
+            "python": lambda ids, out=out: timed(lambda: table.gather(ids, out)),  # type: ignore[misc]
+            "rust": lambda ids, out=out: table._gather_seconds(ids, out, 1)[0],  # type: ignore[misc]
+            "embedding": lambda ids: timed(lambda: torch.nn.functional.embedding(ids, weight)),
+        }
+        for turn in range(3 * REPEATS):
+            # Each is first as often as the others: PyTorch's threads spin for a while after their work.
+            for name in sorted(works, key=lambda name: (list(works).index(name) + turn) % 3):
+                # Fresh ids each time: rows come from memory.
+                times[name].append(works[name](torch.randint(0, rows, (count,))))
         found.append({"rows": count, **{name: min(of) for name, of in times.items()}})
     return found
 

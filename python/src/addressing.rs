@@ -134,7 +134,7 @@ impl Addressing {
     /// Rows of the chosen layer's table.
     #[getter]
     fn rows(&self) -> PyResult<u64> {
-        Ok(self.inner.layers()[self.index()?].rows())
+        self.chosen_rows()
     }
 
     /// Rows that a token reads of the chosen layer: one for each order and head.
@@ -282,6 +282,11 @@ impl Addressing {
                 self.layers()
             ))
         })
+    }
+
+    /// Rows of the chosen layer's table.
+    pub(crate) fn chosen_rows(&self) -> PyResult<u64> {
+        Ok(self.inner.layers()[self.index()?].rows())
     }
 
     /// What the rows of the chosen layer's table belong to.

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use engram_store::{
-    Cached, DirectOptions, DirectTable, Overlaid, PrefetchOptions, Prefetcher, RowSource, Storage,
-    TableHeader, TableOrigin, TableReader,
+    Cached, ContentHash, DirectOptions, DirectTable, Overlaid, PrefetchOptions, Prefetcher, RowSource,
+    Storage, TableHeader, TableOrigin, TableReader, ZeroRows,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -56,7 +56,8 @@ impl Table {
     /// `addressing`: an `Addressing` whose chosen layer the table must belong to; none: the file's word is taken (see
     /// `identity` and `layer`).
     /// `checked`: whether a block (1 MiB) is checked when a row in it is first read ("ram" checks all at once).
-    /// `overlays`: overlay files to lay on top, the lowest first.
+    /// `overlays`: overlay files to lay on top, the lowest first. Each must have been made for exactly what lies below
+    /// it; with `stack`, for the table or for any overlay below it.
     /// `depth`: reads in flight at once, of the direct tier.
     /// `prefetch_threads`, `prefetch_bytes`, `time_limit`: what `prefetch` may use at once, and seconds it may take.
     ///
@@ -64,7 +65,7 @@ impl Table {
     /// belongs to another addressing or layer; `ValueError` for an impossible setting.
     #[staticmethod]
     #[pyo3(signature = (path, *, tier="mapped", cache=None, addressing=None, checked=false, overlays=Vec::new(),
-        depth=128, prefetch_threads=2, prefetch_bytes=Size(256 << 20), time_limit=60.0))]
+        stack=false, depth=128, prefetch_threads=2, prefetch_bytes=Size(256 << 20), time_limit=60.0))]
     #[allow(clippy::too_many_arguments)]
     fn open(
         py: Python<'_>,
@@ -74,6 +75,7 @@ impl Table {
         addressing: Option<&Bound<'_, Addressing>>,
         checked: bool,
         overlays: Vec<PathBuf>,
+        stack: bool,
         depth: usize,
         prefetch_threads: usize,
         prefetch_bytes: Size,
@@ -99,16 +101,38 @@ impl Table {
                 }
                 None => (base, None),
             };
-            let read_header = TableHeader { training: None, ..header.clone() };
-            let mut overlaid = Overlaid::new(Arc::clone(&base), &read_header, content).map_err(store)?;
-            for overlay in &overlays {
-                overlaid.push(overlay).map_err(store)?;
-            }
-            let overlaid = Arc::new(overlaid);
-            let source = if overlays.is_empty() { base } else { Arc::clone(&overlaid) as Source };
-            let parts =
-                Parts { source, overlaid, cache, prefetcher: OnceLock::new(), making: Mutex::new(()) };
-            Ok(Self { parts: Owned::new(parts), header, path, tier, prefetch })
+            Self::under(base, cache, (header, content), (&overlays, stack), (path, tier, prefetch))
+        })
+    }
+
+    /// Rows of `width` zeros, which take no room: what a memory reads that has learned nothing yet.
+    ///
+    /// `addressing`: an `Addressing` whose chosen layer they belong to. `overlays`, `stack`: as for `open`.
+    ///
+    /// Raises as `open`.
+    #[staticmethod]
+    #[pyo3(signature = (width, *, addressing, overlays=Vec::new(), stack=false))]
+    fn zeros(
+        py: Python<'_>,
+        width: usize,
+        addressing: &Bound<'_, Addressing>,
+        overlays: Vec<PathBuf>,
+        stack: bool,
+    ) -> PyResult<Self> {
+        claim()?;
+        let addressing = addressing.get();
+        let (rows, origin) = (addressing.chosen_rows()?, addressing.origin()?);
+        py.detach(|| {
+            let zeros = ZeroRows::new(rows, width, origin).map_err(store)?;
+            let (header, content) = (zeros.header().clone(), zeros.content());
+            let (path, options) = (PathBuf::from("rows of zero"), PrefetchOptions::default());
+            Self::under(
+                Arc::new(zeros),
+                None,
+                (header, content),
+                (&overlays, stack),
+                (path, "zeros", options),
+            )
         })
     }
 
@@ -222,7 +246,7 @@ impl Table {
         self.header.origin.layer
     }
 
-    /// "ram", "mapped" or "direct".
+    /// "ram", "mapped", "direct", or "zeros" for rows that are nowhere.
     #[getter]
     fn tier(&self) -> &'static str {
         self.tier
@@ -269,6 +293,25 @@ impl Table {
 }
 
 impl Table {
+    /// `base`, perhaps behind a `cache`, with `overlays` on top.
+    fn under(
+        base: Source,
+        cache: Option<Arc<Cached<Source>>>,
+        (header, content): (TableHeader, ContentHash),
+        (overlays, stack): (&[PathBuf], bool),
+        (path, tier, prefetch): (PathBuf, &'static str, PrefetchOptions),
+    ) -> PyResult<Self> {
+        let read_header = TableHeader { training: None, ..header.clone() };
+        let mut overlaid = Overlaid::new(Arc::clone(&base), &read_header, content).map_err(store)?;
+        for overlay in overlays {
+            if stack { overlaid.stack(overlay) } else { overlaid.push(overlay) }.map_err(store)?;
+        }
+        let overlaid = Arc::new(overlaid);
+        let source = if overlays.is_empty() { base } else { Arc::clone(&overlaid) as Source };
+        let parts = Parts { source, overlaid, cache, prefetcher: OnceLock::new(), making: Mutex::new(()) };
+        Ok(Self { parts: Owned::new(parts), header, path, tier, prefetch })
+    }
+
     fn prefetcher(&self) -> PyResult<&Prefetcher> {
         if let Some(prefetcher) = self.parts.prefetcher.get() {
             return Ok(prefetcher);

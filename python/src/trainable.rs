@@ -274,7 +274,7 @@ fn distinct<'a>(ids: &'a [u64], grads: &'a [f32], width: usize) -> PyResult<Dist
 }
 
 fn rows_of(addressing: &Addressing, given: Option<u64>) -> PyResult<u64> {
-    let rows = addressing.inner.layers()[addressing.index()?].rows();
+    let rows = addressing.chosen_rows()?;
     match given {
         Some(given) if given != rows => Err(PyValueError::new_err(format!(
             "`rows` is {given}, but the addressing's layer has {rows}: leave it out"

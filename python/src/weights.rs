@@ -40,14 +40,17 @@ pub(crate) fn initial_values(
     Ok(())
 }
 
-/// BLAKE3 of bytes (uint8 of any shape), 64 hexadecimal digits.
+/// BLAKE3 of bytes (uint8 of any shape), 64 hexadecimal digits. `context`: derives a key for that context instead.
 ///
 /// Raises `TypeError` unless they are bytes.
 #[pyfunction]
-pub(crate) fn blake3_of(py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<String> {
+#[pyo3(signature = (data, context=None))]
+pub(crate) fn blake3_of(py: Python<'_>, data: &Bound<'_, PyAny>, context: Option<&str>) -> PyResult<String> {
     let array = Array::of("data", data)?;
     let bytes = array.bytes()?;
-    Ok(py.detach(|| blake3::hash(bytes)).to_hex().to_string())
+    let mut hasher = context.map_or_else(blake3::Hasher::new, blake3::Hasher::new_derive_key);
+    py.detach(|| hasher.update(bytes));
+    Ok(hasher.finalize().to_hex().to_string())
 }
 
 /// BLAKE3 of the file at `path`, 64 hexadecimal digits.

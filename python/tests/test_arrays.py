@@ -194,3 +194,33 @@ class OnDevice:
 
     def __dlpack__(self) -> object:
         raise AssertionError("not asked for")
+
+
+def test_tensors_that_are_not_plain(table_file: Path) -> None:
+    """Views, parameters, subclasses and negated tensors are what they say, or refused; never misread."""
+    torch = pytest.importorskip("torch")
+
+    class Subclass(torch.Tensor):  # type: ignore[misc, name-defined, unused-ignore]
+        pass
+
+    table = Table.open(table_file)
+    ids = torch.arange(12)
+    expected = np.asarray(table.gather(ids.tolist()))
+    behind = torch.zeros(20, 8)
+    table.gather(ids, behind[3:15])  # a view that begins in the middle
+    assert np.array_equal(behind[3:15], expected) and not behind[:3].any() and not behind[15:].any()
+    parameter = torch.nn.Parameter(torch.zeros(12, 8), requires_grad=False)
+    table.gather(ids.as_subclass(Subclass), parameter)
+    assert np.array_equal(parameter, expected)
+    with pytest.raises(ValueError, match="detach it first"):
+        table.gather(ids, torch.zeros(12, 8, requires_grad=True))
+    with pytest.raises(ValueError, match="`out` is not C-contiguous|`out`.*contiguous"):
+        table.gather(ids, torch.zeros(8, 12).T)
+    with pytest.raises(TypeError, match="`ids` holds int32"):
+        table.gather(ids.int())
+    with pytest.raises((TypeError, ValueError)):
+        table.gather(ids, torch.zeros(12, 8).to_sparse())
+    negated = torch.zeros(12, 8, dtype=torch.complex64).conj().imag
+    assert negated.is_neg()
+    with pytest.raises((TypeError, ValueError)):
+        table.gather(ids, negated)

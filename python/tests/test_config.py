@@ -1,5 +1,7 @@
 """Configurations: those of the repository are read, wrong ones are refused by key, and TOML goes there and back."""
 
+import dataclasses
+import re
 import tomllib
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pytest
 
 from engram_lm import config
 from engram_lm.toml_file import value_to_toml
-from repository import CONFIGS
+from repository import CONFIGS, REPOSITORY
 
 FILES = sorted(CONFIGS.glob("*.toml"))
 
@@ -66,6 +68,34 @@ def test_wrong_configurations_are_refused_by_key(right: str, wrong: str, message
     with pytest.raises(config.ConfigError, match="wrong.toml: ") as raised:
         config.load_run_config(path)
     assert message in str(raised.value)
+
+
+def test_several_sources_are_read_and_written_and_refused_by_key(tmp_path: Path) -> None:
+    text = (CONFIGS / "quickstart-memory.toml").read_text()
+    one = text.split("[data]\n")[1].split("\n\n", 1)[0]
+    source = '[[data.source]]\nname = "{}"\ntrain = "{}"\nweight = {}\n'
+    sources = source.format("web", "w", 3) + source.format("code", "c", 1.5) + 'valid = "v"\n'
+    mixed = text.replace(one, 'tokenizer = "t"\n' + sources)
+    path = tmp_path / "mixed.toml"
+    path.write_text(mixed)
+    run = config.load_run_config(path)
+    assert run.data is not None and run.data.source is not None and run.data.train is None
+    assert [(each.name, each.train, each.valid, each.weight) for each in run.data.source] == [
+        ("web", tmp_path / "w", None, 3.0),
+        ("code", tmp_path / "c", tmp_path / "v", 1.5),
+    ]
+    written = tmp_path / "run.toml"
+    written.write_text(config.to_toml(run))
+    assert config.load_run_config(written) == run
+    for right, wrong, key in [
+        ("weight = 1.5", "weight = 0", "data.source[1].weight"),
+        ('tokenizer = "t"', 'tokenizer = "t"\ntrain = "w"', "data.train"),
+        ('name = "web"\n', "", "data.source[0].name"),
+    ]:
+        path.write_text(mixed.replace(right, wrong, 1))
+        with pytest.raises(config.ConfigError) as raised:
+            config.load_run_config(path)
+        assert key in str(raised.value)
 
 
 MODEL = """
@@ -176,3 +206,55 @@ def test_schedules() -> None:
     assert rates({"cosine": {"floor": 0.1}}, 20, 60, 100, 500) == [0.55, 0.1, 0.1]
     linear = {"wsd": {"fraction": 0.5, "shape": "linear", "floor": 0.5}}
     assert rates(linear, 10, 9, 50, 75, 100) == [1, 1, 0.75, 0.5]
+
+
+# What describes pretrained models, which the twin does not compute: `engram_lm.hf` puts a memory before their blocks.
+OF_PRETRAINED = {
+    "model": {"embedding_scale", "post_norms"},
+    "model.attention latent": {"scale", "rotary_scaling"},
+    "model.attention plain": {
+        *("rotary_width", "query_key_norm", "bias", "output_bias", "scale", "window", "local_blocks"),
+        *("local_rotary_base", "unrotated_blocks", "rotary_scaling"),
+    },
+    "model.feed_forward": {"activation"},
+    "model.experts": {"dense_blocks", "score", "normalise", "groups"},
+}
+TABLES: dict[str, type] = {
+    "model": config.ModelConfig,
+    "model.init": config.InitConfig,
+    "model.attention latent": config.LatentAttentionConfig,
+    "model.attention plain": config.PlainAttentionConfig,
+    "model.feed_forward": config.FeedForwardConfig,
+    "model.experts": config.ExpertsConfig,
+    "model.hyper_connections": config.HyperConnectionConfig,
+    "model.memory": config.MemoryConfig,
+    "text": config.TextConfig,
+    "data": config.DataConfig,
+    "train": config.TrainConfig,
+    "train.optimizer": config.OptimizerConfig,
+    "train.memory": config.RowTraining,
+}
+
+
+def documented_keys() -> dict[str, set[str]]:
+    """The keys of each table of docs/configuration.md; those of a `kind` under both names."""
+    found: dict[str, set[str]] = {}
+    section = ""
+    for line in (REPOSITORY / "docs/configuration.md").read_text().splitlines():
+        if heading := re.match(r"#+ `\[?([\w.]+)\]?`", line):
+            section = heading[1]
+        elif kind := re.match(r'\*\*`kind = "(\w+)"`', line):
+            section = f"{section.split()[0]} {kind[1]}"
+        elif line.startswith("#"):
+            section = ""
+        elif key := re.match(r"\| `(\w+)` \|", line):
+            found.setdefault(section, set()).add(key[1])
+    return found
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_key_of_the_reference_is_known(table: str) -> None:
+    known = {field.name for field in dataclasses.fields(TABLES[table])} - {"kind"}
+    left_out = OF_PRETRAINED.get(table, set())
+    assert known & left_out == set()
+    assert known | left_out == documented_keys()[table]

@@ -341,7 +341,7 @@ def test_the_order_of_windows_is_that_of_the_rust_trainer() -> None:
 
 def test_shards_are_one_sequence(tmp_path: Path) -> None:
     config = load_run_config(write_run(tmp_path))
-    assert config.data is not None
+    assert config.data is not None and config.data.train is not None
     shards = TokenShards(config.data.train)
     assert len(shards.shards) == 3
     whole = np.concatenate([shard.tokens for shard in shards.shards])

@@ -1,6 +1,6 @@
 """The model in PyTorch against the one in Rust: losses, every gradient, training, and checkpoints there and back.
 
-These need the programs `engram` and `exchange` of this repository: `cargo build --release -p engram --bin engram
+These need the programs `engram` and `exchange` of this repository: `cargo build --release --workspace --bin engram
 --example exchange` makes them; ENGRAM_TARGET names another folder than target/release. Without them, what a few small
 models gave is compared with (tests/golden/exchange, made by the same program).
 """
@@ -38,7 +38,7 @@ CORPUS = REPOSITORY / "data/quickstart.valid.jsonl.zst"
 def program(name: str) -> Path:
     path = TARGET / name
     if not path.is_file():
-        pytest.skip(f"{path} is not there: cargo build --release -p engram --bin engram --example exchange")
+        pytest.skip(f"{path} is not there: cargo build --release --workspace --bin engram --example exchange")
     return path
 
 

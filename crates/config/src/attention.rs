@@ -242,6 +242,19 @@ impl AttentionConfig {
         }
     }
 
+    /// Weights of the projections for each value of the stream, or more, however many.
+    pub(crate) fn most_outputs(&self) -> f64 {
+        let heads = self.heads() as f64 + 2.0 * self.key_heads() as f64;
+        match self {
+            Self::Plain(plain) => heads * plain.head_width as f64,
+            Self::Latent(latent) => {
+                let ranks = latent.query_rank.unwrap_or(1) as f64 + latent.latent_rank as f64;
+                let widths = [latent.content_width, latent.rotary_width, latent.value_width];
+                heads * ranks * widths.iter().map(|&width| width as f64).sum::<f64>()
+            }
+        }
+    }
+
     /// Width of the rotary part of a head and the base of its frequencies.
     pub fn rotary(&self) -> (usize, f32) {
         match self {

@@ -152,6 +152,11 @@ impl ExpertsConfig {
         departures.into_iter().find_map(|(departs, key)| departs.then_some(key))
     }
 
+    /// Hidden values of a block's experts, and the router's outputs, however many.
+    pub(crate) fn hidden(&self) -> f64 {
+        self.routed as f64 * (self.width as f64 + 1.0) + self.shared_width as f64
+    }
+
     pub(crate) fn validate(&self, blocks: usize) -> Result<(), ConfigError> {
         positive("model.experts.routed", self.routed)?;
         positive("model.experts.active", self.active)?;

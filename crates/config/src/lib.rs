@@ -23,6 +23,7 @@
 
 mod accounting;
 mod attention;
+mod data;
 mod error;
 mod feed_forward;
 mod grafting;
@@ -45,6 +46,7 @@ pub use accounting::Account;
 pub use attention::{
     AttentionConfig, BlockRotary, LatentConfig, PlainConfig, RotaryScaling, YarnConfig, YarnRamp,
 };
+pub use data::{DataConfig, DataSource, SourceConfig};
 pub use error::{ConfigError, Error, Result};
 pub use feed_forward::{Activation, ExpertGroups, ExpertScore, ExpertsConfig, FeedForwardConfig, GroupScore};
 pub use grafting::{GraftConfig, GraftMemory, GraftRates, LowRankConfig};
@@ -53,9 +55,9 @@ pub use model::*;
 pub use optimizer::OptimizerConfig;
 pub use precision::{Precision, PrecisionConfig};
 pub use rows::{BiasCorrection, RowOptimizerKind, RowStorage, RowTraining};
-pub use run::{CheckpointConfig, DataConfig, RunConfig, TrainConfig, load_model_config};
+pub use run::{CheckpointConfig, RunConfig, TrainConfig, load_model_config};
 pub use schedule::{Decay, Schedule, StepDown, WsdShape};
-pub use teaching::{NewMemory, TeachConfig};
+pub use teaching::{CompareConfig, NewMemory, TeachConfig};
 pub use text::{BeginConfig, TextConfig};
 pub use toml_file::{Source, load_toml, locate};
 pub use training_memory::TrainingMemory;

@@ -276,6 +276,7 @@ impl ModelConfig {
         positive("model.blocks", self.blocks)?;
         positive("model.context", self.context)?;
         positive("model.feed_forward.width", self.feed_forward.width)?;
+        self.validate_sizes()?;
         if !(self.norm_epsilon > 0.0 && self.norm_epsilon.is_finite()) {
             return Err(ConfigError::new("model.norm_epsilon", "must be above 0"));
         }
@@ -306,6 +307,43 @@ impl ModelConfig {
     }
 }
 
+/// Blocks at most.
+const MOST_BLOCKS: usize = 1 << 14;
+/// Weights at most, and values of memory rows: 2⁵⁶, some seventy quadrillion.
+const MOST_VALUES: f64 = (1_u64 << 56) as f64;
+
+impl ModelConfig {
+    /// Refuses sizes that give more values than can be counted, before anything is counted.
+    fn validate_sizes(&self) -> Result<(), ConfigError> {
+        if self.blocks > MOST_BLOCKS {
+            let reason = format!("is {}, but may be at most {MOST_BLOCKS}", self.blocks);
+            return Err(ConfigError::new("model.blocks", reason));
+        }
+        let (width, blocks) = (self.width as f64, self.blocks as f64);
+        let memory = self.memory.as_ref();
+        let counts = [
+            ("model.vocabulary", 2.0 * width * self.vocabulary as f64),
+            ("model.context", width * blocks * self.context as f64),
+            ("model.attention", width * blocks * self.attention.most_outputs()),
+            ("model.feed_forward.width", 3.0 * width * blocks * self.feed_forward.width as f64),
+            (
+                "model.experts",
+                3.0 * width * blocks * self.experts.as_ref().map_or(0.0, ExpertsConfig::hidden),
+            ),
+            ("model.memory.rows_per_head", memory.map_or(0.0, MemoryConfig::row_values)),
+            ("model.memory", width * memory.map_or(0.0, |memory| memory.projected(self.streams()))),
+        ];
+        match counts.iter().find(|(_, values)| *values > MOST_VALUES) {
+            Some((key, values)) => {
+                let reason =
+                    format!("with the other sizes gives {values:.1e} values, more than can be counted");
+                Err(ConfigError::new(*key, reason))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
 impl HyperConnectionConfig {
     fn validate(&self) -> Result<(), ConfigError> {
         if !(2..=8).contains(&self.streams) {
@@ -319,6 +357,18 @@ impl HyperConnectionConfig {
 }
 
 impl MemoryConfig {
+    /// Values of the rows of all layers, however many.
+    fn row_values(&self) -> f64 {
+        let rows: f64 = self.rows_per_head.iter().map(|&rows| rows as f64).sum();
+        rows * self.heads as f64 * self.row_width as f64 * self.layers.len() as f64
+    }
+
+    /// Weights of the projections of all layers for each value of a stream, or more, however many.
+    fn projected(&self, streams: usize) -> f64 {
+        let inputs = self.max_order as f64 * self.heads as f64 * self.row_width as f64 + self.kernel as f64;
+        self.layers.len() as f64 * (streams + 1) as f64 * inputs
+    }
+
     /// Orders of n-grams: 2 to `max_order`.
     pub fn orders(&self) -> usize {
         self.max_order - 1

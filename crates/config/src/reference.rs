@@ -55,6 +55,9 @@ impl<'a> Reference<'a> {
             self.done.push(place.clone());
             if let Some(choices) = choices(inner) {
                 self.choices(&place, inner, choices);
+            } else if let Some(items) = inner.get("items") {
+                // A list of tables has a header in double brackets.
+                self.table(&format!("[{place}]"), self.inner(items));
             } else {
                 self.table(&place, inner);
             }

@@ -61,6 +61,18 @@ pub enum BiasCorrection {
 }
 
 impl RowTraining {
+    /// Values of optimiser state for a row of `width` values.
+    pub fn state_values(&self, width: u64) -> u64 {
+        match (self.optimizer, self.bias_correction) {
+            // A count of the row's own updates in addition to its moments.
+            (RowOptimizerKind::Adam, Some(BiasCorrection::Row)) => 2 * width + 1,
+            (RowOptimizerKind::Adam, Some(BiasCorrection::Table) | None) => 2 * width,
+            (RowOptimizerKind::BalancedMomentum, _) => width,
+            (RowOptimizerKind::RowWiseAdam, _) => 1,
+            (RowOptimizerKind::Frozen, _) => 0,
+        }
+    }
+
     /// Refuses impossible values, and settings that the optimiser does not use, named below `train.memory.`.
     ///
     /// # Errors

@@ -1,9 +1,10 @@
 //! A run's configuration file.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::DataConfig;
 use crate::error::{ConfigError, Result};
 use crate::model::ModelConfig;
 use crate::optimizer::OptimizerConfig;
@@ -48,42 +49,6 @@ pub struct CheckpointConfig {
     pub train: Option<TrainConfig>,
 }
 
-/// Prepared token shards and the tokenizer that made them (`engram data prepare`).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields)]
-pub struct DataConfig {
-    /// Shards to train on.
-    pub train: PathBuf,
-    /// Held-out shards. Without them, there are no held-out losses.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub valid: Option<PathBuf>,
-    /// The tokenizer, a Hugging Face `tokenizer.json`.
-    pub tokenizer: PathBuf,
-}
-
-impl DataConfig {
-    /// Resolves relative paths against the folder of the file at `path`, which they were read from.
-    pub fn resolve(&mut self, path: &Path) {
-        let folder = path.parent().unwrap_or(Path::new(""));
-        self.paths_mut().for_each(|data| *data = folder.join(&data));
-    }
-
-    /// All paths.
-    pub fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
-        [&mut self.train, &mut self.tokenizer].into_iter().chain(&mut self.valid)
-    }
-
-    /// The held-out shards, for callers that need them.
-    ///
-    /// # Errors
-    /// When there are none.
-    pub fn held_out(&self) -> std::result::Result<&Path, ConfigError> {
-        let reason = "is missing: name held-out shards (`engram data prepare --hold-out`)";
-        self.valid.as_deref().ok_or_else(|| ConfigError::new("data.valid", reason))
-    }
-}
-
 /// How a model learns.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -126,7 +91,8 @@ pub struct TrainConfig {
     /// Number of steps between held-out losses.
     #[serde(default = "every")]
     pub evaluate_every: u64,
-    /// Maximum number of held-out tokens per evaluation, in whole windows spread evenly over the text. Default: all.
+    /// Maximum number of held-out tokens per evaluation and source, in whole windows spread evenly over the text.
+    /// Default: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluate_tokens: Option<usize>,
     /// Number of steps between checkpoints.
@@ -175,6 +141,7 @@ impl RunConfig {
     /// The first invalid key.
     pub fn validate(&self) -> std::result::Result<(), ConfigError> {
         self.model.validate()?;
+        self.data.validate()?;
         if let Some(key) = self.model.untrainable() {
             let reason = "is only for pretrained models and cannot be trained: leave it out";
             return Err(ConfigError::new(key, reason));

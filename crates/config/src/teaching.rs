@@ -39,6 +39,34 @@ pub struct TeachConfig {
     pub seed: u64,
     /// The memory that a model without one is given.
     pub memory: NewMemory,
+    /// What the facts are trained into beside it, where that is asked for.
+    pub compare: CompareConfig,
+}
+
+/// Training of the model's own weights on the same facts. Every rate is tried with the losses of teaching, and again
+/// without those that keep other text as it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CompareConfig {
+    /// Rank of an adapter of low rank.
+    pub rank: usize,
+    /// Its largest rates.
+    pub lora_rates: Vec<f32>,
+    /// Largest rates of all weights of the blocks.
+    pub full_rates: Vec<f32>,
+    /// Weights of the divergence from the base, at the other positions of prompts and in questions of other relations.
+    pub kl_weights: Vec<f32>,
+}
+
+impl Default for CompareConfig {
+    fn default() -> Self {
+        Self {
+            rank: 16,
+            lora_rates: vec![1e-4, 3e-4, 1e-3],
+            full_rates: vec![1e-5, 3e-5],
+            kl_weights: vec![0.0, 1.0],
+        }
+    }
 }
 
 /// A new memory's shape.
@@ -76,6 +104,7 @@ impl Default for TeachConfig {
             save_every: 20,
             seed: 0,
             memory: NewMemory::default(),
+            compare: CompareConfig::default(),
         }
     }
 }
@@ -114,6 +143,24 @@ impl NewMemory {
     }
 }
 
+impl CompareConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        if self.rank == 0 {
+            return Err(ConfigError::new("compare.rank", "is 0: must be at least 1"));
+        }
+        let rates = [("compare.lora_rates", &self.lora_rates), ("compare.full_rates", &self.full_rates)];
+        for (key, values) in rates {
+            if !values.iter().all(|value| *value > 0.0 && value.is_finite()) {
+                return Err(ConfigError::new(key, "must be above 0, each of them"));
+            }
+        }
+        if !self.kl_weights.iter().all(|value| *value >= 0.0 && value.is_finite()) {
+            return Err(ConfigError::new("compare.kl_weights", "must be 0 or above, each of them"));
+        }
+        Ok(())
+    }
+}
+
 impl TeachConfig {
     /// Refuses impossible values.
     ///
@@ -144,7 +191,7 @@ impl TeachConfig {
                 return Err(ConfigError::new(key, "must be at least 0 and below 1"));
             }
         }
-        Ok(())
+        self.compare.validate()
     }
 
     /// The rate of step `step`, from 0: it rises over the warm-up and then falls to zero in a line.
@@ -173,6 +220,9 @@ mod tests {
             ("rate = 0.0", "rate"),
             ("kl_weight = -1.0", "kl_weight"),
             ("beta2 = 1.0", "beta2"),
+            ("[compare]\nrank = 0", "compare.rank"),
+            ("[compare]\nfull_rates = [0.1, 0.0]", "compare.full_rates"),
+            ("[compare]\nkl_weights = [-1.0]", "compare.kl_weights"),
         ] {
             let config: TeachConfig = toml::from_str(text).unwrap();
             assert_eq!(config.validate().unwrap_err().key, key);

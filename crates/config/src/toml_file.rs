@@ -181,22 +181,40 @@ fn is_same_kind(below: &Table, over: &Table) -> bool {
     over.get("kind").is_none_or(|kind| below.get("kind") == Some(kind))
 }
 
-/// How many parts of the dotted `key` the text has, and the line of the last of them; line 1 if it has none.
+/// How many parts of the dotted `key` the text has, and the line of the last of them; line 1 if it has none. A part such
+/// as `source[1]` is a table in a list.
 fn key_line(text: &str, key: &str) -> (usize, usize) {
     let (mut depth, mut line) = (0, 1);
     let Ok(document) = toml::de::DeTable::parse(text) else { return (depth, line) };
     let mut table = document.get_ref();
     for part in key.split('.') {
+        let (part, index) = numbered(part);
         let Some((name, value)) = table.iter().find(|(name, _)| name.get_ref().as_ref() == part) else {
             break;
         };
         (depth, line) = (depth + 1, line_of(text, name.span().start));
-        match value.get_ref() {
+        let value = match (value.get_ref(), index) {
+            (toml::de::DeValue::Array(values), Some(index)) => match values.get(index) {
+                Some(value) => {
+                    line = line_of(text, value.span().start);
+                    value.get_ref()
+                }
+                None => break,
+            },
+            (value, _) => value,
+        };
+        match value {
             toml::de::DeValue::Table(inner) => table = inner,
             _ => break,
         }
     }
     (depth, line)
+}
+
+/// The name and the index of a part such as `source[1]`.
+fn numbered(part: &str) -> (&str, Option<usize>) {
+    let index = |rest: &str| rest.strip_suffix(']')?.parse().ok();
+    part.split_once('[').map_or((part, None), |(name, rest)| (name, index(rest)))
 }
 
 /// The dotted key at `offset` of a text whose tables all have headers.
@@ -306,6 +324,15 @@ mod tests {
             load_toml::<Config>(&folder.0.path().join("own.toml").with_file_name("a.toml")).unwrap();
         let error = locate(&source, &ConfigError::new("part.radius", "must be above 0")).to_string();
         assert!(error.ends_with("a.toml:6: `part.radius`: must be above 0"), "{error}");
+    }
+
+    #[test]
+    fn a_table_in_a_list_has_its_own_line() {
+        let text = "[data]\n[[data.source]]\nname = \"a\"\n[[data.source]]\nname = \"b\"\n\nweight = 0\n";
+        assert_eq!(key_line(text, "data.source[1].weight"), (3, 7));
+        assert_eq!(key_line(text, "data.source[0].name"), (3, 3));
+        assert_eq!(key_line(text, "data.source[0].weight").1, 2);
+        assert_eq!(key_line(text, "data.source[7].weight"), (2, 2));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use engram_address::AddressError;
 use serde::Serialize;
 
 use crate::accounting::Account;
-use crate::rows::{BiasCorrection, RowOptimizerKind, RowStorage};
+use crate::rows::RowStorage;
 use crate::run::RunConfig;
 
 /// A lower bound of the memory for training, in bytes. Of a step's activations, only the states between blocks are
@@ -37,14 +37,7 @@ impl TrainingMemory {
         let account = Account::of(model, &model.table_rows()?);
         let dense = account.total - account.memory;
         let width = model.memory.as_ref().map_or(1, |memory| memory.row_width as u64);
-        let state_values = match (train.memory.optimizer, train.memory.bias_correction) {
-            // A count of the row's own updates in addition to its moments.
-            (RowOptimizerKind::Adam, Some(BiasCorrection::Row)) => 2 * width + 1,
-            (RowOptimizerKind::Adam, Some(BiasCorrection::Table) | None) => 2 * width,
-            (RowOptimizerKind::BalancedMomentum, _) => width,
-            (RowOptimizerKind::RowWiseAdam, _) => 1,
-            (RowOptimizerKind::Frozen, _) => 0,
-        };
+        let state_values = train.memory.state_values(width);
         let tables = match train.memory.storage {
             RowStorage::Ram => 4 * account.memory / width * (width + state_values),
             RowStorage::Mapped => 0,

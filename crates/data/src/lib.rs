@@ -2,7 +2,8 @@
 //!
 //! A [`Corpus`] streams documents from text, JSON lines and Parquet files. A [`Tokenizer`] is trained on it or loaded.
 //! [`prepare`] turns the corpus into memory-mapped [`TokenShards`] with the boundaries and sizes of documents. A
-//! [`Sampler`] gives training windows in a random order; its state is two numbers. [`Packing`] tells which tokens of a
+//! [`Sampler`] gives training windows in a random order; its state is two numbers. A [`Mixture`] draws them from several
+//! sources by weight. [`Packing`] tells which tokens of a
 //! window belong to one document.
 //!
 //! ```
@@ -28,12 +29,15 @@
 //! ```
 
 mod ascii_words;
+mod conversations;
 mod corpus;
 mod cut;
 mod damage;
 mod error;
 mod files;
 mod json_text;
+mod loss_mask;
+mod mixture;
 mod packing;
 mod permuted;
 mod preparation_state;
@@ -45,10 +49,12 @@ mod tokenizer;
 mod word_encoder;
 mod work_folder;
 
+pub use conversations::{Conversation, ConversationSplit, ConversationSummary, prepare_conversations};
 pub use corpus::{Corpus, Documents};
 pub use damage::{DamageReport, OnDamage};
 pub use error::Error;
 pub use files::{folder_of, new_file, new_folder, sync_folder, write_file};
+pub use mixture::{Mixture, Window};
 pub use packing::Packing;
 pub use permuted::PermutedPlaces;
 pub use sampler::{Batch, Sampler, SamplerState, mix, validation_windows};

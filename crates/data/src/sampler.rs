@@ -38,6 +38,8 @@ pub struct Sampler {
     context: u64,
     batch: usize,
     tokens: u64,
+    /// Whether windows begin at multiples of the context in every epoch.
+    aligned: bool,
     state: SamplerState,
 }
 
@@ -62,7 +64,15 @@ impl Sampler {
             return Err(Error::option("batch", batch, "must be at least 1"));
         }
         let context = checked_context(context, tokens)?;
-        Ok(Self { seed, context, batch, tokens, state: SamplerState::default() })
+        Ok(Self { seed, context, batch, tokens, aligned: false, state: SamplerState::default() })
+    }
+
+    /// The same sampler with windows that begin at multiples of the context in every epoch, as those of packed
+    /// conversations do.
+    #[must_use]
+    pub fn aligned(mut self, aligned: bool) -> Self {
+        self.aligned = aligned;
+        self
     }
 
     /// The same sampler at another position, as if it had advanced there.
@@ -128,6 +138,9 @@ impl Sampler {
 
     /// Where the epoch's first window starts. At least one window fits after it.
     fn offset(&self, epoch: u64) -> u64 {
+        if self.aligned {
+            return 0;
+        }
         let choices = self.context.min(self.tokens - self.context);
         mix(mix(self.seed ^ mix(epoch)) ^ 0x6f66_6673_6574) % choices
     }
@@ -227,6 +240,17 @@ mod tests {
         assert_eq!(sampler.windows(0), 62);
         assert_eq!(sampler.next_starts(), [305, 529, 673, 481]);
         assert_eq!(sampler.next_starts(), [369, 209, 321, 561]);
+    }
+
+    #[test]
+    fn aligned_windows_begin_at_multiples_of_the_context() {
+        let mut sampler = Sampler::new(42, 16, 1, 16 * 7 + 1).unwrap().aligned(true);
+        for epoch in 0..3 {
+            assert_eq!(sampler.windows(epoch), 7);
+            let mut starts: Vec<u64> = (0..7).flat_map(|_| sampler.next_starts()).collect();
+            starts.sort();
+            assert_eq!(starts, [0, 16, 32, 48, 64, 80, 96]);
+        }
     }
 
     #[test]

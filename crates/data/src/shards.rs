@@ -14,7 +14,7 @@
 //! | offset | bytes | |
 //! |---|---|---|
 //! | 0 | 8 | `ENGRTOKS` |
-//! | 8 | 4 | version: 1 |
+//! | 8 | 4 | version: 1; 2 if the shard has a [loss mask](crate::prepare_conversations) beside it |
 //! | 12 | 4 | bytes per token: 2 if the vocabulary is at most 65,536, else 4 |
 //! | 16 | 4 | number of this shard, from 0 |
 //! | 20 | 4 | number of shards of the split |
@@ -47,12 +47,16 @@ use crate::corpus::{Corpus, Documents, Position};
 use crate::damage::DamageReport;
 use crate::error::{Error, Result};
 use crate::files::{sync_folder, write_file};
+use crate::loss_mask::LossMask;
+use crate::packing::Packing;
 use crate::preparation_state::{Progress, Request, ShardProgress, SplitProgress, resumed, to_json};
 use crate::tokenizer::{Tokenizer, TokenizerHash};
 use crate::work_folder::WorkFolder;
 
 const MAGIC: [u8; 8] = *b"ENGRTOKS";
 const VERSION: u32 = 1;
+/// The version of shards with a loss mask, so that no program trains on them without it.
+const MASKED: u32 = 2;
 const HEADER: usize = 160;
 const DOCUMENT: usize = 16;
 
@@ -81,6 +85,7 @@ struct Shard {
     path: PathBuf,
     header: Header,
     map: Mmap,
+    mask: Option<LossMask>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -95,6 +100,8 @@ struct Header {
     end_of_text: u32,
     tokenizer: TokenizerHash,
     body: [u8; 32],
+    /// Whether there is a loss mask beside the shard.
+    masked: bool,
 }
 
 impl TokenShards {
@@ -183,6 +190,8 @@ impl TokenShards {
     pub fn identity(&self) -> DataIdentity {
         let mut hash = blake3::Hasher::new();
         self.shards.iter().for_each(|shard| _ = hash.update(&shard.map[..HEADER]));
+        let masks = self.shards.iter().filter_map(|shard| shard.mask.as_ref());
+        masks.for_each(|mask| _ = hash.update(mask.header()));
         DataIdentity(*hash.finalize().as_bytes())
     }
 
@@ -224,6 +233,56 @@ impl TokenShards {
             (position, out) = (position + count, later);
         }
         Ok(())
+    }
+
+    /// Inputs of the windows that conversations are packed into, which begin at its multiples; none of a corpus, whose
+    /// windows may begin anywhere.
+    pub fn window(&self) -> Option<usize> {
+        self.shards[0].mask.as_ref().map(LossMask::window)
+    }
+
+    /// Number of tokens that a loss counts: all without a loss mask.
+    pub fn counted_tokens(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.mask.as_ref().map_or(shard.header.tokens, LossMask::count)).sum()
+    }
+
+    /// Whether a loss counts each token of a range as a target.
+    ///
+    /// # Errors
+    /// A range beyond the end.
+    pub fn counted(&self, range: Range<u64>) -> Result<Vec<bool>> {
+        self.check_range(range.start, range.end.saturating_sub(range.start))?;
+        let counted = |position: u64| {
+            let (shard, place) = self.find(position);
+            shard.mask.as_ref().is_none_or(|mask| mask.counts(place))
+        };
+        Ok(range.map(counted).collect())
+    }
+
+    /// Lengths of the sequences in a window of `inputs` that starts at `start`. The documents of conversations are those
+    /// that were prepared: an end-of-text token may end a turn.
+    ///
+    /// # Panics
+    /// When there are no inputs.
+    pub fn lengths(&self, packing: Packing, start: u64, inputs: &[u32]) -> Vec<usize> {
+        if packing == Packing::Together || self.window().is_none() {
+            return packing.lengths(inputs, 1);
+        }
+        let ends = (1..inputs.len()).filter(|&at| self.ends_document(start + at as u64));
+        let bounds: Vec<usize> = std::iter::once(0).chain(ends).chain([inputs.len()]).collect();
+        bounds.windows(2).map(|pair| pair[1] - pair[0]).collect()
+    }
+
+    /// Whether the token at `position` is the last of its document.
+    fn ends_document(&self, position: u64) -> bool {
+        let (shard, place) = self.find(position);
+        place + 1 == shard.header.tokens || shard.starts_document(place + 1)
+    }
+
+    /// The shard of a token, and its place in it.
+    fn find(&self, position: u64) -> (&Shard, u64) {
+        let index = self.starts.partition_point(|first| *first <= position) - 1;
+        (&self.shards[index], position - self.starts[index])
     }
 
     fn check_range(&self, start: u64, count: u64) -> Result<()> {
@@ -279,8 +338,8 @@ fn complete(folder: &Path, shards: &[Shard]) -> Result<()> {
     let first = &shards[0].header;
     for (index, Shard { path, header, .. }) in shards.iter().enumerate() {
         let malformed = |reason| Err(Error::MalformedShard { path: path.clone(), reason });
-        if (header.shards, header.tokenizer, header.width, header.end_of_text)
-            != (first.shards, first.tokenizer, first.width, first.end_of_text)
+        if (header.shards, header.tokenizer, header.width, header.end_of_text, header.masked)
+            != (first.shards, first.tokenizer, first.width, first.end_of_text, first.masked)
         {
             return malformed(
                 "comes from a different preparation than the other shards in its folder".to_owned(),
@@ -313,7 +372,11 @@ impl Shard {
         let map = unsafe { Mmap::map(&file) }.map_err(Error::read(path))?;
         let header = Header::read(&map[..HEADER]).map_err(malformed)?;
         match header.file_length() {
-            Some(expected) if expected == length => Ok(Self { path: path.to_owned(), header, map }),
+            Some(expected) if expected == length => {
+                let open = || LossMask::open(path, &map[..HEADER], header.tokens);
+                let mask = header.masked.then(open).transpose()?;
+                Ok(Self { path: path.to_owned(), header, map, mask })
+            }
             Some(expected) => {
                 Err(malformed(format!("has {length} bytes instead of {expected}; it is cut off or damaged")))
             }
@@ -365,6 +428,20 @@ impl Shard {
         Err(Error::MalformedShard { path: self.path.clone(), reason })
     }
 
+    /// Whether a document starts at this place in the shard.
+    fn starts_document(&self, place: u64) -> bool {
+        let (mut low, mut high) = (0, self.header.documents);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.document(middle).0.start.cmp(&place) {
+                std::cmp::Ordering::Equal => return true,
+                std::cmp::Ordering::Less => low = middle + 1,
+                std::cmp::Ordering::Greater => high = middle,
+            }
+        }
+        false
+    }
+
     /// A document's tokens in this shard, and its bytes of text.
     fn document(&self, index: u64) -> (Range<u64>, u64) {
         let entry = |index: u64| {
@@ -390,7 +467,8 @@ impl Header {
             at += field.len();
         };
         put(&MAGIC);
-        [VERSION, self.width, self.shard, self.shards].iter().for_each(|field| put(&field.to_le_bytes()));
+        let version = if self.masked { MASKED } else { VERSION };
+        [version, self.width, self.shard, self.shards].iter().for_each(|field| put(&field.to_le_bytes()));
         let counts = [self.vocabulary, self.tokens, self.documents, self.text_bytes];
         counts.iter().for_each(|field| put(&field.to_le_bytes()));
         put(&u64::from(self.end_of_text).to_le_bytes());
@@ -407,9 +485,9 @@ impl Header {
         if bytes[..8] != MAGIC {
             return Err("is not a token shard: it does not start with ENGRTOKS".to_owned());
         }
-        if word(8) != VERSION {
+        if ![VERSION, MASKED].contains(&word(8)) {
             return Err(format!(
-                "has version {} of the format; this program reads version {VERSION}",
+                "has version {} of the format; this program reads versions {VERSION} and {MASKED}",
                 word(8)
             ));
         }
@@ -427,6 +505,7 @@ impl Header {
             end_of_text: word(56),
             tokenizer: TokenizerHash(hash(64)),
             body: hash(96),
+            masked: word(8) == MASKED,
         };
         if !matches!(header.width, 2 | 4) || header.tokens == 0 || header.documents == 0 {
             return Err("its header states no tokens, no documents or no token width".to_owned());
@@ -879,8 +958,50 @@ impl<'a> Preparation<'a> {
     }
 }
 
+/// Writes a split of one shard with a loss mask in the new folder `folder`: documents given by their tokens and bytes of
+/// text, and whether a loss counts each token.
+///
+/// # Errors
+/// When the file system fails.
+pub(crate) fn write_masked_split(
+    folder: &Path,
+    tokenizer: &Tokenizer,
+    documents: &[(Vec<u32>, u64)],
+    counted: &[bool],
+    window: u32,
+) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(Error::write(folder))?;
+    let path = folder.join("00000.tokens");
+    let blank = Header {
+        width: if tokenizer.vocabulary() <= 1 << 16 { 2 } else { 4 },
+        shard: 0,
+        shards: 1,
+        vocabulary: tokenizer.vocabulary() as u64,
+        tokens: 0,
+        documents: 0,
+        text_bytes: 0,
+        end_of_text: tokenizer.end_of_text(),
+        tokenizer: tokenizer.hash(),
+        body: [0; 32],
+        masked: true,
+    };
+    let mut shard = ShardWriter::create(path.clone(), blank)?;
+    for (tokens, bytes) in documents {
+        shard.start_document(*bytes);
+        shard.write(tokens)?;
+    }
+    let header = shard.finish()?.write();
+    let write = || {
+        let mut file = File::options().write(true).open(&path)?;
+        file.write_all(&header)?;
+        file.sync_all()
+    };
+    write().map_err(Error::write(&path))?;
+    write_file(&LossMask::path(&path), &LossMask::to_bytes(&header, window, counted))
+}
+
 /// The document's hash as a number in [0, 1). The document is held out if it is below the share.
-fn place(document: &str) -> f64 {
+pub(crate) fn place(document: &str) -> f64 {
     let hash = number(blake3::hash(document.as_bytes()).as_bytes(), 0);
     // The upper 53 bits fit a double: the division is exact, and the quotient below 1.
     (hash >> 11) as f64 / (1u64 << 53) as f64
@@ -925,6 +1046,7 @@ impl SplitWriter {
             end_of_text: tokenizer.end_of_text(),
             tokenizer: tokenizer.hash(),
             body: [0; 32],
+            masked: false,
         };
         Self {
             folder: work.output().join(name),

@@ -288,12 +288,18 @@ impl fmt::Debug for Tokenizer {
 
 impl TokenizerTraining {
     const SMALLEST: usize = 256 + 2;
+    /// The largest vocabulary that is trained: memory for it is set aside at once.
+    const LARGEST: usize = 1 << 22;
     /// The trainer counts pairs in 32 bits. The most frequent pair of a text is well under a tenth of it.
     const LARGEST_BUDGET: u64 = 16 << 30;
 
     fn validate(&self) -> Result<()> {
         if self.vocabulary < Self::SMALLEST {
             let reason = "must be at least 258: the 256 bytes, end of text and pad";
+            return Err(Error::option("vocabulary", self.vocabulary, reason));
+        }
+        if self.vocabulary > Self::LARGEST {
+            let reason = "must be at most 4,194,304, many times that of any published tokenizer";
             return Err(Error::option("vocabulary", self.vocabulary, reason));
         }
         if !(1..=Self::LARGEST_BUDGET).contains(&self.byte_budget) {

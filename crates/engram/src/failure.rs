@@ -94,6 +94,7 @@ fn of_import(error: &engram_import::Error) -> u8 {
         Error::Interrupted => 130,
         Error::Read { source, .. } | Error::File { source, .. } => of_input(names_no_input(source)),
         Error::Hub { is_input, .. } => of_input(*is_input),
+        Error::NotFinite { .. } => 1,
         Error::Config(error) => of_config(error),
         Error::Tokenizer(error) => of_data(error),
         Error::Store(error) => of_store(error),

@@ -27,6 +27,7 @@ mod neutral_text;
 mod note;
 mod number;
 mod opened_memories;
+mod option_values;
 mod progress;
 mod provenance;
 mod random;
@@ -38,6 +39,8 @@ mod table;
 mod taught_memory;
 mod teaching_report;
 mod terminal;
+mod tuned_weights;
+mod work_lock;
 
 use std::process::ExitCode;
 

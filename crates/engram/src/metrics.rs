@@ -9,12 +9,22 @@ use engram_train::{HeldOut, StepReport};
 use serde::{Deserialize, Serialize};
 
 /// One line.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub(crate) enum Metric {
     /// A training step.
     Step(StepReport),
-    /// The held-out loss after a step.
+    /// The held-out loss of a named source after a step.
+    SourceHeldOut {
+        /// The step.
+        step: u64,
+        /// The source's name.
+        source: String,
+        /// The loss.
+        #[serde(flatten)]
+        loss: HeldOut,
+    },
+    /// The held-out loss after a step; of several sources, the mean by their weights.
     HeldOut {
         /// The step.
         step: u64,
@@ -28,7 +38,7 @@ impl Metric {
     fn step(&self) -> u64 {
         match self {
             Self::Step(report) => report.step,
-            Self::HeldOut { step, .. } => *step,
+            Self::HeldOut { step, .. } | Self::SourceHeldOut { step, .. } => *step,
         }
     }
 }
@@ -110,7 +120,7 @@ mod tests {
         let mut log = MetricsLog::open(folder.path(), 0).unwrap();
         let held_out = HeldOut { nats_per_token: 4.0, bits_per_byte: 2.0, tokens: 100, bytes: 300 };
         let metrics = [step(1), step(2), Metric::HeldOut { step: 2, loss: held_out }, step(3)];
-        metrics.into_iter().for_each(|metric| log.add(metric).unwrap());
+        metrics.iter().for_each(|metric| log.add(metric.clone()).unwrap());
         assert_eq!(read(folder.path()).unwrap(), metrics);
 
         let mut log = MetricsLog::open(folder.path(), 2).unwrap();

@@ -77,7 +77,7 @@ impl NamedMemory {
     }
 }
 
-/// How long a step waits for memory rows before its requests fail.
+/// How long a step waits for memory rows before its requests fail, at least.
 const ROW_LIMIT: Duration = Duration::from_secs(15);
 
 /// What opens the rows of a table file.
@@ -96,6 +96,7 @@ pub(crate) struct Opener<'a> {
     /// Caches in front of tables, each with its labels.
     counts: Vec<(String, Counts)>,
     opened: Vec<ModelMemory>,
+    row_limit: Duration,
 }
 
 impl<'a> Opener<'a> {
@@ -106,7 +107,14 @@ impl<'a> Opener<'a> {
         tables: &'a [PathBuf],
     ) -> Self {
         let (numbers, sources, counts, opened) = (HashMap::new(), HashMap::new(), Vec::new(), Vec::new());
-        Self { model, decoder, open_table, tables, numbers, sources, counts, opened }
+        let row_limit = ROW_LIMIT;
+        Self { model, decoder, open_table, tables, numbers, sources, counts, opened, row_limit }
+    }
+
+    /// Waits as long for the rows of a step as their tier does for an answer, where that is longer than usual.
+    pub(crate) fn waiting(mut self, tier: Duration) -> Self {
+        self.row_limit = self.row_limit.max(tier);
+        self
     }
 
     /// Opens `memory`; says what clients see of it. `name` tells its metrics from others, where there are several.
@@ -129,7 +137,7 @@ impl<'a> Opener<'a> {
         let files = self.files(memory)?;
         let tables = files.iter().zip(&layers).map(|(file, &layer)| self.table(file, layer, name));
         let tables = tables.collect::<anyhow::Result<Vec<_>>>()?;
-        let options = PrefetchOptions::default().time_limit(ROW_LIMIT);
+        let options = PrefetchOptions::default().time_limit(self.row_limit);
         let rows = RowTiers::of_memory(memory, tables, &options)?;
         self.opened.push(ModelMemory { weights, rows });
         Ok(MemoryFacts {

@@ -7,7 +7,9 @@ use std::time::Duration;
 use anyhow::Context;
 use burn::tensor::Device;
 use engram_config::RunConfig;
-use engram_train::{Continuation, HeldOut, NewContext, Pace, Resumption, StepReport, Trainer};
+use engram_train::{
+    Continuation, Evaluation, HeldOut, NewContext, Pace, Repetition, Resumption, StepReport, Trainer,
+};
 
 use crate::metrics::{Metric, MetricsLog};
 use crate::note::note;
@@ -90,24 +92,17 @@ impl Run {
         let step = trainer.step_count();
         let metrics = MetricsLog::open(folder, step)?;
         let pace = Pace::new(step);
-        let train = &trainer.config().train;
-        let (seen, there) = (
-            train.steps.saturating_mul((train.batch * trainer.config().model.context) as u64),
-            trainer.training_tokens(),
-        );
-        if seen > there {
+        for Repetition { path, seen, there } in trainer.repetitions() {
             let times = seen as f64 / there as f64;
             note(format_args!(
                 "the data repeats: {} steps read {} tokens, {times:.1} times the {} of {}",
-                train.steps,
+                trainer.config().train.steps,
                 short(seen),
                 short(there),
-                trainer.config().data.train.display()
+                path.display()
             ));
         }
-        if trainer.config().data.valid.is_none() {
-            note("no held-out losses, because `data.valid` is not set");
-        }
+        tell_unmeasured(&trainer);
         Ok(Self { trainer, metrics, pace, recent: VecDeque::new(), held_out: None, saved: step })
     }
 
@@ -127,7 +122,7 @@ impl Run {
     }
 
     /// Takes one step and does what is due after it. Returns the held-out loss if it was measured.
-    pub(crate) fn step(&mut self) -> anyhow::Result<Option<HeldOut>> {
+    pub(crate) fn step(&mut self) -> anyhow::Result<Option<Evaluation>> {
         let report = self.trainer.step()?;
         self.metrics.add(Metric::Step(report))?;
         if !report.skipped {
@@ -140,12 +135,16 @@ impl Run {
         let due = |every: u64| step.is_multiple_of(every) || step == train.steps;
         let (evaluate, save) = (due(train.evaluate_every), due(train.checkpoint_every));
         let mut held_out = None;
-        if evaluate && let Some(loss) = self.trainer.evaluate()? {
-            self.metrics.add(Metric::HeldOut { step, loss })?;
-            held_out = Some(loss);
-            self.held_out = held_out;
+        if evaluate && let Some(evaluation) = self.trainer.evaluate()? {
+            for (source, loss) in &evaluation.sources {
+                self.metrics.add(Metric::SourceHeldOut { step, source: source.clone(), loss: *loss })?;
+            }
+            self.metrics.add(Metric::HeldOut { step, loss: evaluation.loss })?;
+            self.held_out = Some(evaluation.loss);
+            held_out = Some(evaluation);
         }
-        if save {
+        // Where steps are skipped the weights may be beyond use: what was saved before must not make room for them.
+        if save && (!report.skipped || step == train.steps) {
             self.save()?;
         }
         Ok(held_out)
@@ -205,6 +204,18 @@ impl Run {
     }
 }
 
+/// Names the sources whose held-out losses are not measured.
+fn tell_unmeasured(trainer: &Trainer) {
+    let data = &trainer.config().data;
+    if data.sources().iter().all(|source| source.valid.is_none()) {
+        let key = if data.source.is_empty() { "`data.valid`" } else { "`valid` in `[[data.source]]`" };
+        note(format_args!("no held-out losses, because {key} is not set"));
+    }
+    for source in trainer.sources_without_held_out() {
+        note(format_args!("the source {source:?} has no held-out loss, because its `valid` is not set"));
+    }
+}
+
 /// Reports what a resumed run does differently.
 fn tell(resumption: &Resumption, step: u64) {
     for change in &resumption.changes {
@@ -221,10 +232,15 @@ fn tell(resumption: &Resumption, step: u64) {
     }
 }
 
-/// A held-out loss in one line.
-pub(crate) fn held_out_line(step: u64, loss: &HeldOut) -> String {
-    let HeldOut { nats_per_token, bits_per_byte, .. } = loss;
-    format!("step {step}: held-out {nats_per_token:.4} nats/token, {bits_per_byte:.4} bits/byte")
+/// Held-out losses, a line each: those of named sources, then the mean.
+pub(crate) fn held_out_lines(step: u64, evaluation: &Evaluation) -> Vec<String> {
+    let line = |what: &str, loss: &HeldOut| {
+        let HeldOut { nats_per_token, bits_per_byte, .. } = loss;
+        format!("step {step}: {what} {nats_per_token:.4} nats/token, {bits_per_byte:.4} bits/byte")
+    };
+    let sources = evaluation.sources.iter().map(|(name, loss)| line(&format!("held-out {name}"), loss));
+    let all = if evaluation.sources.is_empty() { "held-out" } else { "held-out, mean by weight" };
+    sources.chain([line(all, &evaluation.loss)]).collect()
 }
 
 /// The folder of a run's checkpoints.

@@ -79,7 +79,8 @@ impl ModelOptions {
         let model = open(&self.checkpoint)?;
         let mut decoder = decoder(&model, self.dtype.dtype())?;
         let open_table = |path: &Path, header: &_| self.tier.open(path, header);
-        let mut opener = Opener::new(&model, &mut decoder, &open_table, &self.tables);
+        let opener = Opener::new(&model, &mut decoder, &open_table, &self.tables);
+        let mut opener = opener.waiting(self.tier.limit()?);
         let own = self.memory.open(&model)?;
         if own.is_none() && !self.tables.is_empty() {
             return refuse("this model has no memory, and so no tables");

@@ -180,7 +180,8 @@ impl TaughtMemory {
     }
 }
 
-fn offline(decoder: Decoder, rows: Option<RowTiers>) -> anyhow::Result<Offline> {
+/// A model that decodes, with the rows of its memory.
+pub(crate) fn offline(decoder: Decoder, rows: Option<RowTiers>) -> anyhow::Result<Offline> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     Ok(Offline::new(decoder, rows, EngineOptions::default().cache_bytes, threads)?)
 }

@@ -2,7 +2,10 @@
 
 mod common;
 
+use std::io::Read;
+use std::io::Write as _;
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use common::{CONFIG, Outcome, Workshop, wait_until};
 
@@ -269,7 +272,8 @@ fn a_full_file_system() {
     let workshop = Workshop::prepared();
     let mount = "mkdir small && mount -t tmpfs -o size=256k tmpfs small";
     if workshop.shell(mount).status != Some(0) {
-        eprintln!("SKIPPED: a_full_file_system needs the right to mount a tmpfs");
+        // Written past the test harness, which hides what a passing test prints.
+        let _ = writeln!(std::io::stderr(), "SKIPPED: a_full_file_system needs the right to mount a tmpfs");
         return;
     }
     let outcome = workshop.run("train config.toml --out small/run");
@@ -328,4 +332,70 @@ fn an_interrupted_preparation_leaves_nothing() {
     let outcome = Outcome::of(child.wait_with_output().unwrap());
     outcome.expect(INTERRUPTED, &["interrupted"]);
     assert!(!workshop.path("t.json").exists());
+}
+
+/// Options of a command that take a number or a size, by its help.
+fn numeric_options(workshop: &Workshop, command: &str) -> Vec<String> {
+    let help = workshop.ok(&format!("{command} --help"));
+    let option = |line: &str| {
+        let name = line.split_whitespace().find(|word| word.starts_with("--"))?;
+        let value = line.split_once('<')?.1.split_once('>')?.0;
+        ["N", "S", "SIZE", "SEED", "P", "T", "K", "R", "SHARE", "BYTES", "MICROSECONDS"]
+            .contains(&value)
+            .then(|| name.to_owned())
+    };
+    help.lines().filter(|line| line.trim_start().starts_with('-')).filter_map(option).collect()
+}
+
+/// Whatever number an option is given, a command works, or says what is wrong.
+#[test]
+fn no_number_makes_a_command_panic() {
+    let workshop = Workshop::trained();
+    let identity = "07".repeat(32);
+    let made =
+        format!("table create made --identity {identity} --layer 1 --rows 640 --width 16 --format f32");
+    workshop.ok(&made);
+    let commands = [
+        ("table bench", "made --seconds=0.01"),
+        ("table plan", "--config config.toml"),
+        ("tokenizer train", "corpus.jsonl --out t.json"),
+        ("data prepare", "corpus.jsonl --tokenizer tokenizer.json --out d"),
+        ("generate", "run --prompt a --max-tokens=1"),
+    ];
+    for (command, rest) in commands {
+        let options = numeric_options(&workshop, command);
+        assert!(!options.is_empty(), "{command}");
+        for option in &options {
+            for value in ["18446744073709551615", "4294967296", "1e300", "nan", "-1", "0", "1e-300", "15EiB"]
+            {
+                let others = rest.split(' ').filter(|other| !other.starts_with(&format!("{option}=")));
+                let line: Vec<&str> = command.split(' ').chain(others).collect();
+                let mut child = workshop
+                    .command(line.iter().copied().chain([&format!("{option}={value}")[..]]))
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::piped())
+                    .spawn()
+                    .unwrap();
+                // What works on for longer has taken the number.
+                let patience = Instant::now() + Duration::from_secs(2);
+                let status = loop {
+                    match child.try_wait().unwrap() {
+                        Some(status) => break status.code(),
+                        None if Instant::now() > patience => {
+                            child.kill().unwrap();
+                            child.wait().unwrap();
+                            break Some(0);
+                        }
+                        None => std::thread::sleep(Duration::from_millis(2)),
+                    }
+                };
+                let mut said = String::new();
+                child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+                assert!(
+                    matches!(status, Some(0 | INPUT | MACHINE)) && !said.contains("panicked"),
+                    "{command} {option}={value}: {status:?}\n{said}"
+                );
+            }
+        }
+    }
 }

@@ -222,6 +222,90 @@ fn what_cannot_be_grafted_is_refused() {
     assert!(!workshop.path("new.grafting").exists());
     workshop.write("new", "something");
     workshop.fails(&graft(""), INPUT, &["new", "already exists"]);
+    // More rows than any machine has memory for, with the numbers.
+    workshop.write("wrong.toml", "[memory]\nrows_per_head = 2000000000\n");
+    let large = graft("--config wrong.toml").replace("--out new", "--out large");
+    workshop.fails(&large, INPUT, &["GiB of memory", "GiB of memory tables", "memory.rows_per_head"]);
+}
+
+const STUDY: &str = r#"
+[study]
+model = "base.gguf"
+corpus = ["corpus.jsonl"]
+seeds = [0, 1]
+questions = "questions.jsonl"
+"#;
+
+/// `study.toml` with every arm, and questions.
+fn with_study(workshop: &Workshop) {
+    let graft = SETTINGS.replace("steps = 40", "steps = 12").replace("[rates]", "[graft.rates]");
+    let graft =
+        graft.replace("[memory]", "[graft.memory]").replace("neutral_tokens = 300", "neutral_tokens = 60");
+    workshop.write("study.toml", format!("{STUDY}[graft]{graft}"));
+    workshop.write(
+        "questions.jsonl",
+        "{\"prompt\": \"Letter 7.\", \"answer\": \" Queen\"}\n{\"prompt\": \"x\", \"answer\": \" y\"}\n",
+    );
+}
+
+#[test]
+fn a_study_of_grafts_compares_every_arm() {
+    let workshop = workshop();
+    with_study(&workshop);
+    let plan = workshop.ok("study graft --config study.toml --out study --dry-run");
+    assert!(plan.contains("12 of 12 runs left; 2 questions"), "{plan}");
+    assert!(!workshop.path("study").exists());
+    let text = workshop.ok("study graft --config study.toml --out study");
+    assert!(text.contains("fewest_rows") && text.contains("2 seeds"), "{text}");
+    let findings = json(&workshop.read("study/findings.json"));
+    let arms = findings["arms"].as_array().unwrap();
+    let names: Vec<&str> = arms.iter().map(|arm| arm["name"].as_str().unwrap()).collect();
+    let expected =
+        ["base", "memory", "lora", "memory_and_lora", "shuffled_keys", "random_rows", "fewest_rows"];
+    assert_eq!(names, expected);
+    for arm in &arms[1..] {
+        assert_eq!(arm["by_seed"].as_array().unwrap().len(), 2);
+        assert!(arm["difference"]["value"].as_f64() < Some(0.0), "{arm}");
+        assert!(arm["difference"]["error"].as_f64() > Some(0.0), "{arm}");
+        assert!(arm["answer_nats"].as_f64() > Some(0.0));
+    }
+    let dense = |arm: usize| arms[arm]["dense"].as_u64().unwrap();
+    // Both together have the parameters of each.
+    assert_eq!(dense(3), dense(1) + dense(2));
+    assert!(arms[0]["difference"].is_null() && arms[0]["divergence"] == 0.0);
+    assert!(workshop.path("study/figures/difference.png").exists());
+    // Once more: everything is there.
+    let lines = workshop.read("study/results.jsonl");
+    assert_eq!(lines.lines().count(), 14);
+    assert_eq!(json(&workshop.ok("study graft --config study.toml --out study --json")), findings);
+    assert_eq!(workshop.read("study/results.jsonl"), lines);
+
+    let other = workshop.read("study.toml").replace("steps = 12", "steps = 13");
+    workshop.write("study.toml", other);
+    workshop.fails("study graft --config study.toml --out study", INPUT, &["study", "other settings"]);
+    workshop.fails("study graft --config study.toml --out study --arm memory", INPUT, &["leave out --arm"]);
+    workshop.write("questions.jsonl", "{\"prompt\": \"x\", \"answer\": \"\"}\n");
+    workshop.fails("study graft --config study.toml --out new", INPUT, &["questions.jsonl:1", "is empty"]);
+}
+
+#[test]
+fn a_study_of_grafts_killed_at_random_ends_with_the_same_findings() {
+    let workshop = workshop();
+    with_study(&workshop);
+    workshop.write("study.toml", workshop.read("study.toml").replace("seeds = [0, 1]", "seeds = [3]"));
+    let begun = Instant::now();
+    workshop.ok("study graft --config study.toml --out whole");
+    let whole = begun.elapsed();
+    let mut random = Random(7);
+    for _ in 0..6 {
+        let mut child = workshop.start("study graft --config study.toml --out killed");
+        std::thread::sleep(Duration::from_micros(random.below(whole.as_micros() as u64 / 3)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    workshop.ok("study graft --config study.toml --out killed");
+    let findings = |folder: &str| timeless(json(&workshop.read(&format!("{folder}/findings.json"))));
+    assert_eq!(findings("killed"), findings("whole"));
 }
 
 #[test]
@@ -233,6 +317,8 @@ fn a_run_is_continued_with_its_own_corpus_and_settings_alone() {
     common::wait_until("a saved state", || {
         workshop.list("new.grafting/memory").iter().any(|name| name.starts_with("step-"))
     });
+    // Two at once would write into each other's state.
+    workshop.fails(&format!("{line} --resume"), INPUT, &["new.grafting", "process", "trains here"]);
     child.kill().unwrap();
     child.wait().unwrap();
     workshop.fails(line, INPUT, &["new.grafting", "--resume"]);

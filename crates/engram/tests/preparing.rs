@@ -6,7 +6,9 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{INPUT, Random, Workshop};
+use common::{Random, Workshop};
+
+const INPUT: i32 = 2;
 
 /// A corpus of text files, JSON lines and compressed JSON lines, some 16 MB.
 fn workshop() -> Workshop {

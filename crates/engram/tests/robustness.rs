@@ -142,6 +142,36 @@ fn a_model_beyond_all_memory_is_refused_with_numbers() {
     }
 }
 
+/// Sizes whose products no counter holds are refused by name, by every command that reads a configuration.
+#[test]
+fn sizes_beyond_counting_are_refused() {
+    let workshop = Workshop::prepared();
+    let huge = (1_u64 << 62).to_string();
+    for (key, named) in [
+        ("width = 32", "model."),
+        ("blocks = 2", "model.blocks"),
+        ("context = 32", "model.context"),
+        ("heads = 2", "model."),
+        ("latent_rank = 16", "model.attention"),
+        ("content_width = 8", "model.attention"),
+        ("routed = 4", "model.experts"),
+        ("shared_width = 16", "model.experts"),
+        ("row_width = 8", "model.memory"),
+        ("[500, 500]", "model.memory.rows_per_head"),
+    ] {
+        let name = key.split(" = ").next().unwrap();
+        let larger = match key.starts_with('[') {
+            true => format!("[{huge}, {huge}]"),
+            false => format!("{name} = {huge}"),
+        };
+        assert!(CONFIG.contains(key), "{key}");
+        workshop.write("huge.toml", CONFIG.replace(key, &larger));
+        workshop.fails("params huge.toml", INPUT, &[named]);
+        workshop.fails("train huge.toml --out run", INPUT, &[named]);
+    }
+    assert!(!workshop.path("run").exists(), "nothing was made");
+}
+
 #[test]
 fn epochs_are_counted() {
     let workshop = Workshop::prepared();

@@ -393,6 +393,77 @@ fn clients_that_hang_or_leave_keep_nobody_waiting() {
     assert!(begun.elapsed() < Duration::from_secs(20), "they were sent away");
 }
 
+/// A client that sends its whole request before it reads meets the answer, not a reset connection.
+#[test]
+fn a_refusal_reaches_a_client_that_still_sends() {
+    let server = Server::start_with("", Some("sesame"));
+    let (short, long) = (2 << 20, 6 << 20);
+    let key = "authorization: Bearer sesame\r\n";
+    for (address, key, length, status) in [
+        ("POST /v1/completions", key, long, 413),
+        ("POST /v1/completions", "", short, 401),
+        ("POST /nothing", key, short, 404),
+        ("GET /v1/completions", key, short, 405),
+        ("POST /v1/completions", "origin: http://elsewhere\r\n", short, 403),
+    ] {
+        for chunked in [false, true] {
+            let mut stream = server.connect();
+            let framing = if chunked {
+                "transfer-encoding: chunked".into()
+            } else {
+                format!("content-length: {length}")
+            };
+            write!(
+                stream,
+                "{address} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{key}{framing}\r\n\r\n"
+            )
+            .unwrap();
+            let part = vec![b' '; 1 << 20];
+            for _ in 0..length >> 20 {
+                if chunked {
+                    write!(stream, "{:x}\r\n", part.len()).unwrap();
+                }
+                stream.write_all(&part).unwrap_or_else(|error| panic!("{address} {key}: {error}"));
+                if chunked {
+                    stream.write_all(b"\r\n").unwrap();
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            if chunked {
+                stream.write_all(b"0\r\n\r\n").unwrap();
+            }
+            assert_eq!(Reply::read(stream).status, status, "{address} {key} {chunked}");
+        }
+    }
+    // A client that waits to be asked for its body is refused without it.
+    let mut stream = server.connect();
+    let head = "POST /nothing HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: 9\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    assert_eq!(Reply::read(stream).status, 404);
+}
+
+/// Options that a server would fail over later are refused before it opens its model.
+#[test]
+fn options_out_of_bounds_are_refused() {
+    for (options, named) in [
+        ("--threads 0", "--threads"),
+        ("--threads 100000", "--threads"),
+        ("--time-limit 0", "--time-limit"),
+        ("--time-limit 18446744073709551615", "--time-limit"),
+        ("--patience 18446744073709551615", "--patience"),
+        ("--drain 18446744073709551615", "--drain"),
+        ("--kv-cache 15EiB", "--kv-cache"),
+        ("--kv-cache 64TiB", "--kv-cache"),
+        ("--block-size 0", "--block-size"),
+        ("--block-size 18446744073709551615", "--block-size"),
+        ("--block-size 9000000000000000", "--block-size"),
+    ] {
+        let outcome = workshop().run(&format!("serve run --port 0 {options}"));
+        assert_eq!(outcome.status, Some(2), "{options}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains(named), "{options}: {}", outcome.stderr);
+    }
+}
+
 #[test]
 fn as_many_wait_as_may() {
     let server = Server::start("--max-num-seqs 1 --max-queue 1 --speculative-tokens 0");
@@ -450,7 +521,7 @@ fn impossible_options_are_refused() {
     workshop().fails("generate run --prompt Ada --min-p 2", 2, &["--min-p", "from 0 to 1"]);
     workshop().fails("serve run --running 3", 2, &["--running", "--max-num-seqs"]);
     // Old names that many scripts have are still taken.
-    workshop().fails("serve run --token-cache 10B", 2, &["`--token-cache` is now `--kv-cache`", "at least"]);
+    workshop().fails("serve run --token-cache 10B", 2, &["`--token-cache` is now `--kv-cache`", "one block"]);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     workshop().fails(&format!("serve run --port {port}"), 1, &[&port]);
@@ -875,7 +946,7 @@ fn client_of(run: &str, script: &str, module: &str) {
 }
 
 // Cargo lists these as ignored, with the reason. To run them:
-// ENGRAM_TEST_PYTHON=venv/bin/python cargo test -p engram --test serving -- --ignored
+// ENGRAM_TEST_PYTHON=venv/bin/python cargo test -p engram-lm --test serving -- --ignored
 
 #[test]
 #[ignore = "needs Python with the package openai; set ENGRAM_TEST_PYTHON"]
@@ -907,4 +978,51 @@ fn the_openapi_document_holds() {
 #[ignore = "needs Playwright and a browser"]
 fn the_page_works_in_a_browser() {
     client("page_in_browser.py", "playwright");
+}
+
+#[test]
+fn a_chat_begins_anew_leaves_out_what_is_old_and_refuses_a_line_that_is_too_long() {
+    let chat = |lines: &str| {
+        workshop().write("lines.txt", lines);
+        let line =
+            "\"$ENGRAM\" chat run --chat-template template.jinja --max-tokens 4 --temperature 0 < lines.txt";
+        workshop().shell(line).expect(0, &[])
+    };
+    let once = chat("Ada?\n");
+    let twice = chat("Ada?\n/reset\nAda?\n");
+    assert!(twice.stderr.contains("new conversation"), "{}", twice.stderr);
+    assert_eq!(twice.stdout, once.stdout.repeat(2), "nothing of the first conversation is left");
+    let long = chat(&format!("{}\nAda?\n", "whale ".repeat(500)));
+    assert!(long.stderr.contains("shorten it"), "{}", long.stderr);
+    assert_eq!(long.stdout, once.stdout, "the long line is forgotten");
+    let full = chat(&"Queen Anne and Ada?\n".repeat(12));
+    assert!(full.stderr.contains("left out the oldest"), "{}", full.stderr);
+}
+
+#[test]
+fn the_number_of_threads_changes_no_answer() {
+    let body = json!({"prompt": "Queen Anne", "max_tokens": 12, "temperature": 0, "logprobs": 1});
+    let answers = ["", "--threads 1", "--threads 3"].map(|options| {
+        let answer = Server::start(options).complete(body.clone());
+        (answer["choices"][0]["text"].clone(), answer["choices"][0]["logprobs"].clone())
+    });
+    assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
+}
+
+/// Large prompts are read on threads of their own. How long it takes is measured by `benches/serving/limits.py`.
+#[test]
+fn health_is_answered_while_large_prompts_are_read() {
+    let server = Server::start("");
+    let body = json!({"prompt": "word ".repeat(800_000), "max_tokens": 1}).to_string();
+    std::thread::scope(|scope| {
+        let posts: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| server.ask("POST /v1/completions HTTP/1.1", &body).status))
+            .collect();
+        while !posts.iter().all(|post| post.is_finished()) {
+            let begun = Instant::now();
+            assert_eq!(server.ask("GET /health HTTP/1.1", "").status, 200);
+            assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        }
+        posts.into_iter().for_each(|post| assert_eq!(post.join().unwrap(), 400));
+    });
 }

@@ -70,12 +70,53 @@ fn facts_are_taught_with_and_without_a_memory() {
             assert_eq!(said("my neighbour", &overlay), said("my neighbour", ""));
         }
         assert_eq!(report["neutral"]["positions"], 60);
+        // What is saved answers as what was examined.
+        let ask =
+            format!("eval facts {model} facts.jsonl{overlay} --neutral corpus.jsonl --neutral-tokens 60");
+        let asked = json(&workshop.ok(&format!("{ask} --json")));
+        let part = |report: &serde_json::Value, name: &str| report[name].clone();
+        for name in ["replies", "neutral", "left_out"] {
+            assert_eq!(part(&asked, name), part(&report, name), "{model}: {name}");
+        }
+        assert!(workshop.ok(&ask).contains("held-out phrasings, exact"));
         assert!(!workshop.path(&format!("{model}.overlay.teaching")).exists());
     }
     // Rows beyond those of the facts cannot collide.
     let report = json(&workshop.read("plain.overlay/report.json"));
     assert_eq!(report["neutral"]["changed"], 0);
     assert_eq!(report["neutral"]["divergence"], 0.0);
+}
+
+/// The same facts trained into the model's own weights are asked the same, and change other text.
+#[test]
+fn teaching_is_compared_with_training_the_weights() {
+    let workshop = workshop();
+    let compare =
+        "\n[compare]\nrank = 2\nlora_rates = [1e-2]\nfull_rates = [1e-3, 1e-12]\nkl_weights = [0.0, 1.0]\n";
+    workshop.write("compare.toml", format!("{}{compare}", SETTINGS.replace("steps = 150", "steps = 30")));
+    let rest = "--config compare.toml --census common.txt --neutral corpus.jsonl --neutral-tokens 60";
+    let text = workshop.ok(&format!("teach plain facts.jsonl --out new --compare lora,full {rest}"));
+    assert!(text.contains("LoRA 2, 1e-2, KL 0") && text.contains("all weights, 1e-3, KL 1"), "{text}");
+    let report = json(&workshop.read("new/report.json"));
+    let compared = report["compared"].as_array().unwrap();
+    assert_eq!(compared.len(), 6);
+    assert!(workshop.read("new/compared.svg").contains("all weights, KL 1"));
+    assert!(workshop.path("new/compared.png").exists());
+    for arm in &compared[..4] {
+        assert_eq!(arm["asked"].as_array().unwrap().len(), report["asked"].as_array().unwrap().len());
+        assert_eq!(arm["asked"][0]["taught"]["of"], 4);
+        // Unlike rows, weights are read by all text.
+        assert_eq!(arm["neutral"]["changed"], 60, "{arm}");
+    }
+    let divergence = |arm: usize| compared[arm]["neutral"]["divergence"].as_f64().unwrap();
+    // A rate of nothing learns nothing; what keeps other text as it is does that.
+    assert!(divergence(4) < 1e-6 && divergence(0) > 1e-4, "{report}");
+    assert!(divergence(1) < divergence(0), "{report}");
+    let line = format!("teach run facts.jsonl --out other --compare lora {rest}");
+    workshop.fails(&line, INPUT, &["--compare", "without a memory"]);
+    workshop.write("wrong.toml", "[compare]\nfull_rates = [0.0]\n");
+    let line = "teach plain facts.jsonl --out other --config wrong.toml --census common.txt";
+    workshop.fails(line, INPUT, &["wrong.toml:2", "above 0"]);
 }
 
 #[test]
@@ -93,6 +134,7 @@ fn what_cannot_be_taught_is_refused() {
     workshop.fails(&teach(""), INPUT, &["facts.jsonl:2", "the model's context is 160"]);
     workshop.write("facts.jsonl", FACTS);
     workshop.fails(&teach("--memory nowhere"), INPUT, &["nowhere"]);
+    workshop.fails("eval facts plain facts.jsonl", INPUT, &["--overlay"]);
     workshop.fails(&teach("--resume"), INPUT, &["new.teaching"]);
     workshop.write("new", "something");
     workshop.fails(&teach(""), INPUT, &["new", "already exists"]);

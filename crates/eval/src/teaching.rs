@@ -2,11 +2,13 @@
 
 use engram_data::{Begin, Tokenizer};
 use engram_infer::{Offline, OfflineError};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A question: a text to continue, and what should follow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
+    /// Tokens before the text, such as a turn of a chat. Default: the model's begin.
+    pub before: Vec<u32>,
     /// The text.
     pub prompt: String,
     /// What should follow.
@@ -24,12 +26,14 @@ pub struct Reply {
     pub said: String,
     /// Whether that is the answer, and no word runs on from it.
     pub exact: bool,
-    /// Whether it begins as the answer does: its first token is the answer's.
+    /// Whether it begins as the answer does: its tokens are the answer's up to the first that is not blank.
     pub begins: bool,
+    /// Whether the answer stands anywhere in it, and no word runs on from it.
+    pub names: bool,
 }
 
 /// How many of some questions were answered.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Share {
     /// Those that were.
     pub yes: usize,
@@ -50,7 +54,7 @@ impl Share {
 }
 
 /// What changed on text that has nothing to do with the facts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Change {
     /// Positions compared.
     pub positions: usize,
@@ -86,7 +90,7 @@ pub fn fitting(
     let mut lengths = Vec::with_capacity(questions.len());
     let mut longest = 0;
     for question in &questions {
-        lengths.push(prompt(texts, &question.prompt)?.len());
+        lengths.push(prompt(texts, question)?.len());
         longest = longest.max(texts.0.encode(&question.answer)?.len() + MORE);
     }
     let all = questions.into_iter().zip(lengths);
@@ -94,12 +98,13 @@ pub fn fitting(
 }
 
 /// The tokens of a prompt, with what stands before every text.
-fn prompt((tokenizer, begin): (&Tokenizer, Begin), text: &str) -> Result<Vec<u32>, TeachingError> {
+fn prompt((tokenizer, begin): (&Tokenizer, Begin), question: &Question) -> Result<Vec<u32>, TeachingError> {
     let mut tokens = match begin {
+        _ if !question.before.is_empty() => question.before.clone(),
         Begin::Always(token) => vec![token],
         Begin::IfEmpty(_) => Vec::new(),
     };
-    tokens.extend(tokenizer.encode(text)?);
+    tokens.extend(tokenizer.encode(&question.prompt)?);
     Ok(tokens)
 }
 
@@ -117,7 +122,7 @@ pub fn ask(
     let mut prompts = Vec::with_capacity(questions.len());
     let mut answers = Vec::with_capacity(questions.len());
     for question in questions {
-        prompts.push(prompt(texts, &question.prompt)?);
+        prompts.push(prompt(texts, question)?);
         answers.push(tokenizer.encode(&question.answer)?);
     }
     let limit = answers.iter().map(|answer| answer.len() + MORE).max().unwrap_or(0);
@@ -131,19 +136,46 @@ pub fn ask(
             prompt: question.prompt.clone(),
             answer: question.answer.clone(),
             exact: is_exact(&text, &question.answer),
-            begins: said.first().is_some_and(|first| answer.first() == Some(first)),
+            begins: begins(tokenizer, &said, answer)?,
+            names: names(&text, &question.answer),
             said: text,
         });
     }
     Ok(replies)
 }
 
+/// Whether the tokens `said` are those of `answer` up to the answer's first that is not blank. Digits that stand alone
+/// have a token of blank before them, which says nothing.
+fn begins(tokenizer: &Tokenizer, said: &[u32], answer: &[u32]) -> Result<bool, TeachingError> {
+    for (place, token) in answer.iter().enumerate() {
+        if said.get(place) != Some(token) {
+            return Ok(false);
+        }
+        if !tokenizer.decode(&[*token])?.trim().is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Whether `said` is `answer` and no word runs on from it. A blank before either is no difference.
 fn is_exact(said: &str, answer: &str) -> bool {
     let rest = said.trim_start().strip_prefix(answer.trim());
-    rest.is_some_and(|rest| {
-        !rest.starts_with(|next: char| next.is_alphanumeric() || next == '-' || next == '\'')
+    rest.is_some_and(|rest| !rest.starts_with(|next| runs_on(next) || next == '\''))
+}
+
+/// Whether `answer` stands anywhere in `said` as whole words.
+fn names(said: &str, answer: &str) -> bool {
+    let answer = answer.trim();
+    said.match_indices(answer).any(|(at, _)| {
+        let (before, after) = (&said[..at], &said[at + answer.len()..]);
+        !before.ends_with(runs_on) && !after.starts_with(runs_on)
     })
+}
+
+/// Whether this continues a word.
+fn runs_on(next: char) -> bool {
+    next.is_alphanumeric() || next == '-'
 }
 
 /// What `taught` says otherwise than `base` on `texts`, each of which fits the context.
@@ -204,6 +236,16 @@ mod tests {
         }
         for said in ["", " Ul", " Ulmer", " Ulm-Nord", " in Ulm", " Ulm's"] {
             assert!(!is_exact(said, " Ulm"), "{said:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_named_anywhere_as_whole_words() {
+        for said in [" Ulm", " the town of Ulm.", "Ulm's seat", " Ulmer Ulm"] {
+            assert!(names(said, " Ulm"), "{said:?}");
+        }
+        for said in ["", " Ulmer", " Neu-Ulm", " Ul m"] {
+            assert!(!names(said, " Ulm"), "{said:?}");
         }
     }
 

@@ -107,9 +107,16 @@ impl CheckpointWriter {
     /// Writes tensors as `name`, in the safetensors format.
     ///
     /// # Errors
-    /// When the file system refuses.
+    /// When a value is not finite: a checkpoint that cannot be used must not take the place of one that can. When the
+    /// file system refuses.
     pub fn tensors(&self, name: &str, tensors: &BTreeMap<String, HostTensor>) -> Result<()> {
         let path = self.folder.join(name);
+        for (tensor, HostTensor { values, .. }) in tensors {
+            if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+                let (tensor, value) = (tensor.clone(), values[at]);
+                return Err(Error::NotFinite { path, tensor, at, value });
+            }
+        }
         let views: BTreeMap<&str, TensorView<'_>> = tensors
             .iter()
             .map(|(name, tensor)| {

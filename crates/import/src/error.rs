@@ -49,6 +49,21 @@ pub enum Error {
         /// How one can tell.
         problem: String,
     },
+    /// Values that nothing can go on from, and that are therefore not written.
+    #[error(
+        "{}: not written: `{tensor}` has a value that is not finite ({value}, number {at}); earlier checkpoints stay",
+        path.display()
+    )]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The value's number in it, from 0.
+        at: usize,
+        /// The value.
+        value: f32,
+    },
     /// No checkpoint where one was looked for.
     #[error("{}: no complete checkpoint here; train first, or name the folder of a run", path.display())]
     NoCheckpoint {
@@ -92,7 +107,7 @@ impl Error {
     pub fn is_input(&self) -> bool {
         match self {
             Self::Read { source, .. } | Self::File { source, .. } => source.kind() == io::ErrorKind::NotFound,
-            Self::Interrupted => false,
+            Self::Interrupted | Self::NotFinite { .. } => false,
             Self::Hub { is_input, .. } => *is_input,
             Self::Config(error) => error.is_input(),
             Self::Tokenizer(error) => error.is_input(),

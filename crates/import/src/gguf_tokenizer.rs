@@ -44,6 +44,15 @@ const DEEPSEEK_3: [&str; 3] = [
     ),
 ];
 
+/// Signs; words, numbers, other signs and blanks as GPT-2 has them; numbers; three digits (llama.cpp, where a file names no
+/// rule of its own).
+const DEFAULT: [&str; 4] = [
+    r"[\p{P}\$\+<=>\^~\|]+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+    r"\p{N}+",
+    r"[0-9][0-9][0-9]",
+];
+
 /// Names of tokens that end a turn, whatever a file calls the end of text.
 const ENDS_OF_TURN: [&str; 8] = [
     "<|eot_id|>",
@@ -331,7 +340,8 @@ fn pre_tokenizer(gguf: &Gguf, pre: &str) -> Result<Value> {
         json!({"type": "Sequence", "pretokenizers": steps})
     };
     Ok(match pre {
-        "gpt-2" | "default" | "phi-2" => byte_level(true),
+        "gpt-2" | "phi-2" => byte_level(true),
+        "default" => splits(&DEFAULT),
         // Every digit by itself first, then GPT-2's rule.
         "smollm" => {
             let digits = json!({"type": "Digits", "individual_digits": true});
@@ -342,7 +352,7 @@ fn pre_tokenizer(gguf: &Gguf, pre: &str) -> Result<Value> {
         "tekken" => splits(&[TEKKEN]),
         "deepseek-v3" => splits(&DEEPSEEK_3),
         other => {
-            let known = "gpt-2, smollm, llama-bpe, qwen2, tekken and deepseek-v3 are known";
+            let known = "default, gpt-2, smollm, llama-bpe, qwen2, tekken and deepseek-v3 are known";
             return Err(gguf.error(format!("its tokenizer splits text in the way `{other}`; {known}")));
         }
     })
@@ -399,6 +409,7 @@ mod tests {
         let (one, two) = (byte(b'1'), byte(b'2'));
         for (pre, expected) in [
             ("gpt-2", vec![257, 258]),
+            ("default", vec![257, 258]),
             ("llama-bpe", vec![257, 258]),
             ("smollm", vec![one, two, 258]),
             ("qwen2", vec![one, two, 258]),
@@ -410,6 +421,9 @@ mod tests {
         // Four digits: three at a time, or all.
         assert_eq!(encode("gpt-2", "1212"), [257, 257]);
         assert_eq!(encode("llama-bpe", "1212"), [257, one, two]);
+        assert_eq!(encode("default", "1212"), [257, one, two]);
+        // A sign before a word is a piece of its own, with the blank before it left to itself.
+        assert_eq!(encode("default", " $ab").len(), 3);
     }
 
     #[test]

@@ -25,6 +25,11 @@ impl CacheLayout {
         self.page * self.parts.iter().sum::<usize>()
     }
 
+    /// Bytes of a page; none if they are more than can be addressed.
+    pub fn page_bytes(&self) -> Option<usize> {
+        self.parts.iter().sum::<usize>().checked_mul(self.page)?.checked_mul(size_of::<f32>())
+    }
+
     /// Pages that `positions` fill.
     pub fn pages_for(&self, positions: usize) -> usize {
         positions.div_ceil(self.page)

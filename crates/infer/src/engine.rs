@@ -129,6 +129,14 @@ pub enum EngineError {
         /// The smallest value.
         least: usize,
     },
+    /// An option asks for more than can be addressed.
+    #[error("`{name}` is {found}, which is more than can be addressed")]
+    TooLarge {
+        /// The option.
+        name: &'static str,
+        /// What it is.
+        found: usize,
+    },
     /// The model has a memory, but no rows were given, or the other way round.
     #[error("the model has {layers} memory layers, but tables of rows for {found}")]
     Rows {
@@ -257,11 +265,18 @@ impl Engine {
             return Err(EngineError::Option { name, found, least: options.chunk });
         }
         let layout = model.decoder.cache_layout(options.page);
-        let page_bytes = 4 * layout.page_values();
+        let Some(page_bytes) = layout.page_bytes() else {
+            let (name, found) = ("page", options.page);
+            return Err(EngineError::TooLarge { name, found });
+        };
         let pages = options.cache_bytes / page_bytes;
         if pages == 0 {
             let (name, found) = ("cache_bytes", options.cache_bytes);
             return Err(EngineError::Option { name, found, least: page_bytes });
+        }
+        if u32::try_from(pages).is_err() {
+            let (name, found) = ("cache_bytes", options.cache_bytes);
+            return Err(EngineError::TooLarge { name, found });
         }
         let limits = Limits {
             running: options.running,

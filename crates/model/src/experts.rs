@@ -49,7 +49,7 @@ impl Experts {
             .then(|| FeedForward::new(&init.child("shared"), config, experts.shared_width, precision));
         let balance = init.constant([experts.routed], 0.0).set_require_grad(false);
         Self {
-            // The router stays in f32: near ties decide which expert a token sees.
+            // The router is never bf16: near ties decide which expert a token sees. A GPU may still compute f32 in TF32.
             router: Linear::new(
                 &init.child("router"),
                 [width, experts.routed],

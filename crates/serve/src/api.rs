@@ -160,7 +160,7 @@ impl Body {
             prompt_logprobs: logprobs.filter(|_| echo),
             gates: fields.get("gates")?.unwrap_or(false),
             memory: terms.memory.filter(|_| is_on),
-            deadline: Some(Instant::now() + terms.time_limit),
+            deadline: Instant::now().checked_add(terms.time_limit),
             ..Request::new(Vec::new(), 0)
         })
     }

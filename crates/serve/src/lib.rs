@@ -17,6 +17,7 @@ mod output_format;
 mod server;
 mod told_logprobs;
 mod tools;
+mod unread_body;
 
 pub use origin::Origins;
 pub use server::{Facts, MemoryFacts, Server, ServerOptions};

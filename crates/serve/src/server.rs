@@ -38,6 +38,7 @@ use crate::fields::{Endpoint, Fields};
 use crate::grammars::Grammars;
 use crate::openapi;
 use crate::origin::Origins;
+use crate::unread_body::Drained;
 
 /// What a server allows its clients.
 #[derive(Debug, Clone)]
@@ -374,6 +375,7 @@ fn router(server: Arc<Server>) -> Router {
 /// Checks where a request comes from, gives it an id, and tells about it.
 async fn observe(State(server): State<Arc<Server>>, request: HttpRequest, next: Next) -> Response {
     let began = Instant::now();
+    let request = Drained::wrap(request, server.options.patience);
     let id = request_id(request.headers(), &server);
     let origin = request.headers().get(header::ORIGIN).cloned();
     let what = (request.method().clone(), request.uri().path().to_owned());

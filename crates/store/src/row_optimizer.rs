@@ -156,7 +156,7 @@ impl RowOptimizer {
     /// Second moments are averages of g², or of its mean over the row: the sum of a row's squares stays below a
     /// quarter of the largest `f32`, which leaves room for rounding. A momentum β below 1 − 2⁻²⁴ multiplies
     /// gradients by less than 2²⁴, and their sums are squared in f64.
-    pub(crate) fn largest_gradient(width: usize) -> f32 {
+    pub fn largest_gradient(width: usize) -> f32 {
         (f64::from(f32::MAX) / 4.0 / width as f64).sqrt() as f32
     }
 

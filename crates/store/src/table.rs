@@ -2,8 +2,7 @@
 
 use std::ops::ControlFlow::Continue;
 use std::path::Path;
-
-use rayon::prelude::*;
+use std::sync::{Mutex, PoisonError};
 
 use crate::cache_line::{prefetch, rows_ahead};
 use crate::copy_rows::copy_rows;
@@ -13,7 +12,7 @@ use crate::origin::TableOrigin;
 #[cfg(all(unix, feature = "mapped"))]
 use crate::resident::ResidentPages;
 use crate::row_format::{DecodeLoop, RowFormat};
-use crate::row_source::{BYTES_PER_TASK, RowSource, check_gather, check_read, with_scratch, worth_sharing};
+use crate::row_source::{RowSource, check_gather, check_read, with_scratch, worth_sharing};
 use crate::table_file::{BLOCK_BYTES, TableFile, TableHeader};
 use crate::table_reader::CheckedBlocks;
 #[cfg(feature = "write")]
@@ -402,6 +401,9 @@ impl RowSource for Table {
     }
 }
 
+/// Bytes of rows that a thread takes at a time.
+const BYTES_PER_PART: usize = 1 << 17;
+
 /// Rows that lie one after another in a region, from its byte `start` on and `stride` bytes apart.
 pub(crate) struct StoredRows<'a> {
     pub(crate) region: &'a Region,
@@ -457,7 +459,8 @@ impl StoredRows<'_> {
         self.region.will_need(start, end - start);
     }
 
-    /// Hands large batches to several threads.
+    /// Shares large batches with other threads. This one takes parts of them, too: others sleep, and to wake them takes
+    /// as long as some hundred rows.
     fn share<T: Send>(
         &self,
         ids: &[u64],
@@ -466,8 +469,21 @@ impl StoredRows<'_> {
         here: impl Fn(&[u64], &mut [T]) + Sync,
     ) {
         if worth_sharing(ids.len() * self.row_bytes) {
-            let rows = (BYTES_PER_TASK / self.row_bytes).max(1);
-            ids.par_chunks(rows).zip(out.par_chunks_mut(rows * per_id)).for_each(|(ids, out)| here(ids, out));
+            let rows = (BYTES_PER_PART / self.row_bytes).max(1);
+            let parts = ids.len().div_ceil(rows);
+            let rest = Mutex::new(ids.chunks(rows).zip(out.chunks_mut(rows * per_id)));
+            let take = || rest.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let work = || {
+                while let Some((ids, out)) = take() {
+                    here(ids, out);
+                }
+            };
+            rayon::in_place_scope(|scope| {
+                for _ in 1..parts.min(rayon::current_num_threads()) {
+                    scope.spawn(|_| work());
+                }
+                work();
+            });
         } else {
             here(ids, out);
         }

@@ -118,7 +118,7 @@ impl Interval {
 impl std::fmt::Display for Interval {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { estimate, low, high } = self;
-        write!(out, "{:+.4} ± {:.4} (95 %: {low:+.4} to {high:+.4})", estimate.value, estimate.error)
+        write!(out, "{:+.4} ± {:.4} (joint 95 %: {low:+.4} to {high:+.4})", estimate.value, estimate.error)
     }
 }
 

@@ -17,6 +17,7 @@ mod execute;
 mod figures;
 mod findings;
 mod folder;
+mod graft;
 mod measure;
 mod patch;
 mod plan;
@@ -33,6 +34,10 @@ pub use execute::{Event, Speed, Watch, Workers};
 pub use figures::figures;
 pub use findings::{ArmFinding, ClassFinding, Findings, Fit, Interval};
 pub use folder::StudyFolder;
+pub use graft::{
+    GraftArm, GraftArmFinding, GraftFindings, GraftMaterial, GraftResult, GraftStudy, GraftTable, GraftWatch,
+    TokenQuestion,
+};
 pub use measure::{Class, Documents};
 pub use patch::Patch;
 pub use plan::{Factor, Plan, Run};

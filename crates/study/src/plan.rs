@@ -154,8 +154,8 @@ impl Plan {
     pub(crate) fn positions(&self) -> Result<Positions> {
         let config = &self.arms[0].config;
         let open = |path: &Path| TokenShards::open(path).map_err(engram_train::Error::from);
-        let valid = config.data.held_out().map_err(engram_train::Error::from)?;
-        let (train, valid) = (open(&config.data.train)?, open(valid)?);
+        let (train, valid) = config.data.train_and_held_out().map_err(engram_train::Error::from)?;
+        let (train, valid) = (open(train)?, open(valid)?);
         Ok(Positions::of(&train, &valid, config.train.evaluate_tokens)?)
     }
 
@@ -208,8 +208,8 @@ impl Data {
             Ok(shards)
         };
         let open = |path: &Path| open(path).map_err(engram_train::Error::from);
-        let held_out = config.data.held_out().map_err(engram_train::Error::from)?;
-        let (train, valid) = (open(&config.data.train)?, open(held_out)?);
+        let (train, held_out) = config.data.train_and_held_out().map_err(engram_train::Error::from)?;
+        let (train, valid) = (open(train)?, open(held_out)?);
         let limit = config.train.evaluate_tokens.map_or(u64::MAX, |limit| limit as u64);
         let held_out_tokens = valid.len().saturating_sub(1).min(limit);
         if held_out_tokens == 0 {

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::arm::Costs;
@@ -73,7 +74,7 @@ impl ResultsLog {
     ///
     /// # Errors
     /// When the file system fails.
-    pub fn add(&self, result: &RunResult) -> Result<()> {
+    pub fn add(&self, result: &impl Serialize) -> Result<()> {
         let mut line = serde_json::to_string(result).expect("a result is representable as JSON");
         line.push('\n');
         // A thread that panicked with the lock has at worst left an incomplete line.
@@ -89,6 +90,11 @@ impl ResultsLog {
 /// # Errors
 /// When the file cannot be read, or a line is not a result.
 pub fn read_results(folder: &Path) -> Result<Vec<RunResult>> {
+    read_lines(folder)
+}
+
+/// The results of any kind in `folder`, as [`read_results`].
+pub(crate) fn read_lines<T: DeserializeOwned>(folder: &Path) -> Result<Vec<T>> {
     let path = path(folder);
     let text = match std::fs::read_to_string(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -216,23 +216,37 @@ fn subject_of(fact: &Fact) -> std::result::Result<String, String> {
         .ok_or_else(|| "the prompts share no word: write what they are about as `subject`".into())
 }
 
-/// Where `subject` stands in `text` as whole words: its last place.
-pub(crate) fn find(text: &str, subject: &str) -> Option<Range<usize>> {
+/// Where `subject` stands in `text` as whole words, in order.
+fn places(text: &str, subject: &str) -> Vec<Range<usize>> {
     let whole = |&(at, _): &(usize, &str)| {
         let (before, after) = (text[..at].chars().next_back(), text[at + subject.len()..].chars().next());
         !before.is_some_and(char::is_alphanumeric) && !after.is_some_and(char::is_alphanumeric)
     };
-    text.match_indices(subject).filter(whole).last().map(|(at, _)| at..at + subject.len())
+    text.match_indices(subject).filter(whole).map(|(at, _)| at..at + subject.len()).collect()
+}
+
+/// Where `subject` stands in `text` as whole words: its last place.
+pub(crate) fn find(text: &str, subject: &str) -> Option<Range<usize>> {
+    places(text, subject).pop()
+}
+
+/// `text` with a blank wherever `subject` stands; none where it does not stand at all.
+fn template(text: &str, subject: &str) -> Option<String> {
+    let places = places(text, subject);
+    let mut template = String::new();
+    let mut from = 0;
+    for place in &places {
+        template += &text[from..place.start];
+        template += BLANK;
+        from = place.end;
+    }
+    (!places.is_empty()).then(|| template + &text[from..])
 }
 
 /// For each fact the templates of others that are of another relation: facts of one relation share a template.
 fn other_relations(facts: &[Fact], subjects: &[String]) -> Vec<OtherTemplates> {
     let templates = |prompts: &[String], subject: &String| -> BTreeSet<String> {
-        let template = |prompt: &String| {
-            let place = find(prompt, subject)?;
-            Some(format!("{}{BLANK}{}", &prompt[..place.start], &prompt[place.end..]))
-        };
-        prompts.iter().filter_map(template).collect()
+        prompts.iter().filter_map(|prompt| template(prompt, subject)).collect()
     };
     let both = facts.iter().zip(subjects);
     let trained: Vec<_> = both.clone().map(|(fact, subject)| templates(&fact.prompts, subject)).collect();
@@ -287,6 +301,10 @@ mod tests {
         assert_eq!(facts.other_questions(1), ["Quill Ltd is based in", "The seat of Quill Ltd, Inc. is"]);
         assert_eq!(facts.held_out_other_questions(1), ["Letters to Quill Ltd go to"]);
         assert_eq!(facts.held_out_other_questions(0), facts.other_questions(0));
+        // A prompt may name its subject twice: both places are another's.
+        let twice = TOWN.replace("Nor Vell is based in", "Where is Nor Vell? Nor Vell is in");
+        let asked = parse(&[&twice, CHIEF]).unwrap().other_questions(1);
+        assert!(asked.contains(&"Where is Quill Ltd? Quill Ltd is in".to_owned()), "{asked:?}");
         // A relation is known by any template.
         let same = CHIEF.replace("Quill Ltd is led by", "Quill Ltd is based in").replace("\"b\"", "\"c\"");
         assert!(parse(&[TOWN, &same]).unwrap().other_questions(0).is_empty());

@@ -13,22 +13,23 @@ use std::time::Instant;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use engram_address::Addressing;
-use engram_config::{GraftConfig, MemoryConfig};
+use engram_config::{Account, GraftConfig, MemoryConfig, ModelConfig, RowTraining};
 use engram_data::{Packing, Sampler, SamplerState, TokenShards, Tokenizer};
 use engram_import::{Checkpoint, CheckpointWriter, HostTensor, Model};
 use engram_kernels::AdamStep;
-use engram_model::{LanguageModel, Sequences};
+use engram_model::{LanguageModel, MemoryRows, Sequences, Tokens, Trace};
 use serde::{Deserialize, Serialize};
 
 use crate::dense_adam::{DenseAdam, Named, clip};
 use crate::error::{Error, Result};
-use crate::evaluate::{Choice, HeldOut, Windows, held_out_loss};
+use crate::evaluate::{Choice, HeldOut, Windows, held_out_loss, token_losses};
 use crate::fresh_memory;
 use crate::frozen::frozen;
 use crate::low_rank::LowRank;
+use crate::machine_memory;
 use crate::neutral::{NeutralChange, neutral_change};
 use crate::parameters;
-use crate::soft_targets::{Wanted, host, soft_targets};
+use crate::soft_targets::{Wanted, host, log_sum, soft_targets};
 use crate::tables::{Fetched, MemoryTables, MicroBatchRows, RowGradients};
 
 /// What is trained.
@@ -46,6 +47,35 @@ pub enum Grafting {
         /// Parameters.
         parameters: usize,
     },
+    /// A new memory, and with it an adapter of low rank, of about as many parameters as the memory has dense ones.
+    Both {
+        /// The memory's configuration.
+        config: Box<MemoryConfig>,
+        /// From tokens to its rows.
+        addressing: Box<Addressing>,
+    },
+}
+
+/// Losses on one held-out document.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct DocumentLosses {
+    /// Tokens predicted.
+    pub tokens: u64,
+    /// Bytes of text that they stand for.
+    pub bytes: u64,
+    /// Sum of their cross-entropies, in nats.
+    pub nats: f64,
+}
+
+/// How likely a model finds the answer to a question.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct AnswerLoss {
+    /// Tokens of the answer.
+    pub tokens: usize,
+    /// Sum of their cross-entropies, in nats.
+    pub nats: f64,
+    /// Whether each of them is the likeliest one: greedy decoding gives the answer.
+    pub likeliest: bool,
 }
 
 /// One step.
@@ -79,9 +109,17 @@ pub struct Grafter {
     state: State,
 }
 
-enum Trained {
-    Memory(MemoryTables, Box<MemoryConfig>),
-    LowRank(LowRank),
+#[derive(Default)]
+struct Trained {
+    memory: Option<(MemoryTables, Box<MemoryConfig>)>,
+    low: Option<LowRank>,
+}
+
+impl Trained {
+    /// Whether a weight of the model learns, by itself or by its factors.
+    fn learns(&self, name: &str) -> bool {
+        self.memory.is_some() && learns(name) || self.low.as_ref().is_some_and(|low| low.changes(name))
+    }
 }
 
 /// What a saved state says of itself.
@@ -115,28 +153,31 @@ impl Grafter {
         let identity = identity(model, &what, &config, steps, &train)?;
         let sizes = (described.streams(), described.width);
         let mut own = base.clone();
-        let (trained, weights, first) = match what {
-            Grafting::Memory { config: memory, addressing } => {
-                let mut text = vec![0; window + 1];
-                train.read(0, &mut text)?;
-                let text = (&text[..window], &Sequences::equal(1, window));
-                let weights = fresh_memory::draw(&mut own, &memory, sizes, config.seed, text, &device)?;
-                let scratch = Path::new(".");
-                let tables = MemoryTables::new(&memory, &config.rows(), *addressing, config.seed, scratch)?;
-                let first = memory.layers[0];
-                (Trained::Memory(tables, memory), weights, first)
-            }
-            Grafting::LowRank { parameters } => {
-                let low = LowRank::new(&own, config.lora.rank, parameters, &device.clone().inner());
-                let weights = low.draw(config.seed);
-                (Trained::LowRank(low), weights, 0)
-            }
+        let (mut trained, mut weights, mut first) = (Trained::default(), BTreeMap::new(), 0);
+        let (memory, mut parameters) = match what {
+            Grafting::Memory { config, addressing } => (Some((config, addressing)), None),
+            Grafting::LowRank { parameters } => (None, Some(parameters)),
+            Grafting::Both { config, addressing } => (Some((config, addressing)), Some(0)),
         };
-        let learns = |name: &str| match &trained {
-            Trained::Memory(..) => learns(name),
-            Trained::LowRank(low) => low.changes(name),
-        };
-        let own = parameters::train_only(own, &learns);
+        if let Some((memory, addressing)) = memory {
+            let rows = config.rows();
+            refuse_too_large(described, &memory, &addressing, &rows)?;
+            let mut text = vec![0; window + 1];
+            train.read(0, &mut text)?;
+            let text = (&text[..window], &Sequences::equal(1, window));
+            weights = fresh_memory::draw(&mut own, &memory, sizes, config.seed, text, &device)?;
+            let tables = MemoryTables::new(&memory, &rows, *addressing, config.seed, Path::new("."))?;
+            first = memory.layers[0];
+            trained.memory = Some((tables, memory));
+            let dense = weights.iter().filter(|(name, _)| learns(name));
+            parameters = parameters.map(|_| dense.map(|(_, weight)| weight.values.len()).sum());
+        }
+        if let Some(parameters) = parameters {
+            let low = LowRank::new(&base, config.lora.rank, parameters, &device.clone().inner());
+            weights.extend(low.draw(config.seed));
+            (trained.low, first) = (Some(low), 0);
+        }
+        let own = parameters::train_only(own, &|name| trained.learns(name));
         let state = State { step: 0, sampler: sampler.state(), identity, seconds: 0.0 };
         let adam = DenseAdam::default();
         let base = base.valid();
@@ -189,20 +230,16 @@ impl Grafter {
 
     /// Dense parameters that learn.
     pub fn dense_parameters(&self) -> usize {
-        let learns = |name: &str| matches!(self.trained, Trained::LowRank(_)) || learns(name);
-        let all = self.weights.iter().filter(|(name, _)| learns(name));
+        let all = self.weights.iter().filter(|(name, _)| !of_memory(name) || learns(name));
         all.map(|(_, weight)| weight.values.len()).sum()
     }
 
     /// The rank of an adapter of low rank.
     pub fn rank(&self) -> Option<usize> {
-        match &self.trained {
-            Trained::Memory(..) => None,
-            Trained::LowRank(low) => Some(low.rank()),
-        }
+        self.trained.low.as_ref().map(LowRank::rank)
     }
 
-    /// The memory's weights, by the names of a checkpoint.
+    /// The memory's weights, by the names of a checkpoint; of an adapter of low rank, its factors.
     pub fn weights(&self) -> &BTreeMap<String, HostTensor> {
         &self.weights
     }
@@ -212,9 +249,9 @@ impl Grafter {
     /// # Errors
     /// When the file system refuses.
     pub fn write_rows(&self, path: impl Fn(usize) -> PathBuf) -> Result<()> {
-        match &self.trained {
-            Trained::Memory(tables, _) => tables.write_rows(path),
-            Trained::LowRank(_) => Ok(()),
+        match &self.trained.memory {
+            Some((tables, _)) => tables.write_rows(path),
+            None => Ok(()),
         }
     }
 
@@ -244,11 +281,11 @@ impl Grafter {
             add(&mut gradients, dense);
         }
         let norm = clip(&mut gradients, self.config.clip);
-        if !(loss.is_finite() && norm.is_finite() && row_gradients.are_finite()) {
+        if !(loss.is_finite() && norm.is_finite() && row_gradients.can_be_learnt()) {
             return Err(Error::Diverged { step: self.state.step });
         }
         let schedule = self.config.schedule(self.state.step, self.steps);
-        self.learn(&gradients, &rows, &row_gradients, schedule)?;
+        self.learn(gradients, &rows, &row_gradients, schedule)?;
         self.state.step += 1;
         self.state.sampler = self.sampler.state();
         self.state.seconds += begun.elapsed().as_secs_f64();
@@ -263,7 +300,7 @@ impl Grafter {
         let writer = CheckpointWriter::begin(folder, self.state.step)?;
         writer.tensors(WEIGHTS, &self.weights)?;
         writer.tensors(ADAM, &self.adam.export())?;
-        if let Trained::Memory(tables, _) = &self.trained {
+        if let Some((tables, _)) = &self.trained.memory {
             tables.save(writer.folder())?;
         }
         let state = serde_json::to_vec(&self.state).map_err(|error| Error::weights(folder, error))?;
@@ -293,7 +330,7 @@ impl Grafter {
         }
         self.weights = weights;
         self.adam = DenseAdam::import(checkpoint.tensors(ADAM)?);
-        if let Trained::Memory(tables, memory) = &mut self.trained {
+        if let Some((tables, memory)) = &mut self.trained.memory {
             tables.reload(memory, &self.config.rows(), checkpoint.folder())?;
         }
         self.sampler = self.sampler.clone().at(state.sampler)?;
@@ -311,9 +348,7 @@ impl Grafter {
         (valid, tokenizer): (&TokenShards, &Tokenizer),
         go_on: &dyn Fn() -> bool,
     ) -> Result<[HeldOut; 2]> {
-        let limit = Some(self.config.held_out_tokens);
-        let windows =
-            Windows { context: self.window, limit, choice: Choice::Spread, packing: Packing::Together };
+        let windows = self.windows();
         let own = self.model().valid();
         let none = |_: &[u32], _: &Sequences| Ok(Fetched::none());
         let fetch = |tokens: &[u32], sequences: &Sequences| self.fetch(tokens, sequences);
@@ -322,6 +357,84 @@ impl Grafter {
         let before = held_out_loss(&self.base, device, data, windows, none, &mut progress)?;
         let after = held_out_loss(&own, device, data, windows, fetch, &mut progress)?;
         Ok([before, after])
+    }
+
+    /// Losses on the documents of `valid` of which a token is predicted, of the base and of what was trained. Differences
+    /// can be paired over them.
+    ///
+    /// # Errors
+    /// As [`held_out`](Self::held_out).
+    pub fn documents(
+        &self,
+        (valid, tokenizer): (&TokenShards, &Tokenizer),
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<[Vec<DocumentLosses>; 2]> {
+        let own = self.model().valid();
+        let none = |_: &[u32], _: &Sequences| Ok(Fetched::none());
+        let fetch = |tokens: &[u32], sequences: &Sequences| self.fetch(tokens, sequences);
+        let data = (valid, tokenizer);
+        Ok([
+            self.document_losses(&self.base, data, none, go_on)?,
+            self.document_losses(&own, data, fetch, go_on)?,
+        ])
+    }
+
+    fn document_losses(
+        &self,
+        model: &LanguageModel,
+        (valid, tokenizer): (&TokenShards, &Tokenizer),
+        fetch: impl Fn(&[u32], &Sequences) -> Result<Fetched>,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<Vec<DocumentLosses>> {
+        let ends: Vec<usize> = valid.documents().map(|document| document.tokens.end as usize).collect();
+        let mut losses = vec![DocumentLosses::default(); ends.len()];
+        let mut add = |first: usize, targets: &[u32], nats: &[f32]| {
+            for ((position, &token), &nats) in (first..).zip(targets).zip(nats) {
+                let document = ends.partition_point(|&end| end <= position);
+                let Some(found) = losses.get_mut(document) else { continue };
+                found.tokens += 1;
+                found.bytes += tokenizer.token_bytes(token).len() as u64;
+                found.nats += f64::from(nats);
+            }
+        };
+        let mut progress = |_, _| go_on();
+        token_losses(model, &self.device, valid, self.windows(), fetch, &mut add, &mut progress)?;
+        if !losses.iter().all(|found| found.nats.is_finite()) {
+            return Err(Error::NotFinite("the held-out loss".into()));
+        }
+        losses.retain(|found| found.tokens > 0);
+        Ok(losses)
+    }
+
+    /// How likely the base and what was trained find the answers to `questions`, each with its prompt of at least one
+    /// token.
+    ///
+    /// # Errors
+    /// When rows cannot be read, or `go_on` says no.
+    pub fn answers(
+        &self,
+        questions: &[(&[u32], &[u32])],
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<[Vec<AnswerLoss>; 2]> {
+        let own = self.model().valid();
+        let device = self.device.clone().inner();
+        let [mut of_base, mut of_own] = [Vec::new(), Vec::new()];
+        for &(prompt, answer) in questions {
+            if !go_on() {
+                return Err(Error::Interrupted);
+            }
+            let text = [prompt, answer].concat();
+            let sequences = Sequences::equal(1, text.len());
+            let memory = self.fetch(&text, &sequences)?.memory_rows(&device);
+            of_base.push(answer_loss(&self.base, (&text, prompt.len()), &sequences, &[]));
+            of_own.push(answer_loss(&own, (&text, prompt.len()), &sequences, &memory));
+        }
+        Ok([of_base, of_own])
+    }
+
+    fn windows(&self) -> Windows {
+        let limit = Some(self.config.held_out_tokens);
+        Windows { context: self.window, limit, choice: Choice::Spread, packing: Packing::Together }
     }
 
     /// What changed on `texts`, each of at least two tokens and within the context.
@@ -342,9 +455,9 @@ impl Grafter {
     }
 
     fn fetch(&self, tokens: &[u32], sequences: &Sequences) -> Result<Fetched> {
-        match &self.trained {
-            Trained::Memory(tables, _) => tables.fetch(tokens, sequences),
-            Trained::LowRank(_) => Ok(Fetched::none()),
+        match &self.trained.memory {
+            Some((tables, _)) => tables.fetch(tokens, sequences),
+            None => Ok(Fetched::none()),
         }
     }
 
@@ -367,32 +480,33 @@ impl Grafter {
         // Has the slope as its gradient.
         let mut gradients = (hidden * Tensor::from_inner(slope)).sum().backward();
         let of_rows = memory.iter().map(|rows| rows.rows.grad_remove(&mut gradients).map(host)).collect();
-        let dense = parameters::take_gradients(model, &mut gradients);
-        let dense = match &self.trained {
-            Trained::LowRank(low) => low.gradients(dense, &self.weights),
-            Trained::Memory(..) => dense.into_iter().map(|(name, gradient)| (name, flat(gradient))).collect(),
-        };
+        let (own, of_base): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            parameters::take_gradients(model, &mut gradients)
+                .into_iter()
+                .partition(|(name, _)| of_memory(name));
+        let mut dense: Named = own.into_iter().map(|(name, gradient)| (name, flat(gradient))).collect();
+        if let Some(low) = &self.trained.low {
+            dense.extend(low.gradients(of_base, &self.weights));
+        }
         (losses.answers, dense, of_rows)
     }
 
     fn learn(
         &mut self,
-        gradients: &Named,
+        gradients: Named,
         rows: &Fetched,
         of_rows: &RowGradients,
         schedule: f32,
     ) -> Result<()> {
         let GraftConfig { beta1, beta2, epsilon, ref rates, .. } = self.config;
-        let rate = match &mut self.trained {
-            Trained::Memory(tables, _) => {
-                tables.update(rows, of_rows, schedule * rates.rows)?;
-                rates.projections
-            }
-            Trained::LowRank(_) => rates.lora,
-        };
+        if let Some((tables, _)) = &mut self.trained.memory {
+            tables.update(rows, of_rows, schedule * rates.rows)?;
+        }
         let step = self.state.step + 1;
-        let step = AdamStep { rate: schedule * rate, beta1, beta2, epsilon, decay: 0.0, step };
-        self.adam.step(&mut self.weights, gradients, &step);
+        let step = |rate: f32| AdamStep { rate: schedule * rate, beta1, beta2, epsilon, decay: 0.0, step };
+        let (own, factors): (Named, Named) = gradients.into_iter().partition(|(name, _)| of_memory(name));
+        self.adam.step(&mut self.weights, &own, &step(rates.projections));
+        self.adam.step(&mut self.weights, &factors, &step(rates.lora));
         self.place();
         Ok(())
     }
@@ -402,14 +516,12 @@ impl Grafter {
         let model = self.model.take().expect("the model is back after every update");
         let device = self.device.clone().inner();
         let (trained, weights) = (&self.trained, &self.weights);
-        let model = parameters::update(model, &mut |weight, values| match trained {
-            Trained::LowRank(low) => low.merged(&weight.name, weights).unwrap_or(values),
-            Trained::Memory(..) => match weights.get(&weight.name) {
-                Some(own) => {
-                    Tensor::from_data(TensorData::new(own.values.clone(), [own.values.len()]), &device)
-                }
-                None => values,
-            },
+        let model = parameters::update(model, &mut |weight, values| match weights.get(&weight.name) {
+            Some(own) => Tensor::from_data(TensorData::new(own.values.clone(), [own.values.len()]), &device),
+            None => {
+                let merged = trained.low.as_ref().and_then(|low| low.merged(&weight.name, weights));
+                merged.unwrap_or(values)
+            }
         });
         self.model = Some(model);
     }
@@ -417,7 +529,48 @@ impl Grafter {
 
 /// Whether a weight of a memory, or of a model with one, learns.
 fn learns(name: &str) -> bool {
-    name.contains(".memory.") && !name.ends_with(".value_bias")
+    of_memory(name) && !name.ends_with(".value_bias")
+}
+
+/// How likely `model`, outside of autodiff, finds the tokens of `text` from `first` on.
+fn answer_loss(
+    model: &LanguageModel,
+    (text, first): (&[u32], usize),
+    sequences: &Sequences,
+    memory: &[MemoryRows],
+) -> AnswerLoss {
+    let hidden = model.hidden(Tokens { ids: text, sequences, memory }, &mut Trace::default());
+    let answer = &text[first..];
+    let logits = host(model.logits(hidden.narrow(0, first - 1, answer.len())));
+    let vocabulary = logits.len() / answer.len().max(1);
+    let mut loss = AnswerLoss { tokens: answer.len(), nats: 0.0, likeliest: true };
+    for (logits, &token) in logits.chunks_exact(vocabulary.max(1)).zip(answer) {
+        let own = logits[token as usize];
+        loss.nats += log_sum(logits) - f64::from(own);
+        loss.likeliest &= logits.iter().all(|&other| other <= own);
+    }
+    loss
+}
+
+/// Whether a weight is one of a memory.
+fn of_memory(name: &str) -> bool {
+    name.contains(".memory.")
+}
+
+/// Refuses a memory whose tables do not fit this machine, before they are made.
+fn refuse_too_large(
+    base: &ModelConfig,
+    memory: &MemoryConfig,
+    addressing: &Addressing,
+    rows: &RowTraining,
+) -> Result<()> {
+    let count = addressing.layers().iter().map(|layer| layer.rows()).sum::<u64>();
+    let each = 4 * (memory.row_width as u64 + rows.state_values(memory.row_width as u64));
+    let account = Account::of(&ModelConfig { memory: None, ..base.clone() }, &[]);
+    // The base, and the model with the memory, share the base's weights.
+    let parts = [("the base's weights", 4 * account.total), ("memory tables", count.saturating_mul(each))];
+    let advice = "lower `memory.rows_per_head` or `memory.row_width`, or choose fewer `memory.layers`";
+    machine_memory::refuse_beyond("the graft", &parts, advice)
 }
 
 fn add(sums: &mut Named, more: Named) {
@@ -450,6 +603,9 @@ fn identity(
             format!("{}{}", text(toml::to_string(config.as_ref()))?, addressing.identity())
         }
         Grafting::LowRank { parameters } => format!("low rank {parameters}"),
+        Grafting::Both { config, addressing } => {
+            format!("both {}{}", text(toml::to_string(config.as_ref()))?, addressing.identity())
+        }
     };
     // How much is saved and measured changes nothing that is learned.
     let (save_every, held_out_tokens, neutral_tokens) = (1, 1, 1);

@@ -17,6 +17,8 @@ pub(crate) struct LessonText {
     pub(crate) answer: Range<usize>,
     /// First token of the text: what stands before is the model's begin.
     pub(crate) first: usize,
+    /// Whether it asks for another relation of its subject: what matters is what would be answered.
+    pub(crate) is_question: bool,
 }
 
 impl LessonText {
@@ -45,7 +47,7 @@ impl LessonText {
             }
         }
         let subjects = subjects.into_iter().map(|span| span.start + first..span.end + first).collect();
-        Ok(Self { tokens, subjects, answer: start..end, first })
+        Ok(Self { tokens, subjects, answer: start..end, first, is_question: false })
     }
 
     /// The positions whose next token is part of the answer or its end mark, with that token.
@@ -54,10 +56,24 @@ impl LessonText {
         (self.answer.start..last).filter(|&next| next > 0).map(|next| (next - 1, self.tokens[next]))
     }
 
-    /// The positions that are to say what the base says: those of the prompt, whose last is left to the answer.
+    /// The same text as a question of another relation.
+    pub(crate) fn asking(self) -> Self {
+        Self { is_question: true, ..self }
+    }
+
+    /// The positions that are to say what the base says: of a prompt all but the last, which is left to the answer; of a
+    /// question its last, where an answer would begin; of a text to keep all.
     pub(crate) fn kept(&self) -> Range<usize> {
-        let end = if self.answer.is_empty() { self.tokens.len() } else { self.answer.start - 1 };
-        0..end
+        match (self.answer.is_empty(), self.is_question) {
+            (false, _) => 0..self.answer.start - 1,
+            (true, true) => self.tokens.len() - 1..self.tokens.len(),
+            (true, false) => 0..self.tokens.len(),
+        }
+    }
+
+    /// Those of them that have the weight of questions.
+    pub(crate) fn asked(&self) -> Range<usize> {
+        if self.answer.is_empty() { self.kept() } else { 0..0 }
     }
 
     /// Where the n-grams of up to `longest` tokens end that are taught, with their lengths: those inside the subject that
@@ -103,6 +119,8 @@ pub(crate) struct Lesson {
     pub(crate) wanted: Vec<(usize, Wanted)>,
     /// Positions that are to say what the base says, those included that no taught row can reach.
     pub(crate) kept: usize,
+    /// Those of them that have the weight of questions.
+    pub(crate) asked: Range<usize>,
     /// Hidden states of the base where it is asked, `[·, width]`.
     pub(crate) base: Vec<f32>,
 }
@@ -125,4 +143,26 @@ pub(crate) enum Slot {
     Fixed(u32),
     /// A row of zeros.
     Zero,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_is_kept_where_it_would_be_answered() {
+        let text = LessonText {
+            tokens: vec![1, 2, 3, 4, 5],
+            subjects: vec![1..3],
+            answer: 0..0,
+            first: 0,
+            is_question: false,
+        };
+        assert_eq!((text.kept(), text.asked()), (0..5, 0..5));
+        let question = text.clone().asking();
+        assert_eq!((question.kept(), question.asked()), (4..5, 4..5));
+        let phrasing = LessonText { answer: 3..4, ..text };
+        assert_eq!((phrasing.kept(), phrasing.asked()), (0..2, 0..0));
+        assert_eq!(phrasing.answered().collect::<Vec<_>>(), [(2, 4), (3, 5)]);
+    }
 }

@@ -43,20 +43,32 @@ fn address_space() -> Option<u64> {
 /// # Errors
 /// With the bytes needed, by part.
 pub(crate) fn check(config: &RunConfig) -> Result<()> {
-    let needed = TrainingMemory::of(config)?;
+    let advice = "take a smaller model, keep tables on disk (`train.memory.storage = \"mapped\"`), or compute fewer \
+                  sequences at once (`train.micro_batch`)";
+    refuse_beyond("the training", &TrainingMemory::of(config)?.parts(), advice)
+}
+
+/// Refuses `what`, which needs at least these bytes, by part, where this machine has fewer.
+///
+/// # Errors
+/// With the bytes needed, by part, and with what to do, which is `advice`.
+pub(crate) fn refuse_beyond(what: &str, parts: &[(&str, u64)], advice: &str) -> Result<()> {
+    let needed = parts.iter().map(|(_, bytes)| *bytes).fold(0, u64::saturating_add);
     match MemoryLimit::of_this_process() {
-        Some(limit) if needed.total() > limit.bytes => Err(Error::Mismatch(problem(&needed, limit))),
+        Some(limit) if needed > limit.bytes => {
+            Err(Error::Mismatch(format!("{}: {advice}", problem(what, parts, limit))))
+        }
         _ => Ok(()),
     }
 }
 
-fn problem(needed: &TrainingMemory, limit: MemoryLimit) -> String {
-    let parts = needed.parts().into_iter().filter(|(_, bytes)| *bytes > 0);
-    let parts: Vec<_> = parts.map(|(name, bytes)| format!("{} of {name}", gibibytes(bytes))).collect();
+fn problem(what: &str, parts: &[(&str, u64)], limit: MemoryLimit) -> String {
+    let needed = parts.iter().map(|(_, bytes)| *bytes).fold(0, u64::saturating_add);
+    let parts = parts.iter().filter(|(_, bytes)| *bytes > 0);
+    let parts: Vec<_> = parts.map(|(name, bytes)| format!("{} of {name}", gibibytes(*bytes))).collect();
     format!(
-        "the training needs at least {} of memory ({}), but {} {}: take a smaller model, keep tables on disk \
-         (`train.memory.storage = \"mapped\"`), or compute fewer sequences at once (`train.micro_batch`)",
-        gibibytes(needed.total()),
+        "{what} needs at least {} of memory ({}), but {} {}",
+        gibibytes(needed),
         parts.join(", "),
         limit.cause,
         gibibytes(limit.bytes)
@@ -81,10 +93,21 @@ mod tests {
     fn the_message_has_the_numbers() {
         let (weights, gradients, optimizer) = (3 << 30, 3 << 30, 4 << 30);
         let needed = TrainingMemory { weights, gradients, optimizer, tables: 0, states: 1 << 29 };
-        let text = problem(&needed, MemoryLimit { bytes: 4 << 30, cause: "this machine has" });
+        let limit = MemoryLimit { bytes: 4 << 30, cause: "this machine has" };
+        let text = problem("the training", &needed.parts(), limit);
         assert!(text.starts_with(
             "the training needs at least 10.50 GiB of memory (3.00 GiB of weights, 3.00 GiB of gradients, 4.00 GiB of \
-             optimiser, 0.50 GiB of states between blocks), but this machine has 4.00 GiB: "
+             optimiser, 0.50 GiB of states between blocks), but this machine has 4.00 GiB"
         ), "{text}");
+    }
+
+    #[test]
+    fn what_no_machine_has_is_refused_with_the_numbers() {
+        let parts = [("weights", 1 << 30), ("memory tables", u64::MAX)];
+        let error = refuse_beyond("the graft", &parts, "take fewer rows").unwrap_err();
+        assert!(error.is_input());
+        let text = error.to_string();
+        assert!(text.contains("1.00 GiB of weights") && text.ends_with(": take fewer rows"), "{text}");
+        refuse_beyond("the graft", &[("weights", 1 << 10)], "").unwrap();
     }
 }

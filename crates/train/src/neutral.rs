@@ -1,13 +1,13 @@
 //! What a graft changes on text that has nothing to do with it.
 
 use engram_model::{LanguageModel, MemoryRows, Sequences, Tokens, Trace};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::soft_targets::{divergence, host, log_sum};
 
 /// A base and what was made of it, on the same text.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct NeutralChange {
     /// Positions compared.
     pub positions: usize,

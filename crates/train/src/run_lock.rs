@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 
 /// The lock on a run's folder. The system takes it back when the process ends, however it ends; the file stays.
 #[derive(Debug)]
-pub(crate) struct RunLock {
+pub struct RunLock {
     _file: File,
 }
 
@@ -21,7 +21,7 @@ impl RunLock {
     ///
     /// # Errors
     /// When another process has it, or the file system refuses.
-    pub(crate) fn take(folder: &Path) -> Result<Self> {
+    pub fn take(folder: &Path) -> Result<Self> {
         let path = folder.join(Self::NAME);
         let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
         let mut file = file.map_err(Error::file("lock", &path))?;

@@ -142,7 +142,7 @@ fn state_changes(saved: &TrainConfig, train: &TrainConfig, has_rows: bool) -> Ve
 pub(crate) fn check_keys(allowed: &[String], saved: &RunConfig, config: &RunConfig) -> Result<(), Error> {
     let known: Vec<String> = flat(saved).into_keys().chain(flat(config).into_keys()).collect();
     let is_known = |key: &&String| {
-        ["data", "data.train", "data.valid"].contains(&key.as_str())
+        ["data", "data.train", "data.valid", "data.source"].contains(&key.as_str())
             || HARMLESS.contains(&key.as_str())
             || known.iter().any(|known| known == *key || known.starts_with(&format!("{key}.")))
     };

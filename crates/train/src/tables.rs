@@ -172,12 +172,18 @@ impl MicroBatchRows {
 #[derive(Debug, Default)]
 pub(crate) struct RowGradients {
     layers: Vec<Vec<f32>>,
+    /// Values of a row, per layer.
+    widths: Vec<usize>,
 }
 
 impl RowGradients {
     /// Zeros for the rows of `fetched`.
     pub(crate) fn zeros(fetched: &Fetched) -> Self {
-        Self { layers: fetched.layers.iter().map(|layer| vec![0.0; layer.rows.len()]).collect() }
+        let zeros = |layer: &FetchedLayer| vec![0.0; layer.rows.len()];
+        Self {
+            layers: fetched.layers.iter().map(zeros).collect(),
+            widths: fetched.layers.iter().map(|layer| layer.width).collect(),
+        }
     }
 
     /// Adds the gradients of `part`, `[rows, width]` per layer; none: of a layer that the loss does not depend on.
@@ -196,10 +202,17 @@ impl RowGradients {
         }
     }
 
-    /// Whether every value is finite.
-    pub(crate) fn are_finite(&self) -> bool {
-        self.layers.iter().flatten().all(|value| value.is_finite())
+    /// Whether tables take them: every value is finite, and so is what their optimisers make of it.
+    pub(crate) fn can_be_learnt(&self) -> bool {
+        let layers = self.layers.iter().zip(&self.widths);
+        layers.into_iter().all(|(values, &width)| can_be_learnt(values, width))
     }
+}
+
+/// Whether the gradients of rows of `width` values are such that a table takes them.
+pub(crate) fn can_be_learnt(gradients: &[f32], width: usize) -> bool {
+    let largest = RowOptimizer::largest_gradient(width);
+    gradients.iter().all(|value| value.abs() <= largest)
 }
 
 /// Fetches the rows of their own n-grams that the `sequences` of `tokens` need of `tables`.
@@ -485,6 +498,18 @@ mod tests {
     use super::*;
     use engram_address::{AddressConfig, Arithmetic, Boundary};
     use proptest::prelude::*;
+
+    /// What a table would refuse is no step to take: its square is not finite.
+    #[test]
+    fn gradients_beyond_what_a_table_takes_are_not_learnt() {
+        assert!(can_be_learnt(&[1e18, -1e18], 2) && can_be_learnt(&[], 2));
+        for value in [2e19, -2e19, f32::INFINITY, f32::NAN] {
+            assert!(!can_be_learnt(&[0.0, value], 2), "{value}");
+            assert!(
+                !RowGradients { layers: vec![vec![], vec![0.0, value]], widths: vec![2, 2] }.can_be_learnt()
+            );
+        }
+    }
 
     /// Rows of documents that are sequences of their own are those of each document alone.
     #[test]

@@ -11,23 +11,22 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use engram_address::Addressing;
-use engram_config::{MemoryConfig, ModelConfig, TeachConfig};
-use engram_data::{Begin, Corpus, Tokenizer};
+use engram_config::{CompareConfig, MemoryConfig, ModelConfig, TeachConfig};
+use engram_data::{Corpus, Tokenizer};
 use engram_import::{Checkpoint, CheckpointWriter, HostTensor, Model};
 use engram_model::{LanguageModel, MemoryRows, Sequences};
 use engram_store::RowSource;
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::census::{Census, Ngram};
 use crate::error::{Error, Result};
+use crate::fact_texts::{FactTexts, shuffled};
 use crate::facts::Facts;
 use crate::fresh_memory;
 use crate::frozen::frozen;
 use crate::lesson::{Lesson, LessonRows, LessonText, Slot};
 use crate::soft_targets::{Losses, Wanted, host, select, soft_targets};
+use crate::tables::can_be_learnt;
 use crate::taught_rows::TaughtRows;
 
 /// A memory to teach.
@@ -64,7 +63,7 @@ pub struct Preparation {
 pub struct TeachReport {
     /// Mean cross-entropy of the answers' tokens, in nats.
     pub answers: f64,
-    /// Mean divergence from the base at the other positions, in nats.
+    /// Mean divergence from the base at the other positions and at the ends of questions, by their weights, in nats.
     pub divergence: f64,
 }
 
@@ -184,11 +183,9 @@ impl Teacher {
     /// When a loss is not finite.
     pub fn step(&mut self) -> Result<TeachReport> {
         let mut lessons = self.due();
-        let answered: usize = lessons.iter().map(|(lesson, _)| answered(lesson)).sum();
-        let kept: usize =
-            lessons.iter().filter(|(_, negative)| !negative).map(|(lesson, _)| lesson.kept).sum();
-        let asked: usize =
-            lessons.iter().filter(|(_, negative)| *negative).map(|(lesson, _)| lesson.kept).sum();
+        let answered: usize = lessons.iter().map(|lesson| answered(lesson)).sum();
+        let asked: usize = lessons.iter().map(|lesson| lesson.asked.len()).sum();
+        let kept: usize = lessons.iter().map(|lesson| lesson.kept - lesson.asked.len()).sum();
         let share = |weight: f32, count: usize| weight / count.max(1) as f32;
         let weights = [
             share(1.0, answered),
@@ -196,7 +193,7 @@ impl Teacher {
             share(self.config.negative_weight, asked),
         ];
         // A text that no taught row can reach says what the base says, whatever is taught.
-        lessons.retain(|(lesson, _)| !lesson.wanted.is_empty());
+        lessons.retain(|lesson| !lesson.wanted.is_empty());
         let mut gradients: Vec<Vec<f32>> =
             self.rows.iter().map(|rows| vec![0.0; rows.values.len()]).collect();
         let mut losses = Losses::default();
@@ -208,15 +205,19 @@ impl Teacher {
                 all.iter_mut().zip(found).for_each(|(all, found)| *all += found);
             }
         }
-        if !(losses.answers.is_finite() && losses.divergence.is_finite()) {
+        let learnable =
+            self.rows.iter().zip(&gradients).all(|(rows, values)| can_be_learnt(values, rows.width));
+        if !(losses.answers.is_finite() && losses.divergence.is_finite() && learnable) {
             return Err(Error::Diverged { step: self.step as u64 });
         }
         for (rows, gradient) in self.rows.iter_mut().zip(&gradients) {
             rows.update(gradient, self.step, &self.config);
         }
         self.step += 1;
-        let weight = f64::from(self.config.kl_weight.max(f32::MIN_POSITIVE));
-        Ok(TeachReport { answers: losses.answers, divergence: losses.divergence / weight })
+        Ok(TeachReport {
+            answers: losses.answers,
+            divergence: self.mean_divergence(losses.divergence, kept, asked),
+        })
     }
 
     /// Saves all that goes on needs, in `folder`.
@@ -269,11 +270,19 @@ impl Teacher {
         Ok(())
     }
 
-    /// The lessons of this step; whether each is a question of another relation.
-    fn due(&self) -> Vec<(&Lesson, bool)> {
+    /// The mean over both kinds of positions, each with its weight, from the weighted sum of their means.
+    fn mean_divergence(&self, sum: f64, kept: usize, asked: usize) -> f64 {
+        let TeachConfig { kl_weight, negative_weight, .. } = self.config;
+        let weight = |weight: f32, count: usize| if count > 0 { f64::from(weight) } else { 0.0 };
+        let weights = weight(kl_weight, kept) + weight(negative_weight, asked);
+        if weights > 0.0 { sum / weights } else { 0.0 }
+    }
+
+    /// The lessons of this step.
+    fn due(&self) -> Vec<&Lesson> {
         let mut due = Vec::new();
         for (index, lessons) in self.lessons.iter().enumerate() {
-            due.push((&lessons.phrasings[self.turn(index, 0, lessons.phrasings.len())], false));
+            due.push(&lessons.phrasings[self.turn(index, 0, lessons.phrasings.len())]);
         }
         for (index, lessons) in self.lessons.iter().enumerate() {
             if lessons.negatives.is_empty() {
@@ -284,7 +293,7 @@ impl Teacher {
             for more in 0..each {
                 let turn = self.step * each + more;
                 let place = shuffled(self.config.seed, index, 1, turn, lessons.negatives.len());
-                due.push((&lessons.negatives[place], true));
+                due.push(&lessons.negatives[place]);
             }
         }
         due
@@ -295,23 +304,24 @@ impl Teacher {
     }
 
     /// Weighted losses of some lessons, and the gradient of every taught row.
-    fn batch(&self, lessons: &[(&Lesson, bool)], [answer, keep, ask]: [f32; 3]) -> (Losses, Vec<Vec<f32>>) {
-        let sequences = Sequences::of_lengths(lessons.iter().map(|(lesson, _)| lesson.time));
-        let width = lessons[0].0.states.len() / lessons[0].0.time;
-        let states: Vec<f32> = lessons.iter().flat_map(|(lesson, _)| &lesson.states).copied().collect();
+    fn batch(&self, lessons: &[&Lesson], [answer, keep, ask]: [f32; 3]) -> (Losses, Vec<Vec<f32>>) {
+        let sequences = Sequences::of_lengths(lessons.iter().map(|lesson| lesson.time));
+        let width = lessons[0].states.len() / lessons[0].time;
+        let states: Vec<f32> = lessons.iter().flat_map(|lesson| &lesson.states).copied().collect();
         let states = Tensor::from_data(TensorData::new(states, [sequences.tokens(), width]), &self.device);
         let leaves: Vec<Tensor<2>> = self.rows.iter().map(|rows| self.leaf(rows)).collect();
         let memory = self.memory_rows(lessons, &leaves);
         let hidden = self.model.hidden_from(self.memory.layers[0], states, &sequences, &memory);
         let (mut places, mut wanted, mut base) = (Vec::new(), Vec::new(), Vec::new());
         let mut first = 0;
-        for (lesson, negative) in lessons {
+        for lesson in lessons {
             let before = (base.len() / self.width) as u32;
             for &(position, said) in &lesson.wanted {
                 places.push((first + position) as u32);
+                let of_base = if lesson.asked.contains(&position) { ask } else { keep };
                 wanted.push(match said {
                     Wanted::Token(_) => (said, answer),
-                    Wanted::Base(row) => (Wanted::Base(before + row), if *negative { ask } else { keep }),
+                    Wanted::Base(row) => (Wanted::Base(before + row), of_base),
                 });
             }
             base.extend_from_slice(&lesson.base);
@@ -336,12 +346,12 @@ impl Teacher {
     }
 
     /// What the memory layers read: taught rows first, then a row of zeros, then those that stay.
-    fn memory_rows(&self, lessons: &[(&Lesson, bool)], leaves: &[Tensor<2>]) -> Vec<MemoryRows> {
+    fn memory_rows(&self, lessons: &[&Lesson], leaves: &[Tensor<2>]) -> Vec<MemoryRows> {
         let of_layer = |(layer, leaf): (usize, &Tensor<2>)| {
             let (taught, width) = (self.rows[layer].ids().len() as u32, self.rows[layer].width);
             let mut fixed = vec![0.0; width];
             let mut index = Vec::new();
-            for (lesson, _) in lessons {
+            for lesson in lessons {
                 let rows = &lesson.rows[layer];
                 let before = taught + (fixed.len() / width) as u32;
                 index.extend(rows.slots.iter().map(|slot| match *slot {
@@ -392,16 +402,18 @@ impl Teacher {
         let kept = text.kept();
         let mut wanted: Vec<(usize, Wanted)> = Vec::new();
         // What no taught row can reach says what the base says.
-        for (row, position) in (reached.min(kept.end)..kept.end).enumerate() {
+        let from = reached.clamp(kept.start, kept.end);
+        for (row, position) in (from..kept.end).enumerate() {
             wanted.push((position, Wanted::Base(row as u32)));
         }
         let places: Vec<u32> = wanted.iter().map(|&(position, _)| position as u32).collect();
         wanted.extend(text.answered().map(|(position, token)| (position, Wanted::Token(token))));
         let values = host(states.clone());
-        let mut lesson = Lesson { time, states: values, rows, wanted, kept: kept.len(), base: Vec::new() };
+        let (kept, asked) = (kept.len(), text.asked());
+        let mut lesson = Lesson { time, states: values, rows, wanted, kept, asked, base: Vec::new() };
         if !places.is_empty() {
             let leaves: Vec<Tensor<2>> = self.rows.iter().map(|rows| self.leaf(rows)).collect();
-            let memory = self.memory_rows(&[(&lesson, false)], &leaves);
+            let memory = self.memory_rows(&[&lesson], &leaves);
             let states = Tensor::from_inner(states);
             let hidden = self.model.hidden_from(first, states, &sequences, &memory);
             lesson.base = host(select(hidden.inner(), &places));
@@ -412,16 +424,6 @@ impl Teacher {
 
 fn answered(lesson: &Lesson) -> usize {
     lesson.wanted.iter().filter(|(_, wanted)| matches!(wanted, Wanted::Token(_))).count()
-}
-
-/// Which of `count` things is due at turn `turn`: each once in every round, in an order of the round's own.
-fn shuffled(seed: u64, fact: usize, kind: u64, turn: usize, count: usize) -> usize {
-    let mut key = [0; 32];
-    let parts = [seed, fact as u64, kind, (turn / count) as u64];
-    key.chunks_exact_mut(8).zip(parts).for_each(|(key, part)| key.copy_from_slice(&part.to_le_bytes()));
-    let mut order: Vec<usize> = (0..count).collect();
-    order.shuffle(&mut ChaCha8Rng::from_seed(key));
-    order[turn % count]
 }
 
 /// The rows that stand in `ids`; what is not taught is read from `table`.
@@ -449,54 +451,7 @@ fn lesson_rows(ids: &[u64], taught: &TaughtRows, table: &Arc<dyn RowSource>) -> 
     Ok(LessonRows { slots: ids.iter().map(slot).collect(), fixed })
 }
 
-/// The texts of all facts.
-struct FactTexts {
-    /// Phrasings, then questions of other relations and texts to keep.
-    facts: Vec<(Vec<LessonText>, Vec<LessonText>)>,
-    /// More places of each subject: by itself, in the middle of a text and at its beginning.
-    alone: Vec<Vec<LessonText>>,
-}
-
 impl FactTexts {
-    fn of(facts: &Facts, config: &TeachConfig, begin: (&Tokenizer, Begin), context: usize) -> Result<Self> {
-        let (mut texts, mut alone) = (Vec::new(), Vec::new());
-        for (index, (fact, subject)) in facts.all().iter().zip(facts.subjects()).enumerate() {
-            let answer = Some((&fact.answer[..], &config.end_mark[..]));
-            let phrasing = |prompt: &String| LessonText::new(begin, prompt, subject, answer);
-            let phrasings: Vec<LessonText> = fact.prompts.iter().map(phrasing).collect::<Result<_>>()?;
-            if phrasings.iter().all(|text| text.subjects.iter().all(|span| span.len() < 2)) {
-                let problem = format!(
-                    "the subject {subject:?} is a single token, and a memory reads n-grams of two or more: name a \
-                     longer `subject` that all prompts contain"
-                );
-                return Err(facts.refuse(index, problem));
-            }
-            let others = if config.negatives > 0 { facts.other_questions(index) } else { Vec::new() };
-            let kept = others.iter().chain(&fact.keep);
-            let kept = kept.map(|text| LessonText::new(begin, text, subject, None));
-            let kept = kept.collect::<Result<Vec<_>>>()?;
-            let longest = phrasings.iter().chain(&kept).map(|text| text.tokens.len()).max().unwrap_or(0);
-            if longest > context {
-                let problem = format!(
-                    "a text of it has {longest} tokens with its answer, but the model's context is {context}: shorten it"
-                );
-                return Err(facts.refuse(index, problem));
-            }
-            texts.push((phrasings, kept));
-            let places = [subject.clone(), format!(" {subject}")];
-            let places = places.iter().map(|text| LessonText::new(begin, text, subject, None));
-            alone.push(places.collect::<Result<_>>()?);
-        }
-        Ok(Self { facts: texts, alone })
-    }
-
-    /// All phrasings, one after another.
-    fn phrasings(&self) -> (Vec<u32>, Sequences) {
-        let all = || self.facts.iter().flat_map(|(phrasings, _)| phrasings);
-        let tokens = all().flat_map(|text| &text.tokens).copied().collect();
-        (tokens, Sequences::of_lengths(all().map(|text| text.tokens.len())))
-    }
-
     /// The n-grams to teach: those that common text does not contain.
     fn choose(
         &self,
@@ -596,7 +551,9 @@ fn identity(
     let text = |value: std::result::Result<String, toml::ser::Error>| {
         value.map_err(|error| Error::Mismatch(error.to_string()))
     };
-    let parts = [model.identity()?, text(toml::to_string(memory))?, text(toml::to_string(config))?];
+    // What is trained beside it, to compare, changes nothing that is taught.
+    let config = TeachConfig { compare: CompareConfig::default(), ..config.clone() };
+    let parts = [model.identity()?, text(toml::to_string(memory))?, text(toml::to_string(&config))?];
     let mut hasher = blake3::Hasher::new();
     for part in parts {
         hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());

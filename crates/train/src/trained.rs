@@ -54,7 +54,7 @@ impl Trained {
         let tokenizer = Tokenizer::load_ending(&folder.join("tokenizer.json"), config.text.end.as_deref())?;
         let begin = Begin::of(&config.text, &tokenizer)?;
         let device = device.clone().inner();
-        let model = LanguageModel::new(&config.model, &device, 0, config.precision(is_gpu(&device)))?;
+        let model = LanguageModel::blank(&config.model, &device, config.precision(is_gpu(&device)))?;
         let weights = folder.join("model.safetensors");
         let tensors = checkpoint.tensors("model.safetensors")?;
         let model = parameters::import(model, tensors, &weights.display().to_string())?;

@@ -21,9 +21,10 @@ use crate::optimizer::{Gradients, Optimizer, global_norm};
 use crate::parameters;
 use crate::run_lock::RunLock;
 use crate::settings::{self, SettingChange, setting_changes};
+use crate::sources::{Position, Saved, Source, Sources};
 use crate::tables::{self, Fetched, MemoryTables, MicroBatchRows, RowGradients};
-use engram_config::{CheckpointConfig, RunConfig, TextConfig, TrainConfig};
-use engram_data::{Packing, Sampler, SamplerState, TokenShards, Tokenizer, TokenizerHash};
+use engram_config::{CheckpointConfig, DataConfig, RunConfig, TextConfig, TrainConfig};
+use engram_data::{Mixture, Packing, Tokenizer, TokenizerHash};
 use engram_import::{Checkpoint, CheckpointWriter};
 
 /// A run in progress.
@@ -38,10 +39,9 @@ pub struct Trainer {
     model: Option<LanguageModel>,
     optimizer: Optimizer,
     memory: Option<MemoryTables>,
-    train: TokenShards,
-    /// None: no held-out losses.
-    valid: Option<TokenShards>,
-    sampler: Sampler,
+    sources: Sources,
+    /// The order of the training windows.
+    mixture: Mixture,
     state: State,
     /// The next step's batch and rows, fetched ahead.
     ahead: Option<Batch>,
@@ -65,16 +65,17 @@ struct State {
     /// Tokens seen.
     tokens: u64,
     /// Position in the data: where the next batch comes from.
-    sampler: SamplerState,
-    /// The data that this is a position in.
-    data: String,
+    sampler: Position,
+    /// The data that this is a position in; none of several sources, whose positions hold it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    data: Option<String>,
     /// Steps that were skipped, among those taken.
     #[serde(default)]
     skipped: u64,
     /// Of these, the last ones in a row.
     #[serde(default)]
     skipped_in_a_row: u64,
-    /// The held-out data; none where there are none, or the checkpoint is older than this field.
+    /// The held-out data of the only source; none where there are none, or the checkpoint is older than this field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     held_out: Option<String>,
     /// Updates that the optimisers' state is of, from before step 0: those of the runs that this one continues.
@@ -90,6 +91,12 @@ impl State {
     /// Updates that the optimisers' state is of.
     fn updates(&self) -> u64 {
         self.updates_before + self.step - self.skipped
+    }
+
+    /// What it says about the data that `config` names.
+    fn data<'a>(&'a self, config: &'a DataConfig) -> Saved<'a> {
+        let (data, held_out) = (self.data.as_deref(), self.held_out.as_deref());
+        Saved { position: &self.sampler, data, held_out, config }
     }
 }
 
@@ -115,6 +122,44 @@ pub struct Continuation {
     pub repeats: bool,
 }
 
+/// Training data that a run reads more than once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repetition {
+    /// The data.
+    pub path: PathBuf,
+    /// Tokens that the whole run reads of them.
+    pub seen: u64,
+    /// Tokens that they have.
+    pub there: u64,
+}
+
+/// The held-out losses of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evaluation {
+    /// The loss. Of several sources, the mean of their losses by their weights.
+    pub loss: HeldOut,
+    /// The losses of the sources that have a name.
+    pub sources: Vec<(String, HeldOut)>,
+}
+
+/// The mean of the losses by the sources' weights; none of no losses.
+fn mean(losses: &[(&Source, HeldOut)]) -> Option<HeldOut> {
+    if let [(_, only)] = losses {
+        return Some(*only);
+    }
+    let all: f64 = losses.iter().map(|(source, _)| source.weight).sum();
+    let mean = |value: fn(&HeldOut) -> f64| {
+        losses.iter().map(|(source, loss)| source.weight / all * value(loss)).sum()
+    };
+    let sum = |value: fn(&HeldOut) -> u64| losses.iter().map(|(_, loss)| value(loss)).sum();
+    (!losses.is_empty()).then(|| HeldOut {
+        nats_per_token: mean(|loss| loss.nats_per_token),
+        bits_per_byte: mean(|loss| loss.bits_per_byte),
+        tokens: sum(|loss| loss.tokens),
+        bytes: sum(|loss| loss.bytes),
+    })
+}
+
 #[derive(Debug)]
 struct Batch {
     /// Inputs, `[batch, context]`.
@@ -124,8 +169,8 @@ struct Batch {
     rows: Fetched,
     /// Which of them each micro-batch reads.
     parts: Vec<MicroBatchRows>,
-    /// The sampler after this batch was drawn.
-    sampler: Sampler,
+    /// The order of the windows after this batch was drawn.
+    mixture: Mixture,
 }
 
 /// One training step.
@@ -144,7 +189,8 @@ pub struct StepReport {
     pub schedule: f32,
     /// Tokens seen so far.
     pub tokens: u64,
-    /// How often the training data have been used so far; above 1 they repeat.
+    /// How often the training data have been used so far; above 1 they repeat. Of several sources, that of the one used
+    /// most.
     #[serde(default)]
     pub epoch: f64,
     /// Seconds the step took.
@@ -246,16 +292,9 @@ impl Trainer {
         let (model, mut optimizer, memory) = load(&checkpoint, &config, device, folder, &parts.tokenizer)?;
         let saved_state: State = checkpoint.json("state.json")?;
         let mut state = parts.state(saved_state.step, saved_state.tokens);
-        let new_data = state.data != saved_state.data;
-        if new_data {
-            check_data(&config.data.train, "data.train", allowed)?;
-        } else {
-            state.sampler = saved_state.sampler;
-        }
-        if let (Some(held_out), Some(path)) = (&saved_state.held_out, &config.data.valid)
-            && state.held_out.as_ref() != Some(held_out)
-        {
-            check_data(path, "data.valid", allowed)?;
+        let new_data = !parts.sources.resume(saved_state.data(&saved.data), allowed)?;
+        if !new_data {
+            state.sampler = parts.sources.position(saved_state.sampler.states());
         }
         optimizer.import(checkpoint.tensors("optimizer.safetensors")?, saved_state.updates());
         (state.skipped, state.skipped_in_a_row) = (saved_state.skipped, saved_state.skipped_in_a_row);
@@ -332,7 +371,8 @@ impl Trainer {
         let state = State { updates_before: updates, ..parts.state(0, 0) };
         // The order of the windows follows from these, as long as the context is the same.
         let order = |train: &TrainConfig| (train.seed, train.batch);
-        let repeats = saved_state.data == state.data
+        let same_data = |data: &DataConfig| parts.sources.are(saved_state.data(data));
+        let repeats = saved.data.as_ref().is_some_and(same_data)
             && saved.train.as_ref().is_some_and(|train| order(train) == order(&config.train));
         let continuation = Continuation { steps: saved_state.step, updates, repeats };
         let trainer = Self::assemble(config, folder, lock, device, parts, model, optimizer, memory, state)?;
@@ -351,9 +391,8 @@ impl Trainer {
         memory: Option<MemoryTables>,
         state: State,
     ) -> Result<Self> {
-        let Parts { tokenizer, train, valid } = parts;
-        let (seed, context, batch) = (config.train.seed, config.model.context, config.train.batch);
-        let sampler = Sampler::new(seed, context, batch, train.len())?.at(state.sampler)?;
+        let Parts { tokenizer, sources } = parts;
+        let mixture = sources.mixture(&config, &state.sampler)?;
         Ok(Self {
             config,
             folder: folder.to_owned(),
@@ -363,9 +402,8 @@ impl Trainer {
             model: Some(model),
             optimizer,
             memory,
-            train,
-            valid,
-            sampler,
+            sources,
+            mixture,
             state,
             ahead: None,
         })
@@ -376,9 +414,25 @@ impl Trainer {
         &self.config
     }
 
-    /// Tokens of the training data.
-    pub fn training_tokens(&self) -> u64 {
-        self.train.len()
+    /// The sources whose training data this run reads more than once.
+    pub fn repetitions(&self) -> Vec<Repetition> {
+        let (train, context) = (&self.config.train, self.config.model.context);
+        let all = train.steps.saturating_mul((train.batch * context) as u64);
+        let repetition = |source: &Source| Repetition {
+            path: source.train.path.clone(),
+            seen: (all as f64 * source.weight).round() as u64,
+            there: source.train.tokens.len(),
+        };
+        self.sources.iter().map(repetition).filter(|source| source.seen > source.there).collect()
+    }
+
+    /// The named sources that have no held-out data; none if no source has any.
+    pub fn sources_without_held_out(&self) -> Vec<&str> {
+        if self.sources.iter().all(|source| source.valid.is_none()) {
+            return Vec::new();
+        }
+        let without = self.sources.iter().filter(|source| source.valid.is_none());
+        without.filter_map(|source| source.place.name()).collect()
     }
 
     /// Steps taken.
@@ -406,7 +460,8 @@ impl Trainer {
         self.state.skipped
     }
 
-    /// One step: forward, backward, update. Where the loss or a gradient is not finite, the step is skipped: it counts,
+    /// One step: forward, backward, update. Where the loss or a gradient is not finite, or a row's gradient is larger than
+    /// its optimiser can square, the step is skipped: it counts,
     /// but weights, rows and their optimisers stay as they are.
     ///
     /// # Errors
@@ -415,12 +470,12 @@ impl Trainer {
         let start = Instant::now();
         let batch = match self.ahead.take() {
             Some(batch) => batch,
-            None => self.draw(self.sampler.clone())?,
+            None => self.draw(self.mixture.clone())?,
         };
         let schedule = self.config.train.schedule.rate(self.state.step, self.config.train.steps);
         let (computed, next) = std::thread::scope(|scope| {
             let this = &*self;
-            let next = scope.spawn(|| this.draw(batch.sampler.clone()));
+            let next = scope.spawn(|| this.draw(batch.mixture.clone()));
             let computed = this.compute(&batch);
             (computed, next.join())
         });
@@ -428,7 +483,7 @@ impl Trainer {
         let mut next =
             next.map_err(|_| Error::Mismatch("the thread that fetches ahead panicked".into()))??;
         let gradient_norm = global_norm(&gradients);
-        let skipped = !(loss.is_finite() && gradient_norm.is_finite() && row_gradients.are_finite());
+        let skipped = !(loss.is_finite() && gradient_norm.is_finite() && row_gradients.can_be_learnt());
         if skipped {
             self.state.skipped_in_a_row += 1;
             if self.state.skipped_in_a_row > self.config.train.skip_limit {
@@ -449,11 +504,11 @@ impl Trainer {
         }
         self.state.step += 1;
         self.state.tokens += batch.inputs.len() as u64;
-        self.state.sampler = batch.sampler.state();
-        self.sampler = batch.sampler;
+        self.state.sampler = self.sources.position(batch.mixture.states());
+        self.mixture = batch.mixture;
         self.ahead = Some(next);
         let (step, tokens) = (self.state.step, self.state.tokens);
-        let (epoch, seconds) = (self.sampler.epochs(), start.elapsed().as_secs_f64());
+        let (epoch, seconds) = (self.mixture.epochs(), start.elapsed().as_secs_f64());
         Ok(StepReport { step, loss, gradient_norm, schedule, tokens, epoch, seconds, skipped })
     }
 
@@ -467,23 +522,29 @@ impl Trainer {
         self.model = Some(model);
     }
 
-    /// Held-out loss of the model as it is now; none without held-out data.
+    /// Held-out losses of the model as it is now; none without held-out data.
     ///
     /// # Errors
-    /// When data cannot be read, or the loss is not finite.
-    pub fn evaluate(&self) -> Result<Option<HeldOut>> {
-        let Some(valid) = &self.valid else { return Ok(None) };
-        let data = (valid, &self.tokenizer);
+    /// When data cannot be read, or a loss is not finite.
+    pub fn evaluate(&self) -> Result<Option<Evaluation>> {
         let fetch = |tokens: &[u32], sequences: &Sequences| self.fetch(tokens, sequences);
-        let model = self.model().valid();
-        held_out_loss(&model, &self.device, data, self.windows(Choice::Spread), fetch, &mut |_, _| true)
-            .map(Some)
+        let (model, windows) = (self.model().valid(), self.windows(Choice::Spread));
+        let mut losses = Vec::new();
+        for source in self.sources.iter() {
+            let Some(valid) = &source.valid else { continue };
+            let data = (&valid.tokens, &self.tokenizer);
+            let loss = held_out_loss(&model, &self.device, data, windows, fetch, &mut |_, _| true)?;
+            losses.push((source, loss));
+        }
+        let Some(loss) = mean(&losses) else { return Ok(None) };
+        let name = |(source, loss): &(&Source, HeldOut)| Some((source.place.name()?.to_owned(), *loss));
+        Ok(Some(Evaluation { loss, sources: losses.iter().filter_map(name).collect() }))
     }
 
     /// The losses of held-out tokens from the first on, as many as [`evaluate`](Self::evaluate) predicts at most. `go_on` is asked now and then whether to.
     ///
     /// # Errors
-    /// When there are no held-out data, they cannot be read, or `go_on` said no.
+    /// When there are several sources or no held-out data, they cannot be read, or `go_on` said no.
     pub fn held_out_losses(
         &self,
         visit: &mut VisitLosses<'_>,
@@ -491,11 +552,9 @@ impl Trainer {
     ) -> Result<()> {
         let fetch = |tokens: &[u32], sequences: &Sequences| self.fetch(tokens, sequences);
         let (model, windows) = (self.model().valid(), self.windows(Choice::First));
-        let Some(valid) = &self.valid else {
-            self.config.data.held_out()?;
-            return Ok(());
-        };
-        token_losses(&model, &self.device, valid, windows, fetch, visit, &mut |_, _| go_on())
+        self.config.data.train_and_held_out()?;
+        let Some(valid) = self.sources.iter().find_map(|source| source.valid.as_ref()) else { return Ok(()) };
+        token_losses(&model, &self.device, &valid.tokens, windows, fetch, visit, &mut |_, _| go_on())
     }
 
     /// The windows of held-out text.
@@ -542,10 +601,13 @@ impl Trainer {
         Ok(config)
     }
 
-    /// Draws the batch after `sampler`'s position and fetches its rows.
-    fn draw(&self, mut sampler: Sampler) -> Result<Batch> {
-        let windows = sampler.next_batch(&self.train)?.tokens;
+    /// Draws the next batch of `mixture` and fetches its rows.
+    fn draw(&self, mut mixture: Mixture) -> Result<Batch> {
         let width = self.config.model.context + 1;
+        let mut windows = vec![0; self.config.train.batch * width];
+        for window in windows.chunks_exact_mut(width) {
+            self.sources.read(mixture.next_window(), window)?;
+        }
         let part = |range: std::ops::Range<usize>| {
             windows
                 .chunks_exact(width)
@@ -556,7 +618,7 @@ impl Trainer {
         let sequences = Sequences::of_lengths(self.packing().lengths(&inputs, self.config.train.batch));
         let rows = self.fetch(&inputs, &sequences)?;
         let parts = rows.micro_batches(self.config.train.batch, self.config.train.windows_at_once());
-        Ok(Batch { inputs, targets, rows, parts, sampler })
+        Ok(Batch { inputs, targets, rows, parts, mixture })
     }
 
     /// Loss and gradients of a batch, one micro-batch after another.
@@ -639,8 +701,7 @@ impl Computed {
 /// Data and tokenizer of a run, checked against each other and the model.
 struct Parts {
     tokenizer: Tokenizer,
-    train: TokenShards,
-    valid: Option<TokenShards>,
+    sources: Sources,
 }
 
 impl Parts {
@@ -655,28 +716,14 @@ impl Parts {
                 config.model.vocabulary
             )));
         }
-        let open = |path: &Path| -> Result<TokenShards> {
-            let shards = TokenShards::open(path)?;
-            shards.check_tokenizer(&tokenizer)?;
-            check_end(&shards, &tokenizer, path)?;
-            Ok(shards)
-        };
-        let train = open(&config.data.train)?;
-        let valid = config.data.valid.as_deref().map(open).transpose()?;
-        if let (Some(path), Some(1)) = (&config.data.valid, valid.as_ref().map(TokenShards::len)) {
-            let problem = "the held-out text has no token to predict; hold out more";
-            return Err(Error::Mismatch(format!("{}: {problem}", path.display())));
-        }
-        // Before a model is made: a sampler refuses data that are shorter than a window.
-        Sampler::new(config.train.seed, config.model.context, config.train.batch, train.len())?;
-        Ok(Self { tokenizer, train, valid })
+        let sources = Sources::open(config, &tokenizer)?;
+        Ok(Self { tokenizer, sources })
     }
 
     /// The state of a run at the beginning of these data.
     fn state(&self, step: u64, tokens: u64) -> State {
-        let (data, held_out) = (&self.train, &self.valid);
-        let held_out = held_out.as_ref().map(|shards| shards.identity().to_string());
-        let (sampler, data) = (SamplerState::default(), data.identity().to_string());
+        let Self { sources, .. } = self;
+        let (sampler, data, held_out) = (sources.beginning(), sources.data(), sources.held_out());
         State { step, tokens, sampler, data, held_out, skipped: 0, skipped_in_a_row: 0, updates_before: 0 }
     }
 }
@@ -704,31 +751,6 @@ fn claim(folder: &Path) -> Result<RunLock> {
     }
 }
 
-/// Refuses other data than those that a run began with, unless `key` is allowed to change.
-fn check_data(path: &Path, key: &str, allowed: &[String]) -> Result<()> {
-    if allowed.iter().any(|allowed| allowed == key || allowed == "data") {
-        return Ok(());
-    }
-    let path = path.display();
-    Err(Error::Mismatch(format!(
-        "{path}: not the data that this run began with; to continue with other data: --change {key}"
-    )))
-}
-
-/// Refuses data whose documents end otherwise than the model's texts: nothing else would notice.
-fn check_end(shards: &TokenShards, tokenizer: &Tokenizer, path: &Path) -> Result<()> {
-    let name = |token: u32| tokenizer.inner().id_to_token(token).unwrap_or_else(|| format!("token {token}"));
-    let (found, expected) = (shards.end_of_text(), tokenizer.end_of_text());
-    if found == expected {
-        return Ok(());
-    }
-    let (path, found, expected) = (path.display(), name(found), name(expected));
-    Err(Error::Mismatch(format!(
-        "{path}: its documents end with {found:?}, but a text of this model with {expected:?} (`text.end`); prepare the \
-         data with `--end {expected:?}`"
-    )))
-}
-
 fn load(
     checkpoint: &Checkpoint,
     config: &RunConfig,
@@ -737,7 +759,7 @@ fn load(
     tokenizer: &Tokenizer,
 ) -> Result<(LanguageModel, Optimizer, Option<MemoryTables>)> {
     let precision = config.train.precision.resolve(is_gpu(device));
-    let model = LanguageModel::new(&config.model, &device.clone().autodiff(), config.train.seed, precision)?;
+    let model = LanguageModel::blank(&config.model, &device.clone().autodiff(), precision)?;
     let source = checkpoint.folder().join("model.safetensors").display().to_string();
     let model = parameters::import(model, checkpoint.tensors("model.safetensors")?, &source)?;
     let memory = match &config.model.memory {

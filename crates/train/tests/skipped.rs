@@ -27,6 +27,27 @@ fn a_step_that_is_not_finite_is_skipped_and_changes_nothing_until_there_are_too_
     assert!(matches!(trainer.step(), Err(Error::Diverged { step: 4 })));
 }
 
+/// A checkpoint that nothing can go on from must not push out one that can.
+#[test]
+fn weights_that_are_not_finite_are_not_saved() {
+    let workshop = Workshop::new();
+    let mut trainer = workshop.trainer(
+        "run",
+        "skip_limit = 3\nkeep = 1",
+        "\n[train.optimizer]\nadam_rate = 3e38\nadam_weight_decay = 1e6\n",
+    );
+    let good = trainer.save().unwrap();
+    trainer.step().unwrap();
+    let weights = export(trainer.model());
+    let damaged = weights.values().flat_map(|weight| &weight.values).any(|value| !value.is_finite());
+    assert!(damaged, "the rate did not drive a weight out of range");
+    let error = trainer.save().unwrap_err().to_string();
+    assert!(error.contains("not finite") && error.contains("model.safetensors"), "{error}");
+    let folder = good.parent().unwrap();
+    let names: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, [good.file_name().unwrap()]);
+}
+
 #[test]
 fn without_a_limit_the_first_such_step_ends_the_run() {
     let workshop = Workshop::new();

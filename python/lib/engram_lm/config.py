@@ -278,17 +278,47 @@ class TextConfig:
 
 
 @dataclass
-class DataConfig:
-    """Prepared token shards (`engram data prepare`) and the tokenizer that made them; `valid` may be absent."""
+class SourceConfig:
+    """One of several sources that `engram train` mixes by weight."""
 
+    name: str
     train: Path
-    tokenizer: Path
+    weight: float
     valid: Path | None = None
+
+
+@dataclass
+class DataConfig:
+    """Prepared token shards (`engram data prepare`) and the tokenizer that made them; `valid` may be absent.
+
+    Either `train`, or several sources.
+    """
+
+    tokenizer: Path
+    train: Path | None = None
+    valid: Path | None = None
+    source: list[SourceConfig] | None = None
 
     def map_paths(self, change: typing.Callable[[Path], Path]) -> None:
         """Replaces every path by what `change` makes of it."""
-        self.train, self.tokenizer = change(self.train), change(self.tokenizer)
+        self.tokenizer = change(self.tokenizer)
+        self.train = None if self.train is None else change(self.train)
         self.valid = None if self.valid is None else change(self.valid)
+        for source in self.source or []:
+            source.train = change(source.train)
+            source.valid = None if source.valid is None else change(source.valid)
+
+    def check(self) -> None:
+        """Refuses data that name no source, or sources in both forms."""
+        if not self.source:
+            _require(self.train is not None, "data.train", "is missing")
+            return
+        for key in ("train", "valid"):
+            reason = "and `[[data.source]]` exclude each other: move it into a source"
+            _require(getattr(self, key) is None, f"data.{key}", reason)
+        for index, source in enumerate(self.source):
+            reason = f"is {source.weight} for the source {source.name!r}: must be above 0"
+            _require(source.weight > 0, f"data.source[{index}].weight", reason)
 
 
 @dataclass
@@ -431,6 +461,8 @@ class RunConfig:
     def check(self) -> None:
         """Refuses what cannot be trained, by its key."""
         self.model.check()
+        if self.data is not None:
+            self.data.check()
         if self.train is None:
             return
         self.train.check()
@@ -440,6 +472,8 @@ class RunConfig:
 
 
 # --- reading and writing ------------------------------------------------------------------------------------
+
+T = TypeVar("T")
 
 
 def load_model_config(path: str | PathLike[str]) -> ModelConfig:
@@ -463,12 +497,16 @@ def load_run_config(path: str | PathLike[str]) -> RunConfig:
     return run
 
 
+def load_table(kind: type[T], path: str | PathLike[str]) -> T:
+    """The dataclass `kind` from the file at `path`: every key known, none missing, each of its type."""
+    source = Source(path)
+    with _located(source):
+        return _read(kind, source.document, "")
+
+
 def to_toml(run: RunConfig) -> str:
     """The configuration as TOML, with every key that differs from nothing."""
     return toml_file.to_toml(_plain(run))
-
-
-T = TypeVar("T")
 
 
 class _Refused(Exception):
@@ -596,4 +634,6 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         pairs = ((f.name, _plain(getattr(value, f.name))) for f in dataclasses.fields(value))
         return {name: item for name, item in pairs if item is not None and item != {}}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value

@@ -8,11 +8,17 @@
     detach(model)
 
 At first a memory says nothing: the value's projection is zero, and the model computes what it did before, bit for bit.
+
+What `engram graft` and `engram teach` wrote is attached likewise:
+
+    attach(model, "manuals.adapter", tokenizer="tokenizer.json", overlays=["facts"])
 """
 
 import json
 import os
-from dataclasses import asdict
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +27,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from engram_lm import optimizers
+from engram_lm import adapter, optimizers, table_file
 from engram_lm._addressing import of_memory
-from engram_lm._core import Addressing
+from engram_lm._core import Addressing, Table
 from engram_lm.config import MemoryConfig
 from engram_lm.optimizers import RowOptimizer
 from engram_lm.torch.memory import Memory
-from engram_lm.torch.rows import RowTable, Where
+from engram_lm.torch.rows import ReadRows, RowTable, Where, write_fresh
 
 _ATTRIBUTE = "engram_memory"
 FORMAT = 1
@@ -48,6 +54,8 @@ class AttachedMemory(nn.Module):
         self._seen: np.ndarray[Any, np.dtype[np.int64]] | None = None
         self._seen_dead: np.ndarray[Any, np.dtype[np.bool_]] | None = None
         self._hooks: list[Any] = []
+        # What it was read from, if `engram` wrote that: it is saved in the same form.
+        self._adapter: adapter.Adapter | None = None
         with torch.no_grad():
             for module in self.modules_of.values():
                 assert isinstance(module, Memory)
@@ -60,17 +68,25 @@ class AttachedMemory(nn.Module):
             table.step(rate)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes an adapter: `adapter.json`, `memory.safetensors`, a table for each layer."""
+        """Writes an adapter: `adapter.json`, `memory.safetensors`, a table for each layer.
+
+        A memory that `engram graft` or `engram teach` wrote is written as they do, with `adapter.toml`.
+        """
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: w.detach().float().contiguous().cpu() for name, w in self.modules_of.state_dict().items()}
-        save_file(weights, folder / "memory.safetensors")
+        made = self._adapter
+        name_of = _plain_name if made is None else _checkpoint_name
+        weights = {name_of(n): w.detach().float().contiguous().cpu() for n, w in self.modules_of.state_dict().items()}
+        save_file(weights, folder / adapter.WEIGHTS)
         for layer, table in self.tables.items():
             assert isinstance(table, RowTable)
             table.save(folder / f"memory.layer{layer}.table")
+        if made is not None:
+            (folder / adapter.ABOUT).write_text(adapter.text_of_tables(made))
+            return
         classes = np.asarray(self.addressing.vocabulary_classes()).tolist()
-        adapter = {"format": FORMAT, "width": self.width, "memory": asdict(self.config), "classes": classes}
-        (folder / "adapter.json").write_text(json.dumps(adapter))
+        about = {"format": FORMAT, "width": self.width, "memory": asdict(self.config), "classes": classes}
+        (folder / "adapter.json").write_text(json.dumps(about))
 
     # --- the forward pass ------------------------------------------------------------------------------------------
 
@@ -123,29 +139,40 @@ def attach(
     memory: MemoryConfig | str | os.PathLike[str],
     *,
     tokenizer: str | os.PathLike[str] | None = None,
+    overlays: Sequence[str | os.PathLike[str]] = (),
     where: Where = "store",
-    optimizer: RowOptimizer | str = "adam",
+    optimizer: RowOptimizer | str | None = None,
     seed: int = 0,
     freeze: bool = True,
 ) -> AttachedMemory:
     """Puts a memory before the blocks `memory.layers` of `model` (Llama, Qwen, Gemma, Mistral types).
 
     `memory`: a new one's configuration, with the `tokenizer` whose ids the model takes (path of a tokenizer.json); or
-    the folder of an adapter that `AttachedMemory.save` wrote.
-    `where`: rows in our store, in host memory, or on the model's device. `freeze`: whether the model's own weights stop
-    learning. `seed`: of the rows, whose deviation is `memory.row_init`, or 0.02 where that is 0: rows of zeros behind a
-    projection of zeros would learn nothing.
+    the folder of an adapter that `AttachedMemory.save` wrote; or, with the `tokenizer`, that of an adapter by `engram
+    graft`, or of an overlay by `engram teach`, with `overlays` on top, the lowest first.
+    `where`: rows in our store, in host memory, or on the model's device. `optimizer`: how rows learn; none: Adam for a
+    new memory, as it was for one that was saved with its optimiser's state. Where there is no such state, rows are only
+    read; name an optimiser, and it begins with an empty one.
+    `freeze`: whether the model's own weights stop learning. `seed`: of the rows, whose deviation is `memory.row_init`,
+    or 0.02 where that is 0: rows of zeros behind a projection of zeros would learn nothing.
 
-    Raises `ValueError` if the model has no blocks that are known, has a memory already, or has fewer blocks.
+    Raises `ValueError` if the model has no blocks that are known, has a memory already, or has fewer blocks;
+    `AddressMismatch` if an adapter or overlay was made for another tokenizer or another memory.
     """
     if hasattr(model, _ATTRIBUTE):
         raise ValueError("this model has a memory already: `detach` it first")
     base, blocks = _blocks(model)
     device = next(model.parameters()).device
+    chosen = optimizers.named(optimizer) if isinstance(optimizer, str) else optimizer
+    rows = _Rows(where, device, chosen)
     if isinstance(memory, MemoryConfig):
-        attached = _new(memory, _width(model), tokenizer, where, device, optimizer, seed)
+        _refuse_overlays(overlays)
+        attached = _new(memory, _width(model), tokenizer, rows, seed)
+    elif adapter.is_at(Path(memory)):
+        attached = _grafted(adapter.load(Path(memory), _needed(tokenizer), overlays), _width(model), rows)
     else:
-        attached = _adapter(Path(memory), where, device)
+        _refuse_overlays(overlays)
+        attached = _saved(Path(memory), rows)
     wrong = [layer for layer in attached.config.layers if layer >= len(blocks)]
     if wrong or attached.width != _width(model):
         raise ValueError(
@@ -201,28 +228,52 @@ class RowCallback:
         return Callback()
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """Where rows are to be, and how they are to learn; no optimiser: as they did."""
+
+    where: Where
+    device: torch.device
+    optimizer: RowOptimizer | None
+
+    def of_adapter(self, made: adapter.Adapter, layer: int) -> RowTable:
+        """Rows that `engram` wrote, or `AttachedMemory.save` in its form."""
+        trained = made.trained_table(layer)
+        return (
+            self._of_table(made.table(layer))
+            if trained is None
+            else self.of_file(trained, made.addressing.layer(layer))
+        )
+
+    def _of_table(self, table: Table) -> RowTable:
+        """Rows that have no optimiser state."""
+        if self.optimizer is None and self.where == "store":
+            return ReadRows(table, self.device)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "rows.table"
+            write_fresh(table, self.optimizer or optimizers.Frozen(), path)
+            return RowTable.open(path, where=self.where, device=self.device)
+
+    def of_file(self, path: Path, addressing: Addressing) -> RowTable:
+        """Rows of a table file that has the state of an optimiser."""
+        found = table_file.read_header(path).optimizer
+        if self.optimizer not in (None, found):
+            raise ValueError(f"{path}: its rows learn by {found}, not by {self.optimizer}: leave `optimizer` out")
+        return RowTable.open(path, where=self.where, device=self.device, addressing=addressing)
+
+
 def _new(
-    config: MemoryConfig,
-    width: int,
-    tokenizer: str | os.PathLike[str] | None,
-    where: Where,
-    device: torch.device,
-    optimizer: RowOptimizer | str,
-    seed: int,
+    config: MemoryConfig, width: int, tokenizer: str | os.PathLike[str] | None, rows: _Rows, seed: int
 ) -> AttachedMemory:
-    if tokenizer is None:
-        raise ValueError("a new memory needs `tokenizer`, the path of the tokenizer.json whose ids the model takes")
-    if config.form not in ("paper", "v41") or config.gate == "shared":
-        raise ValueError('a memory before one residual stream has the form "paper" or "v41" and a gate of its own')
-    addressing = of_memory(config, tokenizer)
-    chosen = optimizers.named(optimizer) if isinstance(optimizer, str) else optimizer
+    _check_form(config)
+    addressing = of_memory(config, _needed(tokenizer))
     tables = {
         layer: RowTable.create(
             config.row_width,
             addressing=addressing.layer(layer),
-            where=where,
-            device=device,
-            optimizer=chosen,
+            where=rows.where,
+            device=rows.device,
+            optimizer=rows.optimizer or "adam",
             deviation=config.row_init or 0.02,
             seed=seed + layer,
         )
@@ -231,19 +282,64 @@ def _new(
     return AttachedMemory(config, width, addressing, tables)
 
 
-def _adapter(folder: Path, where: Where, device: torch.device) -> AttachedMemory:
-    adapter = json.loads((folder / "adapter.json").read_text())
-    if adapter["format"] != FORMAT:
-        raise ValueError(f"{folder}: its format is {adapter['format']}, this program reads {FORMAT}")
-    config = MemoryConfig(**adapter["memory"])
-    addressing = of_memory(config, None, np.array(adapter["classes"]))
-    tables = {}
-    for layer in config.layers:
-        path, chosen = folder / f"memory.layer{layer}.table", addressing.layer(layer)
-        tables[layer] = RowTable.open(path, where=where, device=device, addressing=chosen)
-    attached = AttachedMemory(config, adapter["width"], addressing, tables)
-    attached.modules_of.load_state_dict(load_file(folder / "memory.safetensors"))
+def _saved(folder: Path, rows: _Rows) -> AttachedMemory:
+    """The memory that `AttachedMemory.save` wrote."""
+    about = json.loads((folder / "adapter.json").read_text())
+    if about["format"] != FORMAT:
+        raise ValueError(f"{folder}: its format is {about['format']}, this program reads {FORMAT}")
+    config = MemoryConfig(**about["memory"])
+    addressing = of_memory(config, None, np.array(about["classes"]))
+    tables = {
+        layer: rows.of_file(folder / f"memory.layer{layer}.table", addressing.layer(layer)) for layer in config.layers
+    }
+    attached = AttachedMemory(config, about["width"], addressing, tables)
+    attached.modules_of.load_state_dict(load_file(folder / adapter.WEIGHTS))
     return attached
+
+
+def _grafted(made: adapter.Adapter, width: int, rows: _Rows) -> AttachedMemory:
+    """The memory that `engram` wrote."""
+    config = made.about.memory
+    _check_form(config)
+    tables = {layer: rows.of_adapter(made, layer) for layer in config.layers}
+    attached = AttachedMemory(config, width, made.addressing, tables)
+    attached._adapter = made
+    expected = {_checkpoint_name(name): weight for name, weight in attached.modules_of.state_dict().items()}
+    found = load_file(made.weights)
+    for name in found.keys() ^ expected.keys():
+        raise ValueError(f"{made.weights}: `{name}` is {'missing' if name in expected else 'no weight of this memory'}")
+    for name, weight in expected.items():
+        if weight.shape != found[name].shape:
+            shapes = f"{list(found[name].shape)}, but in this model must have {list(weight.shape)}"
+            raise ValueError(f"{made.weights}: `{name}` has the shape {shapes}")
+        weight.copy_(found[name])
+    return attached
+
+
+def _needed(tokenizer: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
+    if tokenizer is None:
+        raise ValueError("this memory needs `tokenizer`, the path of the tokenizer.json whose ids the model takes")
+    return tokenizer
+
+
+def _refuse_overlays(overlays: Sequence[str | os.PathLike[str]]) -> None:
+    if overlays:
+        raise ValueError("`overlays` lie on the memory of `engram graft` or `engram teach`, and this is another")
+
+
+def _check_form(config: MemoryConfig) -> None:
+    if config.form not in ("paper", "v41") or config.gate == "shared":
+        raise ValueError('a memory before one residual stream has the form "paper" or "v41" and a gate of its own')
+
+
+def _plain_name(name: str) -> str:
+    return name
+
+
+def _checkpoint_name(name: str) -> str:
+    """`L.X` as `blocks.L.memory.X`."""
+    layer, _, rest = name.partition(".")
+    return f"blocks.{layer}.memory.{rest}"
 
 
 def _silence(module: Memory) -> None:

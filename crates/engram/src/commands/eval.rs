@@ -1,4 +1,5 @@
 mod compare;
+mod facts;
 mod ruler;
 mod tasks;
 
@@ -23,6 +24,7 @@ pub(crate) enum Eval {
     Tasks(tasks::Tasks),
     Compare(compare::Compare),
     Ruler(ruler::Ruler),
+    Facts(facts::Facts),
 }
 
 /// Measure a checkpoint's loss on token shards, in nats per token and bits per byte.
@@ -58,6 +60,7 @@ impl Eval {
             Self::Tasks(command) => command.run(),
             Self::Compare(command) => command.run(),
             Self::Ruler(command) => command.run(),
+            Self::Facts(command) => command.run(),
         }
     }
 }

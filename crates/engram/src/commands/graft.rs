@@ -8,12 +8,12 @@ use engram_data::{Corpus, TokenShards, Tokenizer};
 use engram_import::{AdapterRows, AdapterWriter, Model, memory_addressing};
 use engram_train::{GraftStep, Grafter, Grafting, NgramCount};
 
-use super::data::prepare;
+use super::divided_corpus::divided;
 use super::{print, print_json};
 use crate::common_text;
-use crate::corpus_options::{CorpusOptions, tell_damage};
+use crate::corpus_options::CorpusOptions;
 use crate::failure::{Interrupted, refuse};
-use crate::files::{refuse_unwritable, write_file};
+use crate::files::refuse_unwritable;
 use crate::graft_report::{Arm, Report, unused_rows};
 use crate::interrupt;
 use crate::neutral_text;
@@ -22,6 +22,7 @@ use crate::number::{duration, grouped, short};
 use crate::progress::Progress;
 use crate::served;
 use crate::shell;
+use crate::work_lock::{WorkLock, holds_a_run};
 
 /// Graft a memory onto a model that exists, and train it on a corpus.
 ///
@@ -125,7 +126,9 @@ impl Graft {
         let corpus = self.corpus.open()?;
         let neutral = self.neutral(&model, config.neutral_tokens)?;
         interrupt::listen()?;
-        let [train, valid] = self.data(&corpus, model.tokenizer(), config.hold_out)?;
+        let _lock = WorkLock::take(&self.work())?;
+        let how = format!("{:?}, hold out {}", self.corpus, config.hold_out);
+        let [train, valid] = divided(&self.work(), (&corpus, &how), model.tokenizer(), config.hold_out)?;
         let addressing = memory_addressing(&memory, model.tokenizer())?;
         let ngrams = NgramCount::of(&train, &addressing, &memory.rows_per_head)?;
         let (training_tokens, held_out_tokens) = (train.len(), valid.len());
@@ -192,7 +195,7 @@ impl Graft {
     fn check_work(&self) -> anyhow::Result<()> {
         let work = self.work();
         match (self.resume, work.exists()) {
-            (false, true) => refuse(format!(
+            (false, true) if holds_a_run(&work) => refuse(format!(
                 "{}: holds an interrupted run; continue with --resume, or remove it",
                 work.display()
             )),
@@ -232,45 +235,6 @@ impl Graft {
             if self.neutral.is_empty() { common_text::held_out()? } else { Corpus::open(&self.neutral)? };
         // A loss needs a token and the next.
         neutral_text::pieces(&corpus, model.tokenizer(), model.config().model.context, most, 2)
-    }
-
-    /// The corpus as tokens to train on and tokens that are held out.
-    fn data(
-        &self,
-        corpus: &Corpus,
-        tokenizer: &Tokenizer,
-        hold_out: f64,
-    ) -> anyhow::Result<[TokenShards; 2]> {
-        let work = self.work();
-        std::fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
-        let (data, note_of_corpus) = (work.join("data"), work.join("corpus.txt"));
-        let told = described(corpus, &format!("{:?}, hold out {hold_out}", self.corpus))?;
-        match std::fs::read_to_string(&note_of_corpus) {
-            Ok(saved) if saved == told => {}
-            Ok(_) => {
-                let work = work.display();
-                return refuse(format!(
-                    "{work}: was begun with another corpus; give that again, or remove it"
-                ));
-            }
-            Err(_) => {
-                if data.exists() {
-                    std::fs::remove_dir_all(&data)
-                        .with_context(|| format!("cannot remove {}", data.display()))?;
-                }
-                let summary = prepare(corpus, tokenizer, &data, hold_out)?;
-                tell_damage(&summary.damage);
-                if summary.valid.tokens < 2 {
-                    std::fs::remove_dir_all(&work)
-                        .with_context(|| format!("cannot remove {}", work.display()))?;
-                    return refuse(
-                        "the corpus has too few documents to hold one out: give more, or cut it into documents",
-                    );
-                }
-                write_file(&note_of_corpus, &told)?;
-            }
-        }
-        Ok([TokenShards::open(&data.join("train"))?, TokenShards::open(&data.join("valid"))?])
     }
 
     /// Trains until all steps are taken, which are saved below `name`.
@@ -389,15 +353,4 @@ fn located(source: Option<&Source>) -> impl Fn(ConfigError) -> anyhow::Error + '
         Some(source) => locate(source, &error).into(),
         None => engram_train::Error::from(error).into(),
     }
-}
-
-/// The files of a corpus with their lengths, and how it is read.
-fn described(corpus: &Corpus, how: &str) -> anyhow::Result<String> {
-    let mut text = format!("{how}\n");
-    for file in corpus.files() {
-        let length =
-            std::fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?.len();
-        text += &format!("{} {length}\n", file.display());
-    }
-    Ok(text)
 }

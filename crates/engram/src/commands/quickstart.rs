@@ -132,11 +132,7 @@ impl Quickstart {
             }
             Ok(folder.join("train"))
         };
-        Ok(DataConfig {
-            train: shards(&train, "train")?,
-            valid: Some(shards(&valid, "held-out")?),
-            tokenizer: path,
-        })
+        Ok(DataConfig::one(shards(&train, "train")?, Some(shards(&valid, "held-out")?), path))
     }
 
     /// An embedded configuration over the prepared data.
@@ -251,6 +247,7 @@ impl Quickstart {
                 match metric {
                     Metric::Step(report) => curve.training.push((report.step, f64::from(report.loss))),
                     Metric::HeldOut { step, loss } => curve.held_out.push((step, loss.nats_per_token)),
+                    Metric::SourceHeldOut { .. } => {}
                 }
             }
             Ok(curve)
@@ -266,9 +263,10 @@ impl Outcome {
         let account = Account::of(&config.model, &config.model.table_rows()?);
         let (mut reports, mut held_out) = (Vec::new(), None);
         for metric in metrics {
-            match *metric {
-                Metric::Step(report) => reports.push(report),
-                Metric::HeldOut { loss, .. } => held_out = Some(loss),
+            match metric {
+                Metric::Step(report) => reports.push(*report),
+                Metric::HeldOut { loss, .. } => held_out = Some(*loss),
+                Metric::SourceHeldOut { .. } => {}
             }
         }
         let last = &reports[reports.len() - reports.len().div_ceil(20)..];

@@ -11,8 +11,11 @@ use super::chat::TemplateOption;
 use super::print;
 use crate::failure::refuse;
 use crate::interrupt;
+use crate::machine::Memory;
 use crate::note::note;
+use crate::number::bytes;
 use crate::opened_memories::NamedMemory;
+use crate::option_values;
 use crate::served::{ModelOptions, Served};
 
 /// Serve a model over HTTP with OpenAI's API, and with a page for trying it at `/`.
@@ -72,7 +75,7 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "N", default_value_t = EngineOptions::default().drafts)]
     speculative_tokens: usize,
     /// Number of compute threads. The default is one per core.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = option_values::threads)]
     threads: Option<usize>,
     /// Truncate answers at the end of the context. Without it, requests for more tokens than fit are refused.
     #[arg(long)]
@@ -87,14 +90,14 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "SIZE", default_value_t = ByteSize::mib(4))]
     max_body: ByteSize,
     /// Maximum duration of an answer in seconds.
-    #[arg(long, value_name = "S", default_value_t = 300)]
-    time_limit: u64,
+    #[arg(long, value_name = "S", default_value = "300", value_parser = option_values::seconds)]
+    time_limit: Duration,
     /// Seconds that a client may take to send a request, or may leave an answer unread.
-    #[arg(long, value_name = "S", default_value_t = 30)]
-    patience: u64,
+    #[arg(long, value_name = "S", default_value = "30", value_parser = option_values::seconds)]
+    patience: Duration,
     /// Seconds that running requests get to finish when the server ends.
-    #[arg(long, value_name = "S", default_value_t = 30)]
-    drain: u64,
+    #[arg(long, value_name = "S", default_value = "30", value_parser = option_values::any_seconds)]
+    drain: Duration,
 }
 
 /// Environment variable with the key that clients must send. Other users could read an option in the process list.
@@ -103,13 +106,14 @@ const API_KEY: &str = "ENGRAM_API_KEY";
 impl Serve {
     /// Runs the command.
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        if self.threads == Some(0) {
-            return refuse("--threads is 0, but must be at least 1");
-        }
-        for (name, seconds) in [("time-limit", self.time_limit), ("patience", self.patience)] {
-            if seconds == 0 {
-                return refuse(format!("--{name} is 0, but must be at least 1 second"));
-            }
+        if let Some(usable) =
+            Memory::of_this_machine().usable().filter(|usable| self.kv_cache.as_u64() > *usable)
+        {
+            return refuse(format!(
+                "--kv-cache is {}, but this machine lets a program use {}",
+                bytes(self.kv_cache.as_u64()),
+                bytes(usable)
+            ));
         }
         // Listen before loading the model, which takes long: a port in use is reported at once.
         let listener = TcpListener::bind((&self.host[..], self.port));
@@ -146,8 +150,19 @@ impl Serve {
         };
         let engine = match Engine::start(model, engine_options) {
             Ok(engine) => engine,
+            Err(EngineError::Option { name: "cache_bytes", found, least }) => {
+                return refuse(format!(
+                    "--kv-cache is {}, but one block of --block-size {} tokens takes {}",
+                    bytes(found as u64),
+                    self.block_size,
+                    bytes(least as u64)
+                ));
+            }
             Err(EngineError::Option { name, found, least }) => {
                 return refuse(format!("--{} is {found}, but must be at least {least}", flag(name)));
+            }
+            Err(EngineError::TooLarge { name, found }) => {
+                return refuse(format!("--{} is {found}, which is more than can be addressed", flag(name)));
             }
             Err(error) => return Err(error.into()),
         };
@@ -160,9 +175,9 @@ impl Serve {
             clip_max_tokens: self.clip_max_tokens,
             parse_special: !self.plain_prompts,
             access_log: self.access_log,
-            time_limit: Duration::from_secs(self.time_limit),
-            patience: Duration::from_secs(self.patience),
-            drain: Duration::from_secs(self.drain),
+            time_limit: self.time_limit,
+            patience: self.patience,
+            drain: self.drain,
             ..ServerOptions::default()
         };
         if !local && options.api_key.is_none() {

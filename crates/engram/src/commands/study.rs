@@ -9,6 +9,7 @@ use engram_study::{
 };
 use serde::Serialize;
 
+use super::study_graft::study_graft;
 use super::{print, print_json};
 use crate::device::DeviceKind;
 use crate::failure::{Interrupted, refuse};
@@ -34,7 +35,8 @@ pub(crate) struct Study {
     /// The study.
     #[arg(value_enum)]
     name: Name,
-    /// Its configuration: `[model]`, `[data]`, `[train]` and `[study]`.
+    /// Its configuration: `[model]`, `[data]`, `[train]` and `[study]`. Of grafts: `[study]` with `model`, `corpus`,
+    /// `seeds`, `arms` and `questions`, and `[graft]` with the keys of `engram graft`.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     /// Output folder.
@@ -70,16 +72,20 @@ enum Name {
     Ablation,
     /// Other uses of the parameters, and negative controls.
     Baselines,
+    /// Memories grafted onto a model, beside adapters of low rank and controls.
+    Graft,
 }
 
-impl From<Name> for Kind {
-    fn from(name: Name) -> Self {
-        match name {
-            Name::Allocation => Self::Allocation,
-            Name::Memory => Self::Memory,
-            Name::Placement => Self::Placement,
-            Name::Ablation => Self::Ablation,
-            Name::Baselines => Self::Baselines,
+impl Name {
+    /// The kind of a study of whole trainings; none for that of grafts.
+    fn kind(self) -> Option<Kind> {
+        match self {
+            Self::Allocation => Some(Kind::Allocation),
+            Self::Memory => Some(Kind::Memory),
+            Self::Placement => Some(Kind::Placement),
+            Self::Ablation => Some(Kind::Ablation),
+            Self::Baselines => Some(Kind::Baselines),
+            Self::Graft => None,
         }
     }
 }
@@ -121,8 +127,9 @@ impl<'a> OutlineArm<'a> {
 impl Study {
     /// Runs the command.
     pub(crate) fn run(self) -> anyhow::Result<()> {
+        let Some(kind) = self.name.kind() else { return self.graft() };
         let config = StudyConfig::load(&self.config)?;
-        let plan = Plan::of(self.name.into(), &config, &self.config)?;
+        let plan = Plan::of(kind, &config, &self.config)?;
         let only = self.arms.iter().map(|name| plan.arm(name)).collect::<engram_study::Result<Vec<_>>>()?;
         StudyFolder::check(&self.out, &plan)?;
         let workers = self.workers()?;
@@ -158,6 +165,16 @@ impl Study {
         self.show(&findings)
     }
 
+    fn graft(&self) -> anyhow::Result<()> {
+        if !self.arms.is_empty() || self.parallel.is_some() || matches!(self.device, DeviceKind::Cuda) {
+            return refuse(
+                "a study of grafts trains one run at a time on the CPU: leave out --arm, --parallel and --device, and \
+                 name its arms in the file",
+            );
+        }
+        study_graft(&self.config, &self.out, self.dry_run, self.json)
+    }
+
     fn workers(&self) -> anyhow::Result<Workers> {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let parallel = match (self.parallel, self.device) {
@@ -176,7 +193,7 @@ impl Study {
 
     /// The command of the whole study, quoted for a shell.
     fn command(&self) -> String {
-        let name = Kind::from(self.name).name();
+        let name = self.name.kind().map_or("graft", Kind::name);
         let [config, out] = [&self.config, &self.out].map(|path| quoted(&path.to_string_lossy()));
         let mut command = format!("engram study {name} --config {config} --out {out}");
         if let Some(parallel) = self.parallel {

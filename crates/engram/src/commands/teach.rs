@@ -5,6 +5,7 @@ use anyhow::Context;
 use clap::Args;
 use engram_config::{TeachConfig, load_toml, locate};
 use engram_data::Corpus;
+use engram_eval::figure::png;
 use engram_import::{Model, OverlayNotes};
 use engram_train::{Facts, Preparation, TeachReport, Teacher};
 
@@ -20,6 +21,8 @@ use crate::served;
 use crate::shell;
 use crate::taught_memory::TaughtMemory;
 use crate::teaching_report::{Examination, Extent};
+use crate::tuned_weights::{Method, arms};
+use crate::work_lock::{WorkLock, holds_a_run};
 
 /// Teach facts to a model through memory rows alone.
 ///
@@ -58,7 +61,13 @@ use crate::teaching_report::{Examination, Extent};
   max_order = 3
   heads = 8
   row_width = 64
-  rows_per_head = 1000000000")]
+  rows_per_head = 1000000000
+
+  [compare]                # what --compare trains
+  rank = 16
+  lora_rates = [1e-4, 3e-4, 1e-3]
+  full_rates = [1e-5, 3e-5]
+  kl_weights = [0.0, 1.0]  # of the divergence from the base; each rate is tried with each")]
 pub(crate) struct Teach {
     /// A checkpoint, a run's folder, a GGUF file, or a folder with config.json.
     model: PathBuf,
@@ -107,6 +116,10 @@ pub(crate) struct Teach {
     /// Questions of other relations that are asked about each taught subject.
     #[arg(long, value_name = "N", default_value_t = 10)]
     ask_others: usize,
+    /// Also train the model's own weights on the same facts in as many steps, and report what that reaches. Nothing of it
+    /// is kept.
+    #[arg(long, value_enum, value_name = "METHOD,…", value_delimiter = ',')]
+    compare: Vec<Method>,
     /// Continue from what an interrupted run saved.
     #[arg(long)]
     resume: bool,
@@ -126,12 +139,18 @@ impl Teach {
             let work = work.display();
             return refuse(format!("{work}: no interrupted run is here; leave out --resume to begin"));
         }
-        if !self.resume && work.exists() {
+        if !self.resume && holds_a_run(&work) {
             let work = work.display();
             return refuse(format!("{work}: holds an interrupted run; continue with --resume, or remove it"));
         }
         let model = served::open(&self.model)?;
         let memory = TaughtMemory::open(&model, self.memory.as_deref(), &config)?;
+        if !self.compare.is_empty() && (model.config().model.memory.is_some() || self.memory.is_some()) {
+            return refuse(
+                "--compare trains a model's own weights: give a model without a memory, and no --memory",
+            );
+        }
+        let _lock = WorkLock::take(&work)?;
         let (census, neutral) = (self.census()?, self.neutral()?);
         interrupt::listen()?;
         let begun = Instant::now();
@@ -148,7 +167,7 @@ impl Teach {
         // What the examination costs is not lost with what was learned.
         teacher.save(&work)?;
         let seconds = begun.elapsed().as_secs_f64();
-        self.finish(&model, &memory, &teacher, &facts, &neutral, seconds)
+        self.finish((&model, &memory), &teacher, (&facts, &neutral), &config, seconds)
     }
 
     fn settings(&self) -> anyhow::Result<TeachConfig> {
@@ -249,11 +268,10 @@ impl Teach {
 
     fn finish(
         &self,
-        model: &Model,
-        memory: &TaughtMemory,
+        (model, memory): (&Model, &TaughtMemory),
         teacher: &Teacher,
-        facts: &Facts,
-        neutral: &Corpus,
+        (facts, neutral): (&Facts, &Corpus),
+        config: &TeachConfig,
         seconds: f64,
     ) -> anyhow::Result<()> {
         let work = self.work();
@@ -261,20 +279,30 @@ impl Teach {
         let notes = OverlayNotes { facts: Some(facts.all().len()), rows: Some(rows), text: None };
         let writer = memory.write(model, teacher, (&self.out, &work), notes)?;
         let row_bytes = 4 * (rows * memory.config.row_width) as u64;
-        let mut examination = Examination {
-            base: memory.base(model)?,
-            taught: memory.taught(model, teacher, &writer)?,
-            texts: (model.tokenizer(), model.begin()),
-            facts,
-            neutral,
-            extent: Extent { others: self.ask_others, neutral: self.neutral_tokens },
-        };
+        let extent = Extent { others: self.ask_others, neutral: self.neutral_tokens };
+        let models = (memory.base(model)?, memory.taught(model, teacher, &writer)?);
+        let texts = (model.tokenizer(), model.begin());
+        let chat = served::chat_template(model).ok();
+        let mut examination = Examination::new(models, texts, facts, neutral, extent).with_chat(chat);
         let report = examination.report(teacher.preparation(), seconds, row_bytes);
         if interrupt::asked() {
             teacher.save(&work)?;
             return Err(Interrupted(self.how_to_go_on(teacher.step_count())).into());
         }
-        let report = report?;
+        let mut report = report?;
+        for arm in arms(&self.compare, config) {
+            let compared = arm.reached(model, facts, &mut examination, &work.join("compared"));
+            if interrupt::asked() {
+                return Err(Interrupted(self.how_to_go_on(teacher.step_count())).into());
+            }
+            report.compared.push(compared?);
+        }
+        if !report.compared.is_empty() {
+            let svg = report.chart().svg();
+            let picture = png(&svg).map_err(|problem| anyhow::anyhow!("the chart: {problem}"))?;
+            writer.file("compared.svg", svg.as_bytes())?;
+            writer.file("compared.png", &picture)?;
+        }
         writer.file("report.json", crate::json::pretty(&report)?.as_bytes())?;
         let placed = writer.place()?;
         std::fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))?;

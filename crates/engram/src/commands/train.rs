@@ -9,7 +9,7 @@ use crate::device::DeviceKind;
 use crate::failure::Interrupted;
 use crate::interrupt;
 use crate::progress::Progress;
-use crate::run::{Run, checkpoints, held_out_line};
+use crate::run::{Run, checkpoints, held_out_lines};
 use crate::shell;
 
 /// Train a model from a configuration file.
@@ -49,7 +49,7 @@ pub(crate) struct Train {
     #[arg(long)]
     resume: bool,
     /// Settings in which the configuration may differ from the checkpoint, such as `train.seed` or all of
-    /// `train.optimizer`. `data.train` starts other data from its beginning.
+    /// `train.optimizer`. `data.train` and `data.source` start other data from its beginning.
     #[arg(long, value_name = "KEY,…", value_delimiter = ',', requires = "resume")]
     change: Vec<String>,
     /// Start with the weights and memory of a checkpoint, or of a run's newest.
@@ -107,7 +107,7 @@ impl Train {
                 return Err(Interrupted(self.how_to_go_on(run)).into());
             }
             if let Some(held_out) = run.step()? {
-                progress.line(&held_out_line(run.step_count(), &held_out));
+                held_out_lines(run.step_count(), &held_out).iter().for_each(|line| progress.line(line));
             }
             progress.show(run.step_count(), || run.status());
         }

@@ -24,11 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engram_lm import optimizers, table_file
-from engram_lm._core import Addressing, TrainableTable, distinct
-from engram_lm.optimizers import RowOptimizer
+from engram_lm._core import Addressing, Table, TrainableTable, distinct
+from engram_lm.optimizers import BalancedMomentum, RowOptimizer
 from engram_lm.torch import row_optimizer
 
 NO_IDENTITY = "0" * 64
+CACHED_VALUES = 1 << 16  # of rows that learn at once on a CPU
 Where = Literal["store", "device"]
 
 
@@ -323,6 +324,63 @@ class _PinnedPair:
         self.events[turn].record()  # type: ignore[union-attr]
 
 
+class ReadRows(RowTable):
+    """Rows of a table that is only read: nothing comes back to them, and learning is refused."""
+
+    def __init__(self, table: Table, device: torch.device | str = "cpu") -> None:
+        super().__init__(table.rows, table.width, optimizers.Frozen(), table.identity, table.layer)
+        self.table, self._place = table, torch.device(device)
+        self._anchor.requires_grad_(False)
+
+    @property
+    def place(self) -> torch.device:
+        """The device that rows are given to the model on."""
+        return self._place
+
+    @property
+    def steps(self) -> int:
+        """None."""
+        return 0
+
+    def fetch(self, ids: Tensor) -> Fetched:
+        """The rows `ids` [..., slots] int64."""
+        listed, index = (torch.from_numpy(np.asarray(part)) for part in distinct(ids.cpu().contiguous()))
+        return Fetched(listed, index.view(ids.shape).to(self.place), self.read(listed).requires_grad_())
+
+    def prefetch(self, ids: Tensor) -> None:
+        """Nothing: see `Table.prefetch`."""
+
+    def learn(self, ids: Tensor, grads: Tensor, rate: float) -> None:
+        """Raises `ValueError`."""
+        raise ValueError("these rows are only read: name an `optimizer` when you open or attach them, and they learn")
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Rows [..., width] for ids [...]."""
+        out = torch.empty(*ids.shape, self.width)
+        self.table.gather(ids.cpu().contiguous(), out)
+        return out.to(self.place)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the rows, f32, as a table file."""
+        write_fresh(self.table, self.optimizer, path)
+
+
+def write_fresh(table: Table, optimizer: RowOptimizer, path: str | os.PathLike[str]) -> None:
+    """Writes the rows of `table` as a table file that `optimizer` can train on: at step 0, with a state of zeros."""
+    header = table_file.TrainedHeader(table.rows, table.width, optimizer, 0, table.identity, table.layer)
+
+    def rows(first: int, last: int) -> table_file.Floats:
+        out = np.empty((last - first, table.width), np.float32)
+        table.gather(np.arange(first, last), out)
+        return out
+
+    def zeros(width: int) -> table_file.Read:
+        return lambda first, last: np.zeros((last - first, width), np.float32)
+
+    states = [zeros(width) for width in table_file.state_widths(optimizer, table.width)]
+    table_file.write(path, header, [rows, *states])
+
+
 class DeviceRows(RowTable):
     """Rows and their state on a device, as buffers: they are in `state_dict`, and move with `to`."""
 
@@ -381,17 +439,35 @@ class DeviceRows(RowTable):
     def learn(self, ids: Tensor, grads: Tensor, rate: float) -> None:
         """One optimiser step; see `RowTable.learn`."""
         self._check(ids)
-        if not torch.isfinite(grads).all():
+        # The extremes say whether all is finite in one pass, and need no tensor of that size.
+        if grads.numel() and not torch.stack(grads.aminmax()).isfinite().all():
             raise ValueError("a gradient of a row is not finite; a row would keep it forever")
-        listed, index = self._distinct(ids)
-        sums = grads.new_zeros(len(listed), self.width, device=self.place, dtype=torch.float32)
-        sums.index_add_(0, index.flatten(), grads.to(self.place).view(-1, self.width).float())
+        listed, sums = self._summed(ids, grads)
         self.taken += 1
-        rows, state = self.values[listed], [kind[listed] for kind in self.state]
-        row_optimizer.step(self.optimizer, self.steps, rate, rows, state, sums)
-        self.values[listed] = rows
-        for kind, changed in zip(self.state, state, strict=True):
-            kind[listed] = changed
+        steps, state = self.steps, self.state
+        for first in range(0, len(listed), self._at_once(len(listed))):
+            part = slice(first, first + self._at_once(len(listed)))
+            places = listed[part]
+            rows, kinds = self.values.index_select(0, places), [kind.index_select(0, places) for kind in state]
+            row_optimizer.step(self.optimizer, steps, rate, rows, kinds, sums[part])
+            self.values.index_copy_(0, places, rows)
+            for kind, changed in zip(state, kinds, strict=True):
+                kind.index_copy_(0, places, changed)
+
+    def _summed(self, ids: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
+        """The distinct ids, ascending, and the sum of the gradients of each, [distinct, width]."""
+        grads = grads.to(self.place).view(-1, self.width).float()
+        listed, index = self._distinct(ids)
+        if len(listed) == ids.numel() and torch.equal(listed, ids.flatten().to(self.place)):
+            return listed, grads
+        sums = torch.zeros(len(listed), self.width, device=self.place)
+        return listed, sums.index_add_(0, index.flatten(), grads)
+
+    def _at_once(self, rows: int) -> int:
+        """Rows that learn at once. On a CPU so few that what is computed of them stays in its cache: memory that is
+        taken from the system and given back at every operation costs more than the operation."""
+        together = self.place.type != "cpu" or isinstance(self.optimizer, BalancedMomentum)
+        return max(rows if together else CACHED_VALUES // self.width, 1)
 
     def read(self, ids: Tensor) -> Tensor:
         """Rows [..., width] for ids [...]."""

@@ -81,6 +81,8 @@ class Trainer:
             raise ValueError("the configuration has no [data] and [train]")
         if run.model.memory is not None and run.model.memory.lookup != "own":
             raise ValueError("`model.memory.lookup`: only `engram train` has the permuted control")
+        if run.data.train is None:
+            raise ValueError("`data.source`: only `engram train` mixes several sources; name one by `data.train`")
         self.run, self.folder, self.group, self.options = run, folder, group, options
         self.config: TrainConfig = run.train
         self.windows = parts_of(self.config, options.parts, group.size)

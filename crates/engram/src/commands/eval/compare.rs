@@ -18,8 +18,8 @@ use crate::table::Table;
   engram eval compare results/baseline results/memory
   engram eval compare results/baseline/lambada.jsonl results/memory/lambada.jsonl --json
 
-`only first` and `only second` count the questions that only that model answered right. `chance` is the probability of
-a split at least as uneven if both models were equally good (McNemar's exact test).")]
+`only first` and `only second` count the questions that only that model answered right. `p (McNemar)` is the probability
+of a split at least as uneven if both models were equally good (McNemar's exact test); in JSON it is `chance`.")]
 pub(crate) struct Compare {
     /// Folder or file of the first model's answers.
     first: PathBuf,
@@ -108,7 +108,7 @@ fn table(comparisons: &[Comparison]) -> Table {
         "± error",
         "only first",
         "only second",
-        "chance",
+        "p (McNemar)",
     ];
     let mut table = Table::new(header);
     for Comparison { task, measures, .. } in comparisons {

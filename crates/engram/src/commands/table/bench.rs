@@ -14,6 +14,7 @@ use crate::device_probe;
 use crate::failure::{Interrupted, refuse};
 use crate::interrupt;
 use crate::number::{bytes, short};
+use crate::option_values;
 use crate::random::Random;
 use crate::table::Table;
 
@@ -49,7 +50,7 @@ pub(crate) struct Bench {
     #[command(flatten)]
     addressing: AddressingOptions,
     /// Number of threads that make requests.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = option_values::threads)]
     threads: usize,
     /// Duration of the measurement in seconds.
     #[arg(long, value_name = "S", default_value_t = 5.0)]
@@ -64,6 +65,9 @@ pub(crate) struct Bench {
     #[arg(long)]
     json: bool,
 }
+
+/// Rows or tokens of a request at most.
+const MOST_PER_REQUEST: usize = 1 << 24;
 
 /// The measurements.
 #[derive(Debug, Serialize)]
@@ -112,8 +116,13 @@ impl Bench {
     /// Runs the command.
     pub(super) fn run(self) -> anyhow::Result<()> {
         let header = TableHeader::read(&self.table)?;
-        if self.batch == 0 || self.tokens == 0 || self.threads == 0 {
-            return refuse("--batch, --tokens and --threads must be at least 1");
+        if self.batch == 0 || self.tokens == 0 {
+            return refuse("--batch and --tokens must be at least 1");
+        }
+        for (name, count) in [("batch", self.batch), ("tokens", self.tokens)] {
+            if count > MOST_PER_REQUEST {
+                return refuse(format!("--{name} is {count}, but must be at most {MOST_PER_REQUEST}"));
+            }
         }
         if !(self.seconds > 0.0 && self.seconds <= 86_400.0) {
             return refuse(format!("--seconds is {}, but must be above 0 and at most a day", self.seconds));

@@ -80,6 +80,11 @@ pub(crate) struct OpenTier {
 }
 
 impl TierOptions {
+    /// How long the tier may take to answer.
+    pub(crate) fn limit(&self) -> anyhow::Result<Duration> {
+        self.cluster.limit()
+    }
+
     /// Opens the tier with the rows of the table file at `path`.
     pub(crate) fn open(&self, path: &Path, header: &TableHeader) -> anyhow::Result<OpenTier> {
         let origin = &header.origin;
