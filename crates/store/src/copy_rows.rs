@@ -38,40 +38,70 @@ impl CopyRows<'_> {
     /// # Panics
     /// If a row is not within the rows.
     pub(crate) fn copy(self, out: &mut [u8], find: impl FnMut(usize) -> u64) {
+        self.copy_checked(
+            out,
+            find,
+            #[inline(always)]
+            |_, row| row,
+        );
+    }
+
+    /// [`copy`](Self::copy), where at position i `check(i, find(i))` tells the row to copy, when the processor has had
+    /// time to fetch that of `find`. It is called once for each position, in order.
+    ///
+    /// # Panics
+    /// If a row is not within the rows.
+    pub(crate) fn copy_checked(
+        self,
+        out: &mut [u8],
+        find: impl FnMut(usize) -> u64,
+        check: impl FnMut(usize, u64) -> u64,
+    ) {
         match self.row_bytes / LINE {
-            1 => self.of_lines::<1>(out, find),
-            2 => self.of_lines::<2>(out, find),
-            3 => self.of_lines::<3>(out, find),
-            4 => self.of_lines::<4>(out, find),
-            5 => self.of_lines::<5>(out, find),
-            6 => self.of_lines::<6>(out, find),
-            7 => self.of_lines::<7>(out, find),
-            8 => self.of_lines::<8>(out, find),
-            9 => self.of_lines::<9>(out, find),
-            10 => self.of_lines::<10>(out, find),
-            11 => self.of_lines::<11>(out, find),
-            12 => self.of_lines::<12>(out, find),
-            13 => self.of_lines::<13>(out, find),
-            14 => self.of_lines::<14>(out, find),
-            15 => self.of_lines::<15>(out, find),
-            16 => self.of_lines::<16>(out, find),
-            _ => self.of_any_length(out, find),
+            1 => self.of_lines::<1>(out, find, check),
+            2 => self.of_lines::<2>(out, find, check),
+            3 => self.of_lines::<3>(out, find, check),
+            4 => self.of_lines::<4>(out, find, check),
+            5 => self.of_lines::<5>(out, find, check),
+            6 => self.of_lines::<6>(out, find, check),
+            7 => self.of_lines::<7>(out, find, check),
+            8 => self.of_lines::<8>(out, find, check),
+            9 => self.of_lines::<9>(out, find, check),
+            10 => self.of_lines::<10>(out, find, check),
+            11 => self.of_lines::<11>(out, find, check),
+            12 => self.of_lines::<12>(out, find, check),
+            13 => self.of_lines::<13>(out, find, check),
+            14 => self.of_lines::<14>(out, find, check),
+            15 => self.of_lines::<15>(out, find, check),
+            16 => self.of_lines::<16>(out, find, check),
+            _ => self.of_any_length(out, find, check),
         }
     }
 
     /// Rows of at least `LINES` lines, and less than one more.
-    fn of_lines<const LINES: usize>(self, out: &mut [u8], find: impl FnMut(usize) -> u64) {
+    fn of_lines<const LINES: usize>(
+        self,
+        out: &mut [u8],
+        find: impl FnMut(usize) -> u64,
+        check: impl FnMut(usize, u64) -> u64,
+    ) {
         if self.row_bytes == LINES * LINE {
-            self.run(out, find, prefetch_lines::<LINES>, copy_lines::<LINES>);
+            self.run(out, find, check, prefetch_lines::<LINES>, copy_lines::<LINES>);
         } else {
-            self.run(out, find, prefetch_lines::<LINES>, copy_lines_and_rest::<LINES>);
+            self.run(out, find, check, prefetch_lines::<LINES>, copy_lines_and_rest::<LINES>);
         }
     }
 
-    fn of_any_length(self, out: &mut [u8], find: impl FnMut(usize) -> u64) {
+    fn of_any_length(
+        self,
+        out: &mut [u8],
+        find: impl FnMut(usize) -> u64,
+        check: impl FnMut(usize, u64) -> u64,
+    ) {
         self.run(
             out,
             find,
+            check,
             prefetch,
             #[inline(always)]
             |row, out| out.copy_from_slice(row),
@@ -83,6 +113,7 @@ impl CopyRows<'_> {
         self,
         out: &mut [u8],
         mut find: impl FnMut(usize) -> u64,
+        mut check: impl FnMut(usize, u64) -> u64,
         ask: impl Fn(*const u8, usize),
         copy: impl Fn(&[u8], &mut [u8]),
     ) {
@@ -104,12 +135,12 @@ impl CopyRows<'_> {
                 for (position, out) in out.chunks_exact_mut(row_bytes).enumerate() {
                     let later = find(position + ahead);
                     ask(start.wrapping_add(later as usize * stride), row_bytes);
-                    let id = asked[position % MOST_AHEAD];
+                    let id = check(position, asked[position % MOST_AHEAD]);
                     asked[(position + ahead) % MOST_AHEAD] = later;
                     copy(&rows[id as usize * stride..][..row_bytes], out);
                 }
                 for (position, out) in (count - ahead..).zip(out_of_last.chunks_exact_mut(row_bytes)) {
-                    let id = asked[position % MOST_AHEAD];
+                    let id = check(position, asked[position % MOST_AHEAD]);
                     copy(&rows[id as usize * stride..][..row_bytes], out);
                 }
             },

@@ -118,7 +118,6 @@ impl DistinctRows {
     pub fn sum(&self, grads: &[f32], width: usize, sums: &mut [f32]) -> Result<()> {
         check_length("gradients of occurrences", self.index.len() * width, grads.len())?;
         check_length("gradients of distinct rows", self.len() * width, sums.len())?;
-        let grad = |position: u32| &grads[position as usize * width..][..width];
         // Some rows at a time, compiled for the machine's vectors as a whole.
         const ROWS: usize = 512;
         let add = |(chunk, sums): (usize, &mut [f32])| {
@@ -126,11 +125,7 @@ impl DistinctRows {
                 #[inline(always)]
                 || {
                     for (row, sum) in (chunk * ROWS..).zip(sums.chunks_exact_mut(width)) {
-                        let occurrences = self.occurrences(row);
-                        sum.copy_from_slice(grad(occurrences[0]));
-                        for &position in &occurrences[1..] {
-                            sum.iter_mut().zip(grad(position)).for_each(|(sum, grad)| *sum += grad);
-                        }
+                        sum_row(self.occurrences(row), grads, sum);
                     }
                 },
             );
@@ -140,6 +135,44 @@ impl DistinctRows {
         }
         Ok(())
     }
+}
+
+/// Adds up the rows `occurrences` of `grads` into `sum`, whose length is a row's.
+#[inline(always)]
+fn sum_row(occurrences: &[u32], grads: &[f32], sum: &mut [f32]) {
+    let width = sum.len();
+    let done = sum_columns::<128>(occurrences, grads, sum, 0);
+    let done = sum_columns::<64>(occurrences, grads, sum, done);
+    let done = sum_columns::<16>(occurrences, grads, sum, done);
+    debug_assert!(width - done < 16);
+    sum_columns::<1>(occurrences, grads, sum, done);
+}
+
+/// Adds up columns from `start` on, `COLUMNS` at a time as long as there are so many. Returns the first column that is
+/// left. The sums of `COLUMNS` columns stay in registers until all occurrences are added: writing and reading them for
+/// every occurrence would take as long as the rest (`docs/log.md`).
+#[inline(always)]
+fn sum_columns<const COLUMNS: usize>(
+    occurrences: &[u32],
+    grads: &[f32],
+    sum: &mut [f32],
+    start: usize,
+) -> usize {
+    let (width, mut column) = (sum.len(), start);
+    let (blocks, _) = sum[start..].as_chunks_mut::<COLUMNS>();
+    for block in blocks {
+        let grad = |position: u32| -> &[f32; COLUMNS] {
+            let grad = &grads[position as usize * width + column..];
+            grad.first_chunk().expect("rows have the same width")
+        };
+        let mut added = *grad(occurrences[0]);
+        for &position in &occurrences[1..] {
+            added.iter_mut().zip(grad(position)).for_each(|(added, grad)| *added += grad);
+        }
+        *block = added;
+        column += COLUMNS;
+    }
+    column
 }
 
 /// Bits sorted in one pass: 2048 counters stay in the first-level cache.
@@ -209,6 +242,26 @@ mod tests {
         let refused = distinct.sum(&[0.0; 3], 2, &mut [0.0; 2]).unwrap_err().to_string();
         assert!(refused.contains("3 values where 4 are needed"), "{refused}");
         assert!(distinct.expand(&[0.0; 2], 2, &mut [0.0; 2]).is_err());
+    }
+
+    #[test]
+    fn sums_of_any_width_are_those_of_the_plain_loop_bit_for_bit() {
+        let batch: Vec<u64> = (0..1500u64).map(|i| i * i % 611).collect();
+        let distinct = DistinctRows::of(&batch);
+        for width in [1, 2, 15, 16, 17, 63, 64, 100, 128, 129, 200, 256, 300] {
+            let grads: Vec<f32> = (0..batch.len() * width).map(|i| (i as f32 * 0.37).sin() * 1e3).collect();
+            let (mut sums, mut expected) = (vec![9.0; distinct.len() * width], Vec::new());
+            for row in 0..distinct.len() {
+                for column in 0..width {
+                    let grad = |position: &u32| grads[*position as usize * width + column];
+                    let mut values = distinct.occurrences(row).iter().map(grad);
+                    let first = values.next().unwrap();
+                    expected.push(values.fold(first, |sum, grad| sum + grad).to_bits());
+                }
+            }
+            distinct.sum(&grads, width, &mut sums).unwrap();
+            assert_eq!(sums.iter().map(|sum| sum.to_bits()).collect::<Vec<_>>(), expected, "width {width}");
+        }
     }
 
     proptest! {
