@@ -12,7 +12,8 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::files::{folder_of, new_folder, sync_folder};
-use crate::shards::{place, write_masked_split};
+use crate::prepare::place;
+use crate::shard_writer::write_masked_split;
 use crate::tokenizer::Tokenizer;
 
 /// A conversation in tokens.
@@ -203,7 +204,7 @@ mod tests {
     use super::*;
     use crate::corpus::Corpus;
     use crate::packing::Packing;
-    use crate::shards::TokenShards;
+    use crate::token_shards::TokenShards;
     use crate::tokenizer::TokenizerTraining;
 
     fn tokenizer() -> &'static Tokenizer {

@@ -41,10 +41,13 @@ mod mixture;
 mod packing;
 mod permuted;
 mod preparation_state;
+mod prepare;
 mod sampler;
-mod shards;
+mod shard_file;
+mod shard_writer;
 mod split_rule;
 mod text_bounds;
+mod token_shards;
 mod tokenizer;
 mod word_encoder;
 mod work_folder;
@@ -57,12 +60,11 @@ pub use files::{folder_of, new_file, new_folder, sync_folder, write_file};
 pub use mixture::{Mixture, Window};
 pub use packing::Packing;
 pub use permuted::PermutedPlaces;
+pub use prepare::{PrepareOptions, PrepareProgress, PrepareSummary, prepare};
 pub use sampler::{Batch, Sampler, SamplerState, mix, validation_windows};
-pub use shards::{
-    DataIdentity, PrepareOptions, PrepareProgress, PrepareSummary, ShardDocument, SplitSummary, TokenShards,
-    prepare,
-};
+pub use shard_writer::SplitSummary;
 pub use text_bounds::Begin;
+pub use token_shards::{DataIdentity, ShardDocument, TokenShards};
 pub use tokenizer::{END_OF_TEXT, PAD, Tokenizer, TokenizerHash, TokenizerProgress, TokenizerTraining};
 
 /// The examples of the README, which are tests.

@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::shards::TokenShards;
+use crate::token_shards::TokenShards;
 
 /// The position of a [`Sampler`], as stored in a checkpoint.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
