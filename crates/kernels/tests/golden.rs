@@ -1,8 +1,7 @@
 //! Compares memory gate and short convolution with the published demonstration of Engram's module: output and every
 //! gradient, for random weights.
 //!
-//! The files hold what the published code computed (PyTorch, f32). The smallest is in `tests/golden`;
-//! set `ENGRAM_GOLDEN` to a folder with more `module_*.safetensors` to check those as well.
+//! The files in `tests/golden` hold what the published code computed (PyTorch, f32).
 
 #![allow(clippy::unwrap_used, reason = "all of this is a test")]
 
@@ -12,8 +11,7 @@ use engram_kernels::{
 };
 use safetensors::{Dtype, SafeTensors};
 use std::collections::HashMap;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 const GATE_EPSILON: f32 = f32::EPSILON;
 const CONVOLUTION_EPSILON: f32 = 1e-5;
@@ -199,25 +197,7 @@ fn check_file(path: &Path) {
 
 #[test]
 fn agrees_with_the_published_module() {
-    check_file(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/module_n3_conv_zero.safetensors"));
-}
-
-#[test]
-fn agrees_with_larger_published_modules() {
-    let Some(folder) = std::env::var_os("ENGRAM_GOLDEN").map(PathBuf::from) else {
-        // Written past the test harness, which hides what a passing test prints.
-        let _ = writeln!(std::io::stderr(), "SKIPPED: ENGRAM_GOLDEN names no folder of module_*.safetensors");
-        return;
-    };
-    let mut paths: Vec<PathBuf> = std::fs::read_dir(&folder)
-        .unwrap_or_else(|error| panic!("ENGRAM_GOLDEN {}: {error}", folder.display()))
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.starts_with("module_") && name.ends_with(".safetensors")
-        })
-        .collect();
-    paths.sort();
-    assert!(!paths.is_empty(), "ENGRAM_GOLDEN {}: no module_*.safetensors", folder.display());
-    paths.iter().for_each(|path| check_file(path));
+    for name in ["module_n3_conv_zero", "module_n3_conv", "module_n4_seed7"] {
+        check_file(&Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.safetensors")));
+    }
 }

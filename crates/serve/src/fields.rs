@@ -310,8 +310,9 @@ pub(crate) const FIELDS: &[Field] = &[
 pub(crate) struct Fields(Vec<(String, Box<RawValue>)>);
 
 impl Fields {
-    /// Reads a JSON object.
+    /// Reads a JSON object, behind a byte-order mark if there is one.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
+        let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
         let mut reader = serde_json::Deserializer::from_slice(bytes);
         let fields = reader.deserialize_map(Entries).and_then(|fields| reader.end().map(|()| fields));
         fields.map(Self).map_err(|error| ApiError::bad(format!("invalid request body: {error}")))
@@ -512,6 +513,13 @@ mod tests {
     }
 
     /// The property that holds for every field, so that nobody has to think of each.
+    #[test]
+    fn a_byte_order_mark_changes_nothing() {
+        let marked = Fields::parse("\u{feff}{\"prompt\": \"a\"}".as_bytes()).unwrap();
+        assert_eq!(marked.0[0].0, "prompt");
+        assert!(Fields::parse("\u{feff}\u{feff}{}".as_bytes()).is_err());
+    }
+
     #[test]
     fn every_field_may_be_null_and_every_other_than_a_prompt_empty() {
         for field in FIELDS {

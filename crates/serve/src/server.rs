@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::{Body as HttpBody, Bytes};
 use axum::extract::{Path, Request as HttpRequest, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -362,8 +362,9 @@ fn router(server: Arc<Server>) -> Router {
         .route("/", get(page))
         .route("/health", get(health))
         .merge(guarded)
-        .fallback(|| async {
-            ApiError::new(StatusCode::NOT_FOUND, "there is nothing at this address").into_response()
+        .fallback(|uri: Uri| async move {
+            let problem = format!("there is nothing at {}; /openapi.json lists the addresses", uri.path());
+            ApiError::new(StatusCode::NOT_FOUND, problem).into_response()
         })
         .method_not_allowed_fallback(|| async {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this address takes another method").into_response()
