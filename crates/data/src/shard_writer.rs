@@ -1,4 +1,4 @@
-//! Writing token shards, so that a killed preparation can go on after its last checkpoint.
+//! Writing token shards, in such a way that a killed preparation resumes after its last checkpoint.
 
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
