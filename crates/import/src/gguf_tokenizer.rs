@@ -190,8 +190,11 @@ impl<'a> Vocabulary<'a> {
         self.tokens.iter().enumerate().rev().map(|(id, token)| (*token, id)).collect()
     }
 
+    /// In the order of ids, so that a file gives the same tokenizer, and hash, every time.
     fn json(&self) -> Map<String, Value> {
-        self.by_name().into_iter().map(|(token, id)| (token.to_owned(), id.into())).collect()
+        let mut ids: Vec<_> = self.by_name().into_iter().collect();
+        ids.sort_unstable_by_key(|&(_, id)| id);
+        ids.into_iter().map(|(token, id)| (token.to_owned(), id.into())).collect()
     }
 
     /// Tokens that are found in a text before it is split.
@@ -424,6 +427,15 @@ mod tests {
         assert_eq!(encode("default", "1212"), [257, one, two]);
         // A sign before a word is a piece of its own, with the blank before it left to itself.
         assert_eq!(encode("default", " $ab").len(), 3);
+    }
+
+    #[test]
+    fn a_file_gives_the_same_tokenizer_every_time() {
+        let hash = || read_back(&file("smollm")).unwrap().0.hash();
+        assert_eq!(hash(), hash());
+        let json: Value = serde_json::from_slice(read_back(&file("smollm")).unwrap().0.json()).unwrap();
+        let ids = json["model"]["vocab"].as_object().unwrap().values().map(|id| id.as_u64().unwrap());
+        assert!(ids.is_sorted(), "in the order of ids");
     }
 
     #[test]
