@@ -101,13 +101,23 @@ fn check_within(factor: f32, name: &str, found: &[f32], expected: &[f32]) {
     }
 }
 
-/// Tolerance factor of the key projections' gradients. Where a score is near 0 its root is steep and amplifies f32's
-/// rounding: in `module_n3_conv`, with a score of 0.0023, the published gradients are up to 1.4 tolerances from the same
-/// formulas in f64, and ours, which sum in another order, up to 3.2. They were 2.6 apart at most. Other values do not
-/// need this factor.
-const KEY_FACTOR: f32 = 3.0;
+/// How far gradients may be that a score passes on, in tolerances.
+#[derive(Clone, Copy)]
+struct NearZero {
+    keys: f32,
+    rows: f32,
+}
 
-fn check_layer(layer: &Layer, dilation: usize) {
+/// For files whose scores are not near 0.
+const USUAL: NearZero = NearZero { keys: 2.0, rows: 1.0 };
+
+/// Where a score is near 0 its root is steep and amplifies f32's rounding. `module_n3_conv` has a score of -0.00227. From
+/// keys that are exact but for their last bit, PyTorch's f32 and ours both give it with an error of 1.6e-7; the published
+/// keys have errors that happen to cancel it. So gradients are up to 3.5 tolerances from the published ones, which are up
+/// to 1.4 from the same formulas in f64.
+const STEEP: NearZero = NearZero { keys: 4.0, rows: 2.0 };
+
+fn check_layer(layer: &Layer, dilation: usize, near_zero: NearZero) {
     let [batch, time, streams, width]: [usize; 4] = layer.shapes["hidden_in"][..].try_into().unwrap();
     let kernel = layer.shapes["param.short_conv.conv.weight"][2];
     let rows = batch * time;
@@ -171,18 +181,18 @@ fn check_layer(layer: &Layer, dilation: usize) {
             (0..rows).flat_map(|r| d.key[(r * streams + m) * width..][..width].to_vec()).collect();
         let weight = parameter(&format!("key_projs.{m}.weight"));
         let [dw, db] = project_backward(&dkey, &memory, weight, width, &mut dmemory);
-        check_within(KEY_FACTOR, "key weight", &dw, layer.get(&format!("grad.key_projs.{m}.weight")));
-        check_within(KEY_FACTOR, "key bias", &db, layer.get(&format!("grad.key_projs.{m}.bias")));
+        check_within(near_zero.keys, "key weight", &dw, layer.get(&format!("grad.key_projs.{m}.weight")));
+        check_within(near_zero.keys, "key bias", &db, layer.get(&format!("grad.key_projs.{m}.bias")));
     }
     let mut drows = vec![0.0; layer.get("unique_rows").len()];
     for (&row, part) in index.iter().zip(dmemory.chunks(row_width)) {
         drows[row * row_width..][..row_width].iter_mut().zip(part).for_each(|(total, part)| *total += part);
     }
     let drows: Vec<f32> = drows.iter().map(|&v| v as f32).collect();
-    check("rows", &drows, layer.get("grad_unique_rows"));
+    check_within(near_zero.rows, "rows", &drows, layer.get("grad_unique_rows"));
 }
 
-fn check_file(path: &Path) {
+fn check_file(path: &Path, near_zero: NearZero) {
     let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
     let metadata = header.metadata().as_ref().unwrap();
@@ -191,14 +201,16 @@ fn check_file(path: &Path) {
     let layers: Vec<usize> =
         metadata["layer_ids"].trim_matches(['[', ']']).split(", ").map(|id| id.parse().unwrap()).collect();
     for layer in layers {
-        check_layer(&Layer::read(&file, &format!("layer{layer}.")), dilation);
+        check_layer(&Layer::read(&file, &format!("layer{layer}.")), dilation, near_zero);
         println!("{}: layer {layer} agrees", path.display());
     }
 }
 
 #[test]
 fn agrees_with_the_published_module() {
-    for name in ["module_n3_conv_zero", "module_n3_conv", "module_n4_seed7"] {
-        check_file(&Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.safetensors")));
+    let files = [("module_n3_conv_zero", USUAL), ("module_n3_conv", STEEP), ("module_n4_seed7", USUAL)];
+    for (name, near_zero) in files {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.safetensors"));
+        check_file(&path, near_zero);
     }
 }
