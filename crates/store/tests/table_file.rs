@@ -6,8 +6,8 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 
 use engram_store::{
-    AddressIdentity, MapOptions, RowFormat, RowInit, RowOptimizer, RowSource, Storage, StoreError, Table,
-    TableHeader, TableOrigin, TrainableTable,
+    AddressIdentity, RowFormat, RowInit, RowOptimizer, RowSource, Storage, StoreError, Table, TableHeader,
+    TableOrigin, TrainableTable,
 };
 
 fn origin() -> TableOrigin {
@@ -232,7 +232,7 @@ fn a_mapped_table_stays_within_its_limit_and_gives_the_same_rows() {
     let free = Table::open(&path, &origin()).unwrap();
     assert_eq!(free.resident_bytes(), None);
     const LIMIT: u64 = 1 << 20;
-    let table = Table::open_with(&path, &origin(), &MapOptions::new().resident(LIMIT)).unwrap();
+    let table = Table::open_with(&path, &origin(), &engram_store::MapOptions::new().resident(LIMIT)).unwrap();
     let mut state = 1u64;
     let mut ids = |count: usize| -> Vec<u64> {
         let mut next = || {
@@ -256,6 +256,7 @@ fn a_mapped_table_stays_within_its_limit_and_gives_the_same_rows() {
         let mapped = mapped_bytes(&path);
         assert!(mapped <= LIMIT, "{count} rows: {mapped} bytes are mapped, {known} are known of");
     }
-    let too_little = Table::open_with(&path, &origin(), &MapOptions::new().resident(4096)).unwrap_err();
+    let too_little =
+        Table::open_with(&path, &origin(), &engram_store::MapOptions::new().resident(4096)).unwrap_err();
     assert!(too_little.to_string().contains("at least 1 MiB"), "{too_little}");
 }

@@ -18,10 +18,7 @@ pub(super) fn add<K: Kind, const R: usize>(
     rows: [&[RoundedGroup]; R],
     sums: &mut [[f32; PANEL]; R],
 ) {
-    add_with::<K>(records, &rows, sums, |tile, quads, half, x| {
-        // SAFETY: the caller's processor has this feature.
-        unsafe { exact(tile, quads, half, x) }
-    });
+    add_with::<K>(records, &rows, sums, |tile, quads, half, x| exact(tile, quads, half, x));
 }
 
 /// Sums of products of 16 columns. Weights are multiplied with 128 taken off: two products of signed bytes then fit 16
