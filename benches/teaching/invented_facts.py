@@ -2,8 +2,8 @@
 
     python benches/teaching/invented_facts.py 100 > facts.jsonl
 
-Subjects and answers are put together from syllables by a seed. Every relation has ten phrasings: five are trained, five
-are held out. The phrasings are not those of any other file of facts, so that settings chosen there can be tested here.
+`--seed` chooses the names, which are made of syllables. Every relation has ten phrasings: five to train and five to hold
+out. No other file of facts has these phrasings, so settings that were chosen on another file can be tested on this one.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def word(draw, endings):
 
 
 def company(draw):
-    """An invented firm or house."""
+    """An invented company or institution."""
     return f"{word(draw, ENDINGS)} {draw.choice(KINDS)}"
 
 
@@ -36,7 +36,7 @@ def person(draw):
 
 
 def device(draw):
-    """An invented model of a thing."""
+    """An invented product."""
     return f"{word(draw, ENDINGS)} {draw.choice(DEVICES)}"
 
 

@@ -1,4 +1,5 @@
-//! A corpus becomes token shards: read in rounds, encoded by all threads, written in order, resumed after a kill.
+//! Preparation: reads a corpus in rounds, encodes them on all threads, writes token shards in order, and resumes after a
+//! kill.
 
 use std::ops::ControlFlow;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Writing token shards, in such a way that a killed preparation resumes after its last checkpoint.
+//! Writers of token shards. A killed preparation resumes after their last checkpoint.
 
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};

@@ -164,6 +164,8 @@ impl Tokenizer {
     /// # Errors
     /// Bytes that are not a tokenizer, or a tokenizer without the end-of-text token.
     pub fn from_json(json: &[u8], origin: &str, end_of_text: Option<&str>) -> Result<Self> {
+        // Some editors begin a file with a byte-order mark. It is no part of the tokenizer.
+        let json = json.strip_prefix("\u{feff}".as_bytes()).unwrap_or(json);
         let malformed = |reason: String| Error::MalformedTokenizer { origin: origin.to_owned(), reason };
         let mut inner =
             tokenizers::Tokenizer::from_bytes(json).map_err(|error| malformed(error.to_string()))?;

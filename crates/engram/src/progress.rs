@@ -59,12 +59,12 @@ impl Progress {
     }
 }
 
-/// Says on a terminal, until it is dropped, what takes a while without a measure of how far it is.
+/// A turning mark on a terminal, for work whose progress cannot be measured. Dropping it removes the mark.
 #[derive(Debug)]
 pub(crate) struct Busy(Option<ProgressBar>);
 
 impl Busy {
-    /// Shows `what` beside a turning mark.
+    /// Shows `what` beside the mark.
     pub(crate) fn new(what: String) -> Self {
         let bar = terminal::takes_controls(&std::io::stderr()).then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8));

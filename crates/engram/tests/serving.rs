@@ -648,7 +648,7 @@ fn pages_of_other_origins_and_names_are_refused_unless_allowed() {
     assert!(document["paths"]["/v1/completions"]["post"].is_object());
 }
 
-/// The file of a table that a server reads is cut short: requests say so, and so does the readiness.
+/// The table's file is cut short while the server runs. Requests fail with the reason, and `/health` says it too.
 #[test]
 fn a_server_whose_rows_cannot_be_read_is_not_ready() {
     let place = workshop().path("cut");

@@ -444,7 +444,8 @@ fn shards(index: &Path) -> Result<BTreeSet<String>> {
         weight_map: std::collections::BTreeMap<String, String>,
     }
     let text = fs::read_to_string(index).map_err(Error::read(index))?;
-    let Index { weight_map } = serde_json::from_str(&text).map_err(|error| Error::model(index, error))?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let Index { weight_map } = serde_json::from_str(text).map_err(|error| Error::model(index, error))?;
     let files: BTreeSet<String> = weight_map.into_values().collect();
     match files.iter().find(|file| !is_inner_path(file) || file.contains('/')) {
         Some(file) => Err(Error::model(index, format!("`{file}` is not the name of a file in this folder"))),

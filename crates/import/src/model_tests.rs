@@ -148,6 +148,31 @@ fn the_index_decides_which_files_count() {
     assert!(folder.refused().contains("`../model.safetensors` is not the name of a file"));
 }
 
+/// Some editors put a byte-order mark in front of a text file.
+#[test]
+fn a_byte_order_mark_before_any_text_of_a_folder_changes_nothing() {
+    let folder = Folder::new().sharded();
+    std::fs::write(folder.path().join("generation_config.json"), r#"{"eos_token_id": [256, 7]}"#).unwrap();
+    std::fs::write(folder.path().join("tokenizer_config.json"), r#"{"bos_token": "<s>"}"#).unwrap();
+    std::fs::write(folder.path().join("chat_template.jinja"), "{{ messages[0].content }}").unwrap();
+    let plain = folder.open();
+    let mut marked = 0;
+    for entry in std::fs::read_dir(folder.path()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|ending| ending == "json" || ending == "jinja") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            std::fs::write(&path, format!("\u{feff}{text}")).unwrap();
+            marked += 1;
+            let found = folder.open();
+            same_weights(&found, &plain);
+            assert_eq!(found.tokenizer().hash(), plain.tokenizer().hash(), "{}", path.display());
+            assert_eq!(found.generation().end_tokens, plain.generation().end_tokens, "{}", path.display());
+            assert_eq!(found.chat_template(), plain.chat_template(), "{}", path.display());
+        }
+    }
+    assert_eq!(marked, 6);
+}
+
 #[test]
 fn missing_files_are_named() {
     let folder = Folder::new().sharded();

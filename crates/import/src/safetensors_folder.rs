@@ -253,7 +253,7 @@ fn data_end(header: &[u8]) -> Option<usize> {
     header.values().filter_map(end).max()
 }
 
-/// A text file, where it is there.
+/// A text file, where it is there, without the byte-order mark with which some editors begin one.
 ///
 /// # Errors
 /// When it is there and cannot be read.
@@ -263,7 +263,12 @@ pub(crate) fn read_if_there(path: &Path) -> Result<Option<String>> {
             path,
             "this is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`",
         )),
-        Ok(text) => Ok(Some(text)),
+        Ok(mut text) => {
+            if text.starts_with('\u{feff}') {
+                text.drain(..'\u{feff}'.len_utf8());
+            }
+            Ok(Some(text))
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::read(path)(error)),
     }
@@ -275,8 +280,5 @@ pub(crate) fn read_if_there(path: &Path) -> Result<Option<String>> {
 /// When it is there and cannot be read, or is not JSON.
 pub(crate) fn json_if_there(path: &Path) -> Result<Option<Value>> {
     let text = read_if_there(path)?;
-    let parse = |text: String| {
-        serde_json::from_str(text.trim_start_matches('\u{feff}')).map_err(|error| Error::model(path, error))
-    };
-    text.map(parse).transpose()
+    text.map(|text| serde_json::from_str(&text).map_err(|error| Error::model(path, error))).transpose()
 }

@@ -610,8 +610,8 @@ impl Worker {
         self.usual_tokens().div_ceil(self.options.page)
     }
 
-    /// Tokens that an answer usually has. Those that are being given count as well: long answers end late, so that
-    /// those that have ended are the short ones at first.
+    /// Tokens that an answer usually has. Answers that still run count as well: long ones end late, so the first to end
+    /// are the short ones.
     fn usual_tokens(&self) -> usize {
         let given: usize = self.running.iter().map(Running::generated).sum();
         let mean = given / self.running.len().max(1);

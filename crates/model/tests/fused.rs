@@ -236,8 +236,8 @@ fn results(model: &LanguageModel, batch: &Batch) -> BTreeMap<String, Vec<f32>> {
     all
 }
 
-/// Operands in bf16 have eight bits: what is computed with them is near what f32 gives, and not the same. Models
-/// without experts, since a token that changes its expert is another matter.
+/// Operands in bf16 have eight bits: results are near those of f32, and not the same. Models with experts are left out,
+/// because rounding can send a token to another expert.
 #[test]
 fn products_in_bf16_are_near_those_in_f32() {
     for options in combinations().into_iter().filter(|options| !options.experts) {

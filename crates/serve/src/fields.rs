@@ -512,7 +512,6 @@ mod tests {
         Fields::parse(body.to_string().as_bytes())?.checked(endpoint)
     }
 
-    /// The property that holds for every field, so that nobody has to think of each.
     #[test]
     fn a_byte_order_mark_changes_nothing() {
         let marked = Fields::parse("\u{feff}{\"prompt\": \"a\"}".as_bytes()).unwrap();
@@ -520,6 +519,7 @@ mod tests {
         assert!(Fields::parse("\u{feff}\u{feff}{}".as_bytes()).is_err());
     }
 
+    /// The property that holds for every field, so that nobody has to think of each.
     #[test]
     fn every_field_may_be_null_and_every_other_than_a_prompt_empty() {
         for field in FIELDS {

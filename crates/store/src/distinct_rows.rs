@@ -148,9 +148,9 @@ fn sum_row(occurrences: &[u32], grads: &[f32], sum: &mut [f32]) {
     sum_columns::<1>(occurrences, grads, sum, done);
 }
 
-/// Adds up columns from `start` on, `COLUMNS` at a time as long as there are so many. Returns the first column that is
-/// left. The sums of `COLUMNS` columns stay in registers until all occurrences are added: writing and reading them for
-/// every occurrence would take as long as the rest (`docs/log.md`).
+/// Adds up columns from `start` on, `COLUMNS` at a time while there are that many. Returns the first column that is left.
+/// The sums of `COLUMNS` columns stay in registers until all occurrences are added. They are not written and read again
+/// for each occurrence.
 #[inline(always)]
 fn sum_columns<const COLUMNS: usize>(
     occurrences: &[u32],

@@ -100,13 +100,13 @@ pub(super) trait Kind {
     /// Lines of a record.
     const LINES: usize = Self::LAYOUT.lines();
     /// Lines of a group's numbers.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "kernels of x86-64 use it"))]
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only kernels of x86-64 use it"))]
     const NUMBER_LINES: usize = Self::LAYOUT.numbers.lines();
     /// Start of the groups' scales, and of the block's.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "kernels of x86-64 use it"))]
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only kernels of x86-64 use it"))]
     const SCALES_AT: [usize; 2] = [Self::LAYOUT.scales_at(), Self::LAYOUT.d_at()];
     /// Start of the groups' minima, and of the block's.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "kernels of x86-64 use it"))]
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only kernels of x86-64 use it"))]
     const MINIMA_AT: [usize; 2] = [Self::LAYOUT.minima_at(), Self::LAYOUT.block_minima_at()];
 }
 
