@@ -6,6 +6,7 @@
 //! it, and however its sequence is cut into chunks and pages.
 
 use engram_config::{BlockRotary, MemoryConfig, ModelConfig};
+use engram_kernels::with_awake_threads;
 use engram_store::StoreError;
 
 use crate::block::Block;
@@ -137,6 +138,15 @@ impl Decoder {
     /// When a token is outside the vocabulary, a sequence longer than the context, a chunk empty or not reserved,
     /// or the rows are not those of the chunks: the caller checks its input.
     pub fn step(
+        &self,
+        cache: &mut Cache,
+        chunks: &[Chunk<'_>],
+        rows: &mut [RowFetch],
+    ) -> Result<StepOutput, StoreError> {
+        with_awake_threads(|| self.compute(cache, chunks, rows))
+    }
+
+    fn compute(
         &self,
         cache: &mut Cache,
         chunks: &[Chunk<'_>],

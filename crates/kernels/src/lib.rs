@@ -85,6 +85,7 @@ pub use linear::{linear, linear_add, linear_backward_input, linear_backward_weig
 pub use memory_gate::{MemoryGate, MemoryGateGradients, MemoryGateInput, memory_gate, memory_gate_backward};
 pub use newton_schulz::newton_schulz;
 pub use packed::{Activations, BlockPacker, PackedMatrix, WeightFormat, head_products};
+pub use parallel::with_awake_threads;
 pub use rms_norm::{RmsNorm, RmsNormGradients, rms_norm, rms_norm_backward, rms_norm_into};
 pub use rotary::{Angles, rotary, rotary_backward};
 pub use segment_attention::{GroupedShape, Segment, segment_attention};
