@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use rayon::prelude::*;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::cache::{Cache, Sequence};
@@ -821,15 +822,19 @@ impl Worker {
     fn take(&mut self, parts: &[Part], output: &StepOutput) {
         let vocabulary = self.model.decoder.config().vocabulary;
         let (mut logits, mut scores) = (output.logits.chunks_exact(vocabulary), output.scores.iter());
-        let (mut row, mut forks) = (0, Vec::new());
+        let drawn: Vec<Vec<&[f32]>> =
+            parts.iter().map(|part| logits.by_ref().take(part.logits).collect()).collect();
         for part in parts {
-            let drawn: Vec<&[f32]> = logits.by_ref().take(part.logits).collect();
-            let first = self.running[part.running].sequence.len();
             let scored: Vec<_> = scores.by_ref().take(part.targets.len()).map(TokenLogprob::from).collect();
             if !scored.is_empty() {
                 self.running[part.running].tell(&Event::PromptLogprobs(scored));
             }
-            let right = self.draw(part, &drawn);
+        }
+        let rights = self.draw_all(parts, &drawn);
+        let (mut row, mut forks) = (0, Vec::new());
+        for (part, drawn) in parts.iter().zip(&drawn) {
+            let right = rights[part.running];
+            let first = self.running[part.running].sequence.len();
             let computed = part.tokens.len() - (part.drafts - right);
             self.send_gates(part.running, output, row, computed);
             row += part.tokens.len();
@@ -857,19 +862,27 @@ impl Worker {
         self.place(forks);
     }
 
-    /// Draws tokens, as long as drafts were right; gives how many were.
-    fn draw(&mut self, part: &Part, logits: &[&[f32]]) -> usize {
-        let running = &mut self.running[part.running];
-        let drafted = &part.tokens[part.tokens.len() - part.drafts..];
-        let mut right = 0;
-        for (index, logits) in logits.iter().enumerate() {
-            let token = running.draw(logits, &self.model.token_bytes, &self.shared.metrics);
-            if running.outcome.is_some() || drafted.get(index) != Some(&token) {
-                break;
-            }
-            right += 1;
+    /// Draws the tokens of all parts, each as long as its drafts were right; gives how many were of each that runs.
+    /// Threads share the parts, since a draw looks at the whole vocabulary.
+    fn draw_all(&mut self, parts: &[Part], drawn: &[Vec<&[f32]>]) -> Vec<usize> {
+        let (token_bytes, metrics) = (&self.model.token_bytes, &self.shared.metrics);
+        let mut part_of = vec![None; self.running.len()];
+        for (part, logits) in parts.iter().zip(drawn) {
+            part_of[part.running] = Some((&part.tokens[part.tokens.len() - part.drafts..], logits));
         }
-        right
+        let draw = |(running, part): (&mut Running, Option<(&[u32], &Vec<&[f32]>)>)| {
+            let (mut right, (drafted, logits)) = (0, part?);
+            for logits in logits {
+                let token = running.draw(logits, token_bytes, metrics);
+                if running.outcome.is_some() || drafted.get(right) != Some(&token) {
+                    break;
+                }
+                right += 1;
+            }
+            Some(right)
+        };
+        let rights = self.running.par_iter_mut().zip(part_of).with_max_len(1).map(draw);
+        rights.map(Option::unwrap_or_default).collect()
     }
 
     /// Sends the gates of the positions of a part that were not sent before; its first row is `row`.

@@ -34,7 +34,7 @@ const ROWS: usize = 4;
 /// Rows per task of float weights, if there are many: a panel stays in cache during the task.
 const TASK_ROWS: usize = 48;
 /// Below this number of multiplications, a second thread costs more than it saves.
-const WORTH_SHARING: usize = 1 << 17;
+const WORTH_SHARING: usize = 1 << 15;
 
 /// The formats that f32 weights are packed in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
