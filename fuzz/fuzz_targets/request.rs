@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use engram_config::ModelConfig;
 use engram_import::HostTensor;
-use engram_infer::{ChatTemplate, Decoder, Dtype, Engine, EngineOptions, Model, TextCodec};
+use engram_infer::{ChatTemplate, Decoder, Dtype, Engine, EngineOptions, Model, TextCodec, TextTokenizer, TokenBytes};
 use engram_serve::{Facts, Server, ServerOptions};
 use libfuzzer_sys::fuzz_target;
+use tokenizers::AddedToken;
+use tokenizers::models::ModelWrapper;
 use tokenizers::models::wordlevel::WordLevel;
-use tokenizers::{AddedToken, Tokenizer};
 
 /// Tokens: printable ASCII, one each, and the end of a turn.
 const VOCABULARY: u32 = 96;
@@ -55,7 +56,7 @@ fn engine() -> Engine {
     Engine::start(Model::new(decoder, None, token_bytes()), options).expect("an engine")
 }
 
-fn token_bytes() -> Vec<Vec<u8>> {
+fn token_bytes() -> TokenBytes {
     (b' '..=b'~').map(|letter| vec![letter]).chain([vec![]]).collect()
 }
 
@@ -63,7 +64,7 @@ fn codec() -> TextCodec {
     let letters = (b' '..=b'~').zip(0..).map(|(letter, id)| (char::from(letter).to_string(), id));
     let words = letters.chain([("<|end|>".to_owned(), VOCABULARY - 1)]).collect();
     let model = WordLevel::builder().vocab(words).unk_token(" ".into()).build().expect("a vocabulary");
-    let mut tokenizer = Tokenizer::new(model);
+    let mut tokenizer = TextTokenizer::new(ModelWrapper::from(model).into());
     tokenizer.add_special_tokens([AddedToken::from("<|end|>", true)]).expect("a special token");
     TextCodec::new(&tokenizer, token_bytes(), VOCABULARY - 1)
 }

@@ -29,6 +29,7 @@
 //! ```
 
 mod ascii_words;
+mod bpe;
 mod conversations;
 mod corpus;
 mod cut;
@@ -45,6 +46,9 @@ mod sampler;
 mod shards;
 mod split_rule;
 mod text_bounds;
+mod token_bytes;
+mod token_model;
+mod token_names;
 mod tokenizer;
 mod word_encoder;
 mod work_folder;
@@ -63,6 +67,8 @@ pub use shards::{
     prepare,
 };
 pub use text_bounds::Begin;
+pub use token_bytes::TokenBytes;
+pub use token_model::{TextTokenizer, TokenModel};
 pub use tokenizer::{END_OF_TEXT, PAD, Tokenizer, TokenizerHash, TokenizerProgress, TokenizerTraining};
 
 /// The examples of the README, which are tests.

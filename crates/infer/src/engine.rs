@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
+use engram_data::TokenBytes;
+
 use crate::cache::{Cache, Sequence};
 use crate::decoder::{Decoder, StepOutput};
 use crate::metrics::Metrics;
@@ -32,7 +34,7 @@ pub struct Model {
     /// The memories that requests can choose from.
     pub memories: Vec<ModelMemory>,
     /// Bytes of text that each token stands for.
-    pub token_bytes: Vec<Vec<u8>>,
+    pub token_bytes: TokenBytes,
 }
 
 /// A memory that requests can choose.
@@ -46,7 +48,7 @@ pub struct ModelMemory {
 
 impl Model {
     /// A model whose requests choose between the decoder's first memory, whose rows come from `rows`, and none.
-    pub fn new(decoder: Decoder, rows: Option<RowTiers>, token_bytes: Vec<Vec<u8>>) -> Self {
+    pub fn new(decoder: Decoder, rows: Option<RowTiers>, token_bytes: TokenBytes) -> Self {
         let memories = rows.into_iter().map(|rows| ModelMemory { weights: 0, rows }).collect();
         Self { decoder, memories, token_bytes }
     }

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use engram_address::History;
+use engram_data::TokenBytes;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::cache::Sequence;
@@ -212,7 +213,7 @@ impl Running {
     }
 
     /// Draws the next token, sends it, and ends the request if it is the last.
-    pub(crate) fn draw(&mut self, logits: &[f32], token_bytes: &[Vec<u8>], metrics: &Metrics) -> u32 {
+    pub(crate) fn draw(&mut self, logits: &[f32], token_bytes: &TokenBytes, metrics: &Metrics) -> u32 {
         if logits.iter().any(|logit| logit.is_nan()) {
             self.outcome = Some(Outcome::Failed(Failure::NotANumber));
             return 0;
@@ -262,8 +263,7 @@ impl Running {
             self.outcome = Some(Outcome::Done(Finish::Stop));
             return id;
         }
-        let bytes = token_bytes.get(id as usize).map_or(&[][..], Vec::as_slice);
-        let (text, stopped) = self.stop.push(&self.text.push(bytes));
+        let (text, stopped) = self.stop.push(&self.text.push(token_bytes.get(id)));
         let _ = self.events.send(Event::Token(GeneratedToken { id, text, logprob }));
         if stopped || complete {
             self.outcome = Some(Outcome::Done(Finish::Stop));
