@@ -5,7 +5,10 @@ use std::path::Path;
 
 use tokenizers::normalizers::replace::ReplacePattern;
 use tokenizers::normalizers::{Lowercase, NFD, NFKC, Replace, Sequence, Strip, StripAccents};
-use tokenizers::{NormalizedString, Normalizer, NormalizerWrapper, Tokenizer};
+use tokenizers::{
+    Decoder, Model, NormalizedString, Normalizer, NormalizerWrapper, PostProcessor, PreTokenizer, Tokenizer,
+    TokenizerImpl,
+};
 
 use crate::error::{AddressError, Result};
 use crate::vocabulary::Vocabulary;
@@ -19,15 +22,24 @@ impl Vocabulary {
     ///
     /// # Errors
     /// A tokenizer whose ids have gaps, or one that fails to decode an id.
-    pub fn from_tokenizer(tokenizer: &Tokenizer) -> Result<Self> {
+    pub fn from_tokenizer<M, N, PT, PP, D>(tokenizer: &TokenizerImpl<M, N, PT, PP, D>) -> Result<Self>
+    where
+        M: Model,
+        N: Normalizer,
+        PT: PreTokenizer,
+        PP: PostProcessor,
+        D: Decoder,
+    {
         let tokens = tokenizer.get_vocab_size(true) as u32;
-        refuse_ids_beyond(tokens, tokenizer)?;
+        refuse_ids_beyond(tokens, tokenizer.get_vocab(true).into_values().max())?;
         let normalizer = normalizer();
         let mut class_of_key = HashMap::new();
         let class_of = (0..tokens)
             .map(|token| {
                 let next = class_of_key.len() as u32;
-                Ok(*class_of_key.entry(key(token, tokenizer, &normalizer)?).or_insert(next))
+                let text = tokenizer.decode(&[token], false).map_err(|error| unnamed(token, error))?;
+                let key = key(token, text, || tokenizer.id_to_token(token), &normalizer)?;
+                Ok(*class_of_key.entry(key).or_insert(next))
             })
             .collect::<Result<Vec<u32>>>()?;
         Self::from_classes(class_of)
@@ -47,8 +59,8 @@ impl Vocabulary {
     }
 }
 
-fn refuse_ids_beyond(tokens: u32, tokenizer: &Tokenizer) -> Result<()> {
-    match tokenizer.get_vocab(true).into_values().max() {
+fn refuse_ids_beyond(tokens: u32, largest: Option<u32>) -> Result<()> {
+    match largest {
         Some(token) if token >= tokens => Err(AddressError::Tokenizer {
             token,
             problem: format!(
@@ -59,20 +71,28 @@ fn refuse_ids_beyond(tokens: u32, tokenizer: &Tokenizer) -> Result<()> {
     }
 }
 
-fn key(token: u32, tokenizer: &Tokenizer, normalizer: &impl Normalizer) -> Result<String> {
-    let failure = |error: tokenizers::Error| AddressError::Tokenizer {
+/// The key of a token's decoded text; `entry` is the token's name in the vocabulary.
+fn key(
+    token: u32,
+    text: String,
+    entry: impl FnOnce() -> Option<String>,
+    normalizer: &impl Normalizer,
+) -> Result<String> {
+    if text.contains(char::REPLACEMENT_CHARACTER) {
+        return entry().ok_or_else(|| unnamed(token, "it has no vocabulary entry".into()));
+    }
+    let mut normalized = NormalizedString::from(text.as_str());
+    normalizer.normalize(&mut normalized).map_err(|error| unnamed(token, error))?;
+    Ok(if normalized.get().is_empty() { text } else { normalized.get().to_owned() })
+}
+
+fn unnamed(token: u32, error: tokenizers::Error) -> AddressError {
+    AddressError::Tokenizer {
         token,
         problem: format!(
             "{error}; a token's class depends on its text, so repair the tokenizer's decoder or vocabulary"
         ),
-    };
-    let text = tokenizer.decode(&[token], false).map_err(failure)?;
-    if text.contains(char::REPLACEMENT_CHARACTER) {
-        return tokenizer.id_to_token(token).ok_or_else(|| failure("it has no vocabulary entry".into()));
     }
-    let mut normalized = NormalizedString::from(text.as_str());
-    normalizer.normalize(&mut normalized).map_err(failure)?;
-    Ok(if normalized.get().is_empty() { text } else { normalized.get().to_owned() })
 }
 
 /// NFKC, NFD, no accents, lower case, runs of white space to one space, no outer space. A text of exactly one space

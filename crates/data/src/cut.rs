@@ -5,10 +5,11 @@
 //! their successors, without normalisation. SentencePiece tokenizers write `▁` before each text, merge over blanks or
 //! normalise over neighbours, so their texts are never cut.
 
-use tokenizers::Tokenizer;
+use tokenizers::Model;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 
 use crate::split_rule::SplitRule;
+use crate::token_model::TokenizerWith;
 
 /// Maximum bytes of a piece, where the text can be cut.
 pub(crate) const PIECE: usize = 1 << 18;
@@ -28,7 +29,7 @@ pub(crate) enum Cut {
 
 impl Cut {
     /// The places where texts of `tokenizer` can be cut.
-    pub(crate) fn of(tokenizer: &Tokenizer) -> Self {
+    pub(crate) fn of<M: Model>(tokenizer: &TokenizerWith<M>) -> Self {
         // A token that is matched before the split could lie across a cut, or absorb blanks beside it.
         let crosses = |token: &tokenizers::AddedToken| {
             let takes_neighbours = token.lstrip || token.rstrip || token.single_word;

@@ -29,6 +29,7 @@
 //! ```
 
 mod ascii_words;
+mod bpe;
 mod conversations;
 mod corpus;
 mod cut;
@@ -47,6 +48,9 @@ mod shard_file;
 mod shard_writer;
 mod split_rule;
 mod text_bounds;
+mod token_bytes;
+mod token_model;
+mod token_names;
 mod token_shards;
 mod tokenizer;
 mod word_encoder;
@@ -64,6 +68,8 @@ pub use prepare::{PrepareOptions, PrepareProgress, PrepareSummary, prepare};
 pub use sampler::{Batch, Sampler, SamplerState, mix, validation_windows};
 pub use shard_writer::SplitSummary;
 pub use text_bounds::Begin;
+pub use token_bytes::TokenBytes;
+pub use token_model::{TextTokenizer, TokenModel};
 pub use token_shards::{DataIdentity, ShardDocument, TokenShards};
 pub use tokenizer::{END_OF_TEXT, PAD, Tokenizer, TokenizerHash, TokenizerProgress, TokenizerTraining};
 

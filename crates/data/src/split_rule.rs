@@ -81,11 +81,12 @@ pub(crate) mod testing {
     //! Small tokenizers of every kind.
 
     use serde_json::{Value, json};
-    use tokenizers::Tokenizer;
     use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
+    use crate::token_model::TextTokenizer;
+
     /// A BPE tokenizer over bytes, with merges within words and over blanks and line ends.
-    pub(crate) fn tokenizer(pre_tokenizer: Value, normalizer: Value, added: Value) -> Tokenizer {
+    pub(crate) fn tokenizer(pre_tokenizer: Value, normalizer: Value, added: Value) -> TextTokenizer {
         let mut names: Vec<char> = ByteLevel::alphabet().into_iter().collect();
         names.push('▁');
         names.sort_unstable();
@@ -112,7 +113,7 @@ pub(crate) mod testing {
             "version": "1.0", "added_tokens": added, "normalizer": normalizer, "pre_tokenizer": pre_tokenizer,
             "model": {"type": "BPE", "vocab": vocabulary, "merges": merges},
         });
-        let mut tokenizer = Tokenizer::from_bytes(file.to_string()).unwrap();
+        let mut tokenizer = TextTokenizer::from_bytes(file.to_string()).unwrap();
         tokenizer.set_encode_special_tokens(true);
         tokenizer
     }
@@ -133,7 +134,7 @@ pub(crate) mod testing {
     }
 
     /// GPT-2's kind, the same with digits apart, Qwen 2's, Llama 3's, ours.
-    pub(crate) fn kinds() -> Vec<Tokenizer> {
+    pub(crate) fn kinds() -> Vec<TextTokenizer> {
         let digits = json!({"type": "Digits", "individual_digits": true});
         let of = |splitter| tokenizer(splitter, Value::Null, json!([]));
         let lines = |digits| of(sequence(json!([split(digits), byte_level(false)])));

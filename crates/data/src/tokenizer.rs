@@ -15,13 +15,15 @@ use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, DecoderWrapper, SplitDelimiterBehavior};
+use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
 use crate::corpus::{Corpus, Documents};
 use crate::cut::{Cut, PIECE};
 use crate::damage::DamageReport;
 use crate::error::{Error, Result};
 use crate::files::write_file;
+use crate::token_bytes::TokenBytes;
+use crate::token_model::TextTokenizer;
 use crate::word_encoder::WordEncoder;
 
 /// The token after every document of a tokenizer trained here; its id is 0.
@@ -43,7 +45,7 @@ const SPLIT: &str = concat!(
 /// A loaded or trained tokenizer, with the bytes that each of its tokens stands for.
 #[derive(Clone)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: TextTokenizer,
     json: Arc<[u8]>,
     hash: TokenizerHash,
     end_of_text: u32,
@@ -167,8 +169,7 @@ impl Tokenizer {
         // Some editors begin a file with a byte-order mark. It is no part of the tokenizer.
         let json = json.strip_prefix("\u{feff}".as_bytes()).unwrap_or(json);
         let malformed = |reason: String| Error::MalformedTokenizer { origin: origin.to_owned(), reason };
-        let mut inner =
-            tokenizers::Tokenizer::from_bytes(json).map_err(|error| malformed(error.to_string()))?;
+        let mut inner = TextTokenizer::from_bytes(json).map_err(|error| malformed(error.to_string()))?;
         // A file may ask for truncation or padding, as classifiers need. A corpus must stay as it is.
         inner.with_truncation(None).map_err(tokenize)?;
         inner.with_padding(None);
@@ -271,13 +272,18 @@ impl Tokenizer {
         self.bytes.get(id)
     }
 
+    /// The bytes of text of all tokens.
+    pub fn all_token_bytes(&self) -> &TokenBytes {
+        &self.bytes
+    }
+
     /// Bytes of text per token id, for converting a loss per token to bits per byte.
     pub fn byte_lengths(&self) -> Vec<u32> {
-        self.bytes.ends.windows(2).map(|ends| ends[1] - ends[0]).collect()
+        self.bytes.iter().map(|bytes| bytes.len() as u32).collect()
     }
 
     /// The tokenizer of the crate `tokenizers`.
-    pub fn inner(&self) -> &tokenizers::Tokenizer {
+    pub fn inner(&self) -> &TextTokenizer {
         &self.inner
     }
 }
@@ -380,85 +386,6 @@ impl Iterator for Sample<'_> {
             return None;
         }
         Some(taken)
-    }
-}
-
-/// The bytes of all tokens, one after another.
-#[derive(Clone)]
-struct TokenBytes {
-    bytes: Vec<u8>,
-    /// End of each token's bytes, preceded by a 0 for the start of the first.
-    ends: Vec<u32>,
-}
-
-impl TokenBytes {
-    fn of(tokenizer: &tokenizers::Tokenizer) -> Self {
-        let vocabulary = tokenizer.get_vocab(true);
-        let added = tokenizer.get_added_tokens_decoder();
-        let count = vocabulary.values().max().map_or(0, |id| *id as usize + 1);
-        let mut names = vec![""; count];
-        for (name, id) in &vocabulary {
-            names[*id as usize] = name;
-        }
-        let byte_level = is_byte_level(tokenizer.get_decoder());
-        let mut all = Self { bytes: Vec::new(), ends: vec![0] };
-        for (id, name) in names.into_iter().enumerate() {
-            match added.get(&(id as u32)) {
-                Some(token) if token.special => {}
-                Some(token) => all.bytes.extend(token.content.as_bytes()),
-                None if byte_level => name.chars().for_each(|c| byte_level_bytes(c, &mut all.bytes)),
-                None => all.bytes.extend(sentencepiece_bytes(name)),
-            }
-            all.ends.push(all.bytes.len() as u32);
-        }
-        all
-    }
-
-    fn len(&self) -> usize {
-        self.ends.len() - 1
-    }
-
-    fn get(&self, id: u32) -> &[u8] {
-        match self.ends.get(id as usize..id as usize + 2) {
-            Some(ends) => &self.bytes[ends[0] as usize..ends[1] as usize],
-            None => &[],
-        }
-    }
-}
-
-fn is_byte_level(decoder: Option<&DecoderWrapper>) -> bool {
-    match decoder {
-        Some(DecoderWrapper::ByteLevel(_)) => true,
-        Some(DecoderWrapper::Sequence(sequence)) => {
-            sequence.get_decoders().iter().any(|decoder| matches!(decoder, DecoderWrapper::ByteLevel(_)))
-        }
-        _ => false,
-    }
-}
-
-/// Byte-level vocabularies write a byte as one printable character: itself if it is printable in Latin-1, otherwise the
-/// next free one from U+0100 on.
-fn byte_level_bytes(character: char, to: &mut Vec<u8>) {
-    const fn printable(byte: u8) -> bool {
-        matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF)
-    }
-    let code = character as u32;
-    let byte = match code {
-        0..0x100 => Some(code as u8).filter(|byte| printable(*byte)),
-        _ => (0..=255).filter(|byte| !printable(*byte)).nth(code as usize - 0x100),
-    };
-    match byte {
-        Some(byte) => to.push(byte),
-        None => to.extend(character.encode_utf8(&mut [0; 4]).as_bytes()),
-    }
-}
-
-/// SentencePiece vocabularies write a space as U+2581 and a byte without a token as `<0xAB>`.
-fn sentencepiece_bytes(name: &str) -> Vec<u8> {
-    let byte = name.strip_prefix("<0x").and_then(|name| name.strip_suffix('>'));
-    match byte.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-        Some(byte) => vec![byte],
-        None => name.replace('▁', " ").into_bytes(),
     }
 }
 
@@ -658,13 +585,6 @@ mod tests {
         let mut bytes: Vec<u8> = (2..258).flat_map(|id| tokenizer().token_bytes(id)).copied().collect();
         bytes.sort();
         assert_eq!(bytes, (0..=255).collect::<Vec<u8>>());
-    }
-
-    #[test]
-    fn other_vocabularies_write_bytes_in_other_ways() {
-        assert_eq!(sentencepiece_bytes("▁the"), b" the");
-        assert_eq!(sentencepiece_bytes("<0x0A>"), b"\n");
-        assert_eq!(sentencepiece_bytes("<0xZZ>"), b"<0xZZ>");
     }
 
     proptest! {

@@ -12,12 +12,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hashbrown::{DefaultHashBuilder, HashMap};
 use regex::Regex;
-use tokenizers::models::ModelWrapper;
+use tokenizers::Model;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::{Model, Tokenizer};
 
 use crate::ascii_words::word_end;
 use crate::split_rule::SplitRule;
+use crate::token_model::TextTokenizer;
 
 /// Encodes texts word by word.
 pub(crate) struct WordEncoder {
@@ -66,10 +66,10 @@ const SLOT_BYTES: usize = 15;
 
 impl WordEncoder {
     /// The encoder for `tokenizer`, if it is of the supported kind.
-    pub(crate) fn of(tokenizer: &Tokenizer) -> Option<Self> {
+    pub(crate) fn of(tokenizer: &TextTokenizer) -> Option<Self> {
         let looks_for_tokens = tokenizer.get_added_tokens_decoder().values().any(|token| !token.special);
-        let ModelWrapper::BPE(model) = tokenizer.get_model() else { return None };
-        if looks_for_tokens || tokenizer.get_normalizer().is_some() || model.dropout.is_some() {
+        let depends_on_more = looks_for_tokens || tokenizer.get_normalizer().is_some();
+        if depends_on_more || !tokenizer.get_model().is_bpe() {
             return None;
         }
         let rule = only_rule(tokenizer.get_pre_tokenizer()?)?;
@@ -81,7 +81,7 @@ impl WordEncoder {
     }
 
     /// The same tokens of `text` that `tokenizer` gives.
-    pub(crate) fn encode(&self, tokenizer: &Tokenizer, text: &str) -> tokenizers::Result<Vec<u32>> {
+    pub(crate) fn encode(&self, tokenizer: &TextTokenizer, text: &str) -> tokenizers::Result<Vec<u32>> {
         let number = rayon::current_thread_index().unwrap_or(0) % self.threads.len();
         let mut thread = locked(&self.threads[number]);
         let Thread { words, slots } = &mut *thread;
@@ -113,7 +113,12 @@ impl WordEncoder {
     }
 
     /// Adds the tokens of a word from the shared cache, or makes them.
-    fn look_up(&self, tokenizer: &Tokenizer, word: &str, tokens: &mut Vec<u32>) -> tokenizers::Result<()> {
+    fn look_up(
+        &self,
+        tokenizer: &TextTokenizer,
+        word: &str,
+        tokens: &mut Vec<u32>,
+    ) -> tokenizers::Result<()> {
         let part = &self.shared[self.hasher.hash_one(word) as usize % PARTS];
         if word.len() <= CACHED_BYTES
             && let Some(known) = locked(part).get(word)
@@ -225,7 +230,7 @@ mod tests {
 
     #[test]
     fn it_serves_the_tokenizers_that_it_knows() {
-        let serves = |tokenizer: &Tokenizer| WordEncoder::of(tokenizer).is_some();
+        let serves = |tokenizer: &TextTokenizer| WordEncoder::of(tokenizer).is_some();
         let of_kinds: Vec<bool> = kinds().iter().map(serves).collect();
         assert_eq!(of_kinds, [true, false, true, true, true]);
         let added = serde_json::json!([{"id": 300, "content": "ab", "single_word": false, "lstrip": false,

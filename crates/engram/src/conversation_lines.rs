@@ -92,8 +92,7 @@ type Part = (String, bool);
 impl Encoding {
     /// An encoding by `template`; without one, an answer follows its prompt.
     pub(crate) fn new(tokenizer: &Tokenizer, template: Option<ChatTemplate>) -> Self {
-        let bytes = |token| tokenizer.token_bytes(token).to_vec();
-        let token_bytes = (0..tokenizer.vocabulary() as u32).map(bytes).collect();
+        let token_bytes = tokenizer.all_token_bytes().clone();
         let end = tokenizer.end_of_text();
         let codec = TextCodec::new(tokenizer.inner(), token_bytes, end);
         let end_name = tokenizer.inner().id_to_token(end).unwrap_or_default();

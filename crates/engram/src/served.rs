@@ -155,8 +155,7 @@ impl Served {
         facts: Facts,
     ) -> anyhow::Result<Self> {
         let tokenizer = model.tokenizer();
-        let token_bytes: Vec<Vec<u8>> =
-            (0..tokenizer.vocabulary() as u32).map(|token| tokenizer.token_bytes(token).to_vec()).collect();
+        let token_bytes = tokenizer.all_token_bytes().clone();
         let codec = TextCodec::new(tokenizer.inner(), token_bytes.clone(), tokenizer.end_of_text()).opening(
             match model.begin() {
                 Begin::Always(token) => Opening::Always(token),

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use engram_data::{Begin, Tokenizer};
-use serde_json::{Map, Value, json};
+use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
 
 use crate::error::Result;
 use crate::gguf::Gguf;
@@ -82,11 +83,8 @@ pub(crate) fn read(gguf: &Gguf) -> Result<(Tokenizer, Begin)> {
     };
     let end = token_name(gguf, &vocabulary.tokens, "tokenizer.ggml.eos_token_id")?;
     let origin = format!("{}: tokenizer", gguf.path().display());
-    // A large vocabulary takes much memory in every form: one of them at a time.
-    let text = json.to_string();
+    let tokenizer = Tokenizer::from_json(json.as_bytes(), &origin, Some(end))?;
     drop(json);
-    let tokenizer = Tokenizer::from_json(text.as_bytes(), &origin, Some(end))?;
-    drop(text);
     let begin = "tokenizer.ggml.bos_token_id";
     let named = gguf.value(begin).is_some();
     if named {
@@ -190,13 +188,6 @@ impl<'a> Vocabulary<'a> {
         self.tokens.iter().enumerate().rev().map(|(id, token)| (*token, id)).collect()
     }
 
-    /// In the order of ids, so that a file gives the same tokenizer, and hash, every time.
-    fn json(&self) -> Map<String, Value> {
-        let mut ids: Vec<_> = self.by_name().into_iter().collect();
-        ids.sort_unstable_by_key(|&(_, id)| id);
-        ids.into_iter().map(|(token, id)| (token.to_owned(), id.into())).collect()
-    }
-
     /// Tokens that are found in a text before it is split.
     fn added(&self, gguf: &Gguf) -> Vec<Value> {
         let phi = gguf.text("general.architecture").is_ok_and(|name| name == "phi3");
@@ -213,36 +204,22 @@ impl<'a> Vocabulary<'a> {
 }
 
 /// GPT-2's kind: bytes as letters, merged in the order of the file.
-fn byte_level_bpe(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Value> {
+fn byte_level_bpe(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<String> {
     let pre = gguf.text("tokenizer.ggml.pre")?;
     let merges = gguf.texts("tokenizer.ggml.merges")?;
     let normalizer = if is_qwen(pre) { json!({"type": "NFC"}) } else { Value::Null };
-    Ok(json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": vocabulary.added(gguf),
-        "normalizer": normalizer,
-        "pre_tokenizer": pre_tokenizer(gguf, pre)?,
-        "post_processor": null,
-        "decoder": byte_level(false),
-        "model": {
-            "type": "BPE",
-            "dropout": null,
-            "unk_token": null,
-            "continuing_subword_prefix": null,
-            "end_of_word_suffix": null,
-            "fuse_unk": false,
-            "byte_fallback": false,
-            "ignore_merges": is_llama_3(pre) || pre == "tekken",
-            "vocab": vocabulary.json(),
-            "merges": merges,
-        },
-    }))
+    let around = [normalizer, pre_tokenizer(gguf, pre)?, byte_level(false)];
+    let model = Bpe {
+        ignore_merges: is_llama_3(pre) || pre == "tekken",
+        vocab: NamedIds::of(vocabulary),
+        merges,
+        ..Bpe::default()
+    };
+    tokenizer_json(gguf, vocabulary.added(gguf), around, &model)
 }
 
 /// SentencePiece's BPE: pieces of characters, merged by their scores; what has no piece becomes bytes.
-fn sentencepiece_bpe(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Value> {
+fn sentencepiece_bpe(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<String> {
     let scores = gguf.numbers("tokenizer.ggml.scores")?;
     if scores.len() != vocabulary.tokens.len() {
         return Err(gguf.error("metadata `tokenizer.ggml.scores` does not give each token a score"));
@@ -258,8 +235,8 @@ fn sentencepiece_bpe(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Value> 
         );
     }
     let unknown = match gguf.value("tokenizer.ggml.unknown_token_id") {
-        Some(_) => json!(token_name(gguf, &vocabulary.tokens, "tokenizer.ggml.unknown_token_id")?),
-        None => Value::Null,
+        Some(_) => Some(token_name(gguf, &vocabulary.tokens, "tokenizer.ggml.unknown_token_id")?),
+        None => None,
     };
     let blank = json!({"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"});
     let normalizer = match prefixed {
@@ -276,32 +253,102 @@ fn sentencepiece_bpe(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Value> 
     if prefixed {
         decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
     }
-    Ok(json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": vocabulary.added(gguf),
-        "normalizer": normalizer,
-        "pre_tokenizer": null,
-        "post_processor": null,
-        "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": {
-            "type": "BPE",
-            "dropout": null,
-            "unk_token": unknown,
-            "continuing_subword_prefix": null,
-            "end_of_word_suffix": null,
-            "fuse_unk": true,
-            "byte_fallback": vocabulary.types.contains(&BYTE),
-            "ignore_merges": false,
-            "vocab": vocabulary.json(),
-            "merges": merges_by_score(vocabulary, &scores),
-        },
-    }))
+    let around = [normalizer, Value::Null, json!({"type": "Sequence", "decoders": decoders})];
+    let model = Bpe {
+        unk_token: unknown,
+        fuse_unk: true,
+        byte_fallback: vocabulary.types.contains(&BYTE),
+        vocab: NamedIds::of(vocabulary),
+        merges: merges_by_score(vocabulary, &scores),
+        ..Bpe::default()
+    };
+    tokenizer_json(gguf, vocabulary.added(gguf), around, &model)
+}
+
+/// The model of a `tokenizer.json`. Names stay in the file that they are read from: a large vocabulary takes much memory.
+#[derive(Serialize)]
+#[serde(tag = "type", rename = "BPE")]
+struct Bpe<'a, M> {
+    dropout: Option<f32>,
+    unk_token: Option<&'a str>,
+    continuing_subword_prefix: Option<&'a str>,
+    end_of_word_suffix: Option<&'a str>,
+    fuse_unk: bool,
+    byte_fallback: bool,
+    ignore_merges: bool,
+    vocab: NamedIds<'a>,
+    merges: Vec<M>,
+}
+
+impl<M> Default for Bpe<'_, M> {
+    fn default() -> Self {
+        Self {
+            dropout: None,
+            unk_token: None,
+            continuing_subword_prefix: None,
+            end_of_word_suffix: None,
+            fuse_unk: false,
+            byte_fallback: false,
+            ignore_merges: false,
+            vocab: NamedIds(Vec::new()),
+            merges: Vec::new(),
+        }
+    }
+}
+
+/// Names with their ids, in the order of the ids: the same file gives the same text, and so the same hash.
+struct NamedIds<'a>(Vec<(&'a str, usize)>);
+
+impl<'a> NamedIds<'a> {
+    fn of(vocabulary: &Vocabulary<'a>) -> Self {
+        let mut named: Vec<(&str, usize)> = vocabulary.by_name().into_iter().collect();
+        named.sort_unstable_by_key(|(_, id)| *id);
+        Self(named)
+    }
+}
+
+impl Serialize for NamedIds<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().copied())
+    }
+}
+
+/// A `tokenizer.json`. `around` are the normaliser, what splits a text, and the decoder.
+fn tokenizer_json<M: Serialize>(
+    gguf: &Gguf,
+    added_tokens: Vec<Value>,
+    around: [Value; 3],
+    model: &Bpe<'_, M>,
+) -> Result<String> {
+    #[derive(Serialize)]
+    struct TokenizerFile<'a, M> {
+        version: &'static str,
+        truncation: Value,
+        padding: Value,
+        added_tokens: Vec<Value>,
+        normalizer: Value,
+        pre_tokenizer: Value,
+        post_processor: Value,
+        decoder: Value,
+        model: &'a M,
+    }
+    let [normalizer, pre_tokenizer, decoder] = around;
+    let file = TokenizerFile {
+        version: "1.0",
+        truncation: Value::Null,
+        padding: Value::Null,
+        added_tokens,
+        normalizer,
+        pre_tokenizer,
+        post_processor: Value::Null,
+        decoder,
+        model,
+    };
+    serde_json::to_string(&file).map_err(|error| gguf.error(format!("its tokenizer: {error}")))
 }
 
 /// All pairs of pieces that make a piece, the best piece first.
-fn merges_by_score(vocabulary: &Vocabulary<'_>, scores: &[f64]) -> Vec<[String; 2]> {
+fn merges_by_score<'a>(vocabulary: &Vocabulary<'a>, scores: &[f64]) -> Vec<[&'a str; 2]> {
     let ids: HashMap<&str, usize> = (vocabulary.by_name().into_iter())
         .filter(|(_, id)| matches!(vocabulary.types[*id], NORMAL | USER_DEFINED))
         .collect();
@@ -319,7 +366,7 @@ fn merges_by_score(vocabulary: &Vocabulary<'_>, scores: &[f64]) -> Vec<[String; 
         }
     }
     merges.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
-    merges.into_iter().map(|(_, _, _, left, right)| [left.to_owned(), right.to_owned()]).collect()
+    merges.into_iter().map(|(_, _, _, left, right)| [left, right]).collect()
 }
 
 fn is_llama_3(pre: &str) -> bool {
@@ -429,13 +476,15 @@ mod tests {
         assert_eq!(encode("default", " $ab").len(), 3);
     }
 
+    /// Data that were prepared with a file's tokenizer name it by the hash of its text.
     #[test]
-    fn a_file_gives_the_same_tokenizer_every_time() {
+    fn a_file_gives_the_same_text_every_time() {
         let hash = || read_back(&file("smollm")).unwrap().0.hash();
         assert_eq!(hash(), hash());
-        let json: Value = serde_json::from_slice(read_back(&file("smollm")).unwrap().0.json()).unwrap();
+        let text = read_back(&file("smollm")).unwrap().0.json().to_vec();
+        let json: Value = serde_json::from_slice(&text).unwrap();
         let ids = json["model"]["vocab"].as_object().unwrap().values().map(|id| id.as_u64().unwrap());
-        assert!(ids.is_sorted(), "in the order of ids");
+        assert!(ids.is_sorted() && json["model"]["type"] == "BPE", "in the order of ids");
     }
 
     #[test]

@@ -66,7 +66,7 @@ fn decode(formats: &[Dtype]) {
     for &format in formats {
         let decoder = Decoder::new(&config, &weights(&model), format).unwrap();
         let bytes = decoder.bytes();
-        let model = Model::new(decoder, None, Vec::new());
+        let model = Model::new(decoder, None, [""; 0].into_iter().collect());
         let options =
             EngineOptions { running: 16, drafts: 0, prompt_tokens: 512, ..EngineOptions::default() };
         let engine = Engine::start(model, options).unwrap();
@@ -255,7 +255,7 @@ fn engine(rows_per_head: u64, source: Arc<dyn RowSource>, on_demand: bool) -> En
     let rows = Some(if on_demand { tiers.on_demand() } else { tiers });
     let decoder = Decoder::new(&config, &weights(&model), Dtype::F32).unwrap();
     let options = EngineOptions { running: AT_ONCE, waiting: 1000, drafts: 0, ..EngineOptions::default() };
-    Engine::start(Model::new(decoder, rows, Vec::new()), options).unwrap()
+    Engine::start(Model::new(decoder, rows, [""; 0].into_iter().collect()), options).unwrap()
 }
 
 /// Sequences of 100 to 1024 tokens, of which up to 64 are generated. All tokens are random: hardly a row comes twice.

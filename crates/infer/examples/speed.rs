@@ -25,6 +25,7 @@ fn main() {
     let model = engram_import::Model::open(Path::new(path)).unwrap();
     let decoder = Decoder::new(&model.config().model, model.weights(), dtype).unwrap();
     let vocabulary = decoder.config().vocabulary as u32;
+    let token_bytes = model.tokenizer().all_token_bytes().clone();
     drop(model);
     let (opened, packed) = (start.elapsed().as_secs_f64(), decoder.bytes());
     let options = EngineOptions {
@@ -35,8 +36,7 @@ fn main() {
         cache_bytes: 256 << 20,
         ..EngineOptions::default()
     };
-    let engine =
-        Engine::start(Model { decoder, memories: Vec::new(), token_bytes: Vec::new() }, options).unwrap();
+    let engine = Engine::start(Model { decoder, memories: Vec::new(), token_bytes }, options).unwrap();
     let peak = peak_bytes();
     let prefill = median(turns, |turn| {
         let start = Instant::now();

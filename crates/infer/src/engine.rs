@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
+use engram_data::TokenBytes;
+
 use crate::cache::{Cache, Sequence};
 use crate::decoder::{Decoder, StepOutput};
 use crate::metrics::Metrics;
@@ -33,7 +35,7 @@ pub struct Model {
     /// The memories that requests can choose from.
     pub memories: Vec<ModelMemory>,
     /// Bytes of text that each token stands for.
-    pub token_bytes: Vec<Vec<u8>>,
+    pub token_bytes: TokenBytes,
 }
 
 /// A memory that requests can choose.
@@ -47,7 +49,7 @@ pub struct ModelMemory {
 
 impl Model {
     /// A model whose requests choose between the decoder's first memory, whose rows come from `rows`, and none.
-    pub fn new(decoder: Decoder, rows: Option<RowTiers>, token_bytes: Vec<Vec<u8>>) -> Self {
+    pub fn new(decoder: Decoder, rows: Option<RowTiers>, token_bytes: TokenBytes) -> Self {
         let memories = rows.into_iter().map(|rows| ModelMemory { weights: 0, rows }).collect();
         Self { decoder, memories, token_bytes }
     }
@@ -870,19 +872,11 @@ impl Worker {
         for (part, logits) in parts.iter().zip(drawn) {
             part_of[part.running] = Some((&part.tokens[part.tokens.len() - part.drafts..], logits));
         }
-        let draw = |(running, part): (&mut Running, Option<(&[u32], &Vec<&[f32]>)>)| {
-            let (mut right, (drafted, logits)) = (0, part?);
-            for logits in logits {
-                let token = running.draw(logits, token_bytes, metrics);
-                if running.outcome.is_some() || drafted.get(right) != Some(&token) {
-                    break;
-                }
-                right += 1;
-            }
-            Some(right)
-        };
-        let rights = self.running.par_iter_mut().zip(part_of).with_max_len(1).map(draw);
-        rights.map(Option::unwrap_or_default).collect()
+        let each = self.running.par_iter_mut().zip(part_of).with_max_len(1);
+        each.map(|(running, part)| {
+            part.map_or(0, |(drafted, logits)| running.draw_after(drafted, logits, token_bytes, metrics))
+        })
+        .collect()
     }
 
     /// Sends the gates of the positions of a part that were not sent before; its first row is `row`.

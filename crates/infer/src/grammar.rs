@@ -50,7 +50,7 @@ impl GrammarCompiler {
         let first = ends.first().copied().ok_or_else(|| GrammarError("no token ends an answer".into()))?;
         // Tokens without bytes are special: a text never has them. Their names are marked, so that a grammar can.
         let words: Vec<Vec<u8>> =
-            (0..).zip(words).map(|(token, bytes)| marked(codec, token, bytes)).collect();
+            (0..).zip(words.iter()).map(|(token, bytes)| marked(codec, token, bytes)).collect();
         let trie = TokTrie::from(&TokRxInfo::new(words.len() as u32, first), &words).with_eos_tokens(&ends);
         let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
         let slices =
@@ -230,11 +230,12 @@ mod tests {
         words.extend(names.map(str::to_owned));
         let words = words.into_iter().zip(0..).collect();
         let model = WordLevel::builder().vocab(words).unk_token("t0".into()).build().unwrap();
-        let mut tokenizer = tokenizers::Tokenizer::new(model);
+        let mut tokenizer =
+            engram_data::TextTokenizer::new(tokenizers::models::ModelWrapper::from(model).into());
         tokenizer.add_special_tokens(names.map(|name| tokenizers::AddedToken::from(name, true))).unwrap();
         let end = bytes.len() as u32;
         bytes.extend([Vec::new(), Vec::new()]);
-        TextCodec::new(&tokenizer, bytes, end)
+        TextCodec::new(&tokenizer, bytes.into_iter().collect(), end)
     }
 
     fn compiler() -> GrammarCompiler {

@@ -54,7 +54,7 @@
 //!     .collect();
 //! let decoder = Decoder::new(&config, &weights, Dtype::F32)?;
 //! // Without a memory there are no rows to fetch. Every token stands for one letter here.
-//! let token_bytes = (b'@'..).take(64).map(|letter| vec![letter]).collect();
+//! let token_bytes = (b'@'..).take(64).map(|letter| [letter]).collect();
 //! let options = EngineOptions { cache_bytes: 1 << 20, ..EngineOptions::default() };
 //! let engine = Engine::start(Model::new(decoder, None, token_bytes), options)?;
 //!
@@ -117,6 +117,7 @@ pub use cache::{Cache, CacheFull, CacheLayout, Root, Sequence};
 pub use chat_template::{ChatTemplate, Conversation, Message, TemplateError};
 pub use decoder::{Decoder, StepOutput};
 pub use engine::{Engine, EngineError, EngineOptions, Model, ModelMemory};
+pub use engram_data::{TextTokenizer, TokenBytes};
 pub use grammar::{Grammar, GrammarCompiler, GrammarError, json_rule};
 pub use memory_tables::{MemoryTables, TableError};
 pub use metrics::Metrics;

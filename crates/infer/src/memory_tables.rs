@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use engram_address::{AddressError, Addressing, Vocabulary};
 use engram_config::{Compression, MemoryConfig};
+use engram_data::TextTokenizer;
 use engram_store::{StoreError, TableHeader, TableOrigin};
-use tokenizers::Tokenizer;
 
 /// The addressing of a memory, and a table file for each of its layers.
 #[derive(Debug, Clone)]
@@ -39,7 +39,7 @@ impl MemoryTables {
     ///
     /// # Errors
     /// When the memory and the tokenizer do not fit, or a file is missing, damaged or of another memory.
-    pub fn open(memory: &MemoryConfig, tokenizer: &Tokenizer, folder: &Path) -> Result<Self, TableError> {
+    pub fn open(memory: &MemoryConfig, tokenizer: &TextTokenizer, folder: &Path) -> Result<Self, TableError> {
         let vocabulary = match memory.compression {
             Compression::Normalised => Vocabulary::from_tokenizer(tokenizer)?,
             Compression::None => Vocabulary::identity(tokenizer.get_vocab_size(true)),

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use engram_address::History;
+use engram_data::TokenBytes;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::cache::Sequence;
@@ -211,8 +212,28 @@ impl Running {
         }
     }
 
+    /// Draws tokens by `logits`, the first after what is computed and the others each after a draft, as long as the
+    /// drafts were right; gives how many were.
+    pub(crate) fn draw_after(
+        &mut self,
+        drafted: &[u32],
+        logits: &[&[f32]],
+        token_bytes: &TokenBytes,
+        metrics: &Metrics,
+    ) -> usize {
+        let mut right = 0;
+        for logits in logits {
+            let token = self.draw(logits, token_bytes, metrics);
+            if self.outcome.is_some() || drafted.get(right) != Some(&token) {
+                break;
+            }
+            right += 1;
+        }
+        right
+    }
+
     /// Draws the next token, sends it, and ends the request if it is the last.
-    pub(crate) fn draw(&mut self, logits: &[f32], token_bytes: &[Vec<u8>], metrics: &Metrics) -> u32 {
+    pub(crate) fn draw(&mut self, logits: &[f32], token_bytes: &TokenBytes, metrics: &Metrics) -> u32 {
         if logits.iter().any(|logit| logit.is_nan()) {
             self.outcome = Some(Outcome::Failed(Failure::NotANumber));
             return 0;
@@ -262,8 +283,7 @@ impl Running {
             self.outcome = Some(Outcome::Done(Finish::Stop));
             return id;
         }
-        let bytes = token_bytes.get(id as usize).map_or(&[][..], Vec::as_slice);
-        let (text, stopped) = self.stop.push(&self.text.push(bytes));
+        let (text, stopped) = self.stop.push(&self.text.push(token_bytes.get(id)));
         let _ = self.events.send(Event::Token(GeneratedToken { id, text, logprob }));
         if stopped || complete {
             self.outcome = Some(Outcome::Done(Finish::Stop));

@@ -1,6 +1,6 @@
 //! Text to tokens and back, as the server needs it.
 
-use tokenizers::Tokenizer;
+use engram_data::{TextTokenizer, TokenBytes};
 
 /// A tokenizer that cannot turn a text into tokens.
 #[derive(Debug, thiserror::Error)]
@@ -20,10 +20,10 @@ pub enum Opening {
 #[derive(Debug)]
 pub struct TextCodec {
     /// Names of special tokens are ordinary text.
-    plain: Tokenizer,
+    plain: TextTokenizer,
     /// Names of special tokens are those tokens.
-    marked: Tokenizer,
-    token_bytes: Vec<Vec<u8>>,
+    marked: TextTokenizer,
+    token_bytes: TokenBytes,
     longest_token: usize,
     opening: Opening,
     end_of_text: u32,
@@ -49,14 +49,14 @@ impl Default for PromptOptions {
 impl TextCodec {
     /// Of `tokenizer`, whose token i stands for `token_bytes[i]`; `end_of_text` ends a document, and stands before
     /// the first token of one, unless they [open](Self::opening) in another way.
-    pub fn new(tokenizer: &Tokenizer, token_bytes: Vec<Vec<u8>>, end_of_text: u32) -> Self {
+    pub fn new(tokenizer: &TextTokenizer, token_bytes: TokenBytes, end_of_text: u32) -> Self {
         let with = |special: bool| {
             let mut tokenizer = tokenizer.clone();
             tokenizer.set_encode_special_tokens(special);
             tokenizer
         };
         let opening = Opening::Always(end_of_text);
-        let longest_token = token_bytes.iter().map(Vec::len).max().unwrap_or(0);
+        let longest_token = token_bytes.iter().map(<[u8]>::len).max().unwrap_or(0);
         let (plain, marked, end_tokens) = (with(true), with(false), vec![end_of_text]);
         Self { plain, marked, token_bytes, longest_token, opening, end_of_text, end_tokens }
     }
@@ -132,11 +132,11 @@ impl TextCodec {
 
     /// The bytes of text that a token stands for; none of special tokens.
     pub fn bytes(&self, token: u32) -> &[u8] {
-        self.token_bytes.get(token as usize).map_or(&[], Vec::as_slice)
+        self.token_bytes.get(token)
     }
 
     /// The bytes of all tokens.
-    pub fn token_bytes(&self) -> &[Vec<u8>] {
+    pub fn token_bytes(&self) -> &TokenBytes {
         &self.token_bytes
     }
 
@@ -175,13 +175,14 @@ impl TextCodec {
     }
 }
 
-fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, CodecError> {
+fn encode(tokenizer: &TextTokenizer, text: &str) -> Result<Vec<u32>, CodecError> {
     let encoding = tokenizer.encode_fast(text, false).map_err(|error| CodecError(error.to_string()))?;
     Ok(encoding.get_ids().to_vec())
 }
 
 #[cfg(test)]
 mod tests {
+    use tokenizers::models::ModelWrapper;
     use tokenizers::models::wordlevel::WordLevel;
 
     use super::*;
@@ -190,9 +191,9 @@ mod tests {
     fn a_document_opens_as_it_is_told() {
         let words = [("<s>".to_owned(), 0), ("a".to_owned(), 1)].into_iter().collect();
         let model = WordLevel::builder().vocab(words).unk_token("a".into()).build().unwrap();
-        let mut tokenizer = Tokenizer::new(model);
+        let mut tokenizer = TextTokenizer::new(ModelWrapper::from(model).into());
         tokenizer.add_special_tokens([tokenizers::AddedToken::from("<s>", true)]).unwrap();
-        let codec = || TextCodec::new(&tokenizer, vec![vec![], b"a".to_vec(), vec![]], 2);
+        let codec = || TextCodec::new(&tokenizer, ["", "a", ""].into_iter().collect(), 2);
         let documents = |codec: TextCodec| ["a", ""].map(|text| codec.document(text).unwrap());
         assert_eq!(documents(codec()), [vec![2, 1], vec![2]]);
         assert_eq!(documents(codec().opening(Opening::Always(0))), [vec![0, 1], vec![0]]);
@@ -208,7 +209,7 @@ mod tests {
         let words =
             ["a", "b", "é", "<s>", "<|eot|>"].iter().zip(0..).map(|(name, id)| ((*name).to_owned(), id));
         let model = WordLevel::builder().vocab(words.collect()).unk_token("b".into()).build().unwrap();
-        let mut tokenizer = Tokenizer::new(model);
+        let mut tokenizer = TextTokenizer::new(ModelWrapper::from(model).into());
         tokenizer.with_pre_tokenizer(Some(
             tokenizers::pre_tokenizers::split::Split::new(
                 "",
@@ -219,7 +220,8 @@ mod tests {
         ));
         let special = ["<s>", "<|eot|>"].map(|name| tokenizers::AddedToken::from(name, true));
         tokenizer.add_special_tokens(special).unwrap();
-        TextCodec::new(&tokenizer, vec![b"a".to_vec(), b"b".to_vec(), vec![0xc3], vec![], vec![]], 3)
+        let bytes: [&[u8]; 5] = [b"a", b"b", b"\xc3", b"", b""];
+        TextCodec::new(&tokenizer, bytes.into_iter().collect(), 3)
     }
 
     #[test]

@@ -464,7 +464,8 @@ fn an_answer_that_follows_a_form_is_the_same_in_any_way() {
     let fixture = Fixture::new(EVERYTHING);
     let words = (0..token_bytes().len() as u32).map(|token| (format!("t{token}"), token)).collect();
     let model = tokenizers::models::wordlevel::WordLevel::builder().vocab(words).unk_token("t0".into());
-    let tokenizer = tokenizers::Tokenizer::new(model.build().unwrap());
+    let model = tokenizers::models::ModelWrapper::from(model.build().unwrap());
+    let tokenizer = engram_data::TextTokenizer::new(model.into());
     // The last token ends an answer.
     let end = token_bytes().len() as u32 - 1;
     let compiler = GrammarCompiler::new(&TextCodec::new(&tokenizer, token_bytes(), end), &[]).unwrap();

@@ -333,8 +333,7 @@ fn base_and_memories_in_one_batch_are_each_as_alone() {
         let inner = tempfile::tempdir_in(folder.path()).unwrap();
         let Served { base, decoder, tiers, .. } = Served::new(inner.path());
         let memories = tiers.into_iter().map(|(weights, rows)| ModelMemory { weights, rows }).collect();
-        let token_bytes = (0..257).map(|token| base.tokenizer().token_bytes(token).to_vec()).collect();
-        Model { decoder, memories, token_bytes }
+        Model { decoder, memories, token_bytes: base.tokenizer().all_token_bytes().clone() }
     };
     let options = EngineOptions {
         page: 4,

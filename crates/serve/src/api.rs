@@ -372,9 +372,10 @@ mod tests {
     fn ask(endpoint: Endpoint, body: &Value, clip: bool) -> Result<Asked, ApiError> {
         let words = [("a".to_owned(), 0), ("<|eot|>".to_owned(), 1)].into_iter().collect();
         let model = tokenizers::models::wordlevel::WordLevel::builder().vocab(words).unk_token("a".into());
-        let mut tokenizer = tokenizers::Tokenizer::new(model.build().unwrap());
+        let model = tokenizers::models::ModelWrapper::from(model.build().unwrap());
+        let mut tokenizer = engram_infer::TextTokenizer::new(model.into());
         tokenizer.add_special_tokens([tokenizers::AddedToken::from("<|eot|>", true)]).unwrap();
-        let codec = TextCodec::new(&tokenizer, vec![b"a".to_vec(), Vec::new(), b"b".to_vec(), Vec::new()], 3);
+        let codec = TextCodec::new(&tokenizer, ["a", "", "b", ""].into_iter().collect(), 3);
         let template = ChatTemplate::new("{{ messages[0].content }}".into(), String::new(), "<|eot|>".into());
         let terms = Terms {
             codec: &codec,

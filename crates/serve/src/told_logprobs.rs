@@ -134,10 +134,12 @@ mod tests {
             ["a", "1", "2", "<s>", "<|eot|>"].iter().zip(0..).map(|(name, id)| ((*name).to_owned(), id));
         let model =
             tokenizers::models::wordlevel::WordLevel::builder().vocab(words.collect()).unk_token("a".into());
-        let mut tokenizer = tokenizers::Tokenizer::new(model.build().unwrap());
+        let model = tokenizers::models::ModelWrapper::from(model.build().unwrap());
+        let mut tokenizer = engram_infer::TextTokenizer::new(model.into());
         let special = ["<s>", "<|eot|>"].map(|name| tokenizers::AddedToken::from(name, true));
         tokenizer.add_special_tokens(special).unwrap();
-        TextCodec::new(&tokenizer, vec![b"a".to_vec(), vec![0xc3], vec![0xa9], vec![], vec![]], 3)
+        let bytes: [&[u8]; 5] = [b"a", b"\xc3", b"\xa9", b"", b""];
+        TextCodec::new(&tokenizer, bytes.into_iter().collect(), 3)
     }
 
     fn logprob(of: f32, top: &[(u32, f32)]) -> TokenLogprob {

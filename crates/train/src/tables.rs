@@ -7,12 +7,12 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor, TensorData};
 use engram_address::{Addressing, Vocabulary};
 use engram_config::{BiasCorrection, Compression, MemoryConfig, RowOptimizerKind, RowStorage, RowTraining};
+use engram_data::TextTokenizer;
 use engram_model::{MemoryRows, Sequences};
 use engram_store::{
     DistinctRows, RowFormat, RowInit, RowOptimizer, RowSource, Storage, Table, TableHeader, TableOrigin,
     TrainableTable, save_rows,
 };
-use tokenizers::Tokenizer;
 
 use crate::error::{Error, Result};
 use crate::lookup::RowPlaces;
@@ -39,7 +39,7 @@ pub(crate) fn row_optimizer(training: &RowTraining) -> RowOptimizer {
 ///
 /// # Errors
 /// When the two do not fit, such as a pad token outside the vocabulary.
-pub fn addressing(memory: &MemoryConfig, tokenizer: &Tokenizer) -> Result<Addressing> {
+pub fn addressing(memory: &MemoryConfig, tokenizer: &TextTokenizer) -> Result<Addressing> {
     let vocabulary = match memory.compression {
         Compression::Normalised => Vocabulary::from_tokenizer(tokenizer)?,
         Compression::None => Vocabulary::identity(tokenizer.get_vocab_size(true)),

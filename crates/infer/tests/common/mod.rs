@@ -8,7 +8,7 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use engram_address::{Addressing, Vocabulary};
 use engram_config::{ModelConfig, Precision};
-use engram_data::PermutedPlaces;
+use engram_data::{PermutedPlaces, TokenBytes};
 use engram_import::HostTensor;
 use engram_infer::{Decoder, Dtype, Model, RowTiers};
 use engram_model::{LanguageModel, MemoryRows, Sequences, Tokens, Trace};
@@ -223,8 +223,8 @@ impl Fixture {
 }
 
 /// Every token is a letter or a sign.
-pub(crate) fn token_bytes() -> Vec<Vec<u8>> {
-    (0..VOCABULARY as u8).map(|token| vec![b' ' + token]).collect()
+pub(crate) fn token_bytes() -> TokenBytes {
+    (0..VOCABULARY as u8).map(|token| [b' ' + token]).collect()
 }
 
 pub(crate) fn random_tokens(count: usize, seed: u64) -> Vec<u32> {

@@ -8,11 +8,14 @@ use std::net::SocketAddr;
 
 use engram_config::ModelConfig;
 use engram_import::HostTensor;
-use engram_infer::{ChatTemplate, Decoder, Dtype, Engine, EngineOptions, Model, TextCodec};
+use engram_infer::{
+    ChatTemplate, Decoder, Dtype, Engine, EngineOptions, Model, TextCodec, TextTokenizer, TokenBytes,
+};
 use engram_serve::{Facts, Server, ServerOptions};
 use serde_json::json;
+use tokenizers::AddedToken;
+use tokenizers::models::ModelWrapper;
 use tokenizers::models::wordlevel::WordLevel;
-use tokenizers::{AddedToken, Tokenizer};
 
 const VOCABULARY: usize = 96;
 const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|end|>{% endfor %}assistant: ";
@@ -45,7 +48,7 @@ fn engine(context: usize, options: EngineOptions) -> Engine {
     Engine::start(Model::new(decoder, None, token_bytes()), options).unwrap()
 }
 
-fn token_bytes() -> Vec<Vec<u8>> {
+fn token_bytes() -> TokenBytes {
     (b' '..=b'~').map(|letter| vec![letter]).chain([vec![]]).collect()
 }
 
@@ -54,7 +57,7 @@ fn codec() -> TextCodec {
     let letters = (b' '..=b'~').zip(0..).map(|(letter, id)| (char::from(letter).to_string(), id));
     let words = letters.chain([("<|end|>".to_owned(), end)]).collect();
     let model = WordLevel::builder().vocab(words).unk_token(" ".into()).build().unwrap();
-    let mut tokenizer = Tokenizer::new(model);
+    let mut tokenizer = TextTokenizer::new(ModelWrapper::from(model).into());
     tokenizer.add_special_tokens([AddedToken::from("<|end|>", true)]).unwrap();
     TextCodec::new(&tokenizer, token_bytes(), end)
 }
