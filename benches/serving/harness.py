@@ -129,7 +129,7 @@ def harness(url, tasks, folder):
     for task in tasks:
         # YAML reads JSON.
         (pathlib.Path(folder) / f"{task.name}.yaml").write_text(json.dumps(task.definition(folder)))
-    arguments = {"base_url": url + "/v1/completions", "model": "model", "num_concurrent": 4, "max_retries": 1, "max_length": 2048}
+    arguments = {"base_url": url + "/v1/completions", "model": "model", "num_concurrent": 1, "max_retries": 1, "max_length": 2048}
     manager = TaskManager(include_path=folder, include_defaults=False)
     found = lm_eval.simple_evaluate(model="local-completions", model_args=arguments, tasks=[task.name for task in tasks],
                                     log_samples=True, task_manager=manager, bootstrap_iters=0)

@@ -1,7 +1,6 @@
 //! The memory that facts are taught to: the model's own, an adapter's, or a new one; and the model decoding with it.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -237,7 +236,7 @@ impl WeightSource for WithMemory<'_> {
         WeightSource::get(self.memory, name).or_else(|| WeightSource::get(self.base, name))
     }
 
-    fn release(&self, name: &str, bytes: Range<usize>) {
-        WeightSource::release(self.base, name, bytes);
+    fn release(&self, name: &str) {
+        WeightSource::release(self.base, name);
     }
 }

@@ -66,20 +66,14 @@ impl Weight {
         }
     }
 
-    /// The system may take back the memory that these of its bytes have, where they are those of a mapped file. Whoever
-    /// looks at them again has them read from the file.
-    #[allow(unused_variables, reason = "other systems than Unix decide by themselves")]
-    pub fn release(&self, part: Range<usize>) {
+    /// The system may take back the memory of the mapped file that its bytes are in: all of the file, since a system maps
+    /// more of it than was looked at. Whoever looks again has it read from the file.
+    pub fn release(&self) {
         #[cfg(unix)]
-        if let Bytes::Mapped { map, range } = &self.bytes
-            && part.start <= part.end
-            && part.end <= range.len()
-        {
+        if let Bytes::Mapped { map, .. } = &self.bytes {
             // SAFETY: the map is of a file, shared, and only ever read, so that a page that is dropped comes back from the
             // file with the bytes that it had.
-            let dropped = unsafe {
-                map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start + part.start, part.len())
-            };
+            let dropped = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
             // It was a hint: a system that does not take it keeps the pages.
             let _ = dropped;
         }

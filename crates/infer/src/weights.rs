@@ -6,7 +6,6 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 
 use engram_import::{HostTensor, Weights};
 use engram_kernels::{Activations, BlockError, BlockFormat, BlockPacker, PackedMatrix, WeightFormat};
@@ -19,9 +18,9 @@ pub trait WeightSource {
     /// The weight of that name, if there is one.
     fn get(&self, name: &str) -> Option<WeightView<'_>>;
 
-    /// These bytes of a weight have been packed: memory that a mapped file takes for them can be free again.
-    fn release(&self, name: &str, bytes: Range<usize>) {
-        let _ = (name, bytes);
+    /// Some bytes of a weight have been packed: memory that a mapped file takes for them can be free again.
+    fn release(&self, name: &str) {
+        let _ = name;
     }
 }
 
@@ -80,9 +79,9 @@ impl WeightSource for Weights {
         Some(WeightView { shape: Cow::Borrowed(weight.shape()), values })
     }
 
-    fn release(&self, name: &str, bytes: Range<usize>) {
+    fn release(&self, name: &str) {
         if let Some(weight) = self.get(name) {
-            weight.release(bytes);
+            weight.release();
         }
     }
 }
@@ -324,9 +323,9 @@ impl<'a> Loader<'a> {
         let rows = (PART / self.row_bytes(name, format, inputs)?.max(1)).max(1);
         let part = rows * self.row_bytes(name, format, inputs)?;
         let mut packer = BlockPacker::new(format, inputs, outputs, activations).map_err(failed)?;
-        for (index, bytes) in bytes.chunks(part.max(1)).enumerate() {
+        for bytes in bytes.chunks(part.max(1)) {
             packer.push(bytes).map_err(failed)?;
-            self.all.weights.release(&path, index * part..index * part + bytes.len());
+            self.all.weights.release(&path);
         }
         packer.finish().map_err(failed)
     }
