@@ -77,11 +77,11 @@ struct File<'a> {
 }
 
 impl Bpe {
-    /// Of the model of a `tokenizer.json`. None where the general model has to serve it: merges that are left out by
-    /// chance, two tokens with one id.
+    /// Reads the model of a `tokenizer.json`. None where the general model has to serve it: some merges are left out at
+    /// random, or two tokens have one id.
     ///
     /// # Errors
-    /// Text that is not a model of this kind, and merges of tokens that are not there.
+    /// Text that is not a model of this kind, and merges of tokens that do not exist.
     pub(crate) fn read(json: &str) -> serde_json::Result<Option<Self>> {
         let file: File<'_> = serde_json::from_str(json)?;
         let chance = file.dropout.is_some_and(|share| share != 0.0);
@@ -139,8 +139,8 @@ impl Bpe {
                 tokens.into_iter().for_each(|token| add(&mut symbols, token, 1));
             } else if let Some(name) = &self.unknown {
                 let token = self.names.id(name);
-                let token =
-                    token.ok_or_else(|| format!("the token {name:?} for the unknown is not there"))?;
+                let token = token
+                    .ok_or_else(|| format!("the token {name:?} for unknown characters does not exist"))?;
                 unknown = match unknown.take() {
                     Some((token, before)) if self.fuse_unknown => Some((token, before + bytes)),
                     Some((token, before)) => {
@@ -215,7 +215,7 @@ fn add(symbols: &mut Vec<Symbol>, token: u32, bytes: usize) {
 }
 
 impl Merges {
-    /// Of pairs with the token that they make, best first. Of a pair that is there twice the last counts.
+    /// Takes pairs with the token that they make, best first. If a pair occurs twice, the last one counts.
     fn of(pairs: Vec<[u32; 3]>, ids: usize) -> Self {
         let mut ranked: Vec<([u32; 2], Merge)> = (pairs.into_iter().zip(0..))
             .map(|([left, right, merged], rank)| ([left, right], Merge { right, rank, merged }))
@@ -280,8 +280,9 @@ impl<'de> Visitor<'de> for Pairs<'_> {
             merged.clear();
             merged.extend([&left[..], end]);
             let id = |name: &str| {
-                let problem =
-                    || A::Error::custom(format!("merge {line} needs the token {name:?}, which is not there"));
+                let problem = || {
+                    A::Error::custom(format!("merge {line} needs the token {name:?}, which does not exist"))
+                };
                 self.names.id(name).ok_or_else(problem)
             };
             pairs.push([id(&left)?, id(&right)?, id(&merged)?]);

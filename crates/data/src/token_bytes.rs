@@ -52,7 +52,7 @@ impl TokenBytes {
 }
 
 impl<B: AsRef<[u8]>> FromIterator<B> for TokenBytes {
-    /// Of the bytes of each token, in the order of ids.
+    /// Takes the bytes of each token, in the order of ids.
     fn from_iter<I: IntoIterator<Item = B>>(tokens: I) -> Self {
         let (mut bytes, mut ends) = (Vec::new(), vec![0]);
         for token in tokens {

@@ -24,7 +24,7 @@ pub(crate) struct TokenNames {
 const SPARSEST: usize = 4;
 
 impl TokenNames {
-    /// Of the names and their ids. None where two names have one id, or ids have large gaps.
+    /// Takes names and their ids. None where two names have one id, or ids have large gaps.
     fn of(mut named: Vec<(u32, Box<str>)>) -> Option<Self> {
         named.sort_by_key(|(id, _)| *id);
         let count = named.last().map_or(0, |(id, _)| *id as usize + 1);
@@ -111,7 +111,7 @@ impl<'de> Deserialize<'de> for ReadNames {
                 while let Some((name, id)) = map.next_entry::<Box<str>, u32>()? {
                     named.push((id, name));
                 }
-                // Of a name that is there twice the last counts: such a vocabulary is left to others.
+                // If a name occurs twice, the last one counts: such a vocabulary is left to others.
                 let mut sorted: Vec<&str> = named.iter().map(|(_, name)| &**name).collect();
                 sorted.sort_unstable();
                 let twice = sorted.windows(2).any(|pair| pair[0] == pair[1]);

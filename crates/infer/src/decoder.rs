@@ -15,6 +15,7 @@ use crate::memory::{Memory, memories_of};
 use crate::norm::Norm;
 use crate::rotary::RowAngles;
 use crate::row_fetch::RowFetch;
+use crate::rows;
 use crate::step_rows::{Chunk, StepRows, Target};
 use crate::token_embedding::TokenEmbedding;
 use crate::token_score::{self, TokenScore};
@@ -184,7 +185,7 @@ impl Decoder {
         if streams == 1 {
             return one;
         }
-        one.chunks_exact(width).flat_map(|token| token.repeat(streams)).collect()
+        rows::repeat(&one, width, streams)
     }
 
     /// Logits of the tokens that want them.

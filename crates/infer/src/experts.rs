@@ -5,6 +5,7 @@ use engram_kernels::PackedMatrix;
 use rayon::prelude::*;
 
 use crate::feed_forward::FeedForwardDecoder;
+use crate::rows;
 use crate::weights::{Loader, WeightError};
 
 /// The feed-forward of a block with experts.
@@ -71,7 +72,7 @@ impl ExpertsDecoder {
         let (width, active) = (self.router.inputs(), self.routing.active);
         let assignments = self.assign(&self.router.product(x));
         let see = |(expert, seen): (&FeedForwardDecoder, &Vec<Assignment>)| {
-            let rows: Vec<f32> = seen.iter().flat_map(|a| &x[a.row * width..][..width]).copied().collect();
+            let rows = rows::select(x, width, seen.iter().map(|assignment| assignment.row));
             if rows.is_empty() { rows } else { expert.forward_here(&rows) }
         };
         let outputs: Vec<Vec<f32>> = self.routed.par_iter().zip(&assignments).map(see).collect();

@@ -1,7 +1,7 @@
 //! The gated feed-forward (arXiv 2002.05202), for decoding.
 
 use engram_config::Activation;
-use engram_kernels::{PackedMatrix, geglu, swiglu};
+use engram_kernels::{PackedMatrix, geglu, geglu_apart, swiglu, swiglu_apart};
 
 use crate::weights::{Loader, WeightError};
 
@@ -57,34 +57,41 @@ impl FeedForwardDecoder {
 
     /// `[rows, width]` to the same.
     pub(crate) fn forward(&self, x: &[f32]) -> Vec<f32> {
-        let gate_up = match &self.input {
-            Input::Joint(joint) => joint.product(x),
+        let gated = match &self.input {
+            Input::Joint(joint) => self.activate(&joint.product(x)),
             Input::Apart(gate, up) => {
                 let size = x.len() / gate.inputs() * gate.outputs();
                 let (mut gates, mut ups) = (vec![0.0; size], vec![0.0; size]);
                 PackedMatrix::products_into(x, &mut [(gate, &mut gates), (up, &mut ups)]);
-                side_by_side(&gates, &ups, gate.outputs())
+                self.activate_apart(gates, &ups)
             }
         };
-        self.output.product(&self.activate(&gate_up))
+        self.output.product(&gated)
     }
 
     /// As [`forward`](Self::forward), on the calling thread.
     pub(crate) fn forward_here(&self, x: &[f32]) -> Vec<f32> {
-        let gate_up = match &self.input {
-            Input::Joint(joint) => joint.product_here(x),
-            Input::Apart(gate, up) => {
-                side_by_side(&gate.product_here(x), &up.product_here(x), gate.outputs())
-            }
+        let gated = match &self.input {
+            Input::Joint(joint) => self.activate(&joint.product_here(x)),
+            Input::Apart(gate, up) => self.activate_apart(gate.product_here(x), &up.product_here(x)),
         };
-        self.output.product_here(&self.activate(&gate_up))
+        self.output.product_here(&gated)
     }
 
+    /// Takes gates and values side by side, `[rows, 2·hidden]`.
     fn activate(&self, gate_up: &[f32]) -> Vec<f32> {
         match self.activation {
             Activation::Swiglu => swiglu(gate_up, self.output.inputs()),
             Activation::Geglu => geglu(gate_up, self.output.inputs()),
         }
+    }
+
+    fn activate_apart(&self, mut gates: Vec<f32>, ups: &[f32]) -> Vec<f32> {
+        match self.activation {
+            Activation::Swiglu => swiglu_apart(&mut gates, ups),
+            Activation::Geglu => geglu_apart(&mut gates, ups),
+        }
+        gates
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -94,10 +101,4 @@ impl FeedForwardDecoder {
         };
         input + self.output.bytes()
     }
-}
-
-/// Rows `[rows, width]` of both, side by side.
-fn side_by_side(left: &[f32], right: &[f32], width: usize) -> Vec<f32> {
-    let rows = left.chunks_exact(width).zip(right.chunks_exact(width));
-    rows.flat_map(|(left, right)| [left, right]).flatten().copied().collect()
 }

@@ -8,6 +8,7 @@ use engram_config::{Gate, GateForm, MemoryConfig, MemoryForm, ModelConfig};
 use engram_kernels::{MemoryGateInput, PackedMatrix, memory_gate};
 
 use crate::cache::{Cache, Place};
+use crate::rows;
 use crate::sigmoid_gate::sigmoid_gate;
 use crate::weights::{Loader, WeightError};
 
@@ -157,7 +158,7 @@ impl GatedMemory {
         let reads = |index: &usize| !self.silent || e[index * inputs..][..inputs].iter().any(|&v| v != 0.0);
         let read: Vec<usize> = (0..on.len()).filter(reads).collect();
         let reading: Vec<usize> = read.iter().map(|&index| on[index]).collect();
-        let e: Vec<f32> = read.iter().flat_map(|&index| &e[index * inputs..][..inputs]).copied().collect();
+        let e = rows::select(e, inputs, read.iter().copied());
         let (value, (gates, mut y)) = if reading.is_empty() {
             (Vec::new(), (Vec::new(), Vec::new()))
         } else {
@@ -212,15 +213,12 @@ impl GatedMemory {
     fn gated(&self, x: &[f32], e: &[f32], value: &[f32], on: &[usize]) -> (Vec<f32>, Vec<f32>) {
         let (streams, width, all) = (self.streams, self.width, self.streams * self.width);
         let Some(gates) = &self.gates else {
-            let y = value.chunks_exact(width).flat_map(|value| value.repeat(streams)).collect();
-            return (vec![1.0; on.len() * streams], y);
+            return (vec![1.0; on.len() * streams], rows::repeat(value, width, streams));
         };
-        let hidden = on.iter().map(|&row| &x[row * all..][..all]);
-        let hidden: Vec<f32> = if gates.count == streams {
-            hidden.flatten().copied().collect()
-        } else {
-            hidden.flat_map(|row| mean_of_streams(row, streams)).collect()
-        };
+        let mut hidden = rows::select(x, all, on.iter().copied());
+        if gates.count != streams {
+            hidden = hidden.chunks_exact(all).flat_map(|row| mean_of_streams(row, streams)).collect();
+        }
         let key = biased(gates.key.product(e), &gates.key_bias);
         let (found, y) = match &gates.form {
             Form::Sigmoid => sigmoid_gate(&hidden, &key, value, width),
@@ -241,7 +239,7 @@ impl GatedMemory {
         if each == 1 {
             return (found, y);
         }
-        let y = y.chunks_exact(width).flat_map(|y| y.repeat(each)).collect();
+        let y = rows::repeat(&y, width, each);
         (found.iter().flat_map(|&gate| std::iter::repeat_n(gate, each)).collect(), y)
     }
 }

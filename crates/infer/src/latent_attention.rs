@@ -11,6 +11,7 @@ use crate::cache::Cache;
 use crate::cached_heads::CachedHeads;
 use crate::norm::Norm;
 use crate::rotary::RowAngles;
+use crate::rows::side_by_side;
 use crate::step_rows::StepRows;
 use crate::weights::{Loader, WeightError, transpose};
 
@@ -132,8 +133,7 @@ impl LatentAttention {
         let heads = match &self.up {
             Up::Absorbed { key, value } => {
                 let queries = self.absorb(&queries, key, angles);
-                let entries = latents.chunks_exact(self.latent).zip(rotary_keys.chunks_exact(self.rotary));
-                let entries: Vec<f32> = entries.flat_map(|(l, r)| [l, r]).flatten().copied().collect();
+                let entries = side_by_side((&latents, self.latent), (&rotary_keys, self.rotary));
                 values(&self.heads.attend(&queries, &entries, rows, cache), value)
             }
             Up::Whole(up) => {
@@ -196,7 +196,7 @@ impl LatentAttention {
                 entries.extend_from_slice(rotary);
             }
             let first = entries.len();
-            entries.extend(up.chunks_exact(per_head).flat_map(|head| &head[self.content..]));
+            up.chunks_exact(per_head).for_each(|head| entries.extend_from_slice(&head[self.content..]));
             if let Some(added) = added {
                 let added = &added[row * heads * value..][..heads * value];
                 entries[first..].iter_mut().zip(added).for_each(|(value, added)| *value += added);

@@ -101,6 +101,7 @@ mod python_text;
 mod request;
 mod rotary;
 mod row_fetch;
+mod rows;
 mod running;
 mod sampling;
 mod sigmoid_gate;

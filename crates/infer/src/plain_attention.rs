@@ -7,6 +7,7 @@ use crate::cache::Cache;
 use crate::cached_heads::CachedHeads;
 use crate::norm::Norm;
 use crate::rotary::RowAngles;
+use crate::rows::side_by_side;
 use crate::step_rows::StepRows;
 use crate::weights::{Loader, WeightError};
 
@@ -130,8 +131,7 @@ impl PlainAttention {
         if let Some(added) = added {
             values.iter_mut().zip(added).for_each(|(value, added)| *value += added);
         }
-        let entries = keys.chunks_exact(width).zip(values.chunks_exact(width));
-        let entries: Vec<f32> = entries.flat_map(|(key, value)| [key, value]).flatten().copied().collect();
+        let entries = side_by_side((&keys, width), (&values, width));
         self.output.forward(&self.heads.attend(&queries, &entries, rows, cache))
     }
 }

@@ -93,7 +93,9 @@ pub use short_convolution::{
     ShortConvolution, ShortConvolutionGradients, ShortConvolutionShape, ShortConvolutionWeights,
     short_convolution, short_convolution_backward,
 };
-pub use swiglu::{geglu, geglu_backward, geglu_into, swiglu, swiglu_backward, swiglu_into};
+pub use swiglu::{
+    geglu, geglu_apart, geglu_backward, geglu_into, swiglu, swiglu_apart, swiglu_backward, swiglu_into,
+};
 
 /// The examples of the README, which are tests.
 #[cfg(doctest)]

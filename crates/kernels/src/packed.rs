@@ -18,6 +18,8 @@ pub use packer::BlockPacker;
 
 use half::bf16;
 
+use std::sync::Arc;
+
 use crate::block_format::{BlockError, BlockFormat};
 use crate::columns::ColumnsMut;
 use crate::heads::HeadMut;
@@ -81,7 +83,7 @@ enum Factors<'a> {
     F32(&'a [f32], Strided<'a>),
     F16(&'a [u16], Strided<'a>),
     Bf16(&'a [u16], Strided<'a>),
-    Rounded(&'a BlockPanels, RoundedRows),
+    Rounded(&'a BlockPanels, Arc<RoundedRows>),
     Exact(&'a BlockPanels, Strided<'a>),
 }
 
@@ -228,6 +230,14 @@ impl PackedMatrix {
         !matches!(self.panels, Panels::Blocks(..))
     }
 
+    /// How it has rows rounded, if it has.
+    fn rounding(&self) -> Option<(usize, i32)> {
+        match &self.panels {
+            Panels::Blocks(panels, Activations::Rounded) => Some(panels.rounding()),
+            _ => None,
+        }
+    }
+
     fn panel_count(&self) -> usize {
         self.outputs.div_ceil(PANEL)
     }
@@ -249,7 +259,9 @@ impl PackedMatrix {
             Panels::F32(panels) => Factors::F32(panels, x),
             Panels::F16(panels) => Factors::F16(panels, x),
             Panels::Bf16(panels) => Factors::Bf16(panels, x),
-            Panels::Blocks(panels, Activations::Rounded) => Factors::Rounded(panels, panels.rows(x, share)),
+            Panels::Blocks(panels, Activations::Rounded) => {
+                Factors::Rounded(panels, Arc::new(panels.rows(x, share)))
+            }
             Panels::Blocks(panels, Activations::Exact) => Factors::Exact(panels, x),
         }
     }
@@ -293,8 +305,7 @@ fn share_columns(x: &[f32], products: Vec<(&PackedMatrix, &mut [f32])>) {
     }
     let share = panels.div_ceil(4 * threads);
     let (weights, outputs): (Vec<_>, Vec<_>) = products.into_iter().unzip();
-    let factors: Vec<_> =
-        weights.iter().map(|weight| weight.factors(Strided::rows(x, weight.inputs), true)).collect();
+    let factors = factors_of_all(x, &weights);
     let tasks = weights.iter().zip(&factors).zip(outputs).flat_map(|((weight, factors), y)| {
         let pieces = ColumnsMut::split(y, weight.outputs, share * PANEL).into_iter().enumerate();
         pieces.map(move |(index, piece)| (*weight, factors, index * share, piece))
@@ -307,6 +318,24 @@ fn share_columns(x: &[f32], products: Vec<(&PackedMatrix, &mut [f32])>) {
             });
         }
     });
+}
+
+/// The same rows in the form that each weight needs. Weights that want them rounded in the same way share them.
+fn factors_of_all<'a>(x: &'a [f32], weights: &[&'a PackedMatrix]) -> Vec<Factors<'a>> {
+    let mut known: Vec<((usize, i32), Arc<RoundedRows>)> = Vec::new();
+    let mut all = Vec::new();
+    for weight in weights {
+        let shared =
+            weight.rounding().and_then(|wanted| known.iter().find(|(rounding, _)| *rounding == wanted));
+        all.push(match (&weight.panels, shared) {
+            (Panels::Blocks(panels, _), Some((_, rows))) => Factors::Rounded(panels, Arc::clone(rows)),
+            _ => weight.factors(Strided::rows(x, weight.inputs), true),
+        });
+        if let (Some(Factors::Rounded(panels, rows)), None) = (all.last(), shared) {
+            known.push((panels.rounding(), Arc::clone(rows)));
+        }
+    }
+    all
 }
 
 /// Each head's part of `x` by its own weight.

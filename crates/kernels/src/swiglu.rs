@@ -44,13 +44,45 @@ pub fn geglu(gate_up: &[f32], width: usize) -> Vec<f32> {
 /// # Panics
 /// As [`geglu`], or when `output` has another size.
 pub fn geglu_into(gate_up: &[f32], width: usize, output: &mut [f32]) {
-    gated(
-        gate_up,
-        width,
-        output,
+    gated(gate_up, width, output, gelu)
+}
+
+/// silu(gate) · up of values that lie apart, written to `gate`.
+///
+/// # Panics
+/// When `gate` and `up` differ in size.
+pub fn swiglu_apart(gate: &mut [f32], up: &[f32]) {
+    gated_apart(
+        gate,
+        up,
         #[inline(always)]
-        |gate| gate * sigmoid(GELU_FACTOR * gate * (0.044_715 * gate).mul_add(gate, 1.0)),
+        |gate| gate * sigmoid(gate),
     )
+}
+
+/// Like [`swiglu_apart`], with the gelu of [`geglu`].
+///
+/// # Panics
+/// As [`swiglu_apart`].
+pub fn geglu_apart(gate: &mut [f32], up: &[f32]) {
+    gated_apart(gate, up, gelu)
+}
+
+fn gated_apart(gate: &mut [f32], up: &[f32], activation: impl Fn(f32) -> f32 + Sync) {
+    assert_eq!(gate.len(), up.len(), "swiglu: as many gates as values");
+    let block = block_rows(2);
+    parallel::for_each(gate.chunks_mut(block).zip(up.chunks(block)), |(gate, up)| {
+        vectorized(
+            #[inline(always)]
+            || gate.iter_mut().zip(up).for_each(|(gate, up)| *gate = activation(*gate) * up),
+        );
+    });
+}
+
+/// gelu(x) in the approximation by tanh.
+#[inline(always)]
+fn gelu(x: f32) -> f32 {
+    x * sigmoid(GELU_FACTOR * x * (0.044_715 * x).mul_add(x, 1.0))
 }
 
 /// 2·√(2/π).
@@ -177,6 +209,22 @@ mod tests {
             let found = geglu_backward(&grad, &gate_up, width);
             assert_gradient("gate_up", &gate_up, &found, |x| weighted(&geglu(x, width), &grad));
         }
+    }
+
+    #[test]
+    fn gates_that_lie_apart_have_the_same_bits() {
+        let (rows, width) = (700, 96);
+        let x = random(rows * 2 * width, 3);
+        let half = |first: usize| -> Vec<f32> {
+            x.chunks(2 * width).flat_map(|row| &row[first..first + width]).copied().collect()
+        };
+        let apart = |of: fn(&mut [f32], &[f32])| {
+            let mut gates = half(0);
+            of(&mut gates, &half(width));
+            gates
+        };
+        assert_eq!(apart(swiglu_apart), swiglu(&x, width));
+        assert_eq!(apart(geglu_apart), geglu(&x, width));
     }
 
     #[test]

@@ -78,6 +78,11 @@ impl BlockPanels {
         size_of_val(&self.lines[..])
     }
 
+    /// What decides how rows are rounded: weights in which it is the same share rounded rows.
+    pub(super) fn rounding(&self) -> (usize, i32) {
+        (self.layout.halves, self.offset)
+    }
+
     /// Rounds the rows of `x` for products with this weight.
     pub(super) fn rows(&self, x: Strided<'_>, share: bool) -> RoundedRows {
         RoundedRows::new(x, &self.layout, self.offset, share)

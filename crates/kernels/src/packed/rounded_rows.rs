@@ -45,12 +45,20 @@ impl RoundedGroup {
     fn new(values: &[f32; GROUP], offset: i32, halves: usize) -> Self {
         let scale = max_magnitude(values) / LARGEST;
         let inverse = inverse(scale);
+        // In arrays of their own, so that the compiler computes many values at once.
+        let mut numbers = [0; GROUP];
+        for (number, &value) in numbers.iter_mut().zip(values) {
+            *number = round(value, inverse);
+        }
         let mut group = Self { scale, ..Self::ZERO };
+        for (quad, numbers) in group.values.iter_mut().zip(numbers.as_chunks().0) {
+            *quad = *numbers;
+        }
         let mut sums = [0; 2];
-        for (i, &value) in values.iter().enumerate() {
-            let number = round(value, inverse);
-            group.values[i / QUAD][i % QUAD] = number;
-            sums[i / (GROUP / 2)] += i32::from(number);
+        for (sum, half) in sums.iter_mut().zip(numbers.as_chunks::<{ GROUP / 2 }>().0) {
+            for &number in half {
+                *sum += i32::from(number);
+            }
         }
         if halves == 1 {
             sums = [sums[0] + sums[1], 0];
