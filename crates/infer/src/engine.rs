@@ -874,7 +874,9 @@ impl Worker {
         }
         let each = self.running.par_iter_mut().zip(part_of).with_max_len(1);
         each.map(|(running, part)| {
-            part.map_or(0, |(drafted, logits)| running.draw_after(drafted, logits, token_bytes, metrics))
+            part.map_or(0, |(drafted, logits)| {
+                running.draw_with_drafts(drafted, logits, token_bytes, metrics)
+            })
         })
         .collect()
     }

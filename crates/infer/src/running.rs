@@ -212,9 +212,9 @@ impl Running {
         }
     }
 
-    /// Draws tokens by `logits`, the first after what is computed and the others each after a draft, as long as the
-    /// drafts were right; gives how many were.
-    pub(crate) fn draw_after(
+    /// Draws the token that is due from the first of `logits`, and one after each draft from the others. Stops at the first
+    /// draft that is wrong. Gives how many drafts were right.
+    pub(crate) fn draw_with_drafts(
         &mut self,
         drafted: &[u32],
         logits: &[&[f32]],
