@@ -16,6 +16,7 @@ use engram_data::{Corpus, Tokenizer};
 use engram_import::{Checkpoint, CheckpointWriter, HostTensor, Model};
 use engram_model::{LanguageModel, MemoryRows, Sequences};
 use engram_store::RowSource;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::census::{Census, Ngram};
@@ -89,6 +90,36 @@ struct FactLessons {
     negatives: Vec<Lesson>,
 }
 
+/// Of how many positions of a phrasing the divergence from the base is taken in a step. They are drawn again each time:
+/// each costs two products with the vocabulary.
+const POSITIONS_DRAWN: usize = 4;
+
+/// A lesson of a step, with those of its positions that bring a loss to it.
+struct Due<'a> {
+    lesson: &'a Lesson,
+    wanted: Vec<(usize, Wanted)>,
+    /// For how many positions each stands that is to say what the base says.
+    stands_for: f32,
+}
+
+impl<'a> Due<'a> {
+    fn whole(lesson: &'a Lesson) -> Self {
+        Self { lesson, wanted: lesson.wanted.clone(), stands_for: 1.0 }
+    }
+
+    /// All positions of the answer. Of those that are to say what the base says, the ones whose ranks are `chosen`: they
+    /// stand for all, so that their loss has the same mean.
+    fn of(lesson: &'a Lesson, chosen: &BTreeSet<usize>) -> Self {
+        let is_of_base = |wanted: &Wanted| matches!(wanted, Wanted::Base(_));
+        let count = lesson.wanted.iter().filter(|(_, wanted)| is_of_base(wanted)).count();
+        let is_due =
+            |(place, (_, wanted)): &(usize, &(usize, Wanted))| !is_of_base(wanted) || chosen.contains(place);
+        // Those of the base come first.
+        let wanted = lesson.wanted.iter().enumerate().filter(is_due).map(|(_, &wanted)| wanted).collect();
+        Self { lesson, wanted, stands_for: count as f32 / chosen.len().max(1) as f32 }
+    }
+}
+
 /// What a saved state says of itself.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -144,9 +175,14 @@ impl Teacher {
             preparation,
             identity,
         };
-        for (phrasings, negatives) in texts.facts {
-            let phrasings = teacher.lessons(phrasings, &memory.addressing, &memory.tables)?;
-            let negatives = teacher.lessons(negatives, &memory.addressing, &memory.tables)?;
+        let counts: Vec<[usize; 2]> =
+            texts.facts.iter().map(|(phrasings, negatives)| [phrasings.len(), negatives.len()]).collect();
+        let all = texts.facts.into_iter().flat_map(|(phrasings, negatives)| [phrasings, negatives]).flatten();
+        let all: Vec<LessonText> = all.collect();
+        let mut lessons = teacher.lessons(&all, &memory.addressing, &memory.tables)?.into_iter();
+        for [phrasings, negatives] in counts {
+            let [phrasings, negatives] =
+                [phrasings, negatives].map(|count| lessons.by_ref().take(count).collect());
             teacher.lessons.push(FactLessons { phrasings, negatives });
         }
         Ok(teacher)
@@ -182,10 +218,10 @@ impl Teacher {
     /// # Errors
     /// When a loss is not finite.
     pub fn step(&mut self) -> Result<TeachReport> {
-        let mut lessons = self.due();
-        let answered: usize = lessons.iter().map(|lesson| answered(lesson)).sum();
-        let asked: usize = lessons.iter().map(|lesson| lesson.asked.len()).sum();
-        let kept: usize = lessons.iter().map(|lesson| lesson.kept - lesson.asked.len()).sum();
+        let mut due = self.due();
+        let answered: usize = due.iter().map(|due| answered(due.lesson)).sum();
+        let asked: usize = due.iter().map(|due| due.lesson.asked.len()).sum();
+        let kept: usize = due.iter().map(|due| due.lesson.kept - due.lesson.asked.len()).sum();
         let share = |weight: f32, count: usize| weight / count.max(1) as f32;
         let weights = [
             share(1.0, answered),
@@ -193,12 +229,14 @@ impl Teacher {
             share(self.config.negative_weight, asked),
         ];
         // A text that no taught row can reach says what the base says, whatever is taught.
-        lessons.retain(|lesson| !lesson.wanted.is_empty());
+        due.retain(|due| !due.wanted.is_empty());
         let mut gradients: Vec<Vec<f32>> =
             self.rows.iter().map(|rows| vec![0.0; rows.values.len()]).collect();
         let mut losses = Losses::default();
-        for batch in lessons.chunks(self.config.micro_batch) {
-            let (found, of_batch) = self.batch(batch, weights);
+        let batches: Vec<&[Due]> = due.chunks(self.config.micro_batch).collect();
+        let found: Vec<_> = batches.into_par_iter().map(|batch| self.batch(batch, weights)).collect();
+        // In order, whatever thread computed what.
+        for (found, of_batch) in found {
             losses.answers += found.answers;
             losses.divergence += found.divergence;
             for (all, found) in gradients.iter_mut().zip(of_batch) {
@@ -279,10 +317,10 @@ impl Teacher {
     }
 
     /// The lessons of this step.
-    fn due(&self) -> Vec<&Lesson> {
+    fn due(&self) -> Vec<Due<'_>> {
         let mut due = Vec::new();
         for (index, lessons) in self.lessons.iter().enumerate() {
-            due.push(&lessons.phrasings[self.turn(index, 0, lessons.phrasings.len())]);
+            due.push(self.sampled(index, &lessons.phrasings[self.turn(index, 0, lessons.phrasings.len())]));
         }
         for (index, lessons) in self.lessons.iter().enumerate() {
             if lessons.negatives.is_empty() {
@@ -293,10 +331,20 @@ impl Teacher {
             for more in 0..each {
                 let turn = self.step * each + more;
                 let place = shuffled(self.config.seed, index, 1, turn, lessons.negatives.len());
-                due.push(&lessons.negatives[place]);
+                due.push(Due::whole(&lessons.negatives[place]));
             }
         }
         due
+    }
+
+    /// A phrasing of fact `fact`: all of its answer, and as many of the positions that are to stay as are due in a step.
+    fn sampled<'a>(&self, fact: usize, lesson: &'a Lesson) -> Due<'a> {
+        let (most, count) = (POSITIONS_DRAWN, lesson.wanted.len() - answered(lesson));
+        if count <= most {
+            return Due::whole(lesson);
+        }
+        let place = |more: usize| shuffled(self.config.seed, fact, 2, self.step * most + more, count);
+        Due::of(lesson, &(0..most).map(place).collect())
     }
 
     fn turn(&self, fact: usize, kind: u64, count: usize) -> usize {
@@ -304,21 +352,22 @@ impl Teacher {
     }
 
     /// Weighted losses of some lessons, and the gradient of every taught row.
-    fn batch(&self, lessons: &[&Lesson], [answer, keep, ask]: [f32; 3]) -> (Losses, Vec<Vec<f32>>) {
+    fn batch(&self, due: &[Due<'_>], [answer, keep, ask]: [f32; 3]) -> (Losses, Vec<Vec<f32>>) {
+        let lessons: Vec<&Lesson> = due.iter().map(|due| due.lesson).collect();
         let sequences = Sequences::of_lengths(lessons.iter().map(|lesson| lesson.time));
         let width = lessons[0].states.len() / lessons[0].time;
         let states: Vec<f32> = lessons.iter().flat_map(|lesson| &lesson.states).copied().collect();
         let states = Tensor::from_data(TensorData::new(states, [sequences.tokens(), width]), &self.device);
         let leaves: Vec<Tensor<2>> = self.rows.iter().map(|rows| self.leaf(rows)).collect();
-        let memory = self.memory_rows(lessons, &leaves);
+        let memory = self.memory_rows(&lessons, &leaves);
         let hidden = self.model.hidden_from(self.memory.layers[0], states, &sequences, &memory);
         let (mut places, mut wanted, mut base) = (Vec::new(), Vec::new(), Vec::new());
         let mut first = 0;
-        for lesson in lessons {
+        for Due { lesson, wanted: of_lesson, stands_for } in due {
             let before = (base.len() / self.width) as u32;
-            for &(position, said) in &lesson.wanted {
+            for &(position, said) in of_lesson {
                 places.push((first + position) as u32);
-                let of_base = if lesson.asked.contains(&position) { ask } else { keep };
+                let of_base = if lesson.asked.contains(&position) { ask } else { keep * stands_for };
                 wanted.push(match said {
                     Wanted::Token(_) => (said, answer),
                     Wanted::Base(row) => (Wanted::Base(before + row), of_base),
@@ -371,23 +420,61 @@ impl Teacher {
     /// `texts` with what is known of them before the first step.
     fn lessons(
         &self,
-        texts: Vec<LessonText>,
+        texts: &[LessonText],
         addressing: &Addressing,
         tables: &[Arc<dyn RowSource>],
     ) -> Result<Vec<Lesson>> {
-        texts.into_iter().map(|text| self.lesson(&text, addressing, tables)).collect()
+        let batches: Vec<&[LessonText]> = texts.chunks(self.config.micro_batch).collect();
+        let batches = batches.into_par_iter().map(|batch| self.lessons_of(batch, addressing, tables));
+        Ok(batches.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
+    /// The lessons of texts that are computed at once: all weights are read once for them.
+    fn lessons_of(
+        &self,
+        texts: &[LessonText],
+        addressing: &Addressing,
+        tables: &[Arc<dyn RowSource>],
+    ) -> Result<Vec<Lesson>> {
+        let tokens: Vec<u32> = texts.iter().flat_map(|text| &text.tokens).copied().collect();
+        let sequences = Sequences::of_lengths(texts.iter().map(|text| text.tokens.len()));
+        let first = self.memory.layers[0];
+        let states = self.model.states_before(first, &tokens, &sequences);
+        let values = host(states.clone());
+        let width = values.len() / tokens.len();
+        let (mut lessons, mut places, mut before) = (Vec::new(), Vec::new(), 0);
+        for text in texts {
+            let own = &values[before * width..][..text.tokens.len() * width];
+            let lesson = self.lesson(text, own.to_vec(), addressing, tables)?;
+            places.extend(of_base(&lesson).map(|position| (before + position) as u32));
+            before += lesson.time;
+            lessons.push(lesson);
+        }
+        if places.is_empty() {
+            return Ok(lessons);
+        }
+        let leaves: Vec<Tensor<2>> = self.rows.iter().map(|rows| self.leaf(rows)).collect();
+        let memory = self.memory_rows(&lessons.iter().collect::<Vec<_>>(), &leaves);
+        let hidden = self.model.hidden_from(first, Tensor::from_inner(states), &sequences, &memory);
+        let base = host(select(hidden.inner(), &places));
+        let mut rest = &base[..];
+        for lesson in &mut lessons {
+            let (own, others) = rest.split_at(of_base(lesson).count() * self.width);
+            lesson.base = own.to_vec();
+            rest = others;
+        }
+        Ok(lessons)
+    }
+
+    /// `text`, whose streams before the first memory block are `states`, without what the base says of it.
     fn lesson(
         &self,
         text: &LessonText,
+        states: Vec<f32>,
         addressing: &Addressing,
         tables: &[Arc<dyn RowSource>],
     ) -> Result<Lesson> {
         let time = text.tokens.len();
-        let sequences = Sequences::equal(1, time);
-        let first = self.memory.layers[0];
-        let states = self.model.states_before(first, &text.tokens, &sequences);
         let mut rows = Vec::new();
         let mut reached = time;
         for (layer, (own, table)) in self.rows.iter().zip(tables).enumerate() {
@@ -400,26 +487,19 @@ impl Teacher {
             rows.push(found);
         }
         let kept = text.kept();
-        let mut wanted: Vec<(usize, Wanted)> = Vec::new();
         // What no taught row can reach says what the base says.
         let from = reached.clamp(kept.start, kept.end);
-        for (row, position) in (from..kept.end).enumerate() {
-            wanted.push((position, Wanted::Base(row as u32)));
-        }
-        let places: Vec<u32> = wanted.iter().map(|&(position, _)| position as u32).collect();
-        wanted.extend(text.answered().map(|(position, token)| (position, Wanted::Token(token))));
-        let values = host(states.clone());
-        let (kept, asked) = (kept.len(), text.asked());
-        let mut lesson = Lesson { time, states: values, rows, wanted, kept, asked, base: Vec::new() };
-        if !places.is_empty() {
-            let leaves: Vec<Tensor<2>> = self.rows.iter().map(|rows| self.leaf(rows)).collect();
-            let memory = self.memory_rows(&[&lesson], &leaves);
-            let states = Tensor::from_inner(states);
-            let hidden = self.model.hidden_from(first, states, &sequences, &memory);
-            lesson.base = host(select(hidden.inner(), &places));
-        }
-        Ok(lesson)
+        let of_base = (from..kept.end).zip(0..).map(|(position, row)| (position, Wanted::Base(row)));
+        let of_answer = text.answered().map(|(position, token)| (position, Wanted::Token(token)));
+        let wanted = of_base.chain(of_answer).collect();
+        Ok(Lesson { time, states, rows, wanted, kept: kept.len(), asked: text.asked(), base: Vec::new() })
     }
+}
+
+/// The positions of `lesson` that are to say what the base says, in order.
+fn of_base(lesson: &Lesson) -> impl Iterator<Item = usize> {
+    let is_of_base = |wanted: &Wanted| matches!(wanted, Wanted::Base(_));
+    lesson.wanted.iter().filter(move |(_, wanted)| is_of_base(wanted)).map(|&(position, _)| position)
 }
 
 fn answered(lesson: &Lesson) -> usize {
@@ -565,4 +645,33 @@ fn identity(
         hasher.update(&id.to_le_bytes());
     }
     Ok(hasher.finalize().to_hex().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_that_are_drawn_stand_for_all() {
+        let wanted: Vec<(usize, Wanted)> = vec![
+            (3, Wanted::Base(0)),
+            (4, Wanted::Base(1)),
+            (5, Wanted::Base(2)),
+            (6, Wanted::Token(7)),
+            (7, Wanted::Token(8)),
+        ];
+        let lesson = Lesson {
+            time: 9,
+            states: Vec::new(),
+            rows: Vec::new(),
+            wanted: wanted.clone(),
+            kept: 6,
+            asked: 0..0,
+            base: Vec::new(),
+        };
+        assert_eq!((Due::whole(&lesson).wanted, Due::whole(&lesson).stands_for), (wanted.clone(), 1.0));
+        let some = Due::of(&lesson, &BTreeSet::from([0, 2]));
+        assert_eq!(some.wanted, [wanted[0], wanted[2], wanted[3], wanted[4]]);
+        assert_eq!(some.stands_for, 1.5);
+    }
 }

@@ -65,6 +65,22 @@ fn the_loss_falls_and_two_runs_are_the_same() {
     assert_eq!(second.rows(), first.rows());
 }
 
+/// Micro-batches are computed side by side; their sums do not depend on which ends first.
+#[test]
+fn the_bits_do_not_depend_on_the_number_of_threads() {
+    let taught = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let mut teacher = teacher(folder.path(), FACTS, "nothing", &config()).unwrap();
+        let reports = pool.install(|| finish(&mut teacher));
+        (reports, teacher.rows().to_vec())
+    };
+    let one = taught(1);
+    for _ in 0..3 {
+        assert_eq!(taught(4), one);
+    }
+}
+
 #[test]
 fn a_run_that_was_killed_ends_in_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
