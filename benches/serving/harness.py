@@ -1,6 +1,6 @@
 """lm-evaluation-harness against `engram serve`, beside `engram eval tasks` on the same questions, decision by decision.
 
-    python benches/serving/harness.py MODEL DATA [--tasks piqa boolq …] [--count 200]
+    python benches/serving/harness.py MODEL DATA [--tasks piqa boolq …] [--count 200] [--dtype f32]
 
 MODEL is what `engram serve` takes; DATA is the folder that `configs/tasks` read. Both programs get the same records and
 the prompts of `configs/tasks`: the harness's task definitions are made of the same files. What the files choose by
@@ -104,7 +104,7 @@ class Task:
             found["description"] = f"{head}{subject}{preamble.split('}}')[1]}"
         return found
 
-    def ours(self, model, data, folder):
+    def ours(self, model, data, dtype, folder):
         """What `engram eval tasks` says, question by question."""
         kind, path = self.name.split("_")[0], CONFIGS / f"{self.name}.toml"
         changes = {
@@ -119,7 +119,8 @@ class Task:
             write_lines(f"{folder}/gsm8k.jsonl", self.records)
             write_lines(f"{folder}/gsm8k_shots.jsonl", self.shots)
         out = pathlib.Path(folder) / f"ours-{self.name}"
-        command = [ENGRAM, "eval", "tasks", model, path, "--data", data, "--max-records", str(len(self.records)), "--out", out]
+        command = [ENGRAM, "eval", "tasks", model, path, "--data", data, "--max-records", str(len(self.records)), "--out", out,
+                   "--dtype", dtype]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return sorted(json_lines(out / f"{self.name}.jsonl")[1:], key=lambda answer: answer["question"])
 
@@ -129,7 +130,9 @@ def harness(url, tasks, folder):
     for task in tasks:
         # YAML reads JSON.
         (pathlib.Path(folder) / f"{task.name}.yaml").write_text(json.dumps(task.definition(folder)))
-    arguments = {"base_url": url + "/v1/completions", "model": "model", "num_concurrent": 1, "max_retries": 1, "max_length": 2048}
+    # Four at a time share the reading of weights. The harness gives up after five minutes otherwise, which a busy machine takes.
+    arguments = {"base_url": url + "/v1/completions", "model": "model", "num_concurrent": 4, "max_retries": 1, "max_length": 2048,
+                 "timeout": 3600}
     manager = TaskManager(include_path=folder, include_defaults=False)
     found = lm_eval.simple_evaluate(model="local-completions", model_args=arguments, tasks=[task.name for task in tasks],
                                     log_samples=True, task_manager=manager, bootstrap_iters=0)
@@ -160,13 +163,14 @@ def main():
     parser.add_argument("model")
     parser.add_argument("data", type=pathlib.Path)
     parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--dtype", default="f32", choices=["f32", "bf16", "int8", "file"])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     options = parser.parse_args()
     wrong = 0
     with tempfile.TemporaryDirectory() as folder:
         tasks = [Task(name, options.data, options.count) for name in options.tasks]
-        ours = {task.name: task.ours(options.model, options.data, folder) for task in tasks}
-        with Server(options.model, "--model-name", "model", "--dtype", "f32") as server:
+        ours = {task.name: task.ours(options.model, options.data, options.dtype, folder) for task in tasks}
+        with Server(options.model, "--model-name", "model", "--dtype", options.dtype) as server:
             theirs, results = harness(f"http://127.0.0.1:{server.port}", tasks, folder)
     for task in tasks:
         pairs = list(zip(ours[task.name], theirs[task.name], strict=True))

@@ -49,8 +49,16 @@ pub(crate) enum Numbers {
     File,
 }
 
+impl std::fmt::Display for Numbers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(
+            self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned()).as_str(),
+        )
+    }
+}
+
 impl Numbers {
-    fn dtype(self) -> Dtype {
+    pub(crate) fn dtype(self) -> Dtype {
         match self {
             Self::F32 => Dtype::F32,
             Self::Bf16 => Dtype::Bf16,

@@ -67,15 +67,20 @@ pub enum OfflineError {
 }
 
 /// Tokens of a step, at most.
-const STEP: usize = 512;
+const STEP: usize = 1024;
 /// Positions of a page.
 const PAGE: usize = 16;
 /// Positions whose logits are in memory at once.
 const LOGITS: usize = 64;
 /// Texts that are continued at once.
-const TEXTS: usize = 16;
+const TEXTS: usize = 64;
+/// Whole contexts that the cache holds, at most.
+const CONTEXTS: usize = 17;
 /// Tokens drafted at most.
 const DRAFTS: usize = 4;
+/// Positions of a step that are drafted at most, with those that follow a draft: reading the weights takes as long as
+/// computing so many.
+const WITH_DRAFTS: usize = 32;
 
 impl Offline {
     /// Computes with `decoder`, the rows of whose first memory come from `rows`, on `threads` threads. The cache takes at most
@@ -91,7 +96,7 @@ impl Offline {
     ) -> Result<Self, OfflineError> {
         let layout = decoder.cache_layout(PAGE);
         let context = layout.pages_for(decoder.config().context);
-        let pages = (cache_bytes / (4 * layout.page_values())).clamp(context, (TEXTS + 1) * context);
+        let pages = (cache_bytes / (4 * layout.page_values())).clamp(context, CONTEXTS * context);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
         Ok(Self { cache: Cache::new(layout, pages), decoder, rows, root: Root::Memory(0), pool })
     }
@@ -449,6 +454,7 @@ fn proceed(
         // What follows the positions that are computed, with drafts where the prompt has been read.
         let mut parts = Vec::new();
         let mut room = STEP;
+        let paying = (WITH_DRAFTS / open.len()).saturating_sub(1);
         let nexts: Vec<(Vec<u32>, usize)> = open
             .iter()
             .zip(&of_open)
@@ -456,7 +462,7 @@ fn proceed(
                 let first = line.sequence.len();
                 let mut next = text.tokens[first..].to_vec();
                 let left = limit - (text.tokens.len() - prompts[text.index].len());
-                let most = if next.len() == 1 { text.drafts.min(left - 1) } else { 0 };
+                let most = if next.len() == 1 { text.drafts.min(left - 1).min(paying) } else { 0 };
                 let drafts = prompt_lookup::draft(&text.tokens, most);
                 next.extend_from_slice(drafts);
                 (next, drafts.len())
@@ -524,7 +530,8 @@ fn proceed(
     result.map(|()| texts)
 }
 
-/// Opens texts while there is room, one prompt after another: what begins as one before it did is not computed again.
+/// Opens texts while there is room. One that begins as a prompt does that is still being read waits for it, and does not
+/// compute that beginning again.
 fn admit(
     lines: &Lines<'_>,
     cache: &mut Cache,
@@ -533,21 +540,28 @@ fn admit(
     open: &mut Vec<OpenText>,
     of_open: &mut Vec<Line>,
 ) -> Result<(), OfflineError> {
-    let all_read =
-        open.iter().zip(&*of_open).all(|(text, line)| line.sequence.len() + 1 == text.tokens.len());
-    if open.len() < TEXTS
-        && all_read
-        && let Some(index) = waiting.pop_front()
+    while open.len() < TEXTS
+        && let Some(&index) = waiting.front()
     {
+        let mut unread =
+            open.iter().zip(&*of_open).filter(|(text, line)| line.sequence.len() + 1 < text.tokens.len());
+        if unread.any(|(text, _)| shares_page(&text.tokens, prompts[index])) {
+            return Ok(());
+        }
         let mut line = lines.begin(cache, prompts[index])?;
         let count = prompts[index].len() + limit - 1 - line.sequence.len();
         if let Err(full) = cache.reserve(&mut line.sequence, count) {
             cache.release(line.sequence);
-            waiting.push_front(index);
             return if open.is_empty() { Err(OfflineError::Cache(full)) } else { Ok(()) };
         }
+        waiting.pop_front();
         open.push(OpenText { index, tokens: prompts[index].to_vec(), drafts: 1 });
         of_open.push(line);
     }
     Ok(())
+}
+
+/// Whether the first page of two texts is the same.
+fn shares_page(one: &[u32], other: &[u32]) -> bool {
+    one.len() >= PAGE && other.get(..PAGE) == one.get(..PAGE)
 }

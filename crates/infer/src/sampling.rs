@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use engram_kernels::log_sum_exp;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -267,25 +268,36 @@ pub struct TokenLogprob {
 impl TokenLogprob {
     /// Of `token`, beside the `top` likeliest.
     pub(crate) fn of(logits: &[f32], token: u32, top: usize) -> Self {
-        let largest = logits[likeliest(logits) as usize];
-        let sum: f64 = logits.iter().map(|logit| f64::from(logit - largest).exp()).sum();
-        let logprob = |token: u32| {
-            let value = (f64::from(logits[token as usize] - largest) - sum.ln()) as f32;
-            value.max(LEAST_LOGPROB)
-        };
-        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-        let logit = |token: u32| logits[token as usize];
-        let better = |a: &u32, b: &u32| logit(*b).total_cmp(&logit(*a)).then(a.cmp(b));
-        if top > 0 && top < order.len() {
-            order.select_nth_unstable_by(top - 1, better);
+        let sum = log_sum_exp(logits);
+        let logprob = |token: u32| (logits[token as usize] - sum).max(LEAST_LOGPROB);
+        let top = likeliest_tokens(logits, top).into_iter().map(|token| (token, logprob(token))).collect();
+        Self { logprob: logprob(token), top }
+    }
+}
+
+/// Logits that are passed over at once where none is large enough.
+const BLOCK: usize = 64;
+
+/// The `count` likeliest tokens, likeliest first; of equals the first.
+pub(crate) fn likeliest_tokens(logits: &[f32], count: usize) -> Vec<u32> {
+    let mut found: Vec<(u32, f32)> = Vec::new();
+    let enters = |found: &[(u32, f32)], logit: f32| {
+        found.len() < count || found.last().is_some_and(|&(_, least)| logit > least)
+    };
+    for (block, logits) in logits.chunks(BLOCK).enumerate() {
+        // Without a branch for each, so that many are compared at once.
+        if !logits.iter().fold(false, |any, &logit| any | enters(&found, logit)) {
+            continue;
         }
-        order.truncate(top);
-        order.sort_unstable_by(better);
-        Self {
-            logprob: logprob(token),
-            top: order.into_iter().map(|token| (token, logprob(token))).collect(),
+        for (token, &logit) in (block * BLOCK..).zip(logits) {
+            if enters(&found, logit) {
+                let place = found.partition_point(|&(_, other)| other >= logit);
+                found.insert(place, (token as u32, logit));
+                found.truncate(count);
+            }
         }
     }
+    found.into_iter().map(|(token, _)| token).collect()
 }
 
 #[cfg(test)]
@@ -409,6 +421,19 @@ mod tests {
         let never = [0.0, f32::NEG_INFINITY, -1e38];
         let found = TokenLogprob::of(&never, 1, 3);
         assert_eq!((found.logprob, found.top[2].1), (LEAST_LOGPROB, LEAST_LOGPROB), "a number in any case");
+    }
+
+    proptest! {
+        #[test]
+        fn the_likeliest_tokens_are_the_first_of_all_in_order(
+            logits in proptest::collection::vec((-4_i32..4).prop_map(|logit| logit as f32), 1..300),
+            count in 0_usize..20,
+        ) {
+            let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+            order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]));
+            order.truncate(count);
+            prop_assert_eq!(likeliest_tokens(&logits, count), order);
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use engram_kernels::{PackedMatrix, log_sum_exp};
 use rayon::prelude::*;
 
-use crate::sampling::{LEAST_LOGPROB, TokenLogprob};
+use crate::sampling::{LEAST_LOGPROB, TokenLogprob, likeliest_tokens};
 use crate::step_rows::{Chunk, Target};
 
 /// How a token fares after what stands before it.
@@ -72,11 +72,8 @@ impl TokenScore {
         let before = &logits[..target.token as usize];
         let beaten = before.iter().any(|&other| other >= logit) || logits.iter().any(|&other| other > logit);
         let sum = log_sum_exp(logits);
-        let top = match target.top {
-            0 => Vec::new(),
-            top => TokenLogprob::of(logits, target.token, top).top,
-        };
-        let top = top.into_iter().map(|(token, _)| (token, logits[token as usize] - sum)).collect();
+        let top = likeliest_tokens(logits, target.top);
+        let top = top.into_iter().map(|token| (token, logits[token as usize] - sum)).collect();
         Self { logprob: logit - sum, likeliest: !beaten, top }
     }
 }

@@ -10,7 +10,7 @@ use engram_eval::tasks::{
     AskOptions, Error, FewShot, Header, ModelScorer, Outcome, Question, RecordFile, Scorer, Task, ask,
 };
 use engram_import::Hub;
-use engram_infer::{Dtype, EngineOptions, Offline};
+use engram_infer::{EngineOptions, Offline};
 
 use crate::device::DeviceKind;
 use crate::failure::{Interrupted, refuse};
@@ -19,7 +19,7 @@ use crate::interrupt;
 use crate::note::note;
 use crate::opened_memories::MemoryOptions;
 use crate::progress::Passage;
-use crate::served::{self, Served};
+use crate::served::{self, Numbers, Served};
 
 /// Tasks, and how to ask them.
 #[derive(Debug, Args)]
@@ -48,6 +48,9 @@ pub(super) struct TaskArguments {
     /// Tokens computed at once.
     #[arg(long, value_name = "N", default_value_t = AskOptions::default().batch)]
     batch: usize,
+    /// Precision of the weights.
+    #[arg(long, value_enum, default_value = "f32")]
+    pub(super) dtype: Numbers,
 }
 
 impl TaskArguments {
@@ -128,10 +131,10 @@ impl Asked {
     pub(super) fn open(
         path: &Path,
         options: &MemoryOptions,
-        device: DeviceKind,
+        (device, dtype): (DeviceKind, Numbers),
         memory: Memory,
     ) -> anyhow::Result<Self> {
-        let (scorer, path) = (open(path, options, device, memory)?, path.to_owned());
+        let (scorer, path) = (open(path, options, (device, dtype), memory)?, path.to_owned());
         Ok(Self { scorer, path, memory })
     }
 
@@ -204,7 +207,7 @@ impl Asked {
 fn open(
     path: &Path,
     options: &MemoryOptions,
-    device: DeviceKind,
+    (device, dtype): (DeviceKind, Numbers),
     memory: Memory,
 ) -> anyhow::Result<Box<dyn Scorer>> {
     if device != DeviceKind::Cpu {
@@ -227,7 +230,10 @@ fn open(
     if let Some(memory) = options.open(&model)?.filter(|_| options.are_given()) {
         identity += &format!(", memory {}", memory.identity()?);
     }
-    let engram_infer::Model { decoder, memories, .. } = Served::mapped(&model, options, Dtype::F32)?.model;
+    let engram_infer::Model { decoder, memories, .. } = Served::mapped(&model, options, dtype.dtype())?.model;
+    if dtype != Numbers::F32 {
+        identity += &format!(", dtype {dtype}");
+    }
     let rows = memories.into_iter().next().map(|memory| memory.rows);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut offline = Offline::new(decoder, rows, EngineOptions::default().cache_bytes, threads)?;

@@ -16,7 +16,7 @@ use super::task_file::{Form, LongPerplexity, Task};
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
 
 /// Number of prompts continued at a time.
-const TEXTS: usize = 16;
+const TEXTS: usize = 32;
 
 /// Asks the questions numbered `pending` of a task, and passes each outcome to `each` as soon as it is known, in no
 /// particular order. Returns how many of all questions, pending or not, are truncated at their beginning.

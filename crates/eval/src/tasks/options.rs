@@ -11,6 +11,6 @@ pub struct AskOptions {
 
 impl Default for AskOptions {
     fn default() -> Self {
-        Self { batch: 2048, cut: false }
+        Self { batch: 4096, cut: false }
     }
 }

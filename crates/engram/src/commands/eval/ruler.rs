@@ -11,6 +11,7 @@ use crate::failure::refuse;
 use crate::files::write_file;
 use crate::note::note;
 use crate::opened_memories::MemoryOptions;
+use crate::served::Numbers;
 use crate::table::Table;
 
 /// Write RULER's long-context tasks for `engram eval tasks`, at lengths counted in a model's tokens.
@@ -70,7 +71,9 @@ impl Ruler {
         }
         let kinds = self.kinds()?;
         let haystack = self.haystack()?;
-        let model = Asked::open(&self.model, &MemoryOptions::default(), DeviceKind::Cpu, Memory::On)?.scorer;
+        let model =
+            Asked::open(&self.model, &MemoryOptions::default(), (DeviceKind::Cpu, Numbers::F32), Memory::On)?
+                .scorer;
         let lengths = self.lengths(model.context());
         let tokens = |text: &str| Ok(model.encode(text)?.len() + 1);
         let (mut table, mut written) = (Table::new(["task", "records", "tokens of the longest"]), 0);

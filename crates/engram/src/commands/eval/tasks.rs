@@ -23,6 +23,7 @@ use crate::table::Table;
   engram eval tasks runs/small configs/tasks/*.toml --data sets --max-records 500 --out results/small
   engram eval tasks runs/small configs/tasks/arc_easy.toml --data sets --hub
   engram eval tasks SmolLM2-135M-Instruct.Q4_1.gguf configs/tasks/piqa.toml --data sets --json
+  engram eval tasks SmolLM2-135M-Instruct.Q4_1.gguf configs/tasks/gsm8k.toml --data sets --dtype file
   engram eval tasks runs/small my-task.toml --shots 5 --seed 1
   engram eval tasks runs/small my-task.toml --without-memory
   engram eval tasks runs/small long.toml --keys results/large/long.jsonl
@@ -87,7 +88,7 @@ impl Tasks {
         let questions = tasks.iter().map(|task| self.arguments.questions(task));
         let questions = questions.collect::<anyhow::Result<Vec<_>>>()?;
         let memory = if self.without_memory { Memory::Off } else { Memory::On };
-        let model = Asked::open(&self.model, &self.memory, self.device, memory)?;
+        let model = Asked::open(&self.model, &self.memory, (self.device, self.arguments.dtype), memory)?;
         let mut reports = Vec::new();
         for (task, questions) in tasks.iter().zip(&questions) {
             let (outcomes, cut) = model.put((task, questions), &self.arguments, self.out.as_deref())?;

@@ -105,7 +105,12 @@ impl Sensitivity {
     }
 
     fn put(&self, sheets: &[Sheet], memory: Memory) -> anyhow::Result<Vec<Outcomes>> {
-        let model = Asked::open(&self.checkpoint, &MemoryOptions::default(), self.device, memory)?;
+        let model = Asked::open(
+            &self.checkpoint,
+            &MemoryOptions::default(),
+            (self.device, self.arguments.dtype),
+            memory,
+        )?;
         let folder = if memory == Memory::On { "on" } else { "off" };
         let out = self.out.as_ref().map(|out| out.join(folder));
         let put = |task: &Task, questions: &[Question]| {
