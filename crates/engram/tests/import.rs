@@ -80,11 +80,14 @@ fn the_checkpoint_answers_as_the_model_did() {
         "tokenizer_config.json",
     ];
     assert_eq!(workshop.list("imported"), files);
-    let mode = |name: &str| {
-        let metadata = std::fs::metadata(workshop.path("imported").join(name)).unwrap();
-        std::os::unix::fs::PermissionsExt::mode(&metadata.permissions())
-    };
-    assert_eq!(mode("model.safetensors"), mode("run.toml"), "both have the same readers");
+    #[cfg(unix)]
+    {
+        let mode = |name: &str| {
+            let metadata = std::fs::metadata(workshop.path("imported").join(name)).unwrap();
+            std::os::unix::fs::PermissionsExt::mode(&metadata.permissions())
+        };
+        assert_eq!(mode("model.safetensors"), mode("run.toml"), "both have the same readers");
+    }
 
     let sailed = "data = 'who.jsonl'\n[multiple_choice]\nprompt = '{{ who }} sailed'\n\
                   choices = '[\"to New York\", \"the old captain\"]'\nanswer = 'gold'\n";

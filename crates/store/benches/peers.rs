@@ -7,7 +7,7 @@
 //! PYTHON=python cargo bench -p engram-store --bench peers
 //! ```
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
@@ -138,7 +138,14 @@ impl Random {
 
 type LoopInC = unsafe extern "C" fn(*const u8, *const u64, usize, *mut u8);
 
+/// Functions of `gather.c`, which are compiled and loaded on Unix only.
+#[cfg(not(unix))]
+fn compiled<const N: usize>(_: [&CStr; N]) -> Result<[LoopInC; N], Error> {
+    Err("this comparison loads a shared library as Unix does".into())
+}
+
 /// Functions of `gather.c`, compiled for this machine and loaded.
+#[cfg(unix)]
 fn compiled<const N: usize>(names: [&CStr; N]) -> Result<[LoopInC; N], Error> {
     let folder = tempfile::tempdir()?;
     let library = folder.path().join("gather.so");
@@ -148,7 +155,7 @@ fn compiled<const N: usize>(names: [&CStr; N]) -> Result<[LoopInC; N], Error> {
     if !done.success() {
         return Err(format!("cc could not compile {source}").into());
     }
-    let path = CString::new(library.as_os_str().as_encoded_bytes())?;
+    let path = std::ffi::CString::new(library.as_os_str().as_encoded_bytes())?;
     // SAFETY: the library has no initialisers, and is never unloaded.
     let library = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW) };
     if library.is_null() {

@@ -1,6 +1,5 @@
 //! Files that are written whole or not at all.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
@@ -43,7 +42,7 @@ impl NewFile {
         #[cfg(unix)]
         {
             let folder = folder(&path);
-            File::open(folder).and_then(|folder| folder.sync_all()).map_err(StoreError::io(
+            std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(StoreError::io(
                 folder,
                 "flush the folder to disk",
                 0,

@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use engram_store::{
-    CacheCounts, Cached, DirectOptions, DirectTable, MapOptions, QueueKind, RedisTable, RowSource, Storage,
-    Table, TableHeader, TableOrigin,
+    CacheCounts, Cached, DirectOptions, DirectTable, QueueKind, RedisTable, RowSource, Storage, Table,
+    TableHeader, TableOrigin,
 };
 use serde::Serialize;
 
@@ -122,7 +122,7 @@ impl TierOptions {
     fn map(&self, path: &Path, origin: &TableOrigin) -> anyhow::Result<Table> {
         let Some(size) = self.resident else { return Ok(Table::open(path, origin)?) };
         #[cfg(unix)]
-        return Ok(Table::open_with(path, origin, &MapOptions::new().resident(size.as_u64()))?);
+        return Ok(Table::open_with(path, origin, &engram_store::MapOptions::new().resident(size.as_u64()))?);
         #[cfg(not(unix))]
         return refuse(format!(
             "--resident {size}: not available on this system; use --tier direct with a --row-cache"
