@@ -34,7 +34,7 @@ const PANEL: usize = 32;
 /// Rows that share one pass over a panel: their sums and a panel's values together fit the registers of AVX-512.
 const ROWS: usize = 4;
 /// Rows per task of float weights, if there are many: a panel stays in cache during the task.
-const TASK_ROWS: usize = 48;
+const TASK_ROWS: usize = 96;
 /// Below this number of multiplications, a second thread costs more than it saves.
 const WORTH_SHARING: usize = 1 << 15;
 
