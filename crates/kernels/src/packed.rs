@@ -33,8 +33,13 @@ use rounded_rows::RoundedRows;
 const PANEL: usize = 32;
 /// Rows that share one pass over a panel: their sums and a panel's values together fit the registers of AVX-512.
 const ROWS: usize = 4;
+/// Rows that share one pass over a panel of float weights: more than [`ROWS`], so that enough chains of sums are open to
+/// hide the time of an addition.
+const FLOAT_ROWS: usize = 6;
 /// Rows per task of float weights, if there are many: a panel stays in cache during the task.
 const TASK_ROWS: usize = 96;
+/// Inputs of a panel that rows pass over at once: as many f32 weights fit the first cache beside the rows and sums.
+const PART: usize = 192;
 /// Below this number of multiplications, a second thread costs more than it saves.
 const WORTH_SHARING: usize = 1 << 15;
 
@@ -80,11 +85,11 @@ enum Panels {
 
 /// A weight, and rows in the form that it needs.
 enum Factors<'a> {
-    F32(&'a [f32], Strided<'a>),
-    F16(&'a [u16], Strided<'a>),
-    Bf16(&'a [u16], Strided<'a>),
+    F32(&'a [f32], GroupedRows<'a>),
+    F16(&'a [u16], GroupedRows<'a>),
+    Bf16(&'a [u16], GroupedRows<'a>),
     Rounded(&'a BlockPanels, Arc<RoundedRows>),
-    Exact(&'a BlockPanels, Strided<'a>),
+    Exact(&'a BlockPanels, GroupedRows<'a>),
 }
 
 impl PackedMatrix {
@@ -256,13 +261,13 @@ impl PackedMatrix {
     /// The rows in the form that this weight needs. With `share`, threads share the work.
     fn factors<'a>(&'a self, x: Strided<'a>, share: bool) -> Factors<'a> {
         match &self.panels {
-            Panels::F32(panels) => Factors::F32(panels, x),
-            Panels::F16(panels) => Factors::F16(panels, x),
-            Panels::Bf16(panels) => Factors::Bf16(panels, x),
+            Panels::F32(panels) => Factors::F32(panels, GroupedRows::of(x)),
+            Panels::F16(panels) => Factors::F16(panels, GroupedRows::of(x)),
+            Panels::Bf16(panels) => Factors::Bf16(panels, GroupedRows::of(x)),
             Panels::Blocks(panels, Activations::Rounded) => {
                 Factors::Rounded(panels, Arc::new(panels.rows(x, share)))
             }
-            Panels::Blocks(panels, Activations::Exact) => Factors::Exact(panels, x),
+            Panels::Blocks(panels, Activations::Exact) => Factors::Exact(panels, GroupedRows::of(x)),
         }
     }
 
@@ -279,13 +284,13 @@ impl PackedMatrix {
         let range = panel * size..(panel + 1) * size;
         let mut each = |row: usize, sums: &[f32; PANEL]| write(row, &sums[..columns]);
         match factors {
-            Factors::F32(panels, x) => rows_by_panel(*x, &panels[range], &|w| w, &mut each),
-            Factors::F16(panels, x) => rows_by_panel(*x, &panels[range], &from_f16, &mut each),
-            Factors::Bf16(panels, x) => rows_by_panel(*x, &panels[range], &from_bf16, &mut each),
+            Factors::F32(panels, x) => rows_by_panel(x, &panels[range], &|w| w, &mut each),
+            Factors::F16(panels, x) => rows_by_panel(x, &panels[range], &from_f16, &mut each),
+            Factors::Bf16(panels, x) => rows_by_panel(x, &panels[range], &from_bf16, &mut each),
             Factors::Rounded(panels, rows) => panels.rows_by_panel(panel, rows, scratch, &mut each),
             Factors::Exact(panels, x) => {
                 panels.dequantize_panel(panel, self.inputs, scratch);
-                rows_by_panel(*x, &scratch.panel, &|w| w, &mut each);
+                rows_by_panel(x, &scratch.panel, &|w| w, &mut each);
             }
         }
     }
@@ -376,10 +381,10 @@ pub fn head_products(
     }
 }
 
-/// Rows per task: at most [`TASK_ROWS`], divided evenly among threads in whole groups of [`ROWS`].
+/// Rows per task: at most [`TASK_ROWS`], divided evenly among threads in whole groups of [`FLOAT_ROWS`].
 fn task_rows(rows: usize, threads: usize) -> usize {
     let tasks = rows.div_ceil(TASK_ROWS).next_multiple_of(threads);
-    rows.div_ceil(tasks).next_multiple_of(ROWS)
+    rows.div_ceil(tasks).next_multiple_of(FLOAT_ROWS)
 }
 
 /// Copies a row's values of one panel to the beginning of `target`, without a call if the panel is full.
@@ -414,9 +419,34 @@ impl<'a> Strided<'a> {
     }
 }
 
-/// All rows by one panel, a few at a time.
+/// Rows of which groups of [`FLOAT_ROWS`] lie side by side, so that a product reads them without an index for each. Zeros fill
+/// up the last group. A single row that is left stays as it is: to decode one sequence, nothing is copied.
+struct GroupedRows<'a> {
+    x: Strided<'a>,
+    /// Rows in groups.
+    count: usize,
+    /// `[group, input]`
+    groups: Vec<[f32; FLOAT_ROWS]>,
+}
+
+impl<'a> GroupedRows<'a> {
+    fn of(x: Strided<'a>) -> Self {
+        let count = if x.count() % FLOAT_ROWS == 1 { x.count() - 1 } else { x.count() };
+        let zeros = vec![0.0; if count.is_multiple_of(FLOAT_ROWS) { 0 } else { x.width }];
+        let mut groups = Vec::with_capacity(count.div_ceil(FLOAT_ROWS) * x.width);
+        for first in (0..count).step_by(FLOAT_ROWS) {
+            let row = |row: usize| if row < count { x.row(row) } else { &zeros[..] };
+            let rows: [&[f32]; FLOAT_ROWS] = std::array::from_fn(|place| &row(first + place)[..x.width]);
+            groups.extend((0..x.width).map(|input| rows.map(|row| row[input])));
+        }
+        Self { x, count, groups }
+    }
+}
+
+/// All rows by one panel, a few at a time. A part of the panel stays in the first cache while the rows of a block pass
+/// over it. Every sum is one chain over the inputs, however they are divided.
 fn rows_by_panel<T: Copy>(
-    x: Strided<'_>,
+    rows: &GroupedRows<'_>,
     panel: &[T],
     widen: &impl Fn(T) -> f32,
     each: &mut impl FnMut(usize, &[f32; PANEL]),
@@ -424,41 +454,47 @@ fn rows_by_panel<T: Copy>(
     vectorized(
         #[inline(always)]
         || {
-            let (count, mut first) = (x.count(), 0);
-            while first < count {
-                let few = (count - first).min(ROWS);
-                match few {
-                    1 => few_rows::<1, T>(x, first, panel, widen, each),
-                    2 => few_rows::<2, T>(x, first, panel, widen, each),
-                    3 => few_rows::<3, T>(x, first, panel, widen, each),
-                    _ => few_rows::<ROWS, T>(x, first, panel, widen, each),
+            let GroupedRows { x, count, groups } = rows;
+            let inputs = &panel.as_chunks::<PANEL>().0[..x.width];
+            let mut sums = [[0.0; PANEL]; TASK_ROWS];
+            for block in (0..*count).step_by(TASK_ROWS) {
+                let own = (count - block).min(TASK_ROWS);
+                let sums = &mut sums.as_chunks_mut::<FLOAT_ROWS>().0[..own.div_ceil(FLOAT_ROWS)];
+                sums.fill([[0.0; PANEL]; FLOAT_ROWS]);
+                let block_groups = &groups[block / FLOAT_ROWS * x.width..];
+                for (part, inputs) in inputs.chunks(PART).enumerate() {
+                    for (group, sums) in block_groups.chunks_exact(x.width).zip(&mut *sums) {
+                        *sums = products(&group[part * PART..], inputs, widen, *sums);
+                    }
                 }
-                first += few;
+                let of_rows = sums.iter().flatten().take(own).enumerate();
+                of_rows.for_each(|(row, sums)| each(block + row, sums));
+            }
+            for row in *count..x.count() {
+                let (values, _) = x.row(row).as_chunks::<1>();
+                let [sums] = products(values, inputs, widen, [[0.0; PANEL]]);
+                each(row, &sums);
             }
         },
     );
 }
 
+/// `sums` and the products of R rows `[input, R]` with a panel's `inputs`.
 #[inline(always)]
-fn few_rows<const R: usize, T: Copy>(
-    x: Strided<'_>,
-    first: usize,
-    panel: &[T],
+fn products<const R: usize, T: Copy>(
+    rows: &[[f32; R]],
+    inputs: &[[T; PANEL]],
     widen: &impl Fn(T) -> f32,
-    each: &mut impl FnMut(usize, &[f32; PANEL]),
-) {
-    let rows: [&[f32]; R] = std::array::from_fn(|row| x.row(first + row));
-    let mut sums = [[0.0_f32; PANEL]; R];
-    for (k, weights) in panel.as_chunks::<PANEL>().0[..x.width].iter().enumerate() {
+    mut sums: [[f32; PANEL]; R],
+) -> [[f32; PANEL]; R] {
+    for (&values, weights) in rows.iter().zip(inputs) {
         let weights: [f32; PANEL] = std::array::from_fn(
             #[inline(always)]
             |column| widen(weights[column]),
         );
-        sums = multiply_add(rows.map(|row| row[k]), weights, sums);
+        sums = multiply_add(values, weights, sums);
     }
-    for (row, sums) in sums.iter().enumerate() {
-        each(first + row, sums);
-    }
+    sums
 }
 
 #[inline(always)]
@@ -548,7 +584,7 @@ mod tests {
 
     #[test]
     fn tasks_share_the_rows_evenly() {
-        for (rows, threads, size) in [(48, 2, 24), (64, 2, 32), (128, 2, 32), (512, 2, 44), (200, 3, 36)] {
+        for (rows, threads, size) in [(48, 2, 24), (64, 2, 36), (128, 2, 66), (512, 2, 90), (200, 3, 72)] {
             assert_eq!(task_rows(rows, threads), size, "{rows} rows on {threads} threads");
         }
     }

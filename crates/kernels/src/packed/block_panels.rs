@@ -156,12 +156,14 @@ impl BlockPanels {
     fn dequantize_input(&self, tile: &[Line], input: usize, values: &mut [f32; PANEL]) {
         let layout = self.layout.tile();
         let half = input / (GROUP / layout.halves);
+        let shift = 8 * (input % QUAD);
         for (v, values) in values.as_chunks_mut::<COLUMNS>().0.iter_mut().enumerate() {
             let numbers = &tile[input / QUAD * (PANEL / COLUMNS) + v];
             let scales = &tile[layout.scales_at() + 2 * half + v];
             for (column, value) in values.iter_mut().enumerate() {
-                let stored = i32::from(numbers.0[column * QUAD + input % QUAD]);
-                *value = (stored - self.offset) as f32 * scales.f32(column);
+                // Whole quads, so that sixteen columns are read at once.
+                let stored = numbers.u32(column) >> shift & 0xff;
+                *value = (stored as i32 - self.offset) as f32 * scales.f32(column);
             }
             // Without a minimum nothing is added: −0 + 0 would be 0.
             if layout.minima != Scales::None {

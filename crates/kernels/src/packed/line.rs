@@ -24,6 +24,13 @@ impl Line {
         f32::from_le_bytes([self.0[at], self.0[at + 1], self.0[at + 2], self.0[at + 3]])
     }
 
+    /// The four bytes `index` of 16 as one number, the first of them lowest.
+    #[inline(always)]
+    pub(super) fn u32(&self, index: usize) -> u32 {
+        let at = 4 * index;
+        u32::from_le_bytes([self.0[at], self.0[at + 1], self.0[at + 2], self.0[at + 3]])
+    }
+
     /// Writes the f16 value `index` of 32.
     pub(super) fn set_f16(&mut self, index: usize, value: half::f16) {
         self.0[2 * index..][..2].copy_from_slice(&value.to_le_bytes());
