@@ -89,7 +89,7 @@ enum Factors<'a> {
     F16(&'a [u16], GroupedRows<'a>),
     Bf16(&'a [u16], GroupedRows<'a>),
     Rounded(&'a BlockPanels, Arc<RoundedRows>),
-    Exact(&'a BlockPanels, GroupedRows<'a>),
+    Exact(&'a BlockPanels, Arc<GroupedRows<'a>>),
 }
 
 impl PackedMatrix {
@@ -261,13 +261,15 @@ impl PackedMatrix {
     /// The rows in the form that this weight needs. With `share`, threads share the work.
     fn factors<'a>(&'a self, x: Strided<'a>, share: bool) -> Factors<'a> {
         match &self.panels {
-            Panels::F32(panels) => Factors::F32(panels, GroupedRows::of(x)),
-            Panels::F16(panels) => Factors::F16(panels, GroupedRows::of(x)),
-            Panels::Bf16(panels) => Factors::Bf16(panels, GroupedRows::of(x)),
+            Panels::F32(panels) => Factors::F32(panels, GroupedRows::of(x, share)),
+            Panels::F16(panels) => Factors::F16(panels, GroupedRows::of(x, share)),
+            Panels::Bf16(panels) => Factors::Bf16(panels, GroupedRows::of(x, share)),
             Panels::Blocks(panels, Activations::Rounded) => {
                 Factors::Rounded(panels, Arc::new(panels.rows(x, share)))
             }
-            Panels::Blocks(panels, Activations::Exact) => Factors::Exact(panels, GroupedRows::of(x)),
+            Panels::Blocks(panels, Activations::Exact) => {
+                Factors::Exact(panels, Arc::new(GroupedRows::of(x, share)))
+            }
         }
     }
 
@@ -325,20 +327,31 @@ fn share_columns(x: &[f32], products: Vec<(&PackedMatrix, &mut [f32])>) {
     });
 }
 
-/// The same rows in the form that each weight needs. Weights that want them rounded in the same way share them.
+/// The same rows in the form that each weight needs. Quantised weights that want them in the same form share them.
 fn factors_of_all<'a>(x: &'a [f32], weights: &[&'a PackedMatrix]) -> Vec<Factors<'a>> {
-    let mut known: Vec<((usize, i32), Arc<RoundedRows>)> = Vec::new();
+    let mut rounded: Vec<((usize, i32), Arc<RoundedRows>)> = Vec::new();
+    let mut exact: Option<Arc<GroupedRows<'a>>> = None;
     let mut all = Vec::new();
     for weight in weights {
-        let shared =
-            weight.rounding().and_then(|wanted| known.iter().find(|(rounding, _)| *rounding == wanted));
-        all.push(match (&weight.panels, shared) {
-            (Panels::Blocks(panels, _), Some((_, rows))) => Factors::Rounded(panels, Arc::clone(rows)),
+        let known =
+            weight.rounding().and_then(|wanted| rounded.iter().find(|(rounding, _)| *rounding == wanted));
+        let factors = match (&weight.panels, known, &exact) {
+            (Panels::Blocks(panels, Activations::Rounded), Some((_, rows)), _) => {
+                Factors::Rounded(panels, Arc::clone(rows))
+            }
+            (Panels::Blocks(panels, Activations::Exact), _, Some(rows)) => {
+                Factors::Exact(panels, Arc::clone(rows))
+            }
             _ => weight.factors(Strided::rows(x, weight.inputs), true),
-        });
-        if let (Some(Factors::Rounded(panels, rows)), None) = (all.last(), shared) {
-            known.push((panels.rounding(), Arc::clone(rows)));
+        };
+        match &factors {
+            Factors::Rounded(panels, rows) if known.is_none() => {
+                rounded.push((panels.rounding(), Arc::clone(rows)));
+            }
+            Factors::Exact(_, rows) => exact = Some(Arc::clone(rows)),
+            _ => {}
         }
+        all.push(factors);
     }
     all
 }
@@ -430,14 +443,22 @@ struct GroupedRows<'a> {
 }
 
 impl<'a> GroupedRows<'a> {
-    fn of(x: Strided<'a>) -> Self {
+    /// With `share`, threads share the work.
+    fn of(x: Strided<'a>, share: bool) -> Self {
         let count = if x.count() % FLOAT_ROWS == 1 { x.count() - 1 } else { x.count() };
         let zeros = vec![0.0; if count.is_multiple_of(FLOAT_ROWS) { 0 } else { x.width }];
-        let mut groups = Vec::with_capacity(count.div_ceil(FLOAT_ROWS) * x.width);
-        for first in (0..count).step_by(FLOAT_ROWS) {
+        let mut groups = vec![[0.0; FLOAT_ROWS]; count.div_ceil(FLOAT_ROWS) * x.width];
+        let fill = |(group, values): (usize, &mut [[f32; FLOAT_ROWS]])| {
             let row = |row: usize| if row < count { x.row(row) } else { &zeros[..] };
-            let rows: [&[f32]; FLOAT_ROWS] = std::array::from_fn(|place| &row(first + place)[..x.width]);
-            groups.extend((0..x.width).map(|input| rows.map(|row| row[input])));
+            let rows: [&[f32]; FLOAT_ROWS] =
+                std::array::from_fn(|place| &row(group * FLOAT_ROWS + place)[..x.width]);
+            values.iter_mut().enumerate().for_each(|(input, value)| *value = rows.map(|row| row[input]));
+        };
+        let all = groups.chunks_exact_mut(x.width).enumerate();
+        if share && count * x.width >= WORTH_SHARING {
+            parallel::for_each(all, fill)
+        } else {
+            all.for_each(fill)
         }
         Self { x, count, groups }
     }
