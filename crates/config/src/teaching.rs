@@ -100,7 +100,7 @@ impl Default for TeachConfig {
             negatives: 0,
             negative_weight: 0.1,
             end_mark: ".".to_owned(),
-            micro_batch: 20,
+            micro_batch: 10,
             save_every: 20,
             seed: 0,
             memory: NewMemory::default(),

@@ -52,7 +52,7 @@ use crate::work_lock::{WorkLock, holds_a_run};
   negatives = 0            # questions of other relations per fact and step, kept as the base has them
   negative_weight = 0.1
   end_mark = \".\"           # what ends an answer
-  micro_batch = 20
+  micro_batch = 10
   save_every = 20
   seed = 0
 
