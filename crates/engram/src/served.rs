@@ -51,9 +51,7 @@ pub(crate) enum Numbers {
 
 impl std::fmt::Display for Numbers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(
-            self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned()).as_str(),
-        )
+        f.write_str(self.to_possible_value().as_ref().map_or("", |value| value.get_name()))
     }
 }
 

@@ -119,6 +119,10 @@ fn the_checkpoint_answers_as_the_model_did() {
     let said =
         |out: &str| workshop.read(&format!("{out}/say.jsonl")).lines().skip(1).collect::<Vec<_>>().join("\n");
     assert_eq!(said("after"), said("before"));
+    let other = "eval tasks imported sailed.toml --max-records 2 --out after --dtype int8";
+    workshop.fails(other, 2, &["after/sailed.jsonl", "belongs to another model", "choose another folder"]);
+    workshop.ok("eval tasks imported sailed.toml --max-records 2 --out eight-bits --dtype int8");
+    assert!(workshop.read("eight-bits/sailed.jsonl").contains("imported, dtype int8"));
 
     let loss = json_of(&workshop.ok("eval loss imported data/valid --json"));
     assert!(loss["nats_per_token"].as_f64().unwrap() > 1.0);

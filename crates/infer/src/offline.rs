@@ -78,8 +78,7 @@ const TEXTS: usize = 64;
 const CONTEXTS: usize = 17;
 /// Tokens drafted at most.
 const DRAFTS: usize = 4;
-/// Positions of a step that are drafted at most, with those that follow a draft: reading the weights takes as long as
-/// computing so many.
+/// Positions of a step, about, up to which drafts are worth their computation: reading the weights takes most of its time.
 const WITH_DRAFTS: usize = 32;
 
 impl Offline {
@@ -530,8 +529,8 @@ fn proceed(
     result.map(|()| texts)
 }
 
-/// Opens texts while there is room. One that begins as a prompt does that is still being read waits for it, and does not
-/// compute that beginning again.
+/// Opens texts while there is room. A text waits while a prompt that begins like it is being read, so that the beginning is
+/// computed once.
 fn admit(
     lines: &Lines<'_>,
     cache: &mut Cache,

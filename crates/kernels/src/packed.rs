@@ -31,15 +31,13 @@ use rounded_rows::RoundedRows;
 
 /// Columns of a panel: four vectors of 256 bits, the width that loops are compiled for even if wider ones exist.
 const PANEL: usize = 32;
-/// Rows that share one pass over a panel: their sums and a panel's values together fit the registers of AVX-512.
-const ROWS: usize = 4;
-/// Rows that share one pass over a panel of float weights: more than [`ROWS`], so that enough chains of sums are open to
-/// hide the time of an addition.
+/// Rows that are multiplied by float weights together. Their sums fit the registers of AVX-512, and are enough to hide the
+/// time of an addition.
 const FLOAT_ROWS: usize = 6;
-/// Rows per task of float weights, if there are many: a panel stays in cache during the task.
+/// Float weights of a panel's columns that all rows of a task pass over before the next: 24 KB, which fit the first cache.
+const FLOAT_INPUTS: usize = 192;
+/// Rows per task of float weights, if there are many. Their sums stay in the first cache.
 const TASK_ROWS: usize = 96;
-/// Inputs of a panel that rows pass over at once: as many f32 weights fit the first cache beside the rows and sums.
-const PART: usize = 192;
 /// Below this number of multiplications, a second thread costs more than it saves.
 const WORTH_SHARING: usize = 1 << 15;
 
@@ -432,8 +430,8 @@ impl<'a> Strided<'a> {
     }
 }
 
-/// Rows of which groups of [`FLOAT_ROWS`] lie side by side, so that a product reads them without an index for each. Zeros fill
-/// up the last group. A single row that is left stays as it is: to decode one sequence, nothing is copied.
+/// Rows in groups of [`FLOAT_ROWS`]. The values of a group lie side by side, so that a product needs one index for all.
+/// Zeros fill the last group. A single row that is left over is not copied, which is the usual case in decoding.
 struct GroupedRows<'a> {
     x: Strided<'a>,
     /// Rows in groups.
@@ -443,7 +441,7 @@ struct GroupedRows<'a> {
 }
 
 impl<'a> GroupedRows<'a> {
-    /// With `share`, threads share the work.
+    /// The groups of `x`. With `share`, threads share the work.
     fn of(x: Strided<'a>, share: bool) -> Self {
         let count = if x.count() % FLOAT_ROWS == 1 { x.count() - 1 } else { x.count() };
         let zeros = vec![0.0; if count.is_multiple_of(FLOAT_ROWS) { 0 } else { x.width }];
@@ -464,8 +462,8 @@ impl<'a> GroupedRows<'a> {
     }
 }
 
-/// All rows by one panel, a few at a time. A part of the panel stays in the first cache while the rows of a block pass
-/// over it. Every sum is one chain over the inputs, however they are divided.
+/// All rows by one panel, in groups. A part of the panel stays in the first cache for a block of rows. Every sum is one
+/// chain over all inputs: neither the parts nor the number of rows change its bits.
 fn rows_by_panel<T: Copy>(
     rows: &GroupedRows<'_>,
     panel: &[T],
@@ -483,9 +481,9 @@ fn rows_by_panel<T: Copy>(
                 let sums = &mut sums.as_chunks_mut::<FLOAT_ROWS>().0[..own.div_ceil(FLOAT_ROWS)];
                 sums.fill([[0.0; PANEL]; FLOAT_ROWS]);
                 let block_groups = &groups[block / FLOAT_ROWS * x.width..];
-                for (part, inputs) in inputs.chunks(PART).enumerate() {
+                for (part, inputs) in inputs.chunks(FLOAT_INPUTS).enumerate() {
                     for (group, sums) in block_groups.chunks_exact(x.width).zip(&mut *sums) {
-                        *sums = products(&group[part * PART..], inputs, widen, *sums);
+                        *sums = products(&group[part * FLOAT_INPUTS..], inputs, widen, *sums);
                     }
                 }
                 let of_rows = sums.iter().flatten().take(own).enumerate();
@@ -500,7 +498,7 @@ fn rows_by_panel<T: Copy>(
     );
 }
 
-/// `sums` and the products of R rows `[input, R]` with a panel's `inputs`.
+/// Adds the products of R rows `[input, R]` with a panel's `inputs` to `sums`.
 #[inline(always)]
 fn products<const R: usize, T: Copy>(
     rows: &[[f32; R]],

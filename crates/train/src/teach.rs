@@ -644,6 +644,8 @@ fn identity(
     for id in rows.iter().flat_map(TaughtRows::ids) {
         hasher.update(&id.to_le_bytes());
     }
+    // A run that was begun with another number of positions would go on in another way.
+    hasher.update(&(POSITIONS_DRAWN as u64).to_le_bytes());
     Ok(hasher.finalize().to_hex().to_string())
 }
 

@@ -48,7 +48,7 @@ pub(super) struct TaskArguments {
     /// Tokens computed at once.
     #[arg(long, value_name = "N", default_value_t = AskOptions::default().batch)]
     batch: usize,
-    /// Precision of the weights.
+    /// Precision of the weights. Answers of different precisions are kept in different folders.
     #[arg(long, value_enum, default_value = "f32")]
     pub(super) dtype: Numbers,
 }
@@ -123,6 +123,7 @@ pub(super) enum Memory {
 pub(super) struct Asked {
     pub(super) scorer: Box<dyn Scorer>,
     path: PathBuf,
+    dtype: Numbers,
     memory: Memory,
 }
 
@@ -135,16 +136,19 @@ impl Asked {
         memory: Memory,
     ) -> anyhow::Result<Self> {
         let (scorer, path) = (open(path, options, (device, dtype), memory)?, path.to_owned());
-        Ok(Self { scorer, path, memory })
+        Ok(Self { scorer, path, dtype, memory })
     }
 
-    /// The name shown to the user: the path it was opened by, and whether its memory is off.
+    /// The name shown to the user: the path it was opened by, its precision if not f32, and whether its memory is off.
     fn name(&self) -> String {
-        let path = self.path.display();
-        match self.memory {
-            Memory::On => path.to_string(),
-            Memory::Off => format!("{path}, memory off"),
+        let mut name = self.path.display().to_string();
+        if self.dtype != Numbers::F32 {
+            name += &format!(", dtype {}", self.dtype);
         }
+        if self.memory == Memory::Off {
+            name += ", memory off";
+        }
+        name
     }
 
     /// Asks the questions that have no answer yet in the record in the folder `out`. Returns all outcomes in the order

@@ -4,7 +4,7 @@ use super::dot::Instructions;
 use super::layout::{COLUMNS, GROUP, Kind, Layout, QUAD, Scales, Tile, WithKind};
 use super::line::Line;
 use super::rounded_rows::{LARGEST, RoundedRows, inverse, round};
-use super::{PANEL, ROWS, Strided};
+use super::{PANEL, Strided};
 use crate::block_format::{BlockFormat, SUPER};
 use crate::parallel;
 use crate::simd::vectorized;
@@ -13,6 +13,8 @@ use crate::simd::vectorized;
 const PART: usize = 16;
 /// Rows whose sums are kept during that, and whose values stay in the second-level cache.
 const SUMS: usize = 512;
+/// Rows that are multiplied together: their sums and a panel's values fit the registers of AVX-512.
+const ROWS: usize = 4;
 /// Added to signed bytes, because one side of the product of bytes is unsigned.
 const OFFSET: i32 = 128;
 
@@ -161,7 +163,7 @@ impl BlockPanels {
             let numbers = &tile[input / QUAD * (PANEL / COLUMNS) + v];
             let scales = &tile[layout.scales_at() + 2 * half + v];
             for (column, value) in values.iter_mut().enumerate() {
-                // Whole quads, so that sixteen columns are read at once.
+                // The whole quad is read, so that sixteen columns fit one vector.
                 let stored = numbers.u32(column) >> shift & 0xff;
                 *value = (stored as i32 - self.offset) as f32 * scales.f32(column);
             }

@@ -20,8 +20,7 @@ impl Line {
     /// The f32 value `index` of 16.
     #[inline(always)]
     pub(super) fn f32(&self, index: usize) -> f32 {
-        let at = 4 * index;
-        f32::from_le_bytes([self.0[at], self.0[at + 1], self.0[at + 2], self.0[at + 3]])
+        f32::from_bits(self.u32(index))
     }
 
     /// The four bytes `index` of 16 as one number, the first of them lowest.
