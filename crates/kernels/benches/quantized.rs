@@ -1,4 +1,4 @@
-//! Products with a GGUF file's blocks: bytes of weights per second for one row, compared with a plain read of the same
+//! Products with a GGUF file's blocks, and with f32 weights in each packed form: bytes of weights per second for one row, compared with a plain read of the same
 //! number of bytes, and operations per second for a prompt.
 //!
 //! `cargo bench -p engram-kernels --bench quantized -- [threads] [format …]`; each number is a median of several
@@ -66,7 +66,7 @@ fn measure(name: &str, matrices: &[PackedMatrix], memory: &[u64]) {
     let plain = (size_of_val(memory) / matrices.len()) as f64 / median(plain) / 1e9;
     let prompt = 2.0 * (PROMPT * INPUTS * OUTPUTS) as f64 / median(prompt) / 1e9;
     println!(
-        "{name:8} one row {decoding:6.1} GB/s (plain read {plain:6.1})   {PROMPT} rows {prompt:7.1} GFLOP/s"
+        "{name:11} one row {decoding:6.1} GB/s (plain read {plain:6.1})   {PROMPT} rows {prompt:7.1} GFLOP/s"
     );
 }
 
@@ -87,14 +87,18 @@ fn main() {
         {
             let data = blocks(format, INPUTS * OUTPUTS / format.block_values());
             let pack = |activations| PackedMatrix::from_blocks(format, &data, INPUTS, OUTPUTS, activations);
-            let matrix = pack(Activations::Rounded).expect("whole blocks");
-            let count = BYTES / matrix.bytes();
-            measure(format.name(), &vec![matrix; count], &memory);
+            for (activations, name) in [(Activations::Rounded, ""), (Activations::Exact, " f32")] {
+                let matrix = pack(activations).expect("whole blocks");
+                let count = BYTES / matrix.bytes();
+                measure(&format!("{}{name}", format.name()), &vec![matrix; count], &memory);
+            }
         }
-        if wanted("int8") {
-            let matrix = PackedMatrix::new(&vec![0.5; INPUTS * OUTPUTS], INPUTS, OUTPUTS, WeightFormat::Int8);
+        let formats =
+            [("int8", WeightFormat::Int8), ("bf16", WeightFormat::Bf16), ("f32", WeightFormat::F32)];
+        for (name, format) in formats.into_iter().filter(|(name, _)| wanted(name)) {
+            let matrix = PackedMatrix::new(&vec![0.5; INPUTS * OUTPUTS], INPUTS, OUTPUTS, format);
             let count = BYTES / matrix.bytes();
-            measure("int8", &vec![matrix; count], &memory);
+            measure(name, &vec![matrix; count], &memory);
         }
     });
 }

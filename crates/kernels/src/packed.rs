@@ -9,6 +9,7 @@
 
 mod block_panels;
 mod dot;
+mod float_rows;
 mod layout;
 mod line;
 mod packer;
@@ -16,7 +17,7 @@ mod rounded_rows;
 
 pub use packer::BlockPacker;
 
-use half::bf16;
+use half::{bf16, f16};
 
 use std::sync::Arc;
 
@@ -24,22 +25,17 @@ use crate::block_format::{BlockError, BlockFormat};
 use crate::columns::ColumnsMut;
 use crate::heads::HeadMut;
 use crate::parallel;
-use crate::simd::{multiply_add, vectorized};
 use block_panels::{BlockPanels, Scratch};
-use line::from_f16;
+use float_rows::{BLOCK_ROWS, GROUP_ROWS, GroupedRows, Strided, Weight};
 use rounded_rows::RoundedRows;
 
 /// Columns of a panel: four vectors of 256 bits, the width that loops are compiled for even if wider ones exist.
 const PANEL: usize = 32;
-/// Rows that are multiplied by float weights together. Their sums fit the registers of AVX-512, and are enough to hide the
-/// time of an addition.
-const FLOAT_ROWS: usize = 6;
-/// Float weights of a panel's columns that all rows of a task pass over before the next: 24 KB, which fit the first cache.
-const FLOAT_INPUTS: usize = 192;
-/// Rows per task of float weights, if there are many. Their sums stay in the first cache.
-const TASK_ROWS: usize = 96;
 /// Below this number of multiplications, a second thread costs more than it saves.
 const WORTH_SHARING: usize = 1 << 15;
+/// Multiplications of a task that are enough for the work to begin and end. Larger tasks would leave threads waiting for the
+/// last of them.
+const TASK: usize = 1 << 23;
 
 /// The formats that f32 weights are packed in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -76,16 +72,16 @@ pub struct PackedMatrix {
 #[derive(Debug, Clone)]
 enum Panels {
     F32(Vec<f32>),
-    F16(Vec<u16>),
-    Bf16(Vec<u16>),
+    F16(Vec<f16>),
+    Bf16(Vec<bf16>),
     Blocks(BlockPanels, Activations),
 }
 
 /// A weight, and rows in the form that it needs.
 enum Factors<'a> {
     F32(&'a [f32], GroupedRows<'a>),
-    F16(&'a [u16], GroupedRows<'a>),
-    Bf16(&'a [u16], GroupedRows<'a>),
+    F16(&'a [f16], GroupedRows<'a>),
+    Bf16(&'a [bf16], GroupedRows<'a>),
     Rounded(&'a BlockPanels, Arc<RoundedRows>),
     Exact(&'a BlockPanels, Arc<GroupedRows<'a>>),
 }
@@ -111,9 +107,7 @@ impl PackedMatrix {
         });
         let panels = match format {
             WeightFormat::F32 => Panels::F32(panels),
-            WeightFormat::Bf16 => {
-                Panels::Bf16(panels.into_iter().map(|value| bf16::from_f32(value).to_bits()).collect())
-            }
+            WeightFormat::Bf16 => Panels::Bf16(panels.into_iter().map(bf16::from_f32).collect()),
             WeightFormat::Int8 => Panels::Blocks(BlockPanels::rounded(&panels, inputs), Activations::Rounded),
         };
         Self { inputs, outputs, panels }
@@ -151,7 +145,8 @@ impl PackedMatrix {
     pub fn bytes(&self) -> usize {
         match &self.panels {
             Panels::F32(panels) => size_of_val(&panels[..]),
-            Panels::F16(panels) | Panels::Bf16(panels) => size_of_val(&panels[..]),
+            Panels::F16(panels) => size_of_val(&panels[..]),
+            Panels::Bf16(panels) => size_of_val(&panels[..]),
             Panels::Blocks(panels, _) => panels.bytes(),
         }
     }
@@ -168,8 +163,8 @@ impl PackedMatrix {
         let each = values.iter_mut().enumerate();
         match &self.panels {
             Panels::F32(panels) => each.for_each(|(input, value)| *value = panels[at(input)]),
-            Panels::F16(panels) => each.for_each(|(input, value)| *value = from_f16(panels[at(input)])),
-            Panels::Bf16(panels) => each.for_each(|(input, value)| *value = from_bf16(panels[at(input)])),
+            Panels::F16(panels) => each.for_each(|(input, value)| *value = panels[at(input)].widen()),
+            Panels::Bf16(panels) => each.for_each(|(input, value)| *value = panels[at(input)].widen()),
             Panels::Blocks(panels, _) => panels.dequantize_output(output, values),
         }
     }
@@ -208,7 +203,7 @@ impl PackedMatrix {
         if work < WORTH_SHARING || threads == 1 {
             return products.iter_mut().for_each(|(weight, y)| weight.write(x, y));
         }
-        let many = TASK_ROWS * threads / 2;
+        let many = BLOCK_ROWS * threads / 2;
         let by_rows = |weight: &Self| weight.is_float() && weight.rows_of(x) >= many;
         for (weight, y) in products.iter_mut().filter(|(weight, _)| by_rows(weight)) {
             let size = task_rows(weight.rows_of(x), threads);
@@ -284,13 +279,13 @@ impl PackedMatrix {
         let range = panel * size..(panel + 1) * size;
         let mut each = |row: usize, sums: &[f32; PANEL]| write(row, &sums[..columns]);
         match factors {
-            Factors::F32(panels, x) => rows_by_panel(x, &panels[range], &|w| w, &mut each),
-            Factors::F16(panels, x) => rows_by_panel(x, &panels[range], &from_f16, &mut each),
-            Factors::Bf16(panels, x) => rows_by_panel(x, &panels[range], &from_bf16, &mut each),
+            Factors::F32(panels, x) => x.by_panel(&panels[range], &mut each),
+            Factors::F16(panels, x) => x.by_panel(&panels[range], &mut each),
+            Factors::Bf16(panels, x) => x.by_panel(&panels[range], &mut each),
             Factors::Rounded(panels, rows) => panels.rows_by_panel(panel, rows, scratch, &mut each),
             Factors::Exact(panels, x) => {
                 panels.dequantize_panel(panel, self.inputs, scratch);
-                rows_by_panel(x, &scratch.panel, &|w| w, &mut each);
+                x.by_panel(&scratch.panel, &mut each);
             }
         }
     }
@@ -308,7 +303,7 @@ fn share_columns(x: &[f32], products: Vec<(&PackedMatrix, &mut [f32])>) {
     if x.is_empty() || panels == 0 {
         return;
     }
-    let share = panels.div_ceil(4 * threads);
+    let share = panels.div_ceil(4 * threads).min(TASK.div_ceil(x.len() * PANEL));
     let (weights, outputs): (Vec<_>, Vec<_>) = products.into_iter().unzip();
     let factors = factors_of_all(x, &weights);
     let tasks = weights.iter().zip(&factors).zip(outputs).flat_map(|((weight, factors), y)| {
@@ -392,10 +387,10 @@ pub fn head_products(
     }
 }
 
-/// Rows per task: at most [`TASK_ROWS`], divided evenly among threads in whole groups of [`FLOAT_ROWS`].
+/// Rows per task: at most [`BLOCK_ROWS`], divided evenly among threads in whole groups of [`GROUP_ROWS`].
 fn task_rows(rows: usize, threads: usize) -> usize {
-    let tasks = rows.div_ceil(TASK_ROWS).next_multiple_of(threads);
-    rows.div_ceil(tasks).next_multiple_of(FLOAT_ROWS)
+    let tasks = rows.div_ceil(BLOCK_ROWS).next_multiple_of(threads);
+    rows.div_ceil(tasks).next_multiple_of(GROUP_ROWS)
 }
 
 /// Copies a row's values of one panel to the beginning of `target`, without a call if the panel is full.
@@ -404,121 +399,6 @@ fn copy(values: &[f32], target: &mut [f32]) {
         Ok(values) => target[..PANEL].copy_from_slice(values),
         Err(_) => target[..values.len()].copy_from_slice(values),
     }
-}
-
-/// Rows of `width` values that are `stride` apart.
-#[derive(Clone, Copy)]
-struct Strided<'a> {
-    data: &'a [f32],
-    start: usize,
-    stride: usize,
-    width: usize,
-}
-
-impl<'a> Strided<'a> {
-    fn rows(data: &'a [f32], width: usize) -> Self {
-        Self { data, start: 0, stride: width, width }
-    }
-
-    fn count(&self) -> usize {
-        self.data.len() / self.stride
-    }
-
-    #[inline(always)]
-    fn row(&self, index: usize) -> &'a [f32] {
-        &self.data[index * self.stride + self.start..][..self.width]
-    }
-}
-
-/// Rows in groups of [`FLOAT_ROWS`]. The values of a group lie side by side, so that a product needs one index for all.
-/// Zeros fill the last group. A single row that is left over is not copied, which is the usual case in decoding.
-struct GroupedRows<'a> {
-    x: Strided<'a>,
-    /// Rows in groups.
-    count: usize,
-    /// `[group, input]`
-    groups: Vec<[f32; FLOAT_ROWS]>,
-}
-
-impl<'a> GroupedRows<'a> {
-    /// The groups of `x`. With `share`, threads share the work.
-    fn of(x: Strided<'a>, share: bool) -> Self {
-        let count = if x.count() % FLOAT_ROWS == 1 { x.count() - 1 } else { x.count() };
-        let zeros = vec![0.0; if count.is_multiple_of(FLOAT_ROWS) { 0 } else { x.width }];
-        let mut groups = vec![[0.0; FLOAT_ROWS]; count.div_ceil(FLOAT_ROWS) * x.width];
-        let fill = |(group, values): (usize, &mut [[f32; FLOAT_ROWS]])| {
-            let row = |row: usize| if row < count { x.row(row) } else { &zeros[..] };
-            let rows: [&[f32]; FLOAT_ROWS] =
-                std::array::from_fn(|place| &row(group * FLOAT_ROWS + place)[..x.width]);
-            values.iter_mut().enumerate().for_each(|(input, value)| *value = rows.map(|row| row[input]));
-        };
-        let all = groups.chunks_exact_mut(x.width).enumerate();
-        if share && count * x.width >= WORTH_SHARING {
-            parallel::for_each(all, fill)
-        } else {
-            all.for_each(fill)
-        }
-        Self { x, count, groups }
-    }
-}
-
-/// All rows by one panel, in groups. A part of the panel stays in the first cache for a block of rows. Every sum is one
-/// chain over all inputs: neither the parts nor the number of rows change its bits.
-fn rows_by_panel<T: Copy>(
-    rows: &GroupedRows<'_>,
-    panel: &[T],
-    widen: &impl Fn(T) -> f32,
-    each: &mut impl FnMut(usize, &[f32; PANEL]),
-) {
-    vectorized(
-        #[inline(always)]
-        || {
-            let GroupedRows { x, count, groups } = rows;
-            let inputs = &panel.as_chunks::<PANEL>().0[..x.width];
-            let mut sums = [[0.0; PANEL]; TASK_ROWS];
-            for block in (0..*count).step_by(TASK_ROWS) {
-                let own = (count - block).min(TASK_ROWS);
-                let sums = &mut sums.as_chunks_mut::<FLOAT_ROWS>().0[..own.div_ceil(FLOAT_ROWS)];
-                sums.fill([[0.0; PANEL]; FLOAT_ROWS]);
-                let block_groups = &groups[block / FLOAT_ROWS * x.width..];
-                for (part, inputs) in inputs.chunks(FLOAT_INPUTS).enumerate() {
-                    for (group, sums) in block_groups.chunks_exact(x.width).zip(&mut *sums) {
-                        *sums = products(&group[part * FLOAT_INPUTS..], inputs, widen, *sums);
-                    }
-                }
-                let of_rows = sums.iter().flatten().take(own).enumerate();
-                of_rows.for_each(|(row, sums)| each(block + row, sums));
-            }
-            for row in *count..x.count() {
-                let (values, _) = x.row(row).as_chunks::<1>();
-                let [sums] = products(values, inputs, widen, [[0.0; PANEL]]);
-                each(row, &sums);
-            }
-        },
-    );
-}
-
-/// Adds the products of R rows `[input, R]` with a panel's `inputs` to `sums`.
-#[inline(always)]
-fn products<const R: usize, T: Copy>(
-    rows: &[[f32; R]],
-    inputs: &[[T; PANEL]],
-    widen: &impl Fn(T) -> f32,
-    mut sums: [[f32; PANEL]; R],
-) -> [[f32; PANEL]; R] {
-    for (&values, weights) in rows.iter().zip(inputs) {
-        let weights: [f32; PANEL] = std::array::from_fn(
-            #[inline(always)]
-            |column| widen(weights[column]),
-        );
-        sums = multiply_add(values, weights, sums);
-    }
-    sums
-}
-
-#[inline(always)]
-fn from_bf16(bits: u16) -> f32 {
-    f32::from_bits(u32::from(bits) << 16)
 }
 
 #[cfg(test)]

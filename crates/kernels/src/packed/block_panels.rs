@@ -162,16 +162,24 @@ impl BlockPanels {
         for (v, values) in values.as_chunks_mut::<COLUMNS>().0.iter_mut().enumerate() {
             let numbers = &tile[input / QUAD * (PANEL / COLUMNS) + v];
             let scales = &tile[layout.scales_at() + 2 * half + v];
-            for (column, value) in values.iter_mut().enumerate() {
-                // The whole quad is read, so that sixteen columns fit one vector.
-                let stored = numbers.u32(column) >> shift & 0xff;
-                *value = (stored as i32 - self.offset) as f32 * scales.f32(column);
-            }
+            // Computed as a whole before anything is written, and from whole quads: so sixteen columns fit one vector.
+            let stored: [u32; COLUMNS] = std::array::from_fn(
+                #[inline(always)]
+                |column| numbers.u32(column) >> shift & 0xff,
+            );
+            let mut exact: [f32; COLUMNS] = std::array::from_fn(
+                #[inline(always)]
+                |column| (stored[column] as i32 - self.offset) as f32 * scales.f32(column),
+            );
             // Without a minimum nothing is added: −0 + 0 would be 0.
             if layout.minima != Scales::None {
                 let minima = &tile[layout.minima_at() + 2 * half + v];
-                values.iter_mut().enumerate().for_each(|(column, value)| *value += minima.f32(column));
+                exact = std::array::from_fn(
+                    #[inline(always)]
+                    |column| exact[column] + minima.f32(column),
+                );
             }
+            *values = exact;
         }
     }
 

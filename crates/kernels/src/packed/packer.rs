@@ -1,5 +1,7 @@
 //! Packs a matrix of a file part by part, so that the file's pages need not all be in memory at the same time.
 
+use half::{bf16, f16};
+
 use super::block_panels::BlockPanels;
 use super::{Activations, PANEL, PackedMatrix, Panels};
 use crate::block_format::{BlockError, BlockFormat};
@@ -107,9 +109,8 @@ impl BlockPacker {
         match &mut self.panels {
             Panels::Blocks(panels, _) => panels.push(self.format, bytes),
             Panels::F32(panels) => transpose(bytes, inputs, f32::from_le_bytes, panels),
-            Panels::F16(panels) | Panels::Bf16(panels) => {
-                transpose(bytes, inputs, u16::from_le_bytes, panels)
-            }
+            Panels::F16(panels) => transpose(bytes, inputs, f16::from_le_bytes, panels),
+            Panels::Bf16(panels) => transpose(bytes, inputs, bf16::from_le_bytes, panels),
         }
     }
 }
