@@ -19,6 +19,7 @@ pub use packer::BlockPacker;
 
 use half::{bf16, f16};
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::block_format::{BlockError, BlockFormat};
@@ -26,16 +27,17 @@ use crate::columns::ColumnsMut;
 use crate::heads::HeadMut;
 use crate::parallel;
 use block_panels::{BlockPanels, Scratch};
-use float_rows::{BLOCK_ROWS, GROUP_ROWS, GroupedRows, Strided, Weight};
+use float_rows::{BLOCK_ROWS, GROUP_ROWS, Strided, Weight, rows_by_panels};
 use rounded_rows::RoundedRows;
 
 /// Columns of a panel: four vectors of 256 bits, the width that loops are compiled for even if wider ones exist.
 const PANEL: usize = 32;
 /// Below this number of multiplications, a second thread costs more than it saves.
 const WORTH_SHARING: usize = 1 << 15;
-/// Multiplications of a task that are enough for the work to begin and end. Larger tasks would leave threads waiting for the
-/// last of them.
+/// Multiplications beside which the beginning of a task counts for nothing.
 const TASK: usize = 1 << 23;
+/// Float panels that a block of rows passes over before the next block: they stay in the second cache beside it.
+const PANELS: usize = 4;
 
 /// The formats that f32 weights are packed in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -79,11 +81,24 @@ enum Panels {
 
 /// A weight, and rows in the form that it needs.
 enum Factors<'a> {
-    F32(&'a [f32], GroupedRows<'a>),
-    F16(&'a [f16], GroupedRows<'a>),
-    Bf16(&'a [bf16], GroupedRows<'a>),
+    F32(&'a [f32], Strided<'a>),
+    F16(&'a [f16], Strided<'a>),
+    Bf16(&'a [bf16], Strided<'a>),
     Rounded(&'a BlockPanels, Arc<RoundedRows>),
-    Exact(&'a BlockPanels, Arc<GroupedRows<'a>>),
+    Exact(&'a BlockPanels, Strided<'a>),
+}
+
+impl Factors<'_> {
+    /// Panels that a block of rows passes over together. A single block gains nothing, and would push panels out of the
+    /// cache that has just been filled with them.
+    fn panels_at_once(&self) -> usize {
+        match self {
+            Self::Rounded(..) => 1,
+            Self::F32(_, x) | Self::F16(_, x) | Self::Bf16(_, x) | Self::Exact(_, x) => {
+                if x.count() > BLOCK_ROWS { PANELS } else { 1 }
+            }
+        }
+    }
 }
 
 impl PackedMatrix {
@@ -203,10 +218,9 @@ impl PackedMatrix {
         if work < WORTH_SHARING || threads == 1 {
             return products.iter_mut().for_each(|(weight, y)| weight.write(x, y));
         }
-        let many = BLOCK_ROWS * threads / 2;
-        let by_rows = |weight: &Self| weight.is_float() && weight.rows_of(x) >= many;
+        let by_rows = |weight: &Self| weight.is_float() && weight.panel_count() < 4 * threads;
         for (weight, y) in products.iter_mut().filter(|(weight, _)| by_rows(weight)) {
-            let size = task_rows(weight.rows_of(x), threads);
+            let size = rows_of_task(weight.rows_of(x), threads);
             let tasks = x.chunks(size * weight.inputs).zip(y.chunks_mut(size * weight.outputs));
             parallel::for_each(tasks, |(x, y)| weight.write(x, y));
         }
@@ -243,49 +257,51 @@ impl PackedMatrix {
     /// The product of all rows, on this thread.
     fn write(&self, x: &[f32], y: &mut [f32]) {
         let factors = self.factors(Strided::rows(x, self.inputs), false);
-        let mut scratch = Scratch::default();
-        for panel in 0..self.panel_count() {
-            self.panel(panel, &factors, &mut scratch, |row, values| {
-                copy(values, &mut y[row * self.outputs + panel * PANEL..]);
-            });
-        }
+        self.write_panels(0..self.panel_count(), &factors, |panel, row, values| {
+            copy(values, &mut y[row * self.outputs + panel * PANEL..]);
+        });
     }
 
     /// The rows in the form that this weight needs. With `share`, threads share the work.
     fn factors<'a>(&'a self, x: Strided<'a>, share: bool) -> Factors<'a> {
         match &self.panels {
-            Panels::F32(panels) => Factors::F32(panels, GroupedRows::of(x, share)),
-            Panels::F16(panels) => Factors::F16(panels, GroupedRows::of(x, share)),
-            Panels::Bf16(panels) => Factors::Bf16(panels, GroupedRows::of(x, share)),
+            Panels::F32(panels) => Factors::F32(panels, x),
+            Panels::F16(panels) => Factors::F16(panels, x),
+            Panels::Bf16(panels) => Factors::Bf16(panels, x),
             Panels::Blocks(panels, Activations::Rounded) => {
                 Factors::Rounded(panels, Arc::new(panels.rows(x, share)))
             }
-            Panels::Blocks(panels, Activations::Exact) => {
-                Factors::Exact(panels, Arc::new(GroupedRows::of(x, share)))
-            }
+            Panels::Blocks(panels, Activations::Exact) => Factors::Exact(panels, x),
         }
     }
 
-    /// Passes each row's values of one panel to `write`.
-    fn panel(
+    /// Passes each row's values of some panels to `write`, with the numbers of panel and row.
+    fn write_panels(
         &self,
-        panel: usize,
+        panels: Range<usize>,
         factors: &Factors<'_>,
-        scratch: &mut Scratch,
-        mut write: impl FnMut(usize, &[f32]),
+        mut write: impl FnMut(usize, usize, &[f32]),
     ) {
-        let size = self.inputs * PANEL;
-        let columns = PANEL.min(self.outputs - panel * PANEL);
-        let range = panel * size..(panel + 1) * size;
-        let mut each = |row: usize, sums: &[f32; PANEL]| write(row, &sums[..columns]);
-        match factors {
-            Factors::F32(panels, x) => x.by_panel(&panels[range], &mut each),
-            Factors::F16(panels, x) => x.by_panel(&panels[range], &mut each),
-            Factors::Bf16(panels, x) => x.by_panel(&panels[range], &mut each),
-            Factors::Rounded(panels, rows) => panels.rows_by_panel(panel, rows, scratch, &mut each),
-            Factors::Exact(panels, x) => {
-                panels.dequantize_panel(panel, self.inputs, scratch);
-                x.by_panel(&scratch.panel, &mut each);
+        let mut scratch = Scratch::default();
+        let step = factors.panels_at_once();
+        for first in panels.clone().step_by(step) {
+            let some = first..panels.end.min(first + step);
+            let range = some.start * self.inputs * PANEL..some.end * self.inputs * PANEL;
+            let mut each = |panel: usize, row: usize, sums: &[f32; PANEL]| {
+                let panel = first + panel;
+                write(panel, row, &sums[..PANEL.min(self.outputs - panel * PANEL)]);
+            };
+            match factors {
+                Factors::F32(all, x) => rows_by_panels(*x, &all[range], &mut each),
+                Factors::F16(all, x) => rows_by_panels(*x, &all[range], &mut each),
+                Factors::Bf16(all, x) => rows_by_panels(*x, &all[range], &mut each),
+                Factors::Rounded(all, rows) => {
+                    all.rows_by_panel(first, rows, &mut scratch, &mut |row, sums| each(0, row, sums));
+                }
+                Factors::Exact(all, x) => {
+                    all.dequantize_panels(some, &mut scratch);
+                    rows_by_panels(*x, &scratch.panels, &mut each);
+                }
             }
         }
     }
@@ -296,14 +312,13 @@ impl PackedMatrix {
     }
 }
 
-/// Products of few rows, or of quantised weights: threads share the columns.
+/// Products whose columns threads share.
 fn share_columns(x: &[f32], products: Vec<(&PackedMatrix, &mut [f32])>) {
-    let threads = rayon::current_num_threads();
-    let panels: usize = products.iter().map(|(weight, _)| weight.panel_count()).sum();
-    if x.is_empty() || panels == 0 {
+    let counts: Vec<usize> = products.iter().map(|(weight, _)| weight.panel_count()).collect();
+    if x.is_empty() || counts.is_empty() {
         return;
     }
-    let share = panels.div_ceil(4 * threads).min(TASK.div_ceil(x.len() * PANEL));
+    let share = panels_of_task(&counts, x.len() * PANEL, rayon::current_num_threads());
     let (weights, outputs): (Vec<_>, Vec<_>) = products.into_iter().unzip();
     let factors = factors_of_all(x, &weights);
     let tasks = weights.iter().zip(&factors).zip(outputs).flat_map(|((weight, factors), y)| {
@@ -311,38 +326,40 @@ fn share_columns(x: &[f32], products: Vec<(&PackedMatrix, &mut [f32])>) {
         pieces.map(move |(index, piece)| (*weight, factors, index * share, piece))
     });
     parallel::for_each(tasks, |(weight, factors, first, mut y)| {
-        let mut scratch = Scratch::default();
-        for panel in first..weight.panel_count().min(first + share) {
-            weight.panel(panel, factors, &mut scratch, |row, values| {
-                copy(values, &mut y.row(row)[(panel - first) * PANEL..]);
-            });
-        }
+        let panels = first..weight.panel_count().min(first + share);
+        weight.write_panels(panels, factors, |panel, row, values| {
+            copy(values, &mut y.row(row)[(panel - first) * PANEL..]);
+        });
     });
 }
 
-/// The same rows in the form that each weight needs. Quantised weights that want them in the same form share them.
+/// Panels of a task, where weights have so many panels of `work` multiplications each: few enough that no thread waits
+/// long for the last task, and so many that all threads have equally much to do.
+fn panels_of_task(counts: &[usize], work: usize, threads: usize) -> usize {
+    let coarse = counts.iter().sum::<usize>().div_ceil(4 * threads);
+    let most = coarse.min(TASK.div_ceil(work).max(PANELS)).max(1);
+    let longest = |share: usize| {
+        let tasks: usize = counts.iter().map(|count| count.div_ceil(share)).sum();
+        tasks.div_ceil(threads) * share
+    };
+    (most.div_ceil(2)..=most).rev().min_by_key(|&share| longest(share)).unwrap_or(most)
+}
+
+/// The same rows in the form that each weight needs. Weights that have them rounded in the same way share them.
 fn factors_of_all<'a>(x: &'a [f32], weights: &[&'a PackedMatrix]) -> Vec<Factors<'a>> {
     let mut rounded: Vec<((usize, i32), Arc<RoundedRows>)> = Vec::new();
-    let mut exact: Option<Arc<GroupedRows<'a>>> = None;
     let mut all = Vec::new();
     for weight in weights {
         let known =
             weight.rounding().and_then(|wanted| rounded.iter().find(|(rounding, _)| *rounding == wanted));
-        let factors = match (&weight.panels, known, &exact) {
-            (Panels::Blocks(panels, Activations::Rounded), Some((_, rows)), _) => {
+        let factors = match (&weight.panels, known) {
+            (Panels::Blocks(panels, Activations::Rounded), Some((_, rows))) => {
                 Factors::Rounded(panels, Arc::clone(rows))
-            }
-            (Panels::Blocks(panels, Activations::Exact), _, Some(rows)) => {
-                Factors::Exact(panels, Arc::clone(rows))
             }
             _ => weight.factors(Strided::rows(x, weight.inputs), true),
         };
-        match &factors {
-            Factors::Rounded(panels, rows) if known.is_none() => {
-                rounded.push((panels.rounding(), Arc::clone(rows)));
-            }
-            Factors::Exact(_, rows) => exact = Some(Arc::clone(rows)),
-            _ => {}
+        if let (Factors::Rounded(panels, rows), None) = (&factors, known) {
+            rounded.push((panels.rounding(), Arc::clone(rows)));
         }
         all.push(factors);
     }
@@ -372,12 +389,9 @@ pub fn head_products(
     let work = |(head, mut y): (usize, HeadMut<'_>)| {
         let x = Strided { data: x, start: head * x_head, stride: x_row, width: inputs };
         let factors = weights[head].factors(x, false);
-        let mut scratch = Scratch::default();
-        for panel in 0..outputs.div_ceil(PANEL) {
-            weights[head].panel(panel, &factors, &mut scratch, |row, values| {
-                copy(values, &mut y.row(row)[panel * PANEL..]);
-            });
-        }
+        weights[head].write_panels(0..outputs.div_ceil(PANEL), &factors, |panel, row, values| {
+            copy(values, &mut y.row(row)[panel * PANEL..]);
+        });
     };
     let split = HeadMut::split(y, rows, heads, width).into_iter().enumerate();
     if rows * heads * inputs * outputs < WORTH_SHARING {
@@ -387,10 +401,9 @@ pub fn head_products(
     }
 }
 
-/// Rows per task: at most [`BLOCK_ROWS`], divided evenly among threads in whole groups of [`GROUP_ROWS`].
-fn task_rows(rows: usize, threads: usize) -> usize {
-    let tasks = rows.div_ceil(BLOCK_ROWS).next_multiple_of(threads);
-    rows.div_ceil(tasks).next_multiple_of(GROUP_ROWS)
+/// Rows of a task of a narrow weight, in whole groups: few enough that no thread waits long for the last task.
+fn rows_of_task(rows: usize, threads: usize) -> usize {
+    rows.div_ceil(4 * threads).next_multiple_of(GROUP_ROWS).min(4 * GROUP_ROWS)
 }
 
 /// Copies a row's values of one panel to the beginning of `target`, without a call if the panel is full.
@@ -482,9 +495,23 @@ mod tests {
     }
 
     #[test]
+    fn tasks_share_the_panels_evenly() {
+        let (few, many) = (576 * PANEL, 1024 * 576 * PANEL);
+        for (counts, work, share) in [
+            (&[18][..], many, 3),
+            (&[18, 6, 6], many, 3),
+            (&[48, 48], many, 4),
+            (&[48, 48], few, 12),
+            (&[1], few, 1),
+        ] {
+            assert_eq!(panels_of_task(counts, work, 2), share, "{counts:?}");
+        }
+    }
+
+    #[test]
     fn tasks_share_the_rows_evenly() {
-        for (rows, threads, size) in [(48, 2, 24), (64, 2, 36), (128, 2, 66), (512, 2, 90), (200, 3, 72)] {
-            assert_eq!(task_rows(rows, threads), size, "{rows} rows on {threads} threads");
+        for (rows, threads, size) in [(1, 2, 12), (48, 2, 12), (200, 2, 36), (1024, 2, 48)] {
+            assert_eq!(rows_of_task(rows, threads), size, "{rows} rows on {threads} threads");
         }
     }
 

@@ -1,5 +1,7 @@
 //! A weight of whole numbers in panels: packed from a file's blocks or rounded from f32, multiplied by rounded rows.
 
+use std::ops::Range;
+
 use super::dot::Instructions;
 use super::layout::{COLUMNS, GROUP, Kind, Layout, QUAD, Scales, Tile, WithKind};
 use super::line::Line;
@@ -35,8 +37,8 @@ pub(super) struct BlockPanels {
 pub(super) struct Scratch {
     tiles: Vec<Line>,
     sums: Vec<[f32; PANEL]>,
-    /// A panel in f32.
-    pub(super) panel: Vec<f32>,
+    /// Panels in f32, `[panels, inputs, PANEL]`.
+    pub(super) panels: Vec<f32>,
 }
 
 impl BlockPanels {
@@ -132,25 +134,25 @@ impl BlockPanels {
         }
     }
 
-    /// One panel in f32, `[inputs, PANEL]`.
-    pub(super) fn dequantize_panel(&self, panel: usize, inputs: usize, scratch: &mut Scratch) {
-        let mut values = std::mem::take(&mut scratch.panel);
-        unpack(&self.layout, self.panel(panel), &mut scratch.tiles);
-        values.clear();
-        values.resize(self.records * self.layout.groups * GROUP * PANEL, 0.0);
-        vectorized(
-            #[inline(always)]
-            || {
-                let tiles = scratch.tiles.chunks_exact(self.layout.tile().lines());
-                for (tile, values) in tiles.zip(values.chunks_exact_mut(GROUP * PANEL)) {
-                    for (input, values) in values.as_chunks_mut::<PANEL>().0.iter_mut().enumerate() {
-                        self.dequantize_input(tile, input, values);
+    /// Writes some panels in f32 to [`Scratch::panels`].
+    pub(super) fn dequantize_panels(&self, panels: Range<usize>, scratch: &mut Scratch) {
+        let size = self.records * self.layout.groups * GROUP * PANEL;
+        // Every value is written, so that older ones need not be cleared.
+        scratch.panels.resize(panels.len() * size, 0.0);
+        for (panel, values) in panels.zip(scratch.panels.chunks_exact_mut(size)) {
+            unpack(&self.layout, self.panel(panel), &mut scratch.tiles);
+            vectorized(
+                #[inline(always)]
+                || {
+                    let tiles = scratch.tiles.chunks_exact(self.layout.tile().lines());
+                    for (tile, values) in tiles.zip(values.chunks_exact_mut(GROUP * PANEL)) {
+                        for (input, values) in values.as_chunks_mut::<PANEL>().0.iter_mut().enumerate() {
+                            self.dequantize_input(tile, input, values);
+                        }
                     }
-                }
-            },
-        );
-        values.truncate(inputs * PANEL);
-        scratch.panel = values;
+                },
+            );
+        }
     }
 
     /// An input of all columns of a tile.
@@ -407,9 +409,10 @@ mod tests {
                 panels.dequantize_output(output, &mut row);
                 prop_assert_eq!(bits(&row), bits(expected));
                 if output % PANEL == 0 {
-                    panels.dequantize_panel(output / PANEL, inputs, &mut scratch);
+                    let panel = output / PANEL;
+                    panels.dequantize_panels(panel..panel + 1, &mut scratch);
                 }
-                let column: Vec<f32> = scratch.panel.iter().skip(output % PANEL).step_by(PANEL).copied().collect();
+                let column: Vec<f32> = scratch.panels.iter().skip(output % PANEL).step_by(PANEL).copied().collect();
                 prop_assert_eq!(bits(&column), bits(expected));
             }
         }

@@ -10,20 +10,15 @@ use half::{bf16, f16};
 
 use super::PANEL;
 use super::line::from_f16;
-use crate::parallel;
 use crate::simd::{multiply_add, vectorized};
 
 /// Rows that are multiplied together. With AVX-512, their sums fit the registers and are enough to hide the time of an
 /// addition.
-pub(super) const GROUP_ROWS: usize = 6;
-/// Rows of a group whose sums fit 16 registers of 256 bits beside a panel's weights.
-const NARROW_ROWS: usize = 2;
+pub(super) const GROUP_ROWS: usize = 12;
 /// Weights of a panel's columns that all rows of a block pass over before the next: 24 KB, which fit the first cache.
 const PART_INPUTS: usize = 192;
 /// Rows whose sums stay in the first cache beside the weights.
 pub(super) const BLOCK_ROWS: usize = 96;
-/// Values to copy that are worth a second thread.
-const WORTH_SHARING: usize = 1 << 15;
 
 /// A float as weights store it.
 pub(super) trait Weight: Copy {
@@ -63,60 +58,30 @@ impl<'a> Strided<'a> {
     }
 }
 
-/// Rows in groups of [`GROUP_ROWS`]. The values of a group lie side by side, so that a product needs one index for all.
-/// Zeros fill the last group. A single row that is left over is not copied, which is the usual case in decoding.
-pub(super) struct GroupedRows<'a> {
-    x: Strided<'a>,
-    /// Rows in groups.
-    count: usize,
-    /// `[group, input]`
-    groups: Vec<[f32; GROUP_ROWS]>,
-}
-
-impl<'a> GroupedRows<'a> {
-    /// The groups of `x`. With `share`, threads share the work.
-    pub(super) fn of(x: Strided<'a>, share: bool) -> Self {
-        let count = if x.count() % GROUP_ROWS == 1 { x.count() - 1 } else { x.count() };
-        let zeros = vec![0.0; if count.is_multiple_of(GROUP_ROWS) { 0 } else { x.width }];
-        let mut groups = vec![[0.0; GROUP_ROWS]; count.div_ceil(GROUP_ROWS) * x.width];
-        let fill = |(group, values): (usize, &mut [[f32; GROUP_ROWS]])| {
-            let row = |row: usize| if row < count { x.row(row) } else { &zeros[..] };
-            let rows: [&[f32]; GROUP_ROWS] =
-                std::array::from_fn(|place| &row(group * GROUP_ROWS + place)[..x.width]);
-            values.iter_mut().enumerate().for_each(|(input, value)| *value = rows.map(|row| row[input]));
-        };
-        let all = groups.chunks_exact_mut(x.width).enumerate();
-        if share && count * x.width >= WORTH_SHARING {
-            parallel::for_each(all, fill)
-        } else {
-            all.for_each(fill)
-        }
-        Self { x, count, groups }
-    }
-
-    /// Passes the products of each row with a panel `[inputs, PANEL]` to `each`. A part of the panel stays in the first
-    /// cache for a block of rows.
-    pub(super) fn by_panel<T: Weight>(&self, panel: &[T], each: &mut impl FnMut(usize, &[f32; PANEL])) {
-        let Self { x, count, groups } = self;
-        let inputs = &panel.as_chunks::<PANEL>().0[..x.width];
-        let instructions = Instructions::best();
-        let mut sums = [[0.0; PANEL]; BLOCK_ROWS];
-        for block in (0..*count).step_by(BLOCK_ROWS) {
-            let own = (count - block).min(BLOCK_ROWS);
-            let sums = &mut sums.as_chunks_mut::<GROUP_ROWS>().0[..own.div_ceil(GROUP_ROWS)];
-            sums.fill([[0.0; PANEL]; GROUP_ROWS]);
-            let block_groups = &groups[block / GROUP_ROWS * x.width..];
-            for (part, inputs) in inputs.chunks(PART_INPUTS).enumerate() {
-                for (group, sums) in block_groups.chunks_exact(x.width).zip(&mut *sums) {
-                    instructions.add(&group[part * PART_INPUTS..], inputs, sums);
+/// Passes the products of each row of `x` with each of `panels` `[panels, inputs, PANEL]` to `each`, with the numbers of
+/// panel and row.
+///
+/// A block of rows stays in the second cache for all panels, and a part of a panel in the first cache for all of them.
+pub(super) fn rows_by_panels<T: Weight>(
+    x: Strided<'_>,
+    panels: &[T],
+    each: &mut impl FnMut(usize, usize, &[f32; PANEL]),
+) {
+    let instructions = Instructions::best();
+    let mut sums = [[0.0; PANEL]; BLOCK_ROWS];
+    for block in (0..x.count()).step_by(BLOCK_ROWS) {
+        let sums = &mut sums[..(x.count() - block).min(BLOCK_ROWS)];
+        for (panel, weights) in panels.chunks_exact(x.width * PANEL).enumerate() {
+            sums.fill([0.0; PANEL]);
+            for (part, inputs) in weights.as_chunks::<PANEL>().0.chunks(PART_INPUTS).enumerate() {
+                for (group, sums) in sums.chunks_mut(GROUP_ROWS).enumerate() {
+                    let row = |row: usize| {
+                        &x.row(block + group * GROUP_ROWS + row)[part * PART_INPUTS..][..inputs.len()]
+                    };
+                    instructions.add_group(row, inputs, sums);
                 }
             }
-            sums.iter().flatten().take(own).enumerate().for_each(|(row, sums)| each(block + row, sums));
-        }
-        for row in *count..x.count() {
-            let mut sums = [[0.0; PANEL]];
-            instructions.add(x.row(row).as_chunks::<1>().0, inputs, &mut sums);
-            each(row, &sums[0]);
+            sums.iter().enumerate().for_each(|(row, sums)| each(panel, block + row, sums));
         }
     }
 }
@@ -141,17 +106,45 @@ impl Instructions {
         Self::Portable
     }
 
-    /// Adds the products of R rows `[input, R]` with a panel's `inputs` to `sums`. Inputs that `rows` has beyond those
-    /// of the panel do not count.
+    /// Adds the products of as many rows as there are `sums`, at most [`GROUP_ROWS`], with a panel's `inputs`.
+    #[inline(always)]
+    fn add_group<'a, T: Weight>(
+        self,
+        row: impl Fn(usize) -> &'a [f32],
+        inputs: &[[T; PANEL]],
+        sums: &mut [[f32; PANEL]],
+    ) {
+        macro_rules! add {
+            ($($rows:literal)*) => {
+                match sums.len() {
+                    $($rows => {
+                        // One array of so many.
+                        for sums in sums.as_chunks_mut::<$rows>().0 {
+                            self.add(std::array::from_fn(&row), inputs, sums);
+                        }
+                    })*
+                    rows => unreachable!("{rows} rows in a group of {GROUP_ROWS}"),
+                }
+            };
+        }
+        add!(1 2 3 4 5 6 7 8 9 10 11 12);
+    }
+
+    /// Adds the products of R rows with a panel's `inputs` to `sums`.
+    ///
+    /// # Panics
+    /// When a row has not as many values as there are inputs.
     fn add<const R: usize, T: Weight>(
         self,
-        rows: &[[f32; R]],
+        rows: [&[f32]; R],
         inputs: &[[T; PANEL]],
         sums: &mut [[f32; PANEL]; R],
     ) {
+        assert!(rows.iter().all(|row| row.len() == inputs.len()), "a row has as many values as the panel");
         match self {
             Self::Portable => add(rows, inputs, sums),
-            // SAFETY: only `best` returns it, after it found the processor's support.
+            // SAFETY: only `best` returns it, after it found the processor's support, and the rows are as long as the
+            // panel.
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => unsafe { avx512::add(rows, inputs, sums) },
         }
@@ -159,41 +152,31 @@ impl Instructions {
 }
 
 /// [`Instructions::add`] in portable code.
-fn add<const R: usize, T: Weight>(rows: &[[f32; R]], inputs: &[[T; PANEL]], sums: &mut [[f32; PANEL]; R]) {
+fn add<const R: usize, T: Weight>(rows: [&[f32]; R], inputs: &[[T; PANEL]], sums: &mut [[f32; PANEL]; R]) {
     vectorized(
         #[inline(always)]
         || {
-            let (pairs, single) = sums.as_chunks_mut::<NARROW_ROWS>();
-            for (index, sums) in pairs.iter_mut().enumerate() {
-                *sums = added(rows, NARROW_ROWS * index, inputs, *sums);
+            let (pairs, single) = sums.as_chunks_mut::<2>();
+            for (&[first, second], sums) in rows.as_chunks().0.iter().zip(pairs) {
+                for ((&first, &second), weights) in first.iter().zip(second).zip(inputs) {
+                    *sums = multiply_add([first, second], widened(weights), *sums);
+                }
             }
-            for sums in single {
-                [*sums] = added(rows, R - 1, inputs, [*sums]);
+            for (row, sums) in rows.as_chunks::<2>().1.iter().zip(single) {
+                for (&value, weights) in row.iter().zip(inputs) {
+                    [*sums] = multiply_add([value], widened(weights), [*sums]);
+                }
             }
         },
     );
 }
 
-/// `sums` and the products of N rows of R, from row `first` on.
 #[inline(always)]
-fn added<const N: usize, const R: usize, T: Weight>(
-    rows: &[[f32; R]],
-    first: usize,
-    inputs: &[[T; PANEL]],
-    mut sums: [[f32; PANEL]; N],
-) -> [[f32; PANEL]; N] {
-    for (values, weights) in rows.iter().zip(inputs) {
-        let values: [f32; N] = std::array::from_fn(
-            #[inline(always)]
-            |row| values[first + row],
-        );
-        let weights: [f32; PANEL] = std::array::from_fn(
-            #[inline(always)]
-            |column| weights[column].widen(),
-        );
-        sums = multiply_add(values, weights, sums);
-    }
-    sums
+fn widened<T: Weight>(weights: &[T; PANEL]) -> [f32; PANEL] {
+    std::array::from_fn(
+        #[inline(always)]
+        |column| weights[column].widen(),
+    )
 }
 
 impl Weight for f32 {
@@ -245,42 +228,44 @@ mod tests {
     use proptest::prelude::*;
 
     /// Each sum by its definition.
-    fn defined<const R: usize, T: Weight>(
-        rows: &[[f32; R]],
-        inputs: &[[T; PANEL]],
-        sums: &mut [[f32; PANEL]; R],
-    ) {
-        for (row, sums) in sums.iter_mut().enumerate() {
-            for (column, sum) in sums.iter_mut().enumerate() {
-                for (values, weights) in rows.iter().zip(inputs) {
-                    *sum = values[row].mul_add(weights[column].widen(), *sum);
-                }
-            }
-        }
+    fn defined<T: Weight>(x: Strided<'_>, panel: &[T]) -> Vec<[f32; PANEL]> {
+        let sum = |row: usize, column: usize| {
+            let products = x.row(row).iter().zip(panel.iter().skip(column).step_by(PANEL));
+            products.fold(0.0_f32, |sum, (value, weight)| value.mul_add(weight.widen(), sum))
+        };
+        (0..x.count()).map(|row| std::array::from_fn(|column| sum(row, column))).collect()
     }
 
-    fn check<const R: usize, T: Weight>(inputs: usize, seed: u64, weight: impl Fn(f32) -> T) {
-        let rows = random(inputs * R, seed);
-        let weights: Vec<T> = random(inputs * PANEL, seed ^ 1).into_iter().map(weight).collect();
-        let (rows, weights) = (rows.as_chunks::<R>().0, weights.as_chunks::<PANEL>().0);
-        let start = random(R * PANEL, seed ^ 2);
-        let start: [[f32; PANEL]; R] = std::array::from_fn(|row| start.as_chunks().0[row]);
-        let (mut expected, mut portable, mut best) = (start, start, start);
-        defined(rows, weights, &mut expected);
-        add(rows, weights, &mut portable);
-        Instructions::best().add(rows, weights, &mut best);
+    fn check<T: Weight>(rows: usize, inputs: usize, seed: u64, weight: impl Fn(f32) -> T) {
+        let data = random(rows * (inputs + 3), seed);
+        let x = Strided { data: &data, start: 2, stride: inputs + 3, width: inputs };
+        let panel: Vec<T> = random(inputs * PANEL, seed ^ 1).into_iter().map(weight).collect();
+        let expected = defined(x, &panel);
+        let mut found = Vec::new();
+        rows_by_panels(x, &panel, &mut |panel, row, sums| {
+            assert_eq!((panel, row), (0, found.len()));
+            found.push(*sums);
+        });
+        assert_eq!(found, expected, "{:?}", Instructions::best());
+        let mut portable = vec![[0.0; PANEL]; rows];
+        for (sums, row) in portable.chunks_mut(GROUP_ROWS).zip((0..).step_by(GROUP_ROWS)) {
+            Instructions::Portable.add_group(|index| x.row(row + index), panel.as_chunks().0, sums);
+        }
         assert_eq!(portable, expected);
-        assert_eq!(best, expected, "{:?}", Instructions::best());
     }
 
     proptest! {
         #[test]
-        fn every_instruction_set_gives_the_defined_bits(inputs in 0_usize..40, seed: u64) {
-            check::<1, f32>(inputs, seed, |value| value);
-            check::<3, f32>(inputs, seed, |value| value);
-            check::<GROUP_ROWS, f32>(inputs, seed, |value| value);
-            check::<GROUP_ROWS, f16>(inputs, seed, f16::from_f32);
-            check::<GROUP_ROWS, bf16>(inputs, seed, bf16::from_f32);
+        fn every_instruction_set_gives_the_defined_bits(rows in 0_usize..200, inputs in 1_usize..400, seed: u64) {
+            check::<f32>(rows, inputs, seed, |value| value);
+            check::<f16>(rows, inputs, seed, f16::from_f32);
+            check::<bf16>(rows, inputs, seed, bf16::from_f32);
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "as many values as the panel")]
+    fn refuses_a_shorter_row() {
+        Instructions::best().add([&[0.0; 3]], &[[0.0_f32; PANEL]; 4], &mut [[0.0; PANEL]]);
     }
 }

@@ -11,20 +11,24 @@ use crate::packed::PANEL;
 const VECTORS: usize = PANEL / 16;
 
 /// [`Instructions::add`](super::Instructions::add).
+///
+/// # Safety
+/// Each row must have as many values as there are inputs.
 #[target_feature(enable = "avx512f")]
-pub(super) fn add<const R: usize, T: Weight>(
-    rows: &[[f32; R]],
+pub(super) unsafe fn add<const R: usize, T: Weight>(
+    rows: [&[f32]; R],
     inputs: &[[T; PANEL]],
     output: &mut [[f32; PANEL]; R],
 ) {
     let mut sums: [[__m512; VECTORS]; R] =
         std::array::from_fn(|row| std::array::from_fn(|v| vector(&output[row].as_chunks().0[v])));
-    for (values, weights) in rows.iter().zip(inputs) {
+    for (input, weights) in inputs.iter().enumerate() {
         let weights = weights.as_chunks().0;
         // SAFETY: this function runs where the processor has AVX-512F.
         let weights: [__m512; VECTORS] = std::array::from_fn(|v| unsafe { T::vector(&weights[v]) });
         for row in 0..R {
-            let value = _mm512_set1_ps(values[row]);
+            // SAFETY: the caller's promise. Checked indices would take as long as the products.
+            let value = _mm512_set1_ps(unsafe { *rows[row].get_unchecked(input) });
             for v in 0..VECTORS {
                 sums[row][v] = _mm512_fmadd_ps(value, weights[v], sums[row][v]);
             }
