@@ -60,9 +60,7 @@ impl FeedForwardDecoder {
         let gated = match &self.input {
             Input::Joint(joint) => self.activate(&joint.product(x)),
             Input::Apart(gate, up) => {
-                let size = x.len() / gate.inputs() * gate.outputs();
-                let (mut gates, mut ups) = (vec![0.0; size], vec![0.0; size]);
-                PackedMatrix::products_into(x, &mut [(gate, &mut gates), (up, &mut ups)]);
+                let [gates, ups] = PackedMatrix::products([gate, up], x);
                 self.activate_apart(gates, &ups)
             }
         };

@@ -49,10 +49,7 @@ impl Projection {
 
     /// Several of the same rows, whose work threads share together.
     fn forward_all<const N: usize>(projections: [&Self; N], x: &[f32]) -> [Vec<f32>; N] {
-        let mut all = projections.map(|of| vec![0.0; x.len() / of.weight.inputs() * of.weight.outputs()]);
-        let weights = projections.iter().map(|projection| &projection.weight);
-        let mut products: Vec<_> = weights.zip(&mut all).map(|(weight, y)| (weight, &mut y[..])).collect();
-        PackedMatrix::products_into(x, &mut products);
+        let mut all = PackedMatrix::products(projections.map(|projection| &projection.weight), x);
         for (projection, y) in projections.iter().zip(&mut all) {
             if let Some(bias) = &projection.bias {
                 add_to_rows(y, bias);

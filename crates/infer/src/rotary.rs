@@ -4,6 +4,7 @@
 
 use engram_config::BlockRotary;
 use engram_kernels::Angles;
+use rayon::prelude::*;
 
 use crate::cache::Place;
 
@@ -42,13 +43,18 @@ impl RowAngles {
             return;
         }
         let head_width = x.len() / rows / heads;
-        let mut turned = vec![0.0; self.width];
-        for (row, heads) in x.chunks_exact_mut(heads * head_width).enumerate() {
-            for head in heads.chunks_exact_mut(head_width) {
-                let head = &mut head[..self.width];
-                self.turn(row, head, &mut turned);
-                head.copy_from_slice(&turned);
+        let of_row = heads * head_width;
+        // Whole rows, of some ten thousand values together.
+        let rows = (1_usize << 14).div_ceil(of_row);
+        x.par_chunks_mut(rows * of_row).enumerate().for_each(|(block, x)| {
+            let mut turned = vec![0.0; self.width];
+            for (row, heads) in x.chunks_exact_mut(of_row).enumerate() {
+                for head in heads.chunks_exact_mut(head_width) {
+                    let head = &mut head[..self.width];
+                    self.turn(block * rows + row, head, &mut turned);
+                    head.copy_from_slice(&turned);
+                }
             }
-        }
+        });
     }
 }

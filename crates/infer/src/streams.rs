@@ -2,7 +2,7 @@
 
 use engram_config::ModelConfig;
 use engram_kernels::{
-    HyperShape, HyperWeights, PackedMatrix, hyper_coefficients_of_product, hyper_read, hyper_write,
+    HyperShape, HyperWeights, PackedMatrix, add, hyper_coefficients_of_product, hyper_read, hyper_write,
 };
 
 use crate::weights::{Loader, WeightError};
@@ -67,7 +67,7 @@ pub(crate) fn around(
         }
         None => {
             let y = layer(&x);
-            x.iter_mut().zip(&y).for_each(|(x, y)| *x += y);
+            add(&mut x, &y);
             x
         }
     }

@@ -18,7 +18,7 @@ pub struct TokenScore {
 }
 
 /// Logits that are in memory at once, about.
-const LOGITS: usize = 1 << 24;
+const LOGITS: usize = 1 << 22;
 
 /// Rows of a step with targets, ascending, and for every target which of these rows it follows.
 pub(crate) fn rows_of(chunks: &[Chunk<'_>]) -> (Vec<usize>, Vec<usize>) {

@@ -5,21 +5,21 @@ use std::marker::PhantomData;
 /// Adjacent columns of every row, writable.
 ///
 /// Different pieces interleave in memory without sharing values, so each thread may hold one.
-pub(crate) struct ColumnsMut<'a> {
-    start: *mut f32,
+pub(crate) struct ColumnsMut<'a, T> {
+    start: *mut T,
     rows: usize,
     stride: usize,
     width: usize,
-    borrow: PhantomData<&'a mut [f32]>,
+    borrow: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: a ColumnsMut has exclusive access to its columns (see `split`), as a `&mut [f32]` has to its values, and f32
+// SAFETY: a ColumnsMut has exclusive access to its columns (see `split`), as a `&mut [T]` has to its values, and T
 // may move between threads.
-unsafe impl Send for ColumnsMut<'_> {}
+unsafe impl<T: Send> Send for ColumnsMut<'_, T> {}
 
-impl<'a> ColumnsMut<'a> {
+impl<'a, T> ColumnsMut<'a, T> {
     /// Pieces of `size` columns of `data` `[rows, width]`; the last may have fewer.
-    pub(crate) fn split(data: &'a mut [f32], width: usize, size: usize) -> Vec<Self> {
+    pub(crate) fn split(data: &'a mut [T], width: usize, size: usize) -> Vec<Self> {
         assert!(width * size > 0 && data.len().is_multiple_of(width), "not whole rows of {width}");
         let (start, rows) = (data.as_mut_ptr(), data.len() / width);
         let piece = |first: usize| Self {
@@ -33,7 +33,7 @@ impl<'a> ColumnsMut<'a> {
     }
 
     /// The values of this piece in `row`.
-    pub(crate) fn row(&mut self, row: usize) -> &mut [f32] {
+    pub(crate) fn row(&mut self, row: usize) -> &mut [T] {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         // SAFETY: `split` made this piece from an exclusively borrowed matrix of rows · stride values; its values in
         // this row begin at row · stride + first and end within the row, disjoint from every other (row, piece). `&mut
@@ -52,11 +52,11 @@ mod tests {
         let mut data = vec![0.0; rows * width];
         for (index, mut piece) in ColumnsMut::split(&mut data, width, size).into_iter().enumerate() {
             for row in 0..rows {
-                piece.row(row).iter_mut().for_each(|v| *v += (index * rows + row + 1) as f32);
+                piece.row(row).iter_mut().for_each(|v| *v += (index * rows + row + 1) as T);
             }
         }
         for (index, &value) in data.iter().enumerate() {
-            assert_eq!(value, (index % width / size * rows + index / width + 1) as f32);
+            assert_eq!(value, (index % width / size * rows + index / width + 1) as T);
         }
     }
 

@@ -52,6 +52,7 @@ mod newton_schulz;
 mod packed;
 mod parallel;
 mod product;
+mod residual;
 mod rms_norm;
 mod rotary;
 mod segment_attention;
@@ -86,6 +87,7 @@ pub use memory_gate::{MemoryGate, MemoryGateGradients, MemoryGateInput, memory_g
 pub use newton_schulz::newton_schulz;
 pub use packed::{Activations, BlockPacker, PackedMatrix, WeightFormat, head_products};
 pub use parallel::with_awake_threads;
+pub use residual::add;
 pub use rms_norm::{RmsNorm, RmsNormGradients, rms_norm, rms_norm_backward, rms_norm_into};
 pub use rotary::{Angles, rotary, rotary_backward};
 pub use segment_attention::{GroupedShape, Segment, segment_attention};

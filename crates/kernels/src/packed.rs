@@ -19,6 +19,7 @@ pub use packer::BlockPacker;
 
 use half::{bf16, f16};
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -189,43 +190,27 @@ impl PackedMatrix {
     /// # Panics
     /// When `x` is not a whole number of rows.
     pub fn product(&self, x: &[f32]) -> Vec<f32> {
-        let mut y = vec![0.0; self.rows_of(x) * self.outputs];
-        self.product_into(x, &mut y);
+        let [y] = Self::products([self], x);
         y
-    }
-
-    /// Like [`product`](Self::product), written to `y`.
-    ///
-    /// # Panics
-    /// When `x` is not a whole number of rows, or `y` has not as many.
-    pub fn product_into(&self, x: &[f32], y: &mut [f32]) {
-        Self::products_into(x, &mut [(self, y)]);
     }
 
     /// The products of the same rows by several weights, such as those of queries, keys and values. Threads share the
     /// whole work.
     ///
     /// # Panics
-    /// As [`product_into`](Self::product_into), for each of them.
-    pub fn products_into(x: &[f32], products: &mut [(&Self, &mut [f32])]) {
-        let threads = rayon::current_num_threads();
-        let mut work = 0;
-        for (weight, y) in &*products {
-            let rows = weight.rows_of(x);
-            assert_eq!(y.len(), rows * weight.outputs, "packed: y is not [{rows}, {}]", weight.outputs);
-            work += x.len() * weight.outputs;
+    /// When `x` is not a whole number of rows of one of them.
+    pub fn products<const N: usize>(weights: [&Self; N], x: &[f32]) -> [Vec<f32>; N] {
+        let mut all = weights.map(|weight| Vec::with_capacity(weight.values_of(x)));
+        let targets = weights.into_iter().zip(&mut all).map(|(weight, y)| {
+            let values = weight.values_of(x);
+            (weight, &mut y.spare_capacity_mut()[..values])
+        });
+        write_products(x, targets.collect());
+        for (weight, y) in weights.iter().zip(&mut all) {
+            // SAFETY: `write_products` has written all of these values.
+            unsafe { y.set_len(weight.values_of(x)) };
         }
-        if work < WORTH_SHARING || threads == 1 {
-            return products.iter_mut().for_each(|(weight, y)| weight.write(x, y));
-        }
-        let by_rows = |weight: &Self| weight.is_float() && weight.panel_count() < 4 * threads;
-        for (weight, y) in products.iter_mut().filter(|(weight, _)| by_rows(weight)) {
-            let size = rows_of_task(weight.rows_of(x), threads);
-            let tasks = x.chunks(size * weight.inputs).zip(y.chunks_mut(size * weight.outputs));
-            parallel::for_each(tasks, |(x, y)| weight.write(x, y));
-        }
-        let others = products.iter_mut().filter(|(weight, _)| !by_rows(weight));
-        share_columns(x, others.map(|(weight, y)| (*weight, &mut **y)).collect());
+        all
     }
 
     /// Like [`product`](Self::product), on the calling thread: for products inside a parallel task.
@@ -233,8 +218,11 @@ impl PackedMatrix {
     /// # Panics
     /// As [`product`](Self::product).
     pub fn product_here(&self, x: &[f32]) -> Vec<f32> {
-        let mut y = vec![0.0; self.rows_of(x) * self.outputs];
-        self.write(x, &mut y);
+        let values = self.values_of(x);
+        let mut y = Vec::with_capacity(values);
+        self.write(x, &mut y.spare_capacity_mut()[..values]);
+        // SAFETY: `write` has written all of these values.
+        unsafe { y.set_len(values) };
         y
     }
 
@@ -254,8 +242,8 @@ impl PackedMatrix {
         self.outputs.div_ceil(PANEL)
     }
 
-    /// The product of all rows, on this thread.
-    fn write(&self, x: &[f32], y: &mut [f32]) {
+    /// Writes the product of all rows to `y` `[rows, outputs]`, on this thread.
+    fn write(&self, x: &[f32], y: &mut [MaybeUninit<f32>]) {
         let factors = self.factors(Strided::rows(x, self.inputs), false);
         self.write_panels(0..self.panel_count(), &factors, |panel, row, values| {
             copy(values, &mut y[row * self.outputs + panel * PANEL..]);
@@ -275,7 +263,7 @@ impl PackedMatrix {
         }
     }
 
-    /// Passes each row's values of some panels to `write`, with the numbers of panel and row.
+    /// Passes the values of each row and each of some panels to `write`, with the numbers of panel and row.
     fn write_panels(
         &self,
         panels: Range<usize>,
@@ -310,10 +298,32 @@ impl PackedMatrix {
         assert!(x.len().is_multiple_of(self.inputs), "packed: {} values in rows of {}", x.len(), self.inputs);
         x.len() / self.inputs
     }
+
+    /// Values of the product with `x`.
+    fn values_of(&self, x: &[f32]) -> usize {
+        self.rows_of(x) * self.outputs
+    }
+}
+
+/// Writes the product of `x` by each weight to its target `[rows, outputs]`: every value of it.
+fn write_products(x: &[f32], products: Vec<(&PackedMatrix, &mut [MaybeUninit<f32>])>) {
+    let threads = rayon::current_num_threads();
+    let work: usize = products.iter().map(|(weight, _)| x.len() * weight.outputs).sum();
+    if work < WORTH_SHARING || threads == 1 {
+        return products.into_iter().for_each(|(weight, y)| weight.write(x, y));
+    }
+    let by_rows = |weight: &PackedMatrix| weight.is_float() && weight.panel_count() < 4 * threads;
+    let (narrow, others): (Vec<_>, Vec<_>) = products.into_iter().partition(|(weight, _)| by_rows(weight));
+    for (weight, y) in narrow {
+        let size = rows_of_task(weight.rows_of(x), threads);
+        let tasks = x.chunks(size * weight.inputs).zip(y.chunks_mut(size * weight.outputs));
+        parallel::for_each(tasks, |(x, y)| weight.write(x, y));
+    }
+    share_columns(x, others);
 }
 
 /// Products whose columns threads share.
-fn share_columns(x: &[f32], products: Vec<(&PackedMatrix, &mut [f32])>) {
+fn share_columns(x: &[f32], products: Vec<(&PackedMatrix, &mut [MaybeUninit<f32>])>) {
     let counts: Vec<usize> = products.iter().map(|(weight, _)| weight.panel_count()).collect();
     if x.is_empty() || counts.is_empty() {
         return;
@@ -390,7 +400,7 @@ pub fn head_products(
         let x = Strided { data: x, start: head * x_head, stride: x_row, width: inputs };
         let factors = weights[head].factors(x, false);
         weights[head].write_panels(0..outputs.div_ceil(PANEL), &factors, |panel, row, values| {
-            copy(values, &mut y.row(row)[panel * PANEL..]);
+            y.row(row)[panel * PANEL..][..values.len()].copy_from_slice(values);
         });
     };
     let split = HeadMut::split(y, rows, heads, width).into_iter().enumerate();
@@ -407,11 +417,12 @@ fn rows_of_task(rows: usize, threads: usize) -> usize {
 }
 
 /// Copies a row's values of one panel to the beginning of `target`, without a call if the panel is full.
-fn copy(values: &[f32], target: &mut [f32]) {
+#[inline(always)]
+fn copy(values: &[f32], target: &mut [MaybeUninit<f32>]) {
     match <&[f32; PANEL]>::try_from(values) {
-        Ok(values) => target[..PANEL].copy_from_slice(values),
-        Err(_) => target[..values.len()].copy_from_slice(values),
-    }
+        Ok(values) => target[..PANEL].write_copy_of_slice(values),
+        Err(_) => target[..values.len()].write_copy_of_slice(values),
+    };
 }
 
 #[cfg(test)]

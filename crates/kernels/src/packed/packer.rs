@@ -250,9 +250,7 @@ mod tests {
                 prop_assert_eq!(&alone[..], &all[first * outputs..(first + 1) * outputs]);
                 for threads in [1, 3] {
                     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                    let (mut y, mut other) = (vec![0.0; rows * outputs], vec![0.0; rows * outputs]);
-                    let products = &mut [(&packed, &mut y[..]), (&packed, &mut other[..])];
-                    pool.install(|| PackedMatrix::products_into(&x, products));
+                    let [y, other] = pool.install(|| PackedMatrix::products([&packed, &packed], &x));
                     prop_assert_eq!(&y, &all);
                     prop_assert_eq!(&other, &all);
                 }
