@@ -52,11 +52,11 @@ mod tests {
         let mut data = vec![0.0; rows * width];
         for (index, mut piece) in ColumnsMut::split(&mut data, width, size).into_iter().enumerate() {
             for row in 0..rows {
-                piece.row(row).iter_mut().for_each(|v| *v += (index * rows + row + 1) as T);
+                piece.row(row).iter_mut().for_each(|v| *v += (index * rows + row + 1) as f32);
             }
         }
         for (index, &value) in data.iter().enumerate() {
-            assert_eq!(value, (index % width / size * rows + index / width + 1) as T);
+            assert_eq!(value, (index % width / size * rows + index / width + 1) as f32);
         }
     }
 
