@@ -2,6 +2,7 @@
 
 use engram_config::ModelConfig;
 use engram_kernels::{BlockFormat, PackedMatrix, embedding};
+use rayon::prelude::*;
 
 use crate::weights::{Loader, Values, WeightError, transpose};
 
@@ -59,18 +60,18 @@ impl TokenEmbedding {
         let mut vectors = match &self.table {
             Table::Head => {
                 let mut vectors = vec![0.0; tokens.len() * width];
-                for (&token, vector) in tokens.iter().zip(vectors.chunks_exact_mut(width)) {
-                    self.head.output_weights_into(token as usize, vector);
-                }
+                let each = tokens.par_iter().zip(vectors.par_chunks_exact_mut(width));
+                each.for_each(|(&token, vector)| self.head.output_weights_into(token as usize, vector));
                 vectors
             }
             Table::F32(values) => embedding(values, tokens, width),
             Table::Blocks { format, bytes, row } => {
                 let mut vectors = vec![0.0; tokens.len() * width];
-                for (&token, vector) in tokens.iter().zip(vectors.chunks_exact_mut(width)) {
+                let each = tokens.par_iter().zip(vectors.par_chunks_exact_mut(width));
+                each.for_each(|(&token, vector)| {
                     let bytes = &bytes[token as usize * row..][..*row];
                     format.dequantize_into(bytes, vector).expect("the size was checked when it was opened");
-                }
+                });
                 vectors
             }
         };

@@ -1,5 +1,7 @@
 //! Root-mean-square normalisation of rows (Zhang & Sennrich 2019, arXiv 1910.07467).
 
+use std::mem::MaybeUninit;
+
 use crate::parallel::{self, block_rows};
 use crate::simd::{sum, vectorized};
 
@@ -28,17 +30,19 @@ pub struct RmsNormGradients {
 /// When `width` is 0, or a slice does not have the shape stated.
 pub fn rms_norm(x: &[f32], weight: Option<&[f32]>, width: usize, epsilon: f32) -> RmsNorm {
     let rows = rows_of(x, weight, width);
-    let mut output = vec![0.0; x.len()];
+    let mut output = Vec::with_capacity(x.len());
     let mut inverse_rms = vec![0.0; rows];
     let block = block_rows(2 * width);
-    let blocks =
-        x.chunks(block * width).zip(output.chunks_mut(block * width)).zip(inverse_rms.chunks_mut(block));
+    let targets = output.spare_capacity_mut()[..x.len()].chunks_mut(block * width);
+    let blocks = x.chunks(block * width).zip(targets).zip(inverse_rms.chunks_mut(block));
     parallel::for_each(blocks, |((x, output), inverse_rms)| {
         vectorized(
             #[inline(always)]
             || forward_block(x, weight, width, epsilon, output, inverse_rms),
         );
     });
+    // SAFETY: each block of rows has written all of its values.
+    unsafe { output.set_len(x.len()) };
     RmsNorm { output, inverse_rms }
 }
 
@@ -56,7 +60,8 @@ pub fn rms_norm_into(x: &[f32], weight: Option<&[f32]>, width: usize, epsilon: f
             #[inline(always)]
             || {
                 for (x, output) in x.chunks_exact(width).zip(output.chunks_exact_mut(width)) {
-                    forward_block(x, weight, width, epsilon, output, &mut [0.0]);
+                    let inverse = inverse_rms_of(x, epsilon);
+                    normalize(x, weight, inverse, output.iter_mut(), |y, value| *y = value);
                 }
             },
         );
@@ -108,28 +113,55 @@ fn rows_of(x: &[f32], weight: Option<&[f32]>, width: usize) -> usize {
     x.len() / width
 }
 
+/// Writes all values of `output`.
 #[inline(always)]
 fn forward_block(
     x: &[f32],
     weight: Option<&[f32]>,
     width: usize,
     epsilon: f32,
-    output: &mut [f32],
+    output: &mut [MaybeUninit<f32>],
     inverse_rms: &mut [f32],
 ) {
     let rows = x.chunks_exact(width).zip(output.chunks_exact_mut(width)).zip(inverse_rms);
     for ((x, output), inverse) in rows {
-        *inverse = 1.0 / (crate::simd::dot(x, x) / width as f32 + epsilon).sqrt();
-        match weight {
-            Some(weight) => {
-                for ((y, x), w) in output.iter_mut().zip(x).zip(weight) {
-                    *y = x * *inverse * w;
-                }
+        *inverse = inverse_rms_of(x, epsilon);
+        normalize(
+            x,
+            weight,
+            *inverse,
+            output.iter_mut(),
+            #[inline(always)]
+            |y, value| {
+                y.write(value);
+            },
+        );
+    }
+}
+
+#[inline(always)]
+fn inverse_rms_of(x: &[f32], epsilon: f32) -> f32 {
+    1.0 / (crate::simd::dot(x, x) / x.len() as f32 + epsilon).sqrt()
+}
+
+/// Passes each value of a row, normalised, to `write` with its place.
+#[inline(always)]
+fn normalize<Y>(
+    x: &[f32],
+    weight: Option<&[f32]>,
+    inverse: f32,
+    output: impl Iterator<Item = Y>,
+    write: impl Fn(Y, f32),
+) {
+    match weight {
+        Some(weight) => {
+            for ((y, x), w) in output.zip(x).zip(weight) {
+                write(y, x * inverse * w);
             }
-            None => {
-                for (y, x) in output.iter_mut().zip(x) {
-                    *y = x * *inverse;
-                }
+        }
+        None => {
+            for (y, x) in output.zip(x) {
+                write(y, x * inverse);
             }
         }
     }
