@@ -270,7 +270,12 @@ pub fn log_sum_exp(logits: &[f32]) -> f32 {
             let max = simd::max(logits);
             // All logits are −∞, so there is nothing to subtract.
             let shift = if max == f32::NEG_INFINITY { 0.0 } else { max };
-            shift + simd::sum(logits.len(), |i| simd::exp(logits[i] - shift)).ln()
+            let sum = simd::sum(
+                [logits],
+                #[inline(always)]
+                |[logit]| simd::exp(logit - shift),
+            );
+            shift + sum.ln()
         },
     )
 }

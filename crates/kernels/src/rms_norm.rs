@@ -180,7 +180,12 @@ fn backward_weighted(
     let rows = grad.chunks_exact(width).zip(x.chunks_exact(width)).zip(input.chunks_exact_mut(width));
     for (((grad, x), dx), &r) in rows.zip(inverse_rms) {
         let weight_part = &mut weight_part[..width];
-        let mean = sum(width, |i| grad[i] * weight[i] * x[i]) / width as f32;
+        let products = sum(
+            [grad, weight, x],
+            #[inline(always)]
+            |[grad, weight, x]| grad * weight * x,
+        );
+        let mean = products / width as f32;
         let along = r * r * r * mean;
         for i in 0..width {
             dx[i] = r * grad[i] * weight[i] - along * x[i];

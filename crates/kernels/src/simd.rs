@@ -29,21 +29,23 @@ fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// Sum of `term(i)` for i in 0..len, each lane adding every 16th term.
+/// Sum of `term` of the values at each place of slices of one length, each lane adding every 16th of them.
 #[inline(always)]
-pub(crate) fn sum(len: usize, term: impl Fn(usize) -> f32) -> f32 {
+pub(crate) fn sum<const N: usize>(slices: [&[f32]; N], term: impl Fn([f32; N]) -> f32) -> f32 {
+    let len = slices[0].len();
+    let slices: [&[f32]; N] = std::array::from_fn(|slice| &slices[slice][..len]);
+    let whole: [&[[f32; LANES]]; N] = std::array::from_fn(|slice| slices[slice].as_chunks().0);
     let mut lanes = [0.0; LANES];
-    let whole = len - len % LANES;
-    let mut start = 0;
-    while start < whole {
-        for (lane, total) in lanes.iter_mut().enumerate() {
-            *total += term(start + lane);
+    // Arrays of a known size, since an index that is checked keeps a loop from being vectorised.
+    for chunk in 0..len / LANES {
+        let values: [&[f32; LANES]; N] = std::array::from_fn(|slice| &whole[slice][chunk]);
+        for lane in 0..LANES {
+            lanes[lane] += term(std::array::from_fn(|slice| values[slice][lane]));
         }
-        start += LANES;
     }
     let mut tail = 0.0;
-    for i in whole..len {
-        tail += term(i);
+    for place in len - len % LANES..len {
+        tail += term(std::array::from_fn(|slice| slices[slice][place]));
     }
     sum_lanes(lanes) + tail
 }
@@ -198,7 +200,9 @@ mod tests {
             let b: Vec<f32> = (0..len).map(|i| (i as f32 * 0.3).cos()).collect();
             let expected: f64 = a.iter().zip(&b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
             assert!((f64::from(dot(&a, &b)) - expected).abs() < 1e-5);
-            assert!((f64::from(sum(len, |i| a[i] * b[i])) - expected).abs() < 1e-5);
+            assert!((f64::from(sum([&a, &b], |[a, b]| a * b)) - expected).abs() < 1e-5);
+            let squares: f64 = a.iter().map(|&a| f64::from(a) * f64::from(a)).sum();
+            assert!((f64::from(sum([&a], |[a]| a * a)) - squares).abs() < 1e-5);
             assert_eq!(max(&a), a.iter().copied().fold(f32::NEG_INFINITY, f32::max));
             let mut e = a.clone();
             let total = exp_in_place(&mut e, 2.0, 0.5);
