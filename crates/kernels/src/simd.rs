@@ -31,6 +31,7 @@ fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
 
 /// Sum of `term` of the values at each place of slices of one length, each lane adding every 16th of them.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "one index into several slices")]
 pub(crate) fn sum<const N: usize>(slices: [&[f32]; N], term: impl Fn([f32; N]) -> f32) -> f32 {
     let len = slices[0].len();
     let slices: [&[f32]; N] = std::array::from_fn(|slice| &slices[slice][..len]);
