@@ -58,3 +58,28 @@ impl RowAngles {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// More rows than one thread takes at once.
+    #[test]
+    fn every_row_is_turned_by_its_own_angles() {
+        let (rows, heads, head_width, width) = (3000, 2, 6, 4);
+        let angle = |index: usize| index as f32 * 0.1;
+        let angles = RowAngles {
+            width,
+            cos: (0..rows * width / 2).map(|index| angle(index).cos()).collect(),
+            sin: (0..rows * width / 2).map(|index| angle(index).sin()).collect(),
+        };
+        let x: Vec<f32> = (0..rows * heads * head_width).map(|index| (index as f32).sin()).collect();
+        let mut all = x.clone();
+        angles.turn_heads(&mut all, heads);
+        let mut expected = vec![0.0; head_width];
+        for (head, (x, found)) in x.chunks(head_width).zip(all.chunks(head_width)).enumerate() {
+            angles.turn(head / heads, x, &mut expected);
+            assert_eq!(found, expected, "head {head}");
+        }
+    }
+}

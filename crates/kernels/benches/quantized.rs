@@ -1,5 +1,5 @@
-//! Products with a GGUF file's blocks, and with f32 weights in each packed form: bytes of weights per second for one row, compared with a plain read of the same
-//! number of bytes, and operations per second for a prompt.
+//! Products with a GGUF file's blocks, and with f32 weights in each packed form: bytes of weights per second for one row,
+//! compared with a plain read of the same number of bytes, and operations per second for a prompt.
 //!
 //! `cargo bench -p engram-kernels --bench quantized -- [threads] [format …]`; each number is a median of several
 //! rounds, in which kernels and the plain read alternate.

@@ -67,6 +67,11 @@ pub(super) fn rows_by_panels<T: Weight>(
     panels: &[T],
     each: &mut impl FnMut(usize, usize, &[f32; PANEL]),
 ) {
+    assert!(
+        panels.len().is_multiple_of(x.width * PANEL),
+        "packed: {} weights are not whole panels",
+        panels.len()
+    );
     let instructions = Instructions::best();
     let mut sums = [[0.0; PANEL]; BLOCK_ROWS];
     for block in (0..x.count()).step_by(BLOCK_ROWS) {
